@@ -1,0 +1,105 @@
+"""`autoft`: finds a command's module when it is asked for, and turns every error into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from autoft import __version__
+from autoft.errors import AutoftError, Interrupted, OptionError, near
+
+# Name, and the line that `autoft --help` shows: kept here so that help imports no command.
+COMMANDS = {
+    "probe": "Show what this machine is: GPUs, memory, disk, processor.",
+    "plan": "Find the best fine-tune of a model that this machine can run, and say why.",
+    "estimate": "Memory and time of one exact recipe.",
+    "run": "Plan, train, evaluate and save, in one shot.",
+    "chat": "Talk to a model that autoft trained.",
+    "profiles": "List the GPUs and models that autoft knows by name.",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports `autoft.cli.NAME` only when NAME is run or asked for help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"autoft.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise OptionError(f"no command {args[0]!r}.{near(args[0], COMMANDS)}", fix="autoft --help lists the commands")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="autoft %(version)s")
+def cli() -> None:
+    """Find the best fine-tune of a language model that this machine can really run, and run it.
+
+    Start with `autoft run`: it trains a real 135M model on a bundled task, with or without a GPU.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 3 nothing fits, 130 interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        sys.exit(_exit_code(cli.main(args=args, prog_name="autoft", standalone_mode=False)))
+    except Exception as error:  # noqa: BLE001 - the one place that catches all
+        failure = _as_ours(error)
+        if "--debug" in args:
+            traceback.print_exception(error)
+        _report(failure, as_json="--json" in args)
+        sys.exit(failure.exit_code)
+    except KeyboardInterrupt:
+        _report(Interrupted("interrupted"), as_json="--json" in args)
+        sys.exit(Interrupted.exit_code)
+
+
+def _exit_code(result: Any) -> int:
+    return result if isinstance(result, int) else 0
+
+
+def _as_ours(error: Exception) -> AutoftError:
+    if isinstance(error, AutoftError):
+        return error
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return OptionError(error.format_message())
+    if isinstance(error, click.ClickException):
+        ctx = getattr(error, "ctx", None)
+        path = ctx.command_path if ctx else "autoft"
+        message = error.format_message().strip().rstrip(".")
+        return OptionError(" ".join(message.split()), fix=f"{path} --help shows how it is used")
+    if isinstance(error, click.Abort):
+        return Interrupted("interrupted")
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return AutoftError(f"{where}{error.strerror or error}", fix="check that path, its permissions and the room on its disk")
+    return AutoftError(
+        f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+        fix="add --debug for the traceback, and report it with the output of `autoft probe --json`",
+    )
+
+
+def _report(failure: AutoftError, *, as_json: bool) -> None:
+    sys.stdout.flush()
+    print(f"Error: {failure}", file=sys.stderr)
+    if as_json:
+        error = {"what": failure.what, "fix": failure.fix, "exit_code": failure.exit_code}
+        print(json.dumps({"error": error}, ensure_ascii=False))

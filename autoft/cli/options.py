@@ -1,0 +1,41 @@
+"""Options that several commands share, and how a command prints its one JSON object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from autoft.errors import near
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def command(help_text: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A click command with -h, --json and --debug. `--json` arrives as `as_json`."""
+
+    def wrap(function: Callable[..., Any]) -> click.Command:
+        function = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(function)
+        function = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(function)
+        return click.command(help=help_text, context_settings={"help_option_names": ["-h", "--help"]})(function)
+
+    return wrap
+
+
+class Choice(click.Choice[str]):
+    """click's Choice, which also offers the names most like a wrong one."""
+
+    def fail(self, message: str, param: click.Parameter | None = None, ctx: click.Context | None = None) -> Any:
+        return super().fail(message, param, ctx)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in self.choices:
+            self.fail(f"{value!r} is not known.{near(str(value), self.choices)} Use one of: {', '.join(self.choices)}", param, ctx)
+        return str(value)
+
+
+def print_json(data: dict[str, Any] | Sequence[Any]) -> None:
+    """One JSON object on stdout."""
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False))

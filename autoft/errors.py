@@ -1,0 +1,74 @@
+"""Every error that a user can cause or meet. One class a cause, one exit code a class.
+
+    AutoftError                     1  it failed
+    ├── InputError                  2  bad input: what, where, how to fix
+    │   ├── OptionError                an option or its value
+    │   ├── ModelError                 the model: missing, cut short, unsafe, cannot be used this way
+    │   ├── DataError                  the training data
+    │   ├── FileFormatError            a plan or profile file
+    │   └── OutputError                the output folder, or the disk it is on
+    ├── DoesNotFit                  3  nothing fits this hardware
+    ├── Interrupted                 130  stopped by the user, nothing to resume
+    └── TrainingError               1  training stopped for a reason worth telling
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AutoftError(Exception):
+    """`what` is one line that says what went wrong and where; `fix` says what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, fix: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return self.what if self.fix is None else f"{self.what}\nTo fix: {self.fix}"
+
+
+class InputError(AutoftError):
+    exit_code = 2
+
+
+class OptionError(InputError):
+    pass
+
+
+class ModelError(InputError):
+    pass
+
+
+class DataError(InputError):
+    pass
+
+
+class FileFormatError(InputError):
+    pass
+
+
+class OutputError(InputError):
+    pass
+
+
+class DoesNotFit(AutoftError):  # noqa: N818 - reads as the sentence it is
+    exit_code = 3
+
+
+class Interrupted(AutoftError):  # noqa: N818
+    exit_code = 130
+
+
+class TrainingError(AutoftError):
+    pass
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """" Did you mean a, b?" for the known names most like `name`, else an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f" Did you mean {', '.join(matches)}?" if matches else ""

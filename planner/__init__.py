@@ -1,0 +1,1 @@
+"""Decides: which fine-tune fits this machine, how long it takes, and why."""

@@ -1,0 +1,37 @@
+"""What a plan must know of a model, read from its configuration alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autoft.schema import Record
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelShape(Record):
+    """Architecture figures of a decoder-only language model.
+
+    name: what a person calls it. Parameters are counted, not bytes, each stored tensor once (tied weights once):
+    linear_params: weights of the linear layers that 4-bit quantization replaces; other_params: all the rest.
+    weight_bytes: size of the weights as published, None where only the configuration is at hand.
+    max_position: longest sequence the model was made for, in tokens.
+    """
+
+    name: str
+    model_type: str
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position: int
+    tied_embeddings: bool
+    linear_params: int
+    other_params: int
+    weight_bytes: int | None = None
+
+    @property
+    def total_params(self) -> int:
+        return self.linear_params + self.other_params

@@ -1,0 +1,1 @@
+"""Acts: builds the model, trains, evaluates, saves. Knows no planner."""

@@ -1,0 +1,1 @@
+"""Data: read it, recognise its shape, turn it into tokens and labels."""

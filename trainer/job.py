@@ -1,0 +1,44 @@
+"""The Job: a Recipe plus data, schedule and evaluation. All that the trainer needs, and nothing more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from autoft.schema import Record
+from autoft.trainer.recipe import Recipe
+
+Device = Literal["cuda", "cpu"]
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job(Record):
+    """One run.
+
+    model: a hub id, local folder, .gguf file, catalogue name or "starter". data, eval_data: files, or "starter" for the
+        bundled task; with eval_data None the evaluation rows are held out of data (eval_rows of them).
+    accumulation: micro-batches in one optimizer step. learning_rate is the peak; warmup_ratio the part of all steps
+        that leads up to it. max_grad_norm: gradients are clipped to this 2-norm.
+    max_steps: stop after so many optimizer steps; None trains all epochs.
+    max_new_tokens: the longest answer that the evaluation generates; 0 evaluates the loss only.
+    """
+
+    model: str
+    data: str
+    recipe: Recipe
+    device: Device = "cpu"
+    eval_data: str | None = None
+    eval_rows: Annotated[int, Ge(0)] = 100
+    epochs: Annotated[float, Gt(0)] = 1.0
+    max_steps: Annotated[int, Gt(0)] | None = None
+    accumulation: Annotated[int, Gt(0)] = 1
+    learning_rate: Annotated[float, Gt(0)] = 2e-4
+    schedule: Schedule = "cosine"
+    warmup_ratio: Annotated[float, Ge(0), Le(1)] = 0.03
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    max_grad_norm: Annotated[float, Gt(0)] = 1.0
+    max_new_tokens: Annotated[int, Ge(0)] = 128
+    seed: int = 0

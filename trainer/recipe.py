@@ -1,0 +1,60 @@
+"""The Recipe: everything that shapes one training step. The trainer and the planner's estimate both take it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+from autoft.schema import Record
+
+Method = Literal["lora", "qlora"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+QuantType = Literal["nf4", "fp4"]
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+Optimizer = Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
+Loss = Literal["fused", "logits"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe(Record):
+    """One training step, exactly.
+
+    method: lora trains an adapter on a base kept in base_dtype; qlora on a base whose linear layers are held in 4 bits
+        (arXiv:2305.14314) and computed in base_dtype.
+    double_quant: the scales of the 4-bit blocks are quantized too, 0.37 bits a weight saved (same source).
+    rank, alpha, dropout: of LoRA (arXiv:2106.09685); updates are scaled by alpha / rank.
+    target_modules: "all-linear" (every linear layer but the head) or the names of the layers that get an adapter.
+    adapter_dtype: of the trained weights and so of gradients and optimizer state.
+    autocast: run the step under torch.autocast in base_dtype, so that float32 adapters meet a 16-bit base.
+    micro_batch: sequences in one forward and backward. seq_len: tokens, the longest sequence that is trained on.
+    kbit_upcast: norms and embeddings of a quantized base go to float32 (PEFT's prepare_model_for_kbit_training).
+    loss: "fused" never builds the logits (TRL's fused head); "logits" is Hugging Face's own loss.
+    """
+
+    method: Method = "lora"
+    base_dtype: Dtype = "bfloat16"
+    quant_type: QuantType | None = None
+    double_quant: bool = False
+    rank: Annotated[int, Gt(0)] = 16
+    alpha: Annotated[float, Gt(0)] = 32.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    adapter_dtype: Dtype = "float32"
+    autocast: bool = False
+    micro_batch: Annotated[int, Gt(0)] = 8
+    seq_len: Annotated[int, Gt(0)] = 1024
+    gradient_checkpointing: bool = False
+    attention: Attention = "sdpa"
+    optimizer: Optimizer = "adamw_torch"
+    kbit_upcast: bool = False
+    loss: Loss = "fused"
+
+    def __post_init__(self) -> None:
+        if (self.method == "qlora") != (self.quant_type is not None):
+            raise ValueError("method qlora and a quant_type go together: set both or neither")
+        if self.double_quant and self.quant_type is None:
+            raise ValueError("double_quant needs a quant_type")
+        if self.autocast and self.base_dtype == "float32":
+            raise ValueError("autocast needs a 16-bit base_dtype")
