@@ -14,7 +14,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 QuantType = Literal["nf4", "fp4"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Optimizer = Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
-Loss = Literal["fused", "logits"]
+Loss = Literal["fused", "selected", "logits"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +30,8 @@ class Recipe(Record):
     autocast: run the step under torch.autocast in base_dtype, so that float32 adapters meet a 16-bit base.
     micro_batch: sequences in one forward and backward. seq_len: tokens, the longest sequence that is trained on.
     kbit_upcast: norms and embeddings of a quantized base go to float32 (PEFT's prepare_model_for_kbit_training).
-    loss: "fused" never builds the logits (TRL's fused head); "logits" is Hugging Face's own loss.
+    loss: "fused" never builds the logits (TRL's fused head: Triton on a GPU); "selected" builds those of the columns in
+        which some row of the batch trains a token, the quickest on a CPU; "logits" builds all, as Hugging Face's loss.
     """
 
     method: Method = "lora"

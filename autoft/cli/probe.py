@@ -1,0 +1,81 @@
+"""`autoft probe`: what this machine is."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from autoft import render
+from autoft.cli import options
+from autoft.profiles.detect import detect
+from autoft.profiles.hardware import Gpu, GpuProcess, Hardware, Host
+
+
+@options.command("Show what this machine is: GPUs with their memory and who holds it, driver, processor, memory, disk.")
+def command(as_json: bool) -> None:
+    hardware = detect()
+    if as_json:
+        options.print_json(hardware.to_dict())
+    else:
+        _print(hardware, render.console())
+
+
+def _print(hardware: Hardware, console: Console) -> None:
+    for gpu in hardware.gpus:
+        console.print(Text(gpu.name if gpu.index is None else f"GPU {gpu.index}: {gpu.name}", style="bold"))
+        console.print(_lines(_gpu_facts(gpu)))
+    if not hardware.gpus:
+        console.print(Text("No GPU", style="bold"))
+        console.print(_lines([("Why", hardware.no_gpu_reason or "unknown"), ("So", "training runs on the CPU")]))
+    if hardware.driver_version:
+        console.print(Text("Driver", style="bold"))
+        console.print(_lines(_driver_facts(hardware)))
+    console.print(Text("Host", style="bold"))
+    console.print(_lines(_host_facts(hardware.host)))
+
+
+def _gpu_facts(gpu: Gpu) -> list[tuple[str, str]]:
+    capability = ".".join(map(str, gpu.compute_capability)) if gpu.compute_capability else "unknown"
+    return [
+        ("Memory", f"{render.size(gpu.free_bytes)} free of {render.size(gpu.total_bytes)}"),
+        ("Held by", "\n".join(map(_holder, gpu.processes)) or "nobody that the driver tells of"),
+        ("Compute", f"capability {capability}, bfloat16: {_yes_no(gpu)}"),
+        ("PCIe", f"{gpu.pcie} now" if gpu.pcie else "unknown"),
+    ]
+
+
+def _yes_no(gpu: Gpu) -> str:
+    if gpu.compute_capability is None:
+        return "unknown"
+    return "yes" if gpu.bf16 else "no"
+
+
+def _holder(process: GpuProcess) -> str:
+    used = "size unknown" if process.used_bytes is None else render.size(process.used_bytes)
+    return f"{process.name or 'unnamed process'} (pid {process.pid}): {used}"
+
+
+def _driver_facts(hardware: Hardware) -> list[tuple[str, str]]:
+    facts = [("Version", hardware.driver_version or "unknown")]
+    return [*facts, ("CUDA", f"up to {hardware.cuda_version}")] if hardware.cuda_version else facts
+
+
+def _host_facts(host: Host) -> list[tuple[str, str]]:
+    return [
+        ("CPU", f"{host.cpu}, {host.cores} usable core{'s' if host.cores != 1 else ''}"),
+        ("Memory", f"{render.size(host.ram_available_bytes)} available of {render.size(host.ram_total_bytes)}"),
+        ("Disk", f"{render.size(host.disk_free_bytes)} free at {host.disk_path}"),
+        ("System", host.platform),
+        ("Python", host.python),
+    ]
+
+
+def _lines(facts: list[tuple[str, str]]) -> Table:
+    """Name and value side by side; a long value goes on below itself, whatever the width."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(min_width=9, no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        table.add_row(Text(f"  {name}"), Text(value))
+    return table

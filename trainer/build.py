@@ -1,0 +1,162 @@
+"""The model of one Recipe: base, quantization, adapter, checkpointing. Trainer and planner build it here and only here.
+
+With `device="meta"` the same calls make a model without storage, from the configuration alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoft.errors import ModelError
+from autoft.trainer.recipe import Dtype, Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def torch_dtype(name: Dtype) -> torch.dtype:
+    """The torch dtype of a Recipe's dtype name."""
+    import torch
+
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def build_model(recipe: Recipe, *, config: Any, weights: Path | None, device: str, seed: int = 0) -> PeftModel:
+    """The model that a step of `recipe` trains: base weights frozen, adapter trainable, in training mode.
+
+    config: a transformers configuration. weights: folder of safetensors; None only with device "meta".
+    seed: of the adapter's random initialization.
+    Raises: ModelError when the model cannot take this recipe.
+    """
+    import torch
+
+    check_recipe(recipe, config)
+    base = _ghost_base(recipe, config) if weights is None else _load_base(recipe, config, weights, device)
+    _demand_four_bit_layers(base, recipe)
+    if recipe.kbit_upcast:
+        _upcast(base)
+    if recipe.loss == "fused":
+        _add_fused_head(base)
+    torch.manual_seed(seed)
+    model = add_adapter(base, recipe, device)
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return model.train()
+
+
+def check_recipe(recipe: Recipe, config: Any) -> None:
+    """Raises: ModelError when this model is known, from its configuration, not to take this recipe."""
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", "?")
+        raise ModelError(
+            f"the model's weights are already quantized ({getattr(method, 'value', method)}): {recipe.method} needs the 16-bit base",
+            fix="give the unquantized model",
+        )
+
+
+def _ghost_base(recipe: Recipe, config: Any) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch_dtype(recipe.base_dtype), attn_implementation=recipe.attention, trust_remote_code=False
+        )
+        model.tie_weights()
+        if recipe.quant_type is not None:
+            keep = get_keys_to_not_convert(model)
+            model = replace_with_bnb_linear(model, modules_to_not_convert=keep, quantization_config=_quantization(recipe))
+            model.is_loaded_in_4bit = True
+    return model
+
+
+def _load_base(recipe: Recipe, config: Any, weights: Path, device: str) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        weights,
+        config=config,
+        dtype=torch_dtype(recipe.base_dtype),
+        attn_implementation=recipe.attention,
+        quantization_config=_quantization(recipe) if recipe.quant_type is not None else None,
+        device_map={"": device},
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    model.config.use_cache = False
+    return model
+
+
+def _quantization(recipe: Recipe) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=recipe.quant_type,
+        bnb_4bit_use_double_quant=recipe.double_quant,
+        bnb_4bit_compute_dtype=torch_dtype(recipe.base_dtype),
+    )
+
+
+def _demand_four_bit_layers(base: PreTrainedModel, recipe: Recipe) -> None:
+    if recipe.quant_type is None:
+        return
+    import bitsandbytes as bnb
+
+    if not any(isinstance(module, bnb.nn.Linear4bit) for module in base.modules()):
+        raise ModelError(
+            f"no layer of {type(base).__name__} can be quantized to 4 bits: it has no linear layers but its head",
+            fix="--method lora",
+        )
+
+
+def _upcast(base: PreTrainedModel) -> None:
+    """Norms, embeddings and biases of a quantized base to float32, as PEFT's prepare_model_for_kbit_training does."""
+    import bitsandbytes as bnb
+    import torch
+
+    for parameter in base.parameters():
+        if parameter.is_floating_point() and not isinstance(parameter, bnb.nn.Params4bit):
+            parameter.data = parameter.data.to(torch.float32)
+
+
+def _add_fused_head(base: PreTrainedModel) -> None:
+    from trl.trainer.utils import add_fused_lm_head
+
+    add_fused_lm_head(base, outputs=("log_probs",))
+
+
+def add_adapter(base: PreTrainedModel, recipe: Recipe, device: str = "meta") -> PeftModel:
+    """LoRA weights (arXiv:2106.09685) in recipe.adapter_dtype on the target modules; everything else is frozen.
+
+    Raises: ModelError when the target modules are not there.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    targets = recipe.target_modules if isinstance(recipe.target_modules, str) else list(recipe.target_modules)
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        lora_dropout=recipe.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with torch.device(device):
+            model = get_peft_model(base, config)
+    except ValueError as error:
+        raise ModelError(
+            f"target_modules {recipe.target_modules!r}: {' '.join(str(error).split())[:160]}", fix="--set target_modules=all-linear"
+        ) from error
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch_dtype(recipe.adapter_dtype))
+    return model

@@ -1,0 +1,60 @@
+"""The model card of a run, in the hub's format (README.md with a YAML head)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from autoft.trainer.result import Evaluation, RunResult
+
+
+def model_card(result: RunResult, name: str, license_id: str | None) -> str:
+    """Markdown that says what the adapter is, how it was made, how good it is and how to use it."""
+    recipe, job = result.job.recipe, result.job
+    head = {
+        "base_model": result.base,
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "license": license_id,
+        "tags": ["autoft", "lora", recipe.method],
+    }
+    yaml = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items() if value)
+    base_precision = f"{recipe.quant_type} 4-bit, computed in {recipe.base_dtype}" if recipe.quant_type else recipe.base_dtype
+    return f"""---
+{yaml}
+---
+# {name}
+
+A LoRA adapter for `{result.base}`, trained by autoft {result.autoft_version} on {result.rows:,} rows of `{Path(job.data).name}`.
+
+| | before | after |
+|---|---|---|
+{_rows(result.before, result.after)}
+
+Held-out rows: {result.after.rows}. Answers are greedy and compared exactly.
+
+## How it was trained
+{recipe.method} on a base in {base_precision}, rank {recipe.rank}, alpha {recipe.alpha:g}, targets {recipe.target_modules}, \
+learning rate {job.learning_rate:g} ({job.schedule}), {result.steps} steps of {recipe.micro_batch * job.accumulation} rows, seed {job.seed}. \
+{result.trainable_params:,} of {result.total_params:,} weights were trained. `plan.toml` has every setting, `result.json` every figure.
+
+## How to use it
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("this folder")
+tokenizer = AutoTokenizer.from_pretrained("this folder")
+```
+Or `autoft chat` with this folder. The system prompt of its training data: {json.dumps(result.system_prompt, ensure_ascii=False)}.
+"""
+
+
+def _rows(before: Evaluation, after: Evaluation) -> str:
+    lines = [
+        ("loss, nats a token", before.loss, after.loss, "{:.3f}"),
+        ("valid JSON", before.json_valid, after.json_valid, "{:.1%}"),
+        ("fields right", before.fields_right, after.fields_right, "{:.1%}"),
+        ("exact match", before.exact_match, after.exact_match, "{:.1%}"),
+    ]
+    return "\n".join(f"| {name} | {form.format(b)} | {form.format(a)} |" for name, b, a, form in lines if b is not None and a is not None)

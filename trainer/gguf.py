@@ -1,0 +1,67 @@
+"""A .gguf file as a model: checked to be whole, then converted once to an ordinary safetensors folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from autoft.errors import ModelError
+from autoft.home import home, new_folder, sha256
+
+
+def check_gguf(path: Path) -> None:
+    """Raises: ModelError when `path` is missing, no GGUF file, or shorter than the tensors it announces."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file", fix="check the path")
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise ModelError(f"{path}: not a GGUF file", fix="give a .gguf file, or the folder of a transformers model")
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        end = max((int(t.data_offset) + int(t.n_bytes) for t in reader.tensors), default=0)
+    except Exception as error:  # noqa: BLE001 - the reader raises IndexError, ValueError and more on cut files
+        raise ModelError(f"{path}: cut short or damaged ({type(error).__name__})", fix="download the file again") from error
+    if end == 0 or end > path.stat().st_size:
+        raise ModelError(
+            f"{path}: cut short: its tensors end at byte {end:,}, the file at {path.stat().st_size:,}", fix="download the file again"
+        )
+
+
+def gguf_folder(path: Path, say: Callable[[str], None] = lambda _: None) -> Path:
+    """The converted model in AUTOFT_HOME, made now if it is not there. Keyed by the file's content."""
+    folder = home() / "models" / f"{path.stem}-{sha256(path)[:12]}"
+    if not (folder / "config.json").is_file():
+        say(f"converting {path.name} to safetensors, once")
+        with new_folder(folder) as staging:
+            convert(path, staging)
+    return folder
+
+
+def convert(path: Path, folder: Path) -> None:
+    """Write the model and tokenizer of a GGUF file to `folder` as safetensors in bfloat16.
+
+    The weights leave their GGUF quantization; nothing in the folder says that they ever had one.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where, name = path.parent, path.name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+        model = AutoModelForCausalLM.from_pretrained(
+            where, gguf_file=name, dtype=torch.float32, quantization_config=GgufConfig(gguf_file=name, dequantize=True)
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path}: transformers cannot read this GGUF: {reason}", fix="use the model's safetensors folder") from error
+    # transformers goes on calling it a GGUF-quantized model and would save it as one
+    for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if hasattr(model, attribute):
+            delattr(model, attribute)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,63 @@
+"""How much memory a run really takes, in the unit in which it was predicted."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+
+class PeakMemory:
+    """Peak over a `with` block. On a GPU PyTorch's own counters; on the CPU the growth of the process, sampled.
+
+    baseline_bytes: resident size of the process before the model was loaded (CPU only).
+    """
+
+    SAMPLE_EVERY_S = 0.02
+
+    def __init__(self, device: str, baseline_bytes: int = 0) -> None:
+        self.device = device
+        self.baseline_bytes = baseline_bytes
+        self.peak_bytes = 0
+        self.peak_reserved_bytes: int | None = None
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> PeakMemory:
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            self._thread = threading.Thread(target=self._sample, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._thread is None:
+            import torch
+
+            self.peak_bytes = torch.cuda.max_memory_allocated()
+            self.peak_reserved_bytes = torch.cuda.max_memory_reserved()
+        else:
+            self._done.set()
+            self._thread.join()
+
+    def now_bytes(self) -> int:
+        """Memory held at this moment, in the same unit as the peak."""
+        if self.device == "cuda":
+            import torch
+
+            return int(torch.cuda.memory_allocated())
+        return resident_bytes() - self.baseline_bytes
+
+    def _sample(self) -> None:
+        while not self._done.is_set():
+            self.peak_bytes = max(self.peak_bytes, self.now_bytes())
+            self._done.wait(self.SAMPLE_EVERY_S)
+
+
+def resident_bytes() -> int:
+    """Resident size of this process in bytes."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)

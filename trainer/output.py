@@ -1,0 +1,108 @@
+"""The output folder of a run: written aside under a name that says so, and renamed when it is whole."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from autoft.errors import OutputError
+
+RESULT = "result.json"
+UNFINISHED = ".unfinished"
+
+
+def free_name(parent: Path, stem: str) -> Path:
+    """parent/stem, or parent/stem-2, -3, ... if that is taken."""
+    number = 1
+    while True:
+        path = parent / (stem if number == 1 else f"{stem}-{number}")
+        if not path.exists() and not unfinished(path).exists():
+            return path
+        number += 1
+
+
+def unfinished(out: Path) -> Path:
+    """Where a run that will become `out` is written."""
+    return out.with_name(out.name + UNFINISHED)
+
+
+def check_output(out: Path, *, force: bool, needed_bytes: int = 0) -> None:
+    """Raises: OutputError when a run could not or must not be written to `out`. Changes nothing."""
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: a file, not a folder", fix="-o another folder")
+    if (out / RESULT).exists() and not force:
+        raise OutputError(f"{out}: holds a finished run", fix="-o another folder, or --force to replace it")
+    if out.is_dir() and not (out / RESULT).exists() and any(out.iterdir()):
+        raise OutputError(f"{out}: a folder with other files in it", fix="-o a new or empty folder")
+    parent = _nearest_existing(out.parent)
+    if not _is_writable(parent):
+        raise OutputError(f"{out}: {parent} cannot be written to", fix="-o a folder of your own")
+    check_disk(parent, needed_bytes, "the run")
+
+
+def check_disk(folder: Path, needed_bytes: int, what: str) -> None:
+    """Raises: OutputError when the disk of `folder` has less than needed_bytes free."""
+    free = shutil.disk_usage(_nearest_existing(folder)).free
+    if free < needed_bytes:
+        mib = 2**20
+        raise OutputError(
+            f"{folder}: {what} needs {needed_bytes / mib:,.0f} MiB, its disk has {free / mib:,.0f} MiB free",
+            fix="free some room, or choose a folder on another disk",
+        )
+
+
+@contextmanager
+def output_folder(out: Path, *, force: bool) -> Iterator[Path]:
+    """The unfinished folder to write to, which becomes `out` when the block ends well, and stays unfinished if not.
+
+    Raises: OutputError when another run is writing there.
+    """
+    check_output(out, force=force)
+    staging = unfinished(out)
+    staging.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(staging.with_name(f".{out.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(f"{out}: another autoft run is writing there", fix="wait for it, or -o another folder") from None
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        yield staging
+        _put_in_place(staging, out)
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _put_in_place(staging: Path, out: Path) -> None:
+    if not out.exists():
+        staging.rename(out)
+        return
+    old = out.with_name(f"{out.name}.replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    out.rename(old)
+    staging.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _nearest_existing(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _is_writable(folder: Path) -> bool:
+    """Tried, not asked: permissions, read-only mounts and quotas all show."""
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,48 @@
+"""From a model and data to what is trained: tokenizer, rows, tokens. The gates that refuse bad data are here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autoft.errors import DataError, ModelError
+from autoft.trainer.data.load import Splits, load_data
+from autoft.trainer.data.tokens import Example, Tokenized, supply_template, tokenize
+from autoft.trainer.resolve import ModelRef, load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Data ready for a model. template_supplied: the tokenizer had no chat template and was given the plain one."""
+
+    splits: Splits
+    tokenizer: Any
+    train: Tokenized
+    heldout: list[Example]
+    template_supplied: bool
+
+    @property
+    def longest_tokens(self) -> int:
+        return max(len(e.input_ids) for e in [*self.train.examples, *self.heldout])
+
+
+def prepare(ref: ModelRef, data: str, eval_data: str | None = None, *, eval_rows: int = 100, max_tokens: int | None = None) -> Prepared:
+    """Load, recognise and tokenize. max_tokens: longer rows are left out (None: none are).
+
+    Raises: DataError, ModelError.
+    """
+    splits = load_data(data, eval_data, eval_rows=eval_rows)
+    tokenizer = load_tokenizer(ref)
+    if tokenizer is None:
+        raise ModelError(f"{ref.name}: no tokenizer there, so the data cannot be read with it", fix="add its tokenizer.json, or plan without --data")
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{ref.name}: its tokenizer has no eos token, so no answer could ever stop", fix="set eos_token in its tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    supplied = supply_template(tokenizer)
+    train = tokenize(splits.train, tokenizer, max_tokens=max_tokens)
+    try:
+        heldout = tokenize(splits.heldout, tokenizer, max_tokens=max_tokens).examples if splits.heldout else []
+    except DataError as error:
+        raise DataError(f"held-out rows: {error.what}", fix=error.fix) from None
+    return Prepared(splits, tokenizer, train, heldout, supplied)

@@ -1,0 +1,215 @@
+"""What MODEL means: a hub id, a local folder, a .gguf file, a catalogue name, or "starter".
+
+`resolve` only looks; `load_config` reads the configuration, which is all that planning needs; `fetch` brings the weights
+to a local folder in safetensors, which is what training needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from autoft.errors import ModelError, near
+from autoft.profiles.catalogue import ModelProfile, find_model, model_profiles
+
+Say = Callable[[str], None]
+T = TypeVar("T")
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+WEIGHTS_TO_FETCH = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRef:
+    """A model that exists, as far as can be told without the network.
+
+    name: as the user gave it. path: the folder or .gguf file of a local model. hub_id: where the weights come from.
+    profile: what the catalogue knows of it.
+    """
+
+    name: str
+    kind: Literal["hub", "folder", "gguf", "catalogue", "starter"]
+    path: Path | None = None
+    hub_id: str | None = None
+    profile: ModelProfile | None = None
+
+
+def resolve(name: str) -> ModelRef:
+    """Raises: ModelError, with the nearest known names, when `name` is none of the five."""
+    if name == "starter":
+        return ModelRef(name=name, kind="starter")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return ModelRef(name=name, kind="folder", path=_checked_folder(path).absolute())
+    if path.suffix == ".gguf" or path.is_file():
+        return ModelRef(name=name, kind="gguf", path=_checked_gguf(path).absolute())
+    profile = find_model(name)
+    if profile is not None:
+        return ModelRef(name=name, kind="catalogue", hub_id=profile.hub_id, profile=profile)
+    if HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
+        return ModelRef(name=name, kind="hub", hub_id=name)
+    raise ModelError(
+        f"no model {name!r}: not a folder, a .gguf file or a catalogue name.{near(name, _known_names())}",
+        fix="give a hub id (owner/name), a folder with a config.json, a .gguf file, a name from `autoft profiles models`, or starter",
+    )
+
+
+def load_config(ref: ModelRef) -> Any:
+    """The transformers configuration. Weights are not touched; a hub model costs one small file.
+
+    Raises: ModelError when there is none, or transformers cannot read it.
+    """
+    from transformers import AutoConfig
+
+    if ref.kind == "starter":
+        from autoft.trainer.starter import starter_folder
+
+        return AutoConfig.from_pretrained(starter_folder())
+    if ref.kind == "gguf":
+        assert ref.path is not None
+        return _reading(ref, lambda: AutoConfig.from_pretrained(ref.path.parent, gguf_file=ref.path.name))
+    if ref.profile is not None:
+        config = dict(ref.profile.config)
+        return _reading(ref, lambda: AutoConfig.for_model(config.pop("model_type"), **config))
+    folder = ref.path or _hub_file(ref, "config.json").parent
+    return _reading(ref, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False))
+
+
+def load_tokenizer(ref: ModelRef) -> Any | None:
+    """The tokenizer, or None where a folder holds only a configuration.
+
+    Raises: ModelError when it is there and cannot be read, or the hub cannot be reached.
+    """
+    from transformers import AutoTokenizer
+
+    if ref.kind == "starter":
+        from autoft.trainer.starter import starter_folder
+
+        return AutoTokenizer.from_pretrained(starter_folder())
+    if ref.kind == "gguf":
+        assert ref.path is not None
+        return _reading(ref, lambda: AutoTokenizer.from_pretrained(ref.path.parent, gguf_file=ref.path.name))
+    if ref.path is not None:
+        if not any((ref.path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+            return None
+        return _reading(ref, lambda: AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False))
+    folder = _hub_snapshot(ref, ["config.json", "tokenizer*", "*.jinja", "vocab*", "merges.txt", "special_tokens_map.json"])
+    return _reading(ref, lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+
+
+def fetch(ref: ModelRef, say: Say = lambda _: None) -> Path:
+    """A local folder with config, tokenizer and safetensors weights, downloading or converting what is not there yet.
+
+    say: told, in a line, what takes long. Raises: ModelError.
+    """
+    if ref.kind == "starter":
+        from autoft.trainer.starter import starter_folder
+
+        return starter_folder(say)
+    if ref.kind == "gguf":
+        from autoft.trainer.gguf import gguf_folder
+
+        assert ref.path is not None
+        return gguf_folder(ref.path, say)
+    if ref.path is not None:
+        _demand_safetensors(ref.path)
+        return ref.path
+    say(f"fetching {ref.hub_id} from the hub")
+    folder = _hub_snapshot(ref, WEIGHTS_TO_FETCH)
+    _demand_safetensors(folder)
+    return folder
+
+
+def base_reference(ref: ModelRef, folder: Path) -> str:
+    """What an adapter names as its base: the hub id where the model has one, else the folder of its weights."""
+    return ref.hub_id or str(folder)
+
+
+def _known_names() -> list[str]:
+    return ["starter", *model_profiles(), *(p.hub_id for p in model_profiles().values())]
+
+
+def _checked_folder(path: Path) -> Path:
+    config = path / "config.json"
+    if not config.is_file():
+        hint = " It holds an adapter: give its base model." if (path / "adapter_config.json").is_file() else ""
+        raise ModelError(f"{path}: a folder without config.json is not a model.{hint}", fix="give a folder that save_pretrained wrote")
+    try:
+        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError, OSError) as error:
+        raise ModelError(f"{config}: cannot be read as a model configuration: {error}", fix="download the file anew") from None
+    if not model_type:
+        raise ModelError(f"{config}: has no model_type", fix="give the config.json of a transformers model")
+    return path
+
+
+def _checked_gguf(path: Path) -> Path:
+    from autoft.trainer.gguf import check_gguf
+
+    check_gguf(path)
+    return path
+
+
+def _demand_safetensors(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(suffix))
+    if pickles:
+        raise ModelError(
+            f"{folder}: weights only as pickles ({', '.join(pickles[:3])}), which can run any code when they are opened",
+            fix="use a copy of the model with .safetensors files, or convert it where you trust it",
+        )
+    raise ModelError(f"{folder}: a configuration but no weights: enough to plan, not to train", fix="add the model's .safetensors files")
+
+
+def _reading(ref: ModelRef, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except Exception as error:  # noqa: BLE001 - transformers raises all kinds for files it cannot use
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{ref.name}: transformers cannot read it: {reason}", fix="check the model's files") from error
+
+
+def _hub_file(ref: ModelRef, filename: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    return _from_hub(ref, lambda: Path(hf_hub_download(ref.hub_id, filename)))
+
+
+def _hub_snapshot(ref: ModelRef, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return _from_hub(ref, lambda: Path(snapshot_download(ref.hub_id, allow_patterns=patterns)))
+
+
+def _from_hub(ref: ModelRef, download: Callable[[], Path]) -> Path:
+    from huggingface_hub import errors
+
+    try:
+        return download()
+    except errors.GatedRepoError:
+        what, fix = f"{ref.hub_id}: the hub wants its licence accepted first", "accept it on the model's page, then set HF_TOKEN"
+    except errors.RepositoryNotFoundError:
+        what = f"{ref.hub_id}: the hub has no such model, or it is private.{near(str(ref.hub_id), _known_names())}"
+        fix = "check the name, or set HF_TOKEN"
+    except errors.EntryNotFoundError as error:
+        if isinstance(error, errors.LocalEntryNotFoundError):
+            what, fix = _unreachable(ref)
+        else:
+            what, fix = f"{ref.hub_id}: its repository lacks a file that is needed: {error}", "choose a transformers model"
+    except (OSError, errors.HfHubHTTPError, RuntimeError):
+        what, fix = _unreachable(ref)
+    raise ModelError(what, fix=fix)
+
+
+def _unreachable(ref: ModelRef) -> tuple[str, str]:
+    why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
+    return (
+        f"{ref.hub_id}: not in the local cache, and {why}",
+        f"connect to the network, or give a local folder.{near(str(ref.hub_id), _known_names())}",
+    )
