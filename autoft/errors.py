@@ -1,15 +1,15 @@
 """Every error that a user can cause or meet. One class a cause, one exit code a class.
 
-    AutoftError                     1  it failed
-    ├── InputError                  2  bad input: what, where, how to fix
-    │   ├── OptionError                an option or its value
-    │   ├── ModelError                 the model: missing, cut short, unsafe, cannot be used this way
-    │   ├── DataError                  the training data
-    │   ├── FileFormatError            a plan or profile file
-    │   └── OutputError                the output folder, or the disk it is on
-    ├── DoesNotFit                  3  nothing fits this hardware
-    ├── Interrupted                 130  stopped by the user, nothing to resume
-    └── TrainingError               1  training stopped for a reason worth telling
+AutoftError                     1  it failed
+├── InputError                  2  bad input: what, where, how to fix
+│   ├── OptionError                an option or its value
+│   ├── ModelError                 the model: missing, cut short, unsafe, cannot be used this way
+│   ├── DataError                  the training data
+│   ├── FileFormatError            a plan or profile file
+│   └── OutputError                the output folder, or the disk it is on
+├── DoesNotFit                  3  nothing fits this hardware
+├── Interrupted                 130  stopped by the user, nothing to resume
+└── TrainingError               1  training stopped for a reason worth telling
 """
 
 from __future__ import annotations
@@ -69,6 +69,6 @@ class TrainingError(AutoftError):
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """" Did you mean a, b?" for the known names most like `name`, else an empty string."""
+    """ " Did you mean a, b?" for the known names most like `name`, else an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" Did you mean {', '.join(matches)}?" if matches else ""

@@ -1,4 +1,4 @@
-"""Where autoft keeps its own things, and how it writes them: aside first, then renamed, so that nothing is half there."""
+"""Where autoft keeps its own things, and how it writes: aside first, then renamed, so that nothing is half there."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Record:
         from pydantic import ValidationError
 
         try:
-            record: Self = _adapter(cls).validate_json(json.dumps(data))
+            record: Self = _adapter(cls).validate_json(json.dumps(data))  # type: ignore[arg-type]
         except ValidationError as error:
             raise _explain(cls, error, where) from None
         return record
@@ -58,7 +58,9 @@ def parse_toml(text: str, *, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise FileFormatError(f"{where}: not valid TOML: {error}", fix="correct that line, or write the file anew") from None
+        raise FileFormatError(
+            f"{where}: not valid TOML: {error}", fix="correct that line, or write the file anew"
+        ) from None
 
 
 def read_text(path: Path) -> str:
@@ -71,7 +73,7 @@ def read_text(path: Path) -> str:
 
 
 @functools.cache
-def _adapter(cls: type) -> Any:
+def _adapter(cls: Any) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(cls)
@@ -101,18 +103,23 @@ def _explain(cls: type, error: Any, where: str) -> FileFormatError:
     path = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier())
     prefix = f"{where}: " if where else ""
     if first["type"] == "value_error":
-        return FileFormatError(f"{prefix}{path + ': ' if path else ''}{first['ctx']['error']}", fix="change one of them")
+        return FileFormatError(
+            f"{prefix}{path + ': ' if path else ''}{first['ctx']['error']}", fix="change one of them"
+        )
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         parent = _fields_at(cls, first["loc"][:-1])
         hint = near(str(first["loc"][-1]), parent)
-        return FileFormatError(f"{prefix}unknown key {path}.{hint}", fix=f"remove it, or use one of: {', '.join(parent)}")
+        return FileFormatError(
+            f"{prefix}unknown key {path}.{hint}", fix=f"remove it, or use one of: {', '.join(parent)}"
+        )
     if first["type"] in ("missing", "missing_argument"):
         return FileFormatError(f"{prefix}{path} is missing", fix="add it")
     if first["type"] == "literal_error":
         choices = [c.strip(" '") for c in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
         given = first["input"]
         return FileFormatError(
-            f"{prefix}{path} = {given!r} is not known.{near(str(given), choices)}", fix=f"use one of: {', '.join(choices)}"
+            f"{prefix}{path} = {given!r} is not known.{near(str(given), choices)}",
+            fix=f"use one of: {', '.join(choices)}",
         )
     message = first["msg"][0].lower() + first["msg"][1:]
     return FileFormatError(f"{prefix}{path} = {first['input']!r}: {message}", fix="correct that value")

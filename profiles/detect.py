@@ -21,6 +21,8 @@ import pynvml
 from autoft.profiles.hardware import Gpu, GpuProcess, Hardware, Host
 
 BF16_SINCE = (8, 0)
+# Of /proc/cpuinfo: AVX-512 and AMX on x86, the Arm extension
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def detect(disk_path: Path | None = None) -> Hardware:
@@ -217,18 +219,27 @@ def _host(disk_path: Path | None) -> Host:
         ram_available_bytes=max(0, min([ram.available, *(limit.available_bytes for limit in limits)])),
         disk_path=str(folder),
         disk_free_bytes=disk_free_bytes,
+        bf16=bool(_cpu_flags() & BF16_FLAGS),
         platform=platform.platform(),
         python=platform.python_version(),
     )
 
 
 def _cpu_name() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name" and value.strip():
-                return value.strip()
-    return platform.processor() or platform.machine() or "unknown"
+    return _cpuinfo("model name") or platform.processor() or platform.machine() or "unknown"
+
+
+def _cpu_flags() -> frozenset[str]:
+    return frozenset((_cpuinfo("flags") or _cpuinfo("Features")).split())
+
+
+def _cpuinfo(wanted: str) -> str:
+    """The first value of that key in Linux's /proc/cpuinfo, empty elsewhere."""
+    for line in _text(Path("/proc/cpuinfo")).splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == wanted and value.strip():
+            return value.strip()
+    return ""
 
 
 def _cores() -> int:

@@ -21,7 +21,7 @@ class GpuProcess(Record):
 class Gpu(Record):
     """One GPU.
 
-    origin: "nvml" (this machine, read now), "profile" (a catalogue card that need not be here) or "user" (given by hand).
+    origin: "nvml" (this machine, now), "profile" (a catalogue card, here or not) or "user" (given by hand).
     total_bytes, free_bytes: device memory. Free is what a new process could take now; for a profile it is the total.
     compute_capability: (major, minor).
     bf16: native bfloat16 arithmetic, that is compute capability 8.0 or later. Emulation does not count.
@@ -47,7 +47,8 @@ class Gpu(Record):
 class Host(Record):
     """The computer around the GPUs. Limits of a container (cgroup) count where they are lower.
 
-    cores: those this process may use. disk_path is the folder whose file system disk_free_bytes was read from.
+    cores: those this process may use. bf16: the processor multiplies bfloat16 matrices natively.
+    disk_path is the folder whose file system disk_free_bytes was read from.
     """
 
     cpu: str
@@ -56,6 +57,7 @@ class Host(Record):
     ram_available_bytes: int
     disk_path: str
     disk_free_bytes: int
+    bf16: bool = False
     platform: str = ""
     python: str = ""
 

@@ -33,9 +33,7 @@ def build_model(recipe: Recipe, *, config: Any, weights: Path | None, device: st
     """
     import torch
 
-    check_recipe(recipe, config)
-    base = _ghost_base(recipe, config) if weights is None else _load_base(recipe, config, weights, device)
-    _demand_four_bit_layers(base, recipe)
+    base = build_base(recipe, config, weights, device)
     if recipe.kbit_upcast:
         _upcast(base)
     if recipe.loss == "fused":
@@ -48,13 +46,30 @@ def build_model(recipe: Recipe, *, config: Any, weights: Path | None, device: st
     return model.train()
 
 
-def check_recipe(recipe: Recipe, config: Any) -> None:
-    """Raises: ModelError when this model is known, from its configuration, not to take this recipe."""
+def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device: str = "meta") -> PreTrainedModel:
+    """The frozen base of `recipe`, its linear layers in 4 bits where the recipe says so.
+
+    Raises: ModelError when there is no such model, or it cannot be quantized.
+    """
+    _refuse_quantized(recipe, config)
+    try:
+        base = _ghost_base(recipe, config) if weights is None else _load_base(recipe, config, weights, device)
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"transformers cannot build a causal {config.model_type} model with {recipe.attention} attention: {reason}",
+            fix="choose another model, or --set attention=eager",
+        ) from error
+    _demand_four_bit_layers(base, recipe)
+    return base
+
+
+def _refuse_quantized(recipe: Recipe, config: Any) -> None:
     quantized = getattr(config, "quantization_config", None)
     if quantized is not None:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", "?")
+        settings = quantized if isinstance(quantized, dict) else quantized.to_dict()
         raise ModelError(
-            f"the model's weights are already quantized ({getattr(method, 'value', method)}): {recipe.method} needs the 16-bit base",
+            f"the weights are already quantized ({settings.get('quant_method')}), {recipe.method} needs 16-bit ones",
             fix="give the unquantized model",
         )
 
@@ -72,7 +87,9 @@ def _ghost_base(recipe: Recipe, config: Any) -> PreTrainedModel:
         model.tie_weights()
         if recipe.quant_type is not None:
             keep = get_keys_to_not_convert(model)
-            model = replace_with_bnb_linear(model, modules_to_not_convert=keep, quantization_config=_quantization(recipe))
+            model = replace_with_bnb_linear(
+                model, modules_to_not_convert=keep, quantization_config=_quantization(recipe)
+            )
             model.is_loaded_in_4bit = True
     return model
 
@@ -154,7 +171,8 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe, device: str = "meta") -> 
             model = get_peft_model(base, config)
     except ValueError as error:
         raise ModelError(
-            f"target_modules {recipe.target_modules!r}: {' '.join(str(error).split())[:160]}", fix="--set target_modules=all-linear"
+            f"target_modules {recipe.target_modules!r}: {' '.join(str(error).split())[:160]}",
+            fix="--set target_modules=all-linear",
         ) from error
     for parameter in model.parameters():
         if parameter.requires_grad:

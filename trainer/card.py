@@ -19,13 +19,18 @@ def model_card(result: RunResult, name: str, license_id: str | None) -> str:
         "tags": ["autoft", "lora", recipe.method],
     }
     yaml = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items() if value)
-    base_precision = f"{recipe.quant_type} 4-bit, computed in {recipe.base_dtype}" if recipe.quant_type else recipe.base_dtype
+    precision = (
+        f"{recipe.quant_type} 4-bit, computed in {recipe.base_dtype}" if recipe.quant_type else recipe.base_dtype
+    )
+    rows_per_step = recipe.micro_batch * job.accumulation
+    data = Path(job.data or "").name
+    system_prompt = json.dumps(result.system_prompt, ensure_ascii=False)
     return f"""---
 {yaml}
 ---
 # {name}
 
-A LoRA adapter for `{result.base}`, trained by autoft {result.autoft_version} on {result.rows:,} rows of `{Path(job.data).name}`.
+A LoRA adapter for `{result.base}`, trained by autoft {result.autoft_version} on {result.rows:,} rows of `{data}`.
 
 | | before | after |
 |---|---|---|
@@ -34,9 +39,10 @@ A LoRA adapter for `{result.base}`, trained by autoft {result.autoft_version} on
 Held-out rows: {result.after.rows}. Answers are greedy and compared exactly.
 
 ## How it was trained
-{recipe.method} on a base in {base_precision}, rank {recipe.rank}, alpha {recipe.alpha:g}, targets {recipe.target_modules}, \
-learning rate {job.learning_rate:g} ({job.schedule}), {result.steps} steps of {recipe.micro_batch * job.accumulation} rows, seed {job.seed}. \
-{result.trainable_params:,} of {result.total_params:,} weights were trained. `plan.toml` has every setting, `result.json` every figure.
+{recipe.method} on a base in {precision}, rank {recipe.rank}, alpha {recipe.alpha:g}, targets {recipe.target_modules}, \
+learning rate {job.learning_rate:g} ({job.schedule}), {result.steps} steps of {rows_per_step} rows, seed {job.seed}. \
+{result.trainable_params:,} of {result.total_params:,} weights were trained. \
+`plan.toml` has every setting, `result.json` every figure.
 
 ## How to use it
 ```python
@@ -46,7 +52,7 @@ from transformers import AutoTokenizer
 model = AutoPeftModelForCausalLM.from_pretrained("this folder")
 tokenizer = AutoTokenizer.from_pretrained("this folder")
 ```
-Or `autoft chat` with this folder. The system prompt of its training data: {json.dumps(result.system_prompt, ensure_ascii=False)}.
+Or `autoft chat` with this folder. The system prompt of its training data: {system_prompt}.
 """
 
 
@@ -57,4 +63,8 @@ def _rows(before: Evaluation, after: Evaluation) -> str:
         ("fields right", before.fields_right, after.fields_right, "{:.1%}"),
         ("exact match", before.exact_match, after.exact_match, "{:.1%}"),
     ]
-    return "\n".join(f"| {name} | {form.format(b)} | {form.format(a)} |" for name, b, a, form in lines if b is not None and a is not None)
+    return "\n".join(
+        f"| {name} | {form.format(b)} | {form.format(a)} |"
+        for name, b, a, form in lines
+        if b is not None and a is not None
+    )

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer, bound to our own model, optimizer and loss. Imported only when training begins: it takes seconds."""
+"""TRL's SFTTrainer, bound to our own model, optimizer and loss. Takes seconds to import: only when training begins."""
 
 from __future__ import annotations
 
@@ -28,7 +28,16 @@ class Engine(SFTTrainer):  # type: ignore[misc]
     loss_is_scaled_for_ga = True
     _loss_shifts_labels = True
 
-    def __init__(self, *, model: Any, tokenizer: Any, job: Job, examples: list[Example], work_dir: Path, callback: TrainerCallback) -> None:
+    def __init__(
+        self,
+        *,
+        model: Any,
+        tokenizer: Any,
+        job: Job,
+        examples: list[Example],
+        work_dir: Path,
+        callback: TrainerCallback,
+    ) -> None:
         self.recipe = job.recipe
         base = model.get_base_model()
         forward = base.forward
@@ -40,7 +49,10 @@ class Engine(SFTTrainer):  # type: ignore[misc]
             train_dataset=Dataset.from_dict(
                 {"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]}
             ),
-            optimizers=(build_optimizer(model, job.recipe, learning_rate=job.learning_rate, weight_decay=job.weight_decay), None),
+            optimizers=(
+                build_optimizer(model, job.recipe, learning_rate=job.learning_rate, weight_decay=job.weight_decay),
+                None,
+            ),
             callbacks=[callback],
         )
         # TRL puts its own fused head over ours, with metrics that nobody reads, and casts the adapters of a quantized
@@ -50,7 +62,9 @@ class Engine(SFTTrainer):  # type: ignore[misc]
             parameter.data = data
         self.model_accepts_loss_kwargs = True
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         assert not return_outputs
         return compute_loss(model, inputs, self.recipe, num_trained_tokens=num_items_in_batch)
 
@@ -109,7 +123,12 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.step_times_s.append(time.perf_counter() - self._began)
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
     ) -> None:
         if logs is None or "loss" not in logs:
             return

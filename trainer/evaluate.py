@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from autoft.trainer.data.shape import Row
@@ -32,7 +32,7 @@ def evaluate(
     stop: Sequence[int],
     tick: Tick = lambda done, total: None,
 ) -> tuple[Evaluation, list[str]]:
-    """Loss over `examples`, and, where max_new_tokens allows, greedy answers to the last turn of `rows` and their score.
+    """Loss over `examples`; where max_new_tokens allows, greedy answers to the last turn of `rows` and their score.
 
     Returns the evaluation and the answers, in the order of the rows that are conversations.
     """
@@ -84,18 +84,20 @@ def generate(
     from transformers import GenerationConfig
 
     pad = _pad_id(tokenizer)
-    settings = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stop), pad_token_id=pad, use_cache=True)
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stop), pad_token_id=pad, use_cache=True
+    )
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     done = 0
     with _evaluating(model), torch.inference_mode():
         for chosen in _batches(order, GENERATE_BATCH):
             width = max(len(prompts[i]) for i in chosen)
-            ids_BS = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in chosen], device=model.device)  # noqa: N806
-            mask_BS = torch.tensor(  # noqa: N806
+            ids_BS = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in chosen], device=model.device)
+            mask_BS = torch.tensor(
                 [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen], device=model.device
             )
-            out_BS = model.generate(input_ids=ids_BS, attention_mask=mask_BS, generation_config=settings)  # noqa: N806
+            out_BS = model.generate(input_ids=ids_BS, attention_mask=mask_BS, generation_config=settings)
             for i, tokens in zip(chosen, out_BS[:, width:].tolist(), strict=True):
                 answers[i] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
             done += len(chosen)
@@ -133,9 +135,9 @@ def _same(left: Any, right: Any) -> bool:
     return type(left) is type(right) and bool(left == right)
 
 
-def _share(flags: Any) -> float:
-    flags = list(flags)
-    return sum(flags) / len(flags)
+def _share(flags: Iterable[bool]) -> float:
+    counted = list(flags)
+    return sum(counted) / len(counted)
 
 
 def _pad_id(tokenizer: Any) -> int:

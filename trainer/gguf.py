@@ -22,11 +22,14 @@ def check_gguf(path: Path) -> None:
     try:
         reader = GGUFReader(path)
         end = max((int(t.data_offset) + int(t.n_bytes) for t in reader.tensors), default=0)
-    except Exception as error:  # noqa: BLE001 - the reader raises IndexError, ValueError and more on cut files
-        raise ModelError(f"{path}: cut short or damaged ({type(error).__name__})", fix="download the file again") from error
+    except Exception as error:
+        raise ModelError(
+            f"{path}: cut short or damaged ({type(error).__name__})", fix="download the file again"
+        ) from error
     if end == 0 or end > path.stat().st_size:
         raise ModelError(
-            f"{path}: cut short: its tensors end at byte {end:,}, the file at {path.stat().st_size:,}", fix="download the file again"
+            f"{path}: cut short: its tensors end at byte {end:,}, the file at {path.stat().st_size:,}",
+            fix="download the file again",
         )
 
 
@@ -56,7 +59,9 @@ def convert(path: Path, folder: Path) -> None:
         )
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{path}: transformers cannot read this GGUF: {reason}", fix="use the model's safetensors folder") from error
+        raise ModelError(
+            f"{path}: transformers cannot read this GGUF: {reason}", fix="use the model's safetensors folder"
+        ) from error
     # transformers goes on calling it a GGUF-quantized model and would save it as one
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
         if hasattr(model, attribute):

@@ -18,8 +18,9 @@ Schedule = Literal["linear", "cosine", "constant"]
 class Job(Record):
     """One run.
 
-    model: a hub id, local folder, .gguf file, catalogue name or "starter". data, eval_data: files, or "starter" for the
-        bundled task; with eval_data None the evaluation rows are held out of data (eval_rows of them).
+    model: a hub id, local folder, .gguf file, catalogue name or "starter".
+    data, eval_data: files, or "starter" for the bundled task; data None is a plan without data; with eval_data None
+        up to eval_rows rows are held out of data.
     accumulation: micro-batches in one optimizer step. learning_rate is the peak; warmup_ratio the part of all steps
         that leads up to it. max_grad_norm: gradients are clipped to this 2-norm.
     max_steps: stop after so many optimizer steps; None trains all epochs.
@@ -27,8 +28,8 @@ class Job(Record):
     """
 
     model: str
-    data: str
     recipe: Recipe
+    data: str | None = None
     device: Device = "cpu"
     eval_data: str | None = None
     eval_rows: Annotated[int, Ge(0)] = 100

@@ -13,15 +13,17 @@ if TYPE_CHECKING:
 IGNORED = -100  # label of a token that is not trained, PyTorch's own convention
 
 
-def compute_loss(model: torch.nn.Module, batch: dict[str, Any], recipe: Recipe, *, num_trained_tokens: Any = None) -> torch.Tensor:
+def compute_loss(
+    model: torch.nn.Module, batch: dict[str, Any], recipe: Recipe, *, num_trained_tokens: Any = None
+) -> torch.Tensor:
     """Negative log likelihood in nats, summed over the trained tokens of `batch` and divided by `num_trained_tokens`.
 
     batch: input_ids_BS, attention_mask_BS and labels_BS (IGNORED where not trained; labels are shifted here).
-    num_trained_tokens: of the whole optimizer step, so that accumulation does not change the loss; None counts `batch`'s.
+    num_trained_tokens: of the whole optimizer step, so that accumulation leaves the loss alone; None counts `batch`'s.
     """
     import torch
 
-    labels_BS = batch["labels"]  # noqa: N806 - tensors carry their shape
+    labels_BS = batch["labels"]
     if num_trained_tokens is None:
         num_trained_tokens = (labels_BS[:, 1:] != IGNORED).sum().clamp(min=1)
     with torch.autocast(labels_BS.device.type, dtype=torch_dtype(recipe.base_dtype), enabled=recipe.autocast):
@@ -29,12 +31,13 @@ def compute_loss(model: torch.nn.Module, batch: dict[str, Any], recipe: Recipe, 
             summed = -model(**batch, use_cache=False, fused_lm_head=True).log_probs.sum()
         else:
             inputs = {name: value for name, value in batch.items() if name != "labels"}
-            targets_BS = labels_BS[:, 1:]  # noqa: N806
+            targets_BS = labels_BS[:, 1:]
             if recipe.loss == "selected":
                 columns = inputs["logits_to_keep"] = (targets_BS != IGNORED).any(dim=0).nonzero().flatten()
-                targets_BS = targets_BS[:, columns]  # noqa: N806
-            logits_BSV = model(**inputs, use_cache=False).logits[:, : targets_BS.size(1)].float()  # noqa: N806
+                targets_BS = targets_BS[:, columns]
+            logits_BSV = model(**inputs, use_cache=False).logits[:, : targets_BS.size(1)].float()
             summed = torch.nn.functional.cross_entropy(
                 logits_BSV.flatten(0, 1), targets_BS.flatten(), ignore_index=IGNORED, reduction="sum"
             )
-    return summed / num_trained_tokens
+    loss: torch.Tensor = summed / num_trained_tokens
+    return loss

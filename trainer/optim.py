@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     import torch
 
 
-def build_optimizer(model: torch.nn.Module, recipe: Recipe, *, learning_rate: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: torch.nn.Module, recipe: Recipe, *, learning_rate: float, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
     """AdamW over the trainable weights of `model`; 8-bit and paged states through bitsandbytes (arXiv:2110.02861)."""
     import torch
 

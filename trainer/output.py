@@ -68,7 +68,9 @@ def output_folder(out: Path, *, force: bool) -> Iterator[Path]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise OutputError(f"{out}: another autoft run is writing there", fix="wait for it, or -o another folder") from None
+        raise OutputError(
+            f"{out}: another autoft run is writing there", fix="wait for it, or -o another folder"
+        ) from None
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()

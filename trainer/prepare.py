@@ -25,8 +25,26 @@ class Prepared:
     def longest_tokens(self) -> int:
         return max(len(e.input_ids) for e in [*self.train.examples, *self.heldout])
 
+    def notes(self, seq_len: int) -> list[str]:
+        """What the user should know of this data, a sentence each. seq_len: the limit it was tokenized with."""
+        notes = []
+        left_out = self.train.too_long
+        if left_out:
+            notes.append(
+                f"{len(left_out)} rows are longer than {seq_len} tokens and are left out, the first at {left_out[0]}"
+            )
+        if self.template_supplied:
+            notes.append(
+                "the tokenizer has no chat template: a plain one (### User / ### Assistant) is used and saved with it"
+            )
+        if not self.heldout:
+            notes.append("too few rows to hold any out: there is no evaluation")
+        return notes
 
-def prepare(ref: ModelRef, data: str, eval_data: str | None = None, *, eval_rows: int = 100, max_tokens: int | None = None) -> Prepared:
+
+def prepare(
+    ref: ModelRef, data: str, eval_data: str | None = None, *, eval_rows: int = 100, max_tokens: int | None = None
+) -> Prepared:
     """Load, recognise and tokenize. max_tokens: longer rows are left out (None: none are).
 
     Raises: DataError, ModelError.
@@ -34,9 +52,15 @@ def prepare(ref: ModelRef, data: str, eval_data: str | None = None, *, eval_rows
     splits = load_data(data, eval_data, eval_rows=eval_rows)
     tokenizer = load_tokenizer(ref)
     if tokenizer is None:
-        raise ModelError(f"{ref.name}: no tokenizer there, so the data cannot be read with it", fix="add its tokenizer.json, or plan without --data")
+        raise ModelError(
+            f"{ref.name}: no tokenizer there, so the data cannot be read with it",
+            fix="add its tokenizer.json, or plan without --data",
+        )
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"{ref.name}: its tokenizer has no eos token, so no answer could ever stop", fix="set eos_token in its tokenizer_config.json")
+        raise ModelError(
+            f"{ref.name}: its tokenizer has no eos token, so no answer could ever stop",
+            fix="set eos_token in its tokenizer_config.json",
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     supplied = supply_template(tokenizer)

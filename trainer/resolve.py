@@ -1,7 +1,7 @@
 """What MODEL means: a hub id, a local folder, a .gguf file, a catalogue name, or "starter".
 
-`resolve` only looks; `load_config` reads the configuration, which is all that planning needs; `fetch` brings the weights
-to a local folder in safetensors, which is what training needs.
+`resolve` only looks; `load_config` reads the configuration, which is all that planning needs; `fetch` brings the
+weights to a local folder in safetensors, which is what training needs.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ class ModelRef:
     hub_id: str | None = None
     profile: ModelProfile | None = None
 
+    @property
+    def local(self) -> Path:
+        """The path of a local model."""
+        assert self.path is not None
+        return self.path
+
 
 def resolve(name: str) -> ModelRef:
     """Raises: ModelError, with the nearest known names, when `name` is none of the five."""
@@ -55,7 +61,7 @@ def resolve(name: str) -> ModelRef:
         return ModelRef(name=name, kind="hub", hub_id=name)
     raise ModelError(
         f"no model {name!r}: not a folder, a .gguf file or a catalogue name.{near(name, _known_names())}",
-        fix="give a hub id (owner/name), a folder with a config.json, a .gguf file, a name from `autoft profiles models`, or starter",
+        fix="give a hub id (owner/name), a model folder, a .gguf file, a name of `autoft profiles models`, or starter",
     )
 
 
@@ -71,8 +77,7 @@ def load_config(ref: ModelRef) -> Any:
 
         return AutoConfig.from_pretrained(starter_folder())
     if ref.kind == "gguf":
-        assert ref.path is not None
-        return _reading(ref, lambda: AutoConfig.from_pretrained(ref.path.parent, gguf_file=ref.path.name))
+        return _reading(ref, lambda: AutoConfig.from_pretrained(ref.local.parent, gguf_file=ref.local.name))
     if ref.profile is not None:
         config = dict(ref.profile.config)
         return _reading(ref, lambda: AutoConfig.for_model(config.pop("model_type"), **config))
@@ -92,13 +97,16 @@ def load_tokenizer(ref: ModelRef) -> Any | None:
 
         return AutoTokenizer.from_pretrained(starter_folder())
     if ref.kind == "gguf":
-        assert ref.path is not None
-        return _reading(ref, lambda: AutoTokenizer.from_pretrained(ref.path.parent, gguf_file=ref.path.name))
+        return _reading(ref, lambda: AutoTokenizer.from_pretrained(ref.local.parent, gguf_file=ref.local.name))
     if ref.path is not None:
-        if not any((ref.path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        if not any(
+            (ref.path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+        ):
             return None
         return _reading(ref, lambda: AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False))
-    folder = _hub_snapshot(ref, ["config.json", "tokenizer*", "*.jinja", "vocab*", "merges.txt", "special_tokens_map.json"])
+    folder = _hub_snapshot(
+        ref, ["config.json", "tokenizer*", "*.jinja", "vocab*", "merges.txt", "special_tokens_map.json"]
+    )
     return _reading(ref, lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 
@@ -114,8 +122,7 @@ def fetch(ref: ModelRef, say: Say = lambda _: None) -> Path:
     if ref.kind == "gguf":
         from autoft.trainer.gguf import gguf_folder
 
-        assert ref.path is not None
-        return gguf_folder(ref.path, say)
+        return gguf_folder(ref.local, say)
     if ref.path is not None:
         _demand_safetensors(ref.path)
         return ref.path
@@ -138,11 +145,16 @@ def _checked_folder(path: Path) -> Path:
     config = path / "config.json"
     if not config.is_file():
         hint = " It holds an adapter: give its base model." if (path / "adapter_config.json").is_file() else ""
-        raise ModelError(f"{path}: a folder without config.json is not a model.{hint}", fix="give a folder that save_pretrained wrote")
+        raise ModelError(
+            f"{path}: a folder without config.json is not a model.{hint}",
+            fix="give a folder that save_pretrained wrote",
+        )
     try:
         model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError, OSError) as error:
-        raise ModelError(f"{config}: cannot be read as a model configuration: {error}", fix="download the file anew") from None
+        raise ModelError(
+            f"{config}: cannot be read as a model configuration: {error}", fix="download the file anew"
+        ) from None
     if not model_type:
         raise ModelError(f"{config}: has no model_type", fix="give the config.json of a transformers model")
     return path
@@ -161,16 +173,19 @@ def _demand_safetensors(folder: Path) -> None:
     pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(suffix))
     if pickles:
         raise ModelError(
-            f"{folder}: weights only as pickles ({', '.join(pickles[:3])}), which can run any code when they are opened",
+            f"{folder}: weights only as pickles ({', '.join(pickles[:3])}), which can run any code when opened",
             fix="use a copy of the model with .safetensors files, or convert it where you trust it",
         )
-    raise ModelError(f"{folder}: a configuration but no weights: enough to plan, not to train", fix="add the model's .safetensors files")
+    raise ModelError(
+        f"{folder}: a configuration but no weights: enough to plan, not to train",
+        fix="add the model's .safetensors files",
+    )
 
 
 def _reading(ref: ModelRef, read: Callable[[], T]) -> T:
     try:
         return read()
-    except Exception as error:  # noqa: BLE001 - transformers raises all kinds for files it cannot use
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{ref.name}: transformers cannot read it: {reason}", fix="check the model's files") from error
 
@@ -178,13 +193,13 @@ def _reading(ref: ModelRef, read: Callable[[], T]) -> T:
 def _hub_file(ref: ModelRef, filename: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    return _from_hub(ref, lambda: Path(hf_hub_download(ref.hub_id, filename)))
+    return _from_hub(ref, lambda: Path(hf_hub_download(str(ref.hub_id), filename)))
 
 
 def _hub_snapshot(ref: ModelRef, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    return _from_hub(ref, lambda: Path(snapshot_download(ref.hub_id, allow_patterns=patterns)))
+    return _from_hub(ref, lambda: Path(snapshot_download(str(ref.hub_id), allow_patterns=patterns)))
 
 
 def _from_hub(ref: ModelRef, download: Callable[[], Path]) -> Path:
@@ -193,7 +208,10 @@ def _from_hub(ref: ModelRef, download: Callable[[], Path]) -> Path:
     try:
         return download()
     except errors.GatedRepoError:
-        what, fix = f"{ref.hub_id}: the hub wants its licence accepted first", "accept it on the model's page, then set HF_TOKEN"
+        what, fix = (
+            f"{ref.hub_id}: the hub wants its licence accepted first",
+            "accept it on the model's page, then set HF_TOKEN",
+        )
     except errors.RepositoryNotFoundError:
         what = f"{ref.hub_id}: the hub has no such model, or it is private.{near(str(ref.hub_id), _known_names())}"
         fix = "check the name, or set HF_TOKEN"
@@ -201,7 +219,10 @@ def _from_hub(ref: ModelRef, download: Callable[[], Path]) -> Path:
         if isinstance(error, errors.LocalEntryNotFoundError):
             what, fix = _unreachable(ref)
         else:
-            what, fix = f"{ref.hub_id}: its repository lacks a file that is needed: {error}", "choose a transformers model"
+            what, fix = (
+                f"{ref.hub_id}: its repository lacks a file that is needed: {error}",
+                "choose a transformers model",
+            )
     except (OSError, errors.HfHubHTTPError, RuntimeError):
         what, fix = _unreachable(ref)
     raise ModelError(what, fix=fix)

@@ -5,28 +5,27 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from autoft import __version__
-from autoft.errors import TrainingError
+from autoft.errors import DataError, TrainingError
 from autoft.home import sha256, write_text
 from autoft.trainer import environment
 from autoft.trainer.card import model_card
 from autoft.trainer.data.tokens import stop_ids
-from autoft.trainer.events import Event, Listener, Note, Progress, Stage
+from autoft.trainer.events import Listener, Note, Progress, Stage
 from autoft.trainer.job import Job
 from autoft.trainer.memory import PeakMemory, resident_bytes
 from autoft.trainer.output import RESULT, check_disk, output_folder
 from autoft.trainer.prepare import Prepared, prepare
 from autoft.trainer.resolve import base_reference, fetch, load_config, resolve
-from autoft.trainer.result import Evaluation, Measured, Predicted, RunResult, Sample
+from autoft.trainer.result import Measured, Predicted, RunResult, Sample
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "datasets")
 
@@ -57,15 +56,19 @@ def run(
     return result
 
 
-def _train(job: Job, folder: Path, predicted: Predicted | None, prepared: Prepared | None, listener: Listener, clock: _Clock) -> RunResult:
+def _train(
+    job: Job, folder: Path, predicted: Predicted | None, prepared: Prepared | None, listener: Listener, clock: _Clock
+) -> RunResult:
     recipe = job.recipe
+    if job.data is None:
+        raise DataError("the plan names no data to train on", fix="--data FILE")
     ref = resolve(job.model)
     with clock("load"):
         listener(Stage(name="model", detail=job.model))
         weights = fetch(ref, lambda text: listener(Note(text=text)))
         if prepared is None or prepared.longest_tokens > recipe.seq_len:
             prepared = prepare(ref, job.data, job.eval_data, eval_rows=job.eval_rows, max_tokens=recipe.seq_len)
-        notes = _notes(prepared, recipe.seq_len)
+        notes = prepared.notes(recipe.seq_len)
         for note in notes:
             listener(Note(text=note))
         from autoft.trainer.build import build_model
@@ -95,7 +98,12 @@ def _train(job: Job, folder: Path, predicted: Predicted | None, prepared: Prepar
         tokens_per_row = sum(len(e.input_ids) for e in prepared.train.examples) / len(prepared.train.examples)
         watch = Watch(listener, memory, tokens_per_row * recipe.micro_batch * job.accumulation)
         engine = Engine(
-            model=model, tokenizer=tokenizer, job=job, examples=prepared.train.examples, work_dir=folder / ".trainer", callback=watch
+            model=model,
+            tokenizer=tokenizer,
+            job=job,
+            examples=prepared.train.examples,
+            work_dir=folder / ".trainer",
+            callback=watch,
         )
         engine.train()
     if not watch.losses:
@@ -112,7 +120,7 @@ def _train(job: Job, folder: Path, predicted: Predicted | None, prepared: Prepar
     with clock("save"):
         listener(Stage(name="save"))
         base = base_reference(ref, weights)
-        _save(model, tokenizer, folder, base, stop)
+        _save(model, tokenizer, folder, base)
         shutil.rmtree(folder / ".trainer", ignore_errors=True)
     return RunResult(
         autoft_version=__version__,
@@ -147,22 +155,11 @@ def _train(job: Job, folder: Path, predicted: Predicted | None, prepared: Prepar
     )
 
 
-def _notes(prepared: Prepared, seq_len: int) -> list[str]:
-    notes = []
-    left_out = prepared.train.too_long
-    if left_out:
-        notes.append(f"{len(left_out)} rows are longer than {seq_len} tokens and are left out, the first at {left_out[0]}")
-    if prepared.template_supplied:
-        notes.append("the tokenizer has no chat template: a plain one (### User / ### Assistant) is used and saved with it")
-    if not prepared.heldout:
-        notes.append("too few rows to hold any out: there is no evaluation")
-    return notes
-
-
 def _stored_params(model: Any) -> int:
     """Weights of the model, each counted once, 4-bit ones by what they stand for and not by their packed bytes."""
     return sum(
-        p.quant_state.shape.numel() if getattr(p, "quant_state", None) is not None else p.numel() for p in model.parameters()
+        p.quant_state.shape.numel() if getattr(p, "quant_state", None) is not None else p.numel()
+        for p in model.parameters()
     )
 
 
@@ -171,7 +168,7 @@ def _model_stops(model: Any) -> list[int]:
     return [] if stops is None else stops if isinstance(stops, list) else [stops]
 
 
-def _save(model: Any, tokenizer: Any, folder: Path, base: str, stop: list[int]) -> None:
+def _save(model: Any, tokenizer: Any, folder: Path, base: str) -> None:
     model.peft_config["default"].base_model_name_or_path = base
     model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
@@ -182,7 +179,12 @@ def _sample(rows: Any, before: list[str], after: list[str]) -> Sample | None:
     if not after or not talks:
         return None
     messages = talks[0].messages
-    return Sample(prompt=messages[-2]["content"] if len(messages) > 1 else "", expected=messages[-1]["content"], before=before[0], after=after[0])
+    return Sample(
+        prompt=messages[-2]["content"] if len(messages) > 1 else "",
+        expected=messages[-1]["content"],
+        before=before[0],
+        after=after[0],
+    )
 
 
 def _hashes(folder: Path) -> dict[str, str]:

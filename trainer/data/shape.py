@@ -18,8 +18,8 @@ PAIRS = (
     ("instruction", "output"), ("instruction", "response"), ("input", "output"),
 )  # fmt: skip
 SHAPES_HELP = (
-    'rows need "messages", "conversations", "text", or a pair such as "prompt" and "completion", "question" and "answer", '
-    '"instruction" and "output"'
+    'rows need "messages", "conversations", "text", or a pair such as "prompt" and "completion", '
+    '"question" and "answer", "instruction" and "output"'
 )
 
 Message = dict[str, str]
@@ -60,13 +60,13 @@ def _shape_of(raw: RawRow) -> tuple[str, Callable[[RawRow], Row]]:
     columns = {name.lower(): name for name in raw.fields}
     for name in ("messages", "conversations", "conversation"):
         if name in columns:
-            return name, lambda raw, key=columns[name]: _conversation(raw, raw.fields[key])  # type: ignore[misc]
+            return name, lambda raw, key=columns[name]: _conversation(raw, raw.fields[key])
     for prompt, answer in PAIRS:
         if prompt in columns and answer in columns:
             keys = (columns[prompt], columns[answer])
-            return f"{prompt}/{answer}", lambda raw, keys=keys: _pair(raw, *keys)  # type: ignore[misc]
+            return f"{prompt}/{answer}", lambda raw, keys=keys: _pair(raw, *keys)
     if "text" in columns:
-        return "text", lambda raw, key=columns["text"]: Row(raw.where, text=_filled(raw, key))  # type: ignore[misc]
+        return "text", lambda raw, key=columns["text"]: Row(raw.where, text=_filled(raw, key))
     raise DataError(f"{raw.where}: columns {_columns(raw)} have no known shape", fix=SHAPES_HELP)
 
 
@@ -90,7 +90,9 @@ def _as_messages(value: Any, role: str) -> list[Any]:
 
 def _conversation(raw: RawRow, turns: Any) -> Row:
     if not isinstance(turns, list) or not turns:
-        raise DataError(f"{raw.where}: its conversation is not a list of turns", fix='write [{"role": "user", "content": ...}, ...]')
+        raise DataError(
+            f"{raw.where}: its conversation is not a list of turns", fix='write [{"role": "user", "content": ...}, ...]'
+        )
     messages = tuple(_message(raw, number, turn) for number, turn in enumerate(turns, start=1))
     if messages[-1]["role"] != "assistant":
         raise DataError(

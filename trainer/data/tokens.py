@@ -57,13 +57,17 @@ def tokenize(rows: Sequence[Row], tokenizer: Any, *, max_tokens: int | None = No
     too_long: list[str] = []
     longest = 0
     for row in rows:
-        pieces = _text_pieces(row.text, tokenizer, max_tokens) if row.text is not None else [_conversation(row, tokenizer)]
+        pieces = (
+            _text_pieces(row.text, tokenizer, max_tokens) if row.text is not None else [_conversation(row, tokenizer)]
+        )
         longest = max(longest, *(len(piece.input_ids) for piece in pieces))
         if max_tokens is not None and any(len(piece.input_ids) > max_tokens for piece in pieces):
             too_long.append(row.where)
             continue
         if not any(piece.trained_tokens for piece in pieces):
-            raise DataError(f"{row.where}: no token of this row would be trained", fix="give it an answer, or remove the row")
+            raise DataError(
+                f"{row.where}: no token of this row would be trained", fix="give it an answer, or remove the row"
+            )
         examples.extend(piece for piece in pieces if piece.trained_tokens)
     if not examples:
         raise DataError(
@@ -94,7 +98,7 @@ def _conversation(row: Row, tokenizer: Any) -> Example:
         stop = next((at for at in range(end - 1, start - 1, -1) if _is_special(ids[at], tokenizer)), None)
         if stop is None:
             raise DataError(
-                f"{row.where}: the chat template ends an answer without a stop token, so the model would never learn to stop",
+                f"{row.where}: the chat template ends an answer without a stop token, so none would be learnt",
                 fix="use the tokenizer of the model's chat version, or one whose template writes its eos token",
             )
         labels[start : stop + 1] = ids[start : stop + 1]
@@ -111,11 +115,15 @@ def _text_pieces(text: str, tokenizer: Any, max_tokens: int | None) -> list[Exam
 
 def _render(messages: Sequence[Message], tokenizer: Any, *, add_generation_prompt: bool = False) -> list[int]:
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+        text = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
     except Exception as error:  # jinja raises what the template's author wrote
         roles = ", ".join(m["role"] for m in messages)
         reason = " ".join(str(error).split())[:160]
-        raise DataError(f"the model's chat template refuses the roles {roles}: {reason}", fix="change the turns' roles or order") from error
+        raise DataError(
+            f"the model's chat template refuses the roles {roles}: {reason}", fix="change the turns' roles or order"
+        ) from error
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 

@@ -1,0 +1,47 @@
+# Everything runs in .venv, made once and reused; delete it to start over.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(shell cksum < pyproject.toml | cut -d' ' -f1)-$(shell cksum < constraints.txt | cut -d' ' -f1)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-fast lint format bench readme
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: $(READY) ## Make .venv and install autoft with the tested versions
+
+$(READY):
+	@echo "Setting up $(VENV) (the first time downloads PyTorch and friends: minutes)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "autoft needs Python 3.11 or later: make PYTHON=python3.11 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@rm -f $(VENV)/.ready-*
+	@touch $@
+	@echo "Ready: $(BIN)/autoft"
+
+run: setup ## Do the main job on the embedded default: plan, train, evaluate, save, show
+	@$(BIN)/autoft run
+
+test: setup ## Run all tests
+	@$(BIN)/python -m pytest
+
+test-fast: setup ## Run the tests that take seconds
+	@$(BIN)/python -m pytest -m "not slow"
+
+lint: setup ## Check style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup ## Rewrite the code in the project's style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup ## Measure start-up times and write benchmarks/results
+	@$(BIN)/python benchmarks/startup.py
+
+readme: setup ## Regenerate the output blocks of README.md
+	@$(BIN)/python docs/readme_blocks.py

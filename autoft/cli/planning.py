@@ -1,0 +1,98 @@
+"""Options of every command that plans, and the Request they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autoft.cli import options
+
+if TYPE_CHECKING:
+    from autoft.planner.plan import Request
+    from autoft.planner.plan_file import Plan
+    from autoft.trainer.prepare import Prepared
+
+METHODS = ("lora", "qlora")
+PREFERENCES = ("balanced", "quality", "speed", "memory")
+
+DEVICE = (
+    click.option(
+        "--gpu", metavar="NAME", help="Plan for this card of the catalogue, here or not; cpu plans without one."
+    ),
+    click.option("--vram", "vram_gib", type=float, metavar="GIB", help="Plan for so much device memory."),
+)
+RECIPE = (
+    click.option("--method", type=options.Choice(METHODS), help="lora keeps the base in 16 bits, qlora holds it in 4."),
+    click.option(
+        "--seq-len",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Longest sequence in tokens; longer rows are left out.",
+    ),
+    click.option(
+        "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Pin any field of the recipe or job. Repeatable."
+    ),
+)
+DATA = (
+    click.option("--data", metavar="FILE", help="Training data: .jsonl, .json, .csv or .parquet."),
+    click.option("--eval-data", metavar="FILE", help="Held-out rows; without it a part of --data is held out."),
+    click.option(
+        "--prefer",
+        type=options.Choice(PREFERENCES),
+        default="balanced",
+        help="What to look at first. Default: balanced.",
+    ),
+)
+
+
+def add(*decorators: options.Decorator) -> options.Decorator:
+    """Several options as one decorator, shown by --help in their order."""
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return wrap
+
+
+def request(
+    model: str,
+    *,
+    gpu: str | None,
+    vram_gib: float | None,
+    method: str | None,
+    seq_len: int | None,
+    settings: tuple[str, ...],
+    data: str | None = None,
+    eval_data: str | None = None,
+    prefer: str = "balanced",
+) -> Request:
+    """The Request that the options make; the named ones are shorthand for --set and win over it."""
+    from autoft.planner.plan import Request
+
+    pins = (*settings, *([f"method={method}"] if method else []))
+    return Request(
+        model=model,
+        data=data,
+        eval_data=eval_data,
+        gpu=gpu,
+        vram_gib=vram_gib,
+        seq_len=seq_len,
+        prefer=prefer,  # type: ignore[arg-type]
+        settings=pins,
+    )
+
+
+def plan(wanted: Request, disk_path: Path | None = None) -> tuple[Plan, Prepared | None]:
+    """Probe, then plan."""
+    from autoft.trainer import environment
+
+    environment.prepare()
+    from autoft.planner.plan import make_plan
+    from autoft.profiles.detect import detect
+
+    return make_plan(wanted, detect(disk_path))

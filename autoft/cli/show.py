@@ -1,0 +1,198 @@
+"""A plan, an estimate and a result for people: what, how much memory, how long, why."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from autoft.planner.choose import describe
+from autoft.planner.estimate import Estimate
+from autoft.planner.plan_file import Alternative, Plan
+from autoft.render import count, duration, size
+from autoft.trainer.recipe import Recipe
+from autoft.trainer.result import Evaluation, RunResult
+
+BAR_COLORS = ("blue", "cyan", "green", "magenta", "yellow", "red", "white")
+SHOWN_ALTERNATIVES = 8
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """The plan in one screen: the choice, its memory and time, why, and what else was looked at."""
+    job, recipe = plan.job, plan.job.recipe
+    console.print(Text(f"{job.model} on {plan.target}", style="bold"))
+    console.print(facts([("Plan", describe(recipe)), *_job_facts(plan)]))
+    console.print(memory_bar(plan.estimate, console.width))
+    console.print(Text("Why", style="bold"))
+    for reason in plan.reasons:
+        console.print(Text(f"- {reason}"))
+    for note in (*plan.notes, *plan.estimate.assumptions):
+        console.print(Text(f"Note: {note}", style="dim"))
+    if plan.alternatives:
+        console.print(Text("Not chosen", style="bold"))
+        console.print(_alternatives(plan.alternatives))
+
+
+def show_estimate(recipe: Recipe, estimate: Estimate, target: str, console: Console) -> None:
+    """Memory and time of one recipe."""
+    console.print(Text(f"{describe(recipe)}, {recipe.seq_len} tokens, on {target}", style="bold"))
+    rows = [
+        ("Fits", f"{estimate.fits}: {size(estimate.device_bytes)} of {size(estimate.available_bytes)} usable"),
+        ("Trained", f"{count(estimate.trainable_params)} of {count(estimate.total_params)} weights"),
+        ("Step", _step_time(estimate)),
+    ]
+    console.print(facts(rows))
+    console.print(memory_bar(estimate, console.width))
+    console.print(_components(estimate))
+    for assumption in estimate.assumptions:
+        console.print(Text(f"Note: {assumption}", style="dim"))
+
+
+def show_result(result: RunResult, out: str, console: Console) -> None:
+    """A finished run: before and after, predicted and measured, what to do next."""
+    if result.sample is not None:
+        sample = result.sample
+        answers = Group(
+            Text("Message ", style="bold").append(sample.prompt, style="not bold"),
+            Text("Before  ", style="bold").append(_clipped(sample.before), style="not bold"),
+            Text("After   ", style="bold").append(sample.after, style="not bold"),
+            Text("Wanted  ", style="bold").append(sample.expected, style="not bold"),
+        )
+        console.print(Panel(answers, title="One held-out message", title_align="left"))
+    console.print(_scores(result.before, result.after))
+    console.print(facts(_measured_facts(result)))
+    console.print(Text("Next", style="bold"))
+    for command, what in (
+        (f"autoft chat {out}", "talk to it"),
+        ("autoft plan MODEL --data FILE", "plan your own model and data"),
+        ("autoft run MODEL --data FILE", "and train it"),
+    ):
+        console.print(Text(f"  {command}", style="cyan").append(f"   {what}", style="default"))
+
+
+def facts(rows: list[tuple[str, str]]) -> Table:
+    """Name and value side by side; a long value goes on below itself, whatever the width."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(min_width=9, no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(f"  {name}"), Text(value))
+    return table
+
+
+def memory_bar(estimate: Estimate, width: int) -> Text:
+    """One line: each component in proportion to what can be used, then what stays free."""
+    room = max(estimate.available_bytes, estimate.device_bytes)
+    cells = max(10, min(60, width - 4))
+    bar = Text("  ")
+    used = 0
+    for color, (_, part) in zip(BAR_COLORS, estimate.components.items(), strict=False):
+        length = round((used + part) / room * cells) - round(used / room * cells)
+        used += part
+        bar.append("█" * length, style=color)
+    taken = round(estimate.device_bytes / room * cells)
+    bar.append("▒" * max(0, taken - round(used / room * cells)), style="dim")
+    bar.append("·" * max(0, cells - taken), style="dim")
+    return bar
+
+
+def _job_facts(plan: Plan) -> list[tuple[str, str]]:
+    job, estimate, work = plan.job, plan.estimate, plan.workload
+    recipe = job.recipe
+    trained = f"{count(estimate.trainable_params)} of {count(estimate.total_params)} weights"
+    rows = [
+        ("Adapter", f"rank {recipe.rank} on {recipe.target_modules}, {trained}"),
+        (
+            "Batch",
+            f"{recipe.micro_batch} x {job.accumulation} rows of up to {recipe.seq_len} tokens, "
+            f"learning rate {job.learning_rate:g}",
+        ),
+    ]
+    if work is not None:
+        rows.append(
+            (
+                "Data",
+                f"{work.rows:,} rows, {work.mean_tokens:.0f} tokens on average, "
+                f"{work.trained_share:.0%} of them trained; {work.heldout_rows} held out",
+            )
+        )
+    rows.append(("Memory", f"{size(estimate.device_bytes)} of {size(estimate.available_bytes)} usable"))
+    if plan.steps is not None:
+        steps = plan.steps * job.accumulation
+        span = estimate.step_time_s
+        rows.append(("Time", f"{plan.steps} steps, {duration(span.lower * steps)} to {duration(span.upper * steps)}"))
+    else:
+        rows.append(("Step", _step_time(estimate)))
+    return rows
+
+
+def _step_time(estimate: Estimate) -> str:
+    span = estimate.step_time_s
+    return f"{duration(span.lower)} to {duration(span.upper)}, about {estimate.tokens_per_s:,.0f} tokens/s"
+
+
+def _components(estimate: Estimate) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for color, (name, part) in zip(BAR_COLORS, estimate.components.items(), strict=False):
+        table.add_row(Text("  █", style=color), Text(name.replace("_", " ")), Text(size(part)))
+    return table
+
+
+def _alternatives(alternatives: tuple[Alternative, ...]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(overflow="fold", ratio=1)
+    table.add_column(overflow="fold", ratio=1)
+    rejected = [a for a in alternatives if a.role == "rejected"]
+    others = [a for a in alternatives if a.role != "rejected"]
+    room = SHOWN_ALTERNATIVES - min(len(rejected), SHOWN_ALTERNATIVES // 2)
+    for alternative in (*others[:room], *rejected[: SHOWN_ALTERNATIVES - min(len(others), room)]):
+        style = "red" if alternative.role == "rejected" else ""
+        table.add_row(Text(f"  {describe(alternative.recipe)}", style=style), Text(alternative.reason))
+    left = len(alternatives) - table.row_count
+    if left > 0:
+        table.add_row(Text(f"  and {left} more (--json has them all)", style="dim"), Text(""))
+    return table
+
+
+def _scores(before: Evaluation, after: Evaluation) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for name in (f"{after.rows} held-out rows", "before", "after"):
+        table.add_column(name, justify="left" if "rows" in name else "right")
+    lines = (
+        ("valid JSON", before.json_valid, after.json_valid, "{:.1%}"),
+        ("fields right", before.fields_right, after.fields_right, "{:.1%}"),
+        ("exact match", before.exact_match, after.exact_match, "{:.1%}"),
+        ("loss, nats a token", before.loss, after.loss, "{:.3f}"),
+    )
+    for name, was, now, form in lines:
+        if was is not None and now is not None:
+            table.add_row(name, form.format(was), form.format(now))
+    return table
+
+
+def _measured_facts(result: RunResult) -> list[tuple[str, str]]:
+    measured, predicted = result.measured, result.predicted
+    memory, step = size(measured.peak_bytes), duration(measured.step_time_s)
+    if predicted is not None:
+        memory += f", predicted {size(predicted.peak_bytes)} ({predicted.method})"
+        step += f", predicted {duration(predicted.step_time_lower_s)} to {duration(predicted.step_time_upper_s)}"
+    return [
+        ("Memory", memory),
+        ("Step", step),
+        ("Speed", f"{measured.tokens_per_s:,.0f} tokens/s, of them {measured.trained_tokens_per_s:,.0f} trained"),
+        ("Trained", f"{count(result.trainable_params)} of {count(result.total_params)} weights"),
+        ("Time", ", ".join(f"{name.replace('_', ' ')} {duration(s)}" for name, s in result.seconds.items())),
+    ]
+
+
+def _clipped(text: str, limit: int = 240) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def oneline(value: object) -> str:
+    """JSON on one line."""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,135 @@
+"""The choice: of all candidates, which one to run, and why not the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from autoft.errors import DoesNotFit
+from autoft.planner.estimate import Estimate
+from autoft.planner.plan_file import Alternative
+from autoft.trainer.recipe import Recipe
+
+Prefer = Literal["balanced", "quality", "speed", "memory"]
+GIB = 2**30
+
+# What each preference looks at, in this order; the first difference decides.
+_ORDER: dict[str, tuple[str, Callable[[Recipe, Estimate], tuple[Any, ...]]]] = {
+    "balanced": (
+        "the largest micro-batch, then no checkpointing, then the 16-bit base",
+        lambda r, e: (-r.micro_batch, r.gradient_checkpointing, r.method == "qlora"),
+    ),
+    "quality": (
+        "the 16-bit base, then time",
+        lambda r, e: (r.method == "qlora", e.step_time_s.middle / r.micro_batch),
+    ),
+    "speed": (
+        "time a sequence, then the 16-bit base",
+        lambda r, e: (e.step_time_s.middle / r.micro_batch, r.method == "qlora", -r.micro_batch),
+    ),
+    "memory": ("memory", lambda r, e: (e.device_bytes,)),
+}  # fmt: skip
+PREFERENCES = tuple(_ORDER)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    recipe: Recipe
+    estimate: Estimate
+    reasons: tuple[str, ...]
+    alternatives: tuple[Alternative, ...]
+
+
+def choose(estimates: Sequence[tuple[Recipe, Estimate]], *, prefer: Prefer, target: str) -> Choice:
+    """The best fitting candidate in the order of `prefer`, the others behind it with their reasons.
+
+    Raises: DoesNotFit, naming the candidate that came closest, when none fits.
+    """
+    words, order = _ORDER[prefer]
+    fitting = sorted((pair for pair in estimates if pair[1].fits == "yes"), key=lambda pair: order(*pair))
+    if not fitting:
+        recipe, estimate = min(estimates, key=lambda pair: pair[1].device_bytes)
+        raise DoesNotFit(
+            f"nothing fits {target}, of which {estimate.available_bytes / GIB:.1f} GiB can be used. "
+            f"Closest: {describe(recipe)}, {estimate.device_bytes / GIB:.1f} GiB"
+        )
+    recipe, estimate = fitting[0]
+    others = [(r, e) for r, e in (*fitting[1:], *(pair for pair in estimates if pair[1].fits != "yes"))]
+    return Choice(
+        recipe,
+        estimate,
+        _reasons(recipe, estimate, estimates, words, prefer),
+        tuple(_alternative(r, e, recipe, estimate, words) for r, e in others),
+    )
+
+
+def describe(recipe: Recipe) -> str:
+    """qlora nf4, micro-batch 4, checkpointing."""
+    base = f"qlora {recipe.quant_type}" if recipe.quant_type else f"lora on {recipe.base_dtype}"
+    return f"{base}, micro-batch {recipe.micro_batch}" + (", checkpointing" if recipe.gradient_checkpointing else "")
+
+
+def _reasons(
+    recipe: Recipe, estimate: Estimate, estimates: Sequence[tuple[Recipe, Estimate]], words: str, prefer: str
+) -> tuple[str, ...]:
+    free = estimate.available_bytes / GIB
+    reasons = [f"{describe(recipe)} needs {estimate.device_bytes / GIB:.1f} GiB of the {free:.1f} GiB that can be used"]
+    if len(estimates) == 1:
+        return (*reasons, "it is the only candidate that the settings leave")
+    reasons.append(f"prefer {prefer} takes, of what fits: {words}")
+    same = [
+        (r, e)
+        for r, e in estimates
+        if r.micro_batch == recipe.micro_batch and r.gradient_checkpointing == recipe.gradient_checkpointing
+    ]
+    if recipe.method == "lora":
+        reasons.append("the base stays in 16 bits or more: it fits, so nothing is given up to 4-bit quantization")
+    else:
+        lora = next((e for r, e in same if r.method == "lora"), None)
+        if lora is not None and lora.fits != "yes":
+            need = f"{lora.device_bytes / GIB:.1f} GiB"
+            reasons.append(f"4-bit buys the fit: the same step on the {recipe.base_dtype} base needs {need}")
+    if recipe.gradient_checkpointing:
+        plain = next(
+            (
+                e
+                for r, e in estimates
+                if r.method == recipe.method and r.micro_batch == recipe.micro_batch and not r.gradient_checkpointing
+            ),
+            None,
+        )
+        if plain is not None and plain.fits != "yes":
+            reasons.append(f"checkpointing buys the fit: without it the step needs {plain.device_bytes / GIB:.1f} GiB")
+    return tuple(reasons)
+
+
+def _alternative(recipe: Recipe, estimate: Estimate, chosen: Recipe, best: Estimate, words: str) -> Alternative:
+    need = f"{estimate.device_bytes / GIB:.1f} GiB"
+    if estimate.fits != "yes":
+        over = (estimate.device_bytes - estimate.available_bytes) / GIB
+        return Alternative(
+            role="rejected",
+            recipe=recipe,
+            estimate=estimate,
+            reason=f"needs {need}, {over:.1f} GiB more than can be used",
+        )
+    role: Literal["fallback", "runner_up"] = "fallback" if estimate.device_bytes < best.device_bytes else "runner_up"
+    return Alternative(
+        role=role, recipe=recipe, estimate=estimate, reason=f"fits in {need}; {_loss_against(recipe, chosen, words)}"
+    )
+
+
+def _loss_against(recipe: Recipe, chosen: Recipe, words: str) -> str:
+    """The first thing, in plain words, in which `recipe` differs from the chosen one."""
+    if recipe.method != chosen.method:
+        return (
+            "quantizes the base to 4 bits, which is not needed"
+            if recipe.method == "qlora"
+            else f"comes later in the order: {words}"
+        )
+    if recipe.gradient_checkpointing and not chosen.gradient_checkpointing:
+        return "computes the forward twice to save memory that is there"
+    if recipe.micro_batch < chosen.micro_batch:
+        return "smaller micro-batches use the device less well"
+    return f"comes later in the order: {words}"

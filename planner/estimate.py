@@ -1,0 +1,50 @@
+"""The Estimate: memory and time of one Recipe on one device. What every memory and time model here returns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from autoft.schema import Record
+
+Fits = Literal["yes", "tight", "no"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Range(Record):
+    """From lower to upper, lower <= upper."""
+
+    lower: float
+    upper: float
+
+    @property
+    def middle(self) -> float:
+        """The geometric middle: as many times above lower as below upper."""
+        return math.sqrt(self.lower * self.upper)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate(Record):
+    """Memory in bytes, time in seconds.
+
+    method: how the memory was found. peak_allocated_bytes, peak_reserved_bytes: of a steady training step.
+    device_bytes: what the run takes of the device in all, the runtime's own share included.
+    available_bytes: what the device had to give. fits: against that.
+    components: what lives at the peak, by kind; they add up to peak_allocated_bytes. phases: the peak of each phase.
+    step_time_s: one micro-batch forward and backward, and an optimizer step. tokens_per_s: at the middle of that range.
+    """
+
+    method: Literal["closed form"]
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int
+    device_bytes: int
+    available_bytes: int
+    fits: Fits
+    components: dict[str, int]
+    phases: dict[str, int]
+    step_time_s: Range
+    tokens_per_s: float
+    trainable_params: int
+    total_params: int
+    assumptions: tuple[str, ...]

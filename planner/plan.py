@@ -1,0 +1,210 @@
+"""`make_plan`: from a model, data and a machine to the Plan. `make_estimate`: one exact recipe."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from autoft import __version__
+from autoft.errors import DoesNotFit, OptionError
+from autoft.planner.candidates import candidates, parse_settings
+from autoft.planner.choose import Prefer, choose
+from autoft.planner.estimate import Estimate
+from autoft.planner.estimator import Estimator
+from autoft.planner.plan_file import Plan
+from autoft.planner.target import Target, target_of
+from autoft.planner.time import measure_cpu_flops
+from autoft.planner.workload import Workload, measure
+from autoft.profiles.hardware import Hardware
+from autoft.profiles.model_shape import ModelShape
+from autoft.trainer.job import Job
+from autoft.trainer.prepare import Prepared, prepare
+from autoft.trainer.recipe import Recipe
+from autoft.trainer.resolve import load_config, resolve
+
+DEFAULT_SEQ_LEN = 2048  # without data to look at
+SEQ_LEN_MULTIPLE = 8  # tensor cores want multiples of 8
+MIN_STEPS = 100  # optimizer steps that a run should have before its batch grows
+MAX_ROWS_PER_STEP = 16
+SMALL_DATA_ROWS = 1000  # fewer rows than this are gone over three times
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What the user asks for. settings: `key=value` words that pin fields of the Recipe or the Job."""
+
+    model: str
+    data: str | None = None
+    eval_data: str | None = None
+    gpu: str | None = None
+    vram_gib: float | None = None
+    seq_len: int | None = None
+    prefer: Prefer = "balanced"
+    settings: tuple[str, ...] = ()
+
+
+def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | None]:
+    """The Plan, and the tokenized data it was made for (None without data).
+
+    Raises: InputError of several kinds; DoesNotFit when no candidate fits.
+    """
+    recipe_pins, job_pins = parse_settings(request.settings)
+    target = _target(request, hardware)
+    ref = resolve(request.model)
+    estimator = Estimator(request.model, load_config(ref), target)
+    shape = estimator.shape
+    eval_rows = job_pins.get("eval_rows", Job.__dataclass_fields__["eval_rows"].default)
+    prepared = (
+        prepare(ref, request.data, request.eval_data, eval_rows=eval_rows, max_tokens=request.seq_len)
+        if request.data
+        else None
+    )
+    workload = measure(prepared) if prepared else None
+    seq_len = recipe_pins.pop("seq_len", None) or request.seq_len or _seq_len(workload, shape)
+    _check_seq_len(seq_len, shape)
+    if prepared is not None and prepared.longest_tokens > seq_len:
+        prepared = prepare(ref, str(request.data), request.eval_data, eval_rows=eval_rows, max_tokens=seq_len)
+        workload = measure(prepared)
+    schedule = {**_schedule(request, workload), **job_pins}
+    rows_per_step = schedule.pop("rows_per_step")
+
+    def estimates(seq_len: int) -> list[tuple[Recipe, Estimate]]:
+        recipes = candidates(target, seq_len=seq_len, rows_per_step=rows_per_step, pinned=recipe_pins)
+        return [
+            (recipe, estimator.estimate(recipe))
+            for recipe in recipes
+            if "method" in recipe_pins or estimator.takes(recipe)
+        ]
+
+    try:
+        choice = choose(estimates(seq_len), prefer=request.prefer, target=target.name)
+    except DoesNotFit as error:
+        raise DoesNotFit(error.what, fix=_way_out(seq_len, estimates)) from None
+    accumulation = schedule.pop("accumulation", max(1, rows_per_step // choice.recipe.micro_batch))
+    job = Job.from_dict(
+        {
+            "model": request.model,
+            "data": request.data,
+            "eval_data": request.eval_data,
+            "recipe": choice.recipe.to_dict(),
+            "device": target.device,
+            "accumulation": accumulation,
+            **schedule,
+        },
+        where="--set",
+    )
+    plan = Plan(
+        autoft_version=__version__,
+        target=target.name,
+        prefer=request.prefer,
+        reasons=choice.reasons,
+        notes=_notes(prepared, seq_len),
+        steps=_steps(job, workload),
+        job=job,
+        estimate=choice.estimate,
+        shape=shape,
+        workload=workload,
+        hardware=hardware,
+        alternatives=choice.alternatives,
+    )
+    return plan, prepared
+
+
+def make_estimate(request: Request, hardware: Hardware) -> tuple[Recipe, Estimate, Target]:
+    """The Recipe that the settings describe, the device's defaults filled in, its Estimate, and for what.
+
+    Raises: InputError.
+    """
+    pins, job_pins = parse_settings(request.settings)
+    if job_pins:
+        raise OptionError(
+            f"--set {next(iter(job_pins))}: no part of a recipe", fix="use it with `autoft plan` or `autoft run`"
+        )
+    target = _target(request, hardware)
+    estimator = Estimator(request.model, load_config(resolve(request.model)), target)
+    seq_len = request.seq_len or pins.get("seq_len") or _seq_len(None, estimator.shape)
+    _check_seq_len(seq_len, estimator.shape)
+    recipe = candidates(target, seq_len=seq_len, rows_per_step=1, pinned=pins)[0]
+    return recipe, estimator.estimate(recipe), target
+
+
+def _target(request: Request, hardware: Hardware) -> Target:
+    return target_of(
+        hardware, gpu_name=request.gpu, vram_gib=request.vram_gib, cpu_flops_per_s=functools.cache(measure_cpu_flops)
+    )
+
+
+def _seq_len(workload: Workload | None, shape: ModelShape) -> int:
+    """Room for the longest row, so that none is cut; without data, DEFAULT_SEQ_LEN; never more than the model takes."""
+    if workload is None:
+        return min(DEFAULT_SEQ_LEN, shape.max_position)
+    rounded = -(-workload.longest_tokens // SEQ_LEN_MULTIPLE) * SEQ_LEN_MULTIPLE
+    return min(rounded, shape.max_position)
+
+
+def _check_seq_len(seq_len: int, shape: ModelShape) -> None:
+    if seq_len > shape.max_position:
+        raise OptionError(
+            f"--seq-len {seq_len} is more than {shape.name} was made for ({shape.max_position} tokens)",
+            fix=f"--seq-len {shape.max_position} or less",
+        )
+
+
+def _schedule(request: Request, workload: Workload | None) -> dict[str, Any]:
+    """Epochs, learning rate and rows a step.
+
+    The bundled task was tried with the starter model: one epoch at 1e-3. Otherwise 2e-4, the QLoRA paper's rate for
+    models of 7B and 13B (arXiv:2305.14314, table 9), three epochs of small data and one of large.
+    """
+    rows = workload.rows if workload else 10 * SMALL_DATA_ROWS
+    starter = (request.model, request.data) == ("starter", "starter")
+    epochs = 1.0 if starter or rows >= SMALL_DATA_ROWS else 3.0
+    schedule: dict[str, Any] = {
+        "epochs": epochs,
+        "learning_rate": 1e-3 if starter else 2e-4,
+        "rows_per_step": _rows_per_step(int(rows * epochs)),
+    }
+    if workload is not None:
+        schedule["max_new_tokens"] = _answer_room(workload)
+    return schedule
+
+
+def _rows_per_step(rows: int) -> int:
+    """The largest power of two, up to MAX_ROWS_PER_STEP, that still leaves MIN_STEPS optimizer steps."""
+    found = 1
+    while found < MAX_ROWS_PER_STEP and rows // (2 * found) >= MIN_STEPS:
+        found *= 2
+    return found
+
+
+def _answer_room(workload: Workload) -> int:
+    """Tokens an answer may take in the evaluation: half as long again as the longest expected one, at most 512."""
+    return min(512, -(-workload.longest_answer * 3 // 2 // 8) * 8)
+
+
+def _steps(job: Job, workload: Workload | None) -> int | None:
+    if workload is None:
+        return None
+    micro_batches = -(-workload.rows // job.recipe.micro_batch)
+    steps = round(job.epochs * -(-micro_batches // job.accumulation))
+    return min(steps, job.max_steps) if job.max_steps else max(1, steps)
+
+
+def _notes(prepared: Prepared | None, seq_len: int) -> tuple[str, ...]:
+    if prepared is None:
+        return (f"no data given: planned for sequences of {seq_len} tokens; name the data with --data",)
+    return tuple(prepared.notes(seq_len))
+
+
+def _way_out(seq_len: int, estimates: Callable[[int], list[tuple[Recipe, Estimate]]]) -> str:
+    """What would make something fit: the longest half, quarter, ... of the sequence that does."""
+    shorter = seq_len // 2
+    while shorter >= 128:
+        need = min((e for _, e in estimates(shorter)), key=lambda e: e.device_bytes)
+        if need.fits == "yes":
+            need_gib = need.device_bytes / 2**30
+            return f"--seq-len {shorter} (needs {need_gib:.1f} GiB), a smaller model, or a card with more memory"
+        shorter //= 2
+    return "a smaller model, or a card with more memory (--gpu NAME plans for one that is not here)"

@@ -1,0 +1,69 @@
+"""The Plan, and the TOML file that carries it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from autoft.errors import FileFormatError
+from autoft.home import write_text
+from autoft.planner.estimate import Estimate
+from autoft.planner.workload import Workload
+from autoft.profiles.hardware import Hardware
+from autoft.profiles.model_shape import ModelShape
+from autoft.schema import Record, parse_toml, read_text
+from autoft.trainer.job import Job
+from autoft.trainer.recipe import Recipe
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alternative(Record):
+    """A recipe that was not chosen. fallback: it fits in less memory than the chosen one."""
+
+    role: Literal["fallback", "runner_up", "rejected"]
+    recipe: Recipe
+    estimate: Estimate
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan(Record):
+    """What to run and why. job is all that the trainer takes; the rest says how it was chosen.
+
+    target: the device planned for, in words. steps: optimizer steps of the whole run, None without data.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    autoft_version: str
+    target: str
+    prefer: str
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    steps: int | None = None
+    job: Job
+    estimate: Estimate
+    shape: ModelShape
+    workload: Workload | None = None
+    hardware: Hardware
+    alternatives: tuple[Alternative, ...] = ()
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Write plan.toml, all of it or nothing."""
+    write_text(path, plan.to_toml())
+
+
+def read_plan(path: Path) -> Plan:
+    """Raises: FileFormatError for a file that is missing, broken, of a newer schema, or wrong (dotted path)."""
+    where = str(path)
+    data = parse_toml(read_text(path), where=where)
+    version = data.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise FileFormatError(
+            f"{where}: schema_version {version} is newer than this autoft reads ({SCHEMA_VERSION})",
+            fix="update autoft, or plan again",
+        )
+    return Plan.from_dict(data, where=where)

@@ -1,0 +1,58 @@
+"""ModelShape from a configuration: the model is built without storage, and its weights are counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autoft.errors import ModelError
+from autoft.profiles.model_shape import ModelShape
+from autoft.trainer.build import build_base
+from autoft.trainer.recipe import Recipe
+
+
+def model_shape(name: str, config: Any, weights: Path | None = None) -> ModelShape:
+    """Architecture figures of the causal language model that `config` describes.
+
+    Raises: ModelError when transformers has no causal language model for it.
+    """
+    base = build_base(Recipe(), config)
+    text = config.get_text_config()
+    heads = _first(text, "num_attention_heads", default=1)
+    hidden = _first(text, "hidden_size")
+    linear, total = _count(base)
+    return ModelShape(
+        name=name,
+        model_type=config.model_type,
+        num_layers=_first(text, "num_hidden_layers"),
+        hidden_size=hidden,
+        intermediate_size=_first(text, "intermediate_size", "ffn_dim", "n_inner", default=4 * hidden),
+        num_heads=heads,
+        num_kv_heads=_first(text, "num_key_value_heads", default=heads),
+        head_dim=_first(text, "head_dim", default=hidden // heads),
+        vocab_size=text.vocab_size,
+        max_position=_first(text, "max_position_embeddings", default=2048),
+        tied_embeddings=bool(base.config.tie_word_embeddings),
+        linear_params=linear,
+        other_params=total - linear,
+        weight_bytes=sum(file.stat().st_size for file in weights.glob("*.safetensors")) if weights else None,
+    )
+
+
+def _count(base: Any) -> tuple[int, int]:
+    """(weights of the layers that 4-bit quantization takes, all weights), each stored tensor once."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = base.get_output_embeddings()
+    linear = [m.weight for m in base.modules() if type(m) in (torch.nn.Linear, Conv1D) and m is not head]
+    return sum({id(w): w.numel() for w in linear}.values()), sum(p.numel() for p in base.parameters())
+
+
+def _first(config: Any, *names: str, default: int | None = None) -> int:
+    value = next((v for v in (getattr(config, name, None) for name in names) if v is not None), default)
+    if value is None:
+        raise ModelError(
+            f"the configuration has none of {', '.join(names)}", fix="give the config.json of a causal language model"
+        )
+    return int(value)

@@ -1,0 +1,128 @@
+"""The Target: the one device that a plan is for, and what it has to give."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from autoft.errors import OptionError
+from autoft.planner.estimate import Range
+from autoft.planner.time import cpu_step_time, gpu_step_time
+from autoft.profiles.catalogue import find_gpu
+from autoft.profiles.detect import gpu_from_profile
+from autoft.profiles.hardware import Gpu, Hardware
+from autoft.profiles.model_shape import ModelShape
+from autoft.trainer.recipe import Dtype, Recipe
+
+GIB = 2**30
+# Assumptions. A CUDA context takes a few hundred MiB; of the rest some is lost between blocks. A CPU's memory is shared
+# with everything else that runs.
+CUDA_CONTEXT_BYTES = 512 * 2**20
+GPU_USABLE = 0.95
+RAM_USABLE = 0.85
+# What allocators hold beyond what is asked of them.
+RESERVED_OVER_ALLOCATED = 1.10
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """device: where to train. available_bytes: what a run may take of it. half_dtype: its true 16-bit format, if any.
+
+    cpu_flops_per_s: measures the CPU's throughput in a dtype for a model; called at most once a dtype.
+    """
+
+    device: Literal["cuda", "cpu"]
+    name: str
+    available_bytes: int
+    half_dtype: Dtype | None
+    gpu: Gpu | None = None
+    cpu_flops_per_s: Callable[[Dtype, ModelShape], float] | None = None
+
+    def step_time(self, recipe: Recipe, shape: ModelShape) -> tuple[Range, str]:
+        """Seconds of a step here, and the assumption or measurement behind them."""
+        if self.gpu is not None:
+            return gpu_step_time(recipe, shape, self.gpu)
+        assert self.cpu_flops_per_s is not None
+        return cpu_step_time(recipe, shape, self.cpu_flops_per_s(recipe.base_dtype, shape))
+
+    def device_bytes(self, reserved_bytes: int) -> int:
+        """What a run that reserves so much takes of the device in all."""
+        return reserved_bytes + (CUDA_CONTEXT_BYTES if self.device == "cuda" else 0)
+
+
+def target_of(
+    hardware: Hardware,
+    *,
+    gpu_name: str | None,
+    vram_gib: float | None,
+    cpu_flops_per_s: Callable[[Dtype, ModelShape], float],
+) -> Target:
+    """The device to plan for: the card named, else the GPU here with the most free memory, else the CPU.
+
+    gpu_name: a catalogue name, or "cpu". vram_gib: overrides the memory, in GiB.
+    Raises: OptionError.
+    """
+    if vram_gib is not None and not 0 < vram_gib <= 4096:
+        raise OptionError(f"--vram {vram_gib:g} is not a GPU's memory", fix="give GiB between 0 and 4096")
+    gpu = _gpu(hardware, gpu_name, vram_gib)
+    if gpu is not None:
+        usable = int((gpu.free_bytes - CUDA_CONTEXT_BYTES) * GPU_USABLE) + CUDA_CONTEXT_BYTES
+        half: Dtype = "bfloat16" if gpu.bf16 else "float16"
+        return Target("cuda", f"{gpu.name} ({gpu.total_bytes / GIB:.1f} GiB)", max(0, usable), half, gpu=gpu)
+    host = hardware.host
+    ram = int(vram_gib * GIB) if vram_gib is not None else host.ram_available_bytes
+    name = f"CPU ({host.cpu}, {host.cores} cores, {ram / GIB:.1f} GiB free)"
+    return Target(
+        "cpu", name, int(ram * RAM_USABLE), "bfloat16" if host.bf16 else None, cpu_flops_per_s=cpu_flops_per_s
+    )
+
+
+def _gpu(hardware: Hardware, gpu_name: str | None, vram_gib: float | None) -> Gpu | None:
+    if gpu_name == "cpu":
+        return None
+    if gpu_name is not None:
+        gpu = gpu_from_profile(_single(gpu_name))
+    elif hardware.gpus:
+        gpu = _with_data_sheet(max(hardware.gpus, key=lambda gpu: gpu.free_bytes))
+    elif vram_gib is not None:
+        gpu = Gpu(name="a GPU", origin="user", total_bytes=0, free_bytes=0, compute_capability=(8, 0), bf16=True)
+    else:
+        return None
+    if vram_gib is not None:
+        gpu = replace(gpu, total_bytes=int(vram_gib * GIB), free_bytes=int(vram_gib * GIB))
+    return gpu
+
+
+def _single(gpu_name: str) -> str:
+    """The card's name without a count of one ("t4x1"). Raises: OptionError for several cards."""
+    match = re.fullmatch(r"(?P<name>.+?)\s*x\s*(?P<count>\d{1,2})", gpu_name)
+    if match is None or not _is_known(match["name"]):
+        return gpu_name
+    if match["count"] != "1":
+        raise OptionError(f"--gpu {gpu_name}: autoft trains on one GPU today", fix=f"--gpu {match['name']}")
+    return match["name"]
+
+
+def _is_known(gpu_name: str) -> bool:
+    try:
+        find_gpu(gpu_name)
+    except OptionError:
+        return False
+    return True
+
+
+def _with_data_sheet(gpu: Gpu) -> Gpu:
+    """A card of this machine with the catalogue's throughput, where the catalogue knows it."""
+    try:
+        profile = find_gpu(gpu.name)
+    except OptionError:
+        return gpu
+    flops, bandwidth = profile.half_flops_per_s, profile.memory_bytes_per_s
+    return replace(
+        gpu,
+        half_flops_per_s=flops.value if flops else None,
+        memory_bytes_per_s=bandwidth.value if bandwidth else None,
+        profile=profile.name,
+    )
