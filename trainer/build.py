@@ -41,8 +41,7 @@ def build_model(recipe: Recipe, *, config: Any, weights: Path | None, device: st
     torch.manual_seed(seed)
     model = add_adapter(base, recipe, device)
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from autoft.errors import TrainingError
@@ -61,6 +62,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         for parameter, data in weights.items():
             parameter.data = data
         self.model_accepts_loss_kwargs = True
+        self.remove_callback(PrinterCallback)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from autoft.errors import OutputError
+from autoft.errors import InputError, OutputError
 
 RESULT = "result.json"
 UNFINISHED = ".unfinished"
@@ -32,8 +32,10 @@ def unfinished(out: Path) -> Path:
 
 def check_output(out: Path, *, force: bool, needed_bytes: int = 0) -> None:
     """Raises: OutputError when a run could not or must not be written to `out`. Changes nothing."""
-    if out.exists() and not out.is_dir():
+    if (out.exists() or out.is_symlink()) and not out.is_dir():
         raise OutputError(f"{out}: a file, not a folder", fix="-o another folder")
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise OutputError(f"{out}: the folder that you are in", fix="-o a new folder in it")
     if (out / RESULT).exists() and not force:
         raise OutputError(f"{out}: holds a finished run", fix="-o another folder, or --force to replace it")
     if out.is_dir() and not (out / RESULT).exists() and any(out.iterdir()):
@@ -59,6 +61,7 @@ def check_disk(folder: Path, needed_bytes: int, what: str) -> None:
 def output_folder(out: Path, *, force: bool) -> Iterator[Path]:
     """The unfinished folder to write to, which becomes `out` when the block ends well, and stays unfinished if not.
 
+    Bad input that only shows inside the block leaves nothing behind: nothing was made of it yet.
     Raises: OutputError when another run is writing there.
     """
     check_output(out, force=force)
@@ -76,6 +79,9 @@ def output_folder(out: Path, *, force: bool) -> Iterator[Path]:
         staging.mkdir()
         yield staging
         _put_in_place(staging, out)
+    except InputError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     finally:
         lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)

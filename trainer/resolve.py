@@ -6,6 +6,7 @@ weights to a local folder in safetensors, which is what training needs.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from autoft.profiles.catalogue import ModelProfile, find_model, model_profiles
 Say = Callable[[str], None]
 T = TypeVar("T")
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 WEIGHTS_TO_FETCH = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
 
@@ -57,7 +59,9 @@ def resolve(name: str) -> ModelRef:
     profile = find_model(name)
     if profile is not None:
         return ModelRef(name=name, kind="catalogue", hub_id=profile.hub_id, profile=profile)
-    if HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
+    if name.startswith((".", "~", "/")) or name.endswith("/"):
+        raise ModelError(f"{name}: no such folder", fix="check the path")
+    if HUB_ID.fullmatch(name):
         return ModelRef(name=name, kind="hub", hub_id=name)
     raise ModelError(
         f"no model {name!r}: not a folder, a .gguf file or a catalogue name.{near(name, _known_names())}",
@@ -223,14 +227,20 @@ def _from_hub(ref: ModelRef, download: Callable[[], Path]) -> Path:
                 f"{ref.hub_id}: its repository lacks a file that is needed: {error}",
                 "choose a transformers model",
             )
-    except (OSError, errors.HfHubHTTPError, RuntimeError):
-        what, fix = _unreachable(ref)
+    except errors.HFValidationError as error:
+        what, fix = f"{ref.hub_id}: no hub id: {error}", "give owner/name as on the model's page, or a local folder"
+    except (OSError, errors.HfHubHTTPError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            what = f"{ref.hub_id}: cannot be kept at {error.filename or 'HF_HOME'}: {error.strerror}"
+            fix = "free some room, or set HF_HOME to a folder of your own on another disk"
+        else:
+            what, fix = _unreachable(ref)
     raise ModelError(what, fix=fix)
 
 
 def _unreachable(ref: ModelRef) -> tuple[str, str]:
     why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
     return (
-        f"{ref.hub_id}: not in the local cache, and {why}",
+        f"{ref.hub_id}: no folder here, not in the hub's local cache, and {why}",
         f"connect to the network, or give a local folder.{near(str(ref.hub_id), _known_names())}",
     )

@@ -65,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         sys.exit(_exit_code(cli.main(args=args, prog_name="autoft", standalone_mode=False)))
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        sys.exit(OptionError.exit_code)
     except Exception as error:  # noqa: BLE001 - the one place that catches all
         failure = _as_ours(error)
         if "--debug" in args:
@@ -83,8 +86,6 @@ def _exit_code(result: Any) -> int:
 def _as_ours(error: Exception) -> AutoftError:
     if isinstance(error, AutoftError):
         return error
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        return OptionError(error.format_message())
     if isinstance(error, click.ClickException):
         ctx = getattr(error, "ctx", None)
         path = ctx.command_path if ctx else "autoft"

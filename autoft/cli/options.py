@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from autoft.errors import near
+from autoft.errors import OptionError, near
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -27,17 +27,14 @@ def command(help_text: str) -> Callable[[Callable[..., Any]], click.Command]:
 
 
 class Choice(click.Choice[str]):
-    """click's Choice, which also offers the names most like a wrong one."""
-
-    def fail(self, message: str, param: click.Parameter | None = None, ctx: click.Context | None = None) -> Any:
-        return super().fail(message, param, ctx)
+    """click's Choice, which refuses a wrong name in our words, with the names most like it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value not in self.choices:
-            self.fail(
-                f"{value!r} is not known.{near(str(value), self.choices)} Use one of: {', '.join(self.choices)}",
-                param,
-                ctx,
+            option = f"{param.opts[0]} " if param else ""
+            raise OptionError(
+                f"{option}{value}: not known.{near(str(value), self.choices)}",
+                fix=f"one of: {', '.join(self.choices)}",
             )
         return str(value)
 

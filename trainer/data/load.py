@@ -41,8 +41,9 @@ def load_data(data: str, eval_data: str | None = None, *, eval_rows: int = 100) 
         data, eval_data = str(train_file), eval_data or str(heldout_file)
     raw = read_rows(data)
     if eval_data is None:
-        raw, raw_heldout = split_rows(raw, eval_rows)
-        return Splits(recognise(raw), recognise(raw_heldout) if raw_heldout else [])
+        rows = {row.where: row for row in recognise(raw)}
+        train, heldout = ([rows[r.where] for r in side] for side in split_rows(raw, eval_rows))
+        return Splits(train, heldout)
     raw_heldout = read_rows(eval_data)
     train, heldout = recognise(raw), recognise(raw_heldout)
     known = {_content(row) for row in train}

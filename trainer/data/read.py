@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +13,8 @@ from typing import Any
 
 from autoft.errors import DataError
 
-JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-TABLE_SUFFIXES = (".csv", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit is 131,072
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +37,17 @@ def read_rows(path: str) -> list[RawRow]:
         )
     if file.is_dir():
         raise DataError(f"{path}: a folder", fix="name the file in it")
-    if file.suffix.lower() not in (*JSON_SUFFIXES, *TABLE_SUFFIXES):
+    if file.suffix.lower() not in SUFFIXES:
         raise DataError(
             f"{path}: {file.suffix or 'no suffix'} is not a known kind of data",
             fix="use .jsonl, .json, .csv or .parquet",
         )
     if file.stat().st_size == 0:
         raise DataError(f"{path}: empty file", fix="give a file with one JSON object a line")
-    rows = list(_table_rows(file) if file.suffix.lower() in TABLE_SUFFIXES else _json_rows(file))
+    reader = {".csv": _csv_rows, ".parquet": _parquet_rows}.get(file.suffix.lower(), _json_rows)
+    rows = list(reader(file))
     if not rows:
-        raise DataError(f"{path}: no rows", fix="give a file with one JSON object a line")
+        raise DataError(f"{path}: no rows", fix="give a file with at least one row")
     return rows
 
 
@@ -60,14 +63,18 @@ def split_rows(rows: list[RawRow], heldout: int) -> tuple[list[RawRow], list[Raw
     return train, [row for row, key in zip(rows, keys, strict=True) if key in chosen]
 
 
-def _json_rows(file: Path) -> Iterator[RawRow]:
+def _text(file: Path) -> str:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         number = file.read_bytes()[: error.start].count(b"\n") + 1
         raise DataError(f"{file}:{number}: not UTF-8 text", fix="save the file as UTF-8") from None
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}", fix="check the file's permissions") from None
+
+
+def _json_rows(file: Path) -> Iterator[RawRow]:
+    text = _text(file)
     if file.suffix.lower() == ".json" and text.lstrip().startswith("["):
         yield from _json_list(file, text)
         return
@@ -103,15 +110,33 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def _table_rows(file: Path) -> Iterator[RawRow]:
-    from datasets import Dataset
-
-    read = Dataset.from_csv if file.suffix.lower() == ".csv" else Dataset.from_parquet
+def _csv_rows(file: Path) -> Iterator[RawRow]:
+    """Cells stay text as they are written: an answer "42", "NA" or "null" is no number and no gap."""
+    csv.field_size_limit(LONGEST_CELL)
+    lines = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
     try:
-        table = read(str(file), keep_in_memory=True)
-    except Exception as error:
-        raise DataError(
-            f"{file}: cannot be read: {' '.join(str(error).split())[:160]}", fix="check the file"
-        ) from error
-    for number, fields in enumerate(table, start=1):
+        header = next(lines, [])
+        begins = lines.line_num + 1
+        for cells in lines:
+            where = f"{file}:{begins}"
+            begins = lines.line_num + 1
+            if cells and len(cells) != len(header):
+                raise DataError(
+                    f"{where}: {len(cells)} cells, but the header has {len(header)}",
+                    fix='put cells that hold a comma in quotes: "a, b"',
+                )
+            if cells:
+                yield RawRow(dict(zip(header, cells, strict=True)), where)
+    except csv.Error as error:
+        raise DataError(f"{file}:{lines.line_num}: not CSV: {error}", fix="check the quotes of that row") from None
+
+
+def _parquet_rows(file: Path) -> Iterator[RawRow]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        table = parquet.read_table(file, partitioning=None)
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{file}: not Parquet: {' '.join(str(error).split())[:160]}", fix="check the file") from error
+    for number, fields in enumerate(table.to_pylist(), start=1):
         yield RawRow({k: v for k, v in fields.items() if v is not None}, f"{file}: row {number}")

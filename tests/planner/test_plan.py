@@ -1,0 +1,213 @@
+"""The plan: candidates, the choice and its reasons, pins, and the file that carries it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoft.errors import DoesNotFit, FileFormatError, OptionError
+from autoft.planner import memory
+from autoft.planner.candidates import candidates, parse_settings
+from autoft.planner.choose import PREFERENCES, choose
+from autoft.planner.plan import Request, make_estimate, make_plan
+from autoft.planner.plan_file import Plan, read_plan, write_plan
+from autoft.planner.target import Target, target_of
+from autoft.planner.time import step_flops
+from autoft.profiles.detect import gpu_from_profile
+from autoft.profiles.hardware import Hardware, Host
+from autoft.profiles.model_shape import ModelShape
+from autoft.trainer.recipe import Recipe
+
+GIB = 2**30
+HOST = Host(
+    cpu="test",
+    cores=2,
+    ram_total_bytes=16 * GIB,
+    ram_available_bytes=8 * GIB,
+    disk_path="/",
+    disk_free_bytes=GIB,
+    bf16=True,
+)
+CPU = Hardware(host=HOST, no_gpu_reason="none")
+SHAPE = ModelShape(
+    name="m", model_type="llama", num_layers=2, hidden_size=64, intermediate_size=128, num_heads=4, num_kv_heads=2,
+    head_dim=16, vocab_size=1000, max_position=4096, tied_embeddings=True, linear_params=64 * 1024, other_params=64_064,
+)  # fmt: skip
+TINYLLAMA = "tinyllama-1.1b-chat-v1.0"
+
+
+def target(gpu=None, vram=None, hardware=CPU):
+    return target_of(hardware, gpu_name=gpu, vram_gib=vram, cpu_flops_per_s=lambda dtype, shape: 1e11)
+
+
+def test_base_weights_by_hand() -> None:
+    assert memory.base_weights(Recipe(), SHAPE) == (2 * SHAPE.total_params, 0)
+    qlora = Recipe(method="qlora", quant_type="nf4")
+    blocks = 64 * 1024 // 64
+    assert memory.base_weights(qlora, SHAPE) == (32 * 1024 + 2 * 64_064, 4 * blocks)
+    assert memory.base_weights(replace(qlora, double_quant=True), SHAPE)[1] == blocks + 4 * blocks // 256
+
+
+@given(
+    st.builds(
+        Recipe,
+        base_dtype=st.sampled_from(["float32", "bfloat16"]),
+        rank=st.integers(1, 256),
+        micro_batch=st.integers(1, 64),
+        seq_len=st.integers(1, 8192),
+        gradient_checkpointing=st.booleans(),
+        attention=st.sampled_from(["sdpa", "eager"]),
+        loss=st.sampled_from(["fused", "logits"]),
+    ),
+    st.sampled_from(["rank", "micro_batch", "seq_len"]),
+)
+def test_more_never_needs_less(recipe: Recipe, field: str) -> None:
+    def total(recipe: Recipe) -> int:
+        return sum(memory.step_components(recipe, SHAPE, 1000 * recipe.rank).values())
+
+    assert total(replace(recipe, **{field: getattr(recipe, field) + 1})) >= total(recipe)
+    assert step_flops(replace(recipe, seq_len=recipe.seq_len + 1), SHAPE) > step_flops(recipe, SHAPE)
+    if recipe.base_dtype == "bfloat16":
+        assert sum(memory.base_weights(replace(recipe, method="qlora", quant_type="nf4"), SHAPE)) < sum(
+            memory.base_weights(recipe, SHAPE)
+        )
+
+
+def test_candidates_are_legal_distinct_and_by_the_device_s_ability() -> None:
+    on_cpu = candidates(target(), seq_len=64, rows_per_step=4, pinned={})
+    assert len(on_cpu) == len(set(on_cpu)) == 12
+    assert {r.micro_batch for r in on_cpu} == {4, 2, 1}
+    assert {r.base_dtype for r in on_cpu} == {"bfloat16"}
+    on_t4 = candidates(target("t4"), seq_len=64, rows_per_step=1, pinned={})
+    assert {r.base_dtype for r in on_t4} == {"float16"}
+    assert {r.adapter_dtype for r in on_t4} == {"float32"}
+    old = target(hardware=Hardware(host=replace(HOST, bf16=False)))
+    assert {(r.base_dtype, r.autocast) for r in candidates(old, seq_len=8, rows_per_step=1, pinned={})} == {
+        ("float32", False)
+    }
+
+
+def test_pins_hold_in_every_candidate() -> None:
+    found = candidates(target(), seq_len=64, rows_per_step=4, pinned={"rank": 3, "method": "qlora", "micro_batch": 2})
+    assert {(r.rank, r.method, r.micro_batch) for r in found} == {(3, "qlora", 2)}
+    assert {r.gradient_checkpointing for r in found} == {False, True}
+
+
+def test_settings_are_read_as_toml_else_text() -> None:
+    words = (
+        "rank=8",
+        "learning_rate=1e-4",
+        'target_modules=["q_proj"]',
+        "attention=eager",
+        "gradient_checkpointing=true",
+    )
+    assert parse_settings(words) == (
+        {"rank": 8, "target_modules": ["q_proj"], "attention": "eager", "gradient_checkpointing": True},
+        {"learning_rate": 1e-4},
+    )
+    with pytest.raises(OptionError, match=r"no setting 'rnk'\. Did you mean rank"):
+        parse_settings(("rnk=8",))
+    with pytest.raises(OptionError, match="not of the form key=value"):
+        parse_settings(("rank",))
+
+
+@pytest.mark.parametrize("spelling", ["t4", "T4", "t4x1", "Tesla T4"])
+def test_a_card_may_be_named_in_several_ways(spelling: str) -> None:
+    assert target(spelling).gpu == gpu_from_profile("t4")
+
+
+def test_several_cards_are_refused_until_they_are_supported() -> None:
+    with pytest.raises(OptionError, match="one GPU today"):
+        target("rtx-4090x2")
+    assert target("rtx-4090").gpu is not None
+
+
+def test_the_gpu_with_the_most_free_memory_is_taken() -> None:
+    small, big = (replace(gpu_from_profile(name), origin="nvml") for name in ("rtx-3060", "rtx-3090"))
+    assert "3090" in target(hardware=Hardware(host=HOST, gpus=(small, big))).name
+
+
+@pytest.mark.parametrize("prefer", PREFERENCES)
+def test_each_preference_takes_something_that_fits(prefer: str) -> None:
+    plan, _ = make_plan(Request(model=TINYLLAMA, gpu="rtx-4090", seq_len=1024, prefer=prefer), CPU)
+    assert plan.estimate.fits == "yes"
+    others = [a.estimate for a in plan.alternatives if a.estimate.fits == "yes"]
+    if prefer == "memory":
+        assert plan.estimate.device_bytes <= min(e.device_bytes for e in others)
+    if prefer == "quality":
+        assert plan.job.recipe.method == "lora"
+
+
+def test_sixteen_bits_where_they_fit_else_four_then_a_reason_for_each() -> None:
+    roomy, _ = make_plan(Request(model=TINYLLAMA, gpu="rtx-4090", seq_len=512), CPU)
+    assert roomy.job.recipe.method == "lora"
+    assert any("stays in 16 bits" in reason for reason in roomy.reasons)
+    tight, _ = make_plan(Request(model=TINYLLAMA, vram_gib=4, seq_len=512), CPU)
+    rejected = [a for a in tight.alternatives if a.role == "rejected"]
+    assert rejected
+    assert all("more than can be used" in a.reason for a in rejected)
+    assert all(a.estimate.device_bytes > a.estimate.available_bytes for a in rejected)
+    assert all(a.reason for a in tight.alternatives)
+
+
+def test_nothing_fits_names_the_closest_and_a_way_out() -> None:
+    with pytest.raises(DoesNotFit) as error:
+        make_plan(Request(model=TINYLLAMA, vram_gib=2.5, seq_len=2048, settings=("micro_batch=8",)), CPU)
+    assert error.value.exit_code == 3
+    assert "Closest: qlora nf4, micro-batch 8, checkpointing" in error.value.what
+    assert "--seq-len" in str(error.value.fix)
+
+
+def test_a_sequence_longer_than_the_model_takes_is_refused() -> None:
+    with pytest.raises(OptionError, match="was made for \\(2048 tokens\\)"):
+        make_plan(Request(model=TINYLLAMA, gpu="rtx-4090", seq_len=4096), CPU)
+
+
+def test_an_estimate_counts_the_model_s_own_weights() -> None:
+    _, estimate, _ = make_estimate(Request(model=TINYLLAMA, gpu="rtx-4090", settings=("rank=8",)), CPU)
+    # TinyLlama: 22 layers of q, k, v, o, gate, up, down with rank 8 beside them; 1.1B published weights
+    per_layer = 8 * ((2048 + 2048) * 2 + (2048 + 256) * 2 + (2048 + 5632) * 3)
+    assert estimate.trainable_params == 22 * per_layer
+    assert estimate.total_params == 1_100_048_384 + 22 * per_layer
+    assert sum(estimate.components.values()) == estimate.peak_allocated_bytes
+    assert estimate.peak_allocated_bytes <= estimate.peak_reserved_bytes <= estimate.device_bytes
+    assert estimate.step_time_s.lower <= estimate.step_time_s.upper
+
+
+def test_the_file_round_trips_and_a_newer_one_is_refused(tmp_path, tiny_model, data_file) -> None:
+    plan, prepared = make_plan(Request(model=str(tiny_model), data=str(data_file), gpu="cpu"), CPU)
+    assert prepared is not None
+    assert Plan.from_dict(plan.to_dict()) == plan
+    file = tmp_path / "plan.toml"
+    write_plan(plan, file)
+    assert read_plan(file) == plan
+    file.write_text(
+        file.read_text(encoding="utf-8").replace("schema_version = 1", "schema_version = 2", 1), encoding="utf-8"
+    )
+    with pytest.raises(FileFormatError, match="schema_version 2 is newer"):
+        read_plan(file)
+
+
+def test_the_workload_sets_length_batch_and_steps(tiny_model, data_file) -> None:
+    plan, _ = make_plan(Request(model=str(tiny_model), data=str(data_file), gpu="cpu"), CPU)
+    work = plan.workload
+    assert work is not None
+    assert (work.rows, work.heldout_rows) == (36, 4)
+    assert work.longest_tokens <= plan.job.recipe.seq_len < work.longest_tokens + 8
+    assert plan.job.recipe.micro_batch * plan.job.accumulation == 1
+    assert plan.steps == 36 * 3
+
+
+def test_choose_prefers_nothing_that_does_not_fit() -> None:
+    recipe, estimate, _ = make_estimate(Request(model=TINYLLAMA, vram_gib=1, seq_len=2048), CPU)
+    with pytest.raises(DoesNotFit):
+        choose([(recipe, estimate)], prefer="balanced", target="x")
+
+
+def test_a_target_is_what_it_says() -> None:
+    assert isinstance(target(vram=24), Target)
+    assert target(vram=24).device == "cuda"
+    assert target("cpu", vram=4).available_bytes < 4 * GIB

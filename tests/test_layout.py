@@ -1,0 +1,85 @@
+"""The house: imports run one way, the packages listed are the packages there are, and the wheel holds them all."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+# What each folder may import of autoft; the face may import all of it.
+ALLOWED = {
+    "profiles": {"profiles"},
+    "trainer": {"profiles", "trainer"},
+    "planner": {"profiles", "trainer", "planner"},
+}
+COMMON = {"errors", "schema", "home", "__init__"}
+
+
+def _imported(file: Path) -> set[str]:
+    """Second parts of the autoft modules that a file imports, at its top or inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names |= {module.split(".")[1] for module in modules if module and module.startswith("autoft.")}
+    return names
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_imports_run_one_way(folder: str) -> None:
+    for file in (ROOT / folder).rglob("*.py"):
+        assert _imported(file) <= ALLOWED[folder] | COMMON, file
+
+
+def test_every_package_on_disk_is_listed() -> None:
+    found = {"autoft", "autoft.cli"}
+    for folder in ALLOWED:
+        for init in (ROOT / folder).rglob("__init__.py"):
+            found.add(".".join(("autoft", *init.parent.relative_to(ROOT).parts)))
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == found
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_the_symlinks_for_editors_are_relative(name: str) -> None:
+    assert os.readlink(ROOT / "autoft" / name) == f"../{name}"  # noqa: PTH115 - the link's own text
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_everything_and_works_elsewhere(tmp_path: Path) -> None:
+    def run(*words: str, **settings: object) -> str:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, **settings)  # type: ignore[call-overload]
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout)
+
+    source = tmp_path / "source"
+    run("git", "clone", "--quiet", str(ROOT), str(source))
+    # what is not committed yet counts too
+    run(
+        "sh",
+        "-c",
+        f"git -C {ROOT} ls-files -z -co --exclude-standard | tar -C {ROOT} --null -T - -c | tar -C {source} -x",
+    )
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(source))
+    wheel = next(tmp_path.glob("*.whl"))
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    for folder in ("autoft", *ALLOWED):
+        for file in (source / folder).rglob("*"):
+            if file.suffix in (".py", ".toml", ".typed") and not any(p.is_symlink() for p in file.parents):
+                relative = file.relative_to(source)
+                assert str(relative if folder == "autoft" else Path("autoft") / relative) in packed
+    assert not [name for name in packed if name.split("/")[0] in ALLOWED]
+
+    site = tmp_path / "site"
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel))
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    where = run(sys.executable, "-c", "import autoft.planner.plan as p; print(p.__file__)", cwd=tmp_path, env=env)
+    assert where.startswith(str(site))
+    assert "rtx-4090" in run(sys.executable, "-m", "autoft", "profiles", "gpus", cwd=tmp_path, env=env)

@@ -1,0 +1,134 @@
+"""Rows from files, their shapes, and which of their tokens are trained."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from autoft.errors import DataError
+from autoft.trainer.data.load import load_data
+from autoft.trainer.data.read import RawRow, read_rows, split_rows
+from autoft.trainer.data.shape import recognise
+from autoft.trainer.data.tokens import PLAIN_TEMPLATE, prompt_ids, stop_ids, supply_template, tokenize
+from autoft.trainer.loss import IGNORED
+from tests.conftest import make_tokenizer, write_jsonl
+
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.mark.parametrize(
+    ("fields", "turns"),
+    [
+        ({"messages": TURNS}, TURNS),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, TURNS),
+        ({"prompt": "a", "completion": "b"}, TURNS),
+        ({"question": "a", "answer": "b"}, TURNS),
+        ({"Instruction": "a", "input": "", "Output": "b"}, TURNS),
+        ({"instruction": "a", "input": "c", "output": "b"}, [{"role": "user", "content": "a\n\nc"}, TURNS[1]]),
+        ({"system": "s", "prompt": "a", "completion": "b"}, [{"role": "system", "content": "s"}, *TURNS]),
+        ({"prompt": TURNS[:1], "completion": TURNS[1:]}, TURNS),
+    ],
+)
+def test_shapes_become_one_conversation(fields, turns) -> None:
+    (row,) = recognise([RawRow(fields, "f:1")])
+    assert list(row.messages) == turns
+
+
+def test_csv_and_parquet_read_like_json(tmp_path) -> None:
+    from datasets import Dataset
+
+    table = Dataset.from_dict({"question": ["a", "c"], "answer": ["b", "d"]})
+    table.to_csv(tmp_path / "t.csv")
+    table.to_parquet(tmp_path / "t.parquet")
+    write_jsonl(tmp_path / "t.jsonl", list(table))
+    read = [[row.fields for row in read_rows(str(tmp_path / name))] for name in ("t.csv", "t.parquet", "t.jsonl")]
+    assert read[0] == read[1] == read[2]
+
+
+def test_the_split_is_the_same_every_time_and_keeps_equal_rows_together() -> None:
+    rows = [RawRow({"n": n % 30}, f"f:{n}") for n in range(60)]
+    train, heldout = split_rows(rows, 100)
+    assert split_rows(rows, 100) == (train, heldout)
+    assert heldout
+    assert not {r.fields["n"] for r in train} & {r.fields["n"] for r in heldout}
+
+
+def test_only_answers_and_their_stop_are_trained(tokenizer) -> None:
+    turns = [*TURNS, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
+    (example,) = tokenize(recognise([RawRow({"messages": turns}, "f:1")]), tokenizer).examples
+    trained = [i for i, label in zip(example.input_ids, example.labels, strict=True) if label != IGNORED]
+    assert tokenizer.decode(trained) == "b<|im_end|>d<|im_end|>"
+    assert all(label in (IGNORED, token) for token, label in zip(example.input_ids, example.labels, strict=True))
+
+
+def test_training_sees_exactly_what_inference_gives(tokenizer) -> None:
+    (example,) = tokenize(recognise([RawRow({"messages": TURNS}, "f:1")]), tokenizer).examples
+    prompt = prompt_ids(TURNS[:1], tokenizer)
+    assert example.input_ids[: len(prompt)] == prompt
+    assert example.labels[: len(prompt)] == [IGNORED] * len(prompt)
+    assert example.labels[len(prompt)] != IGNORED
+
+
+def test_a_template_without_a_stop_token_is_refused() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    with pytest.raises(DataError, match=r"f:1: the chat template ends an answer without a stop token"):
+        tokenize(recognise([RawRow({"messages": TURNS}, "f:1")]), tokenizer)
+
+
+def test_a_tokenizer_without_template_gets_a_plain_one_that_stops() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    assert supply_template(tokenizer)
+    assert tokenizer.chat_template == PLAIN_TEMPLATE
+    (example,) = tokenize(recognise([RawRow({"messages": TURNS}, "f:1")]), tokenizer).examples
+    trained = [label for label in example.labels if label != IGNORED]
+    assert tokenizer.decode(trained) == "b<|im_end|>"
+    assert not supply_template(tokenizer)
+
+
+def test_long_conversations_are_left_out_and_texts_are_cut_without_loss(tokenizer) -> None:
+    rows = recognise([RawRow({"prompt": "a" * n, "completion": "b"}, f"f:{n}") for n in (1, 200)])
+    short = tokenize(rows, tokenizer, max_tokens=100)
+    assert len(short.examples) == 1
+    assert short.too_long == ["f:200"]
+    text = "x" * 250
+    pieces = tokenize(recognise([RawRow({"text": text}, "f:1")]), tokenizer, max_tokens=100).examples
+    assert tokenizer.decode([i for p in pieces for i in p.input_ids]) == text + "<|im_end|>"
+    assert all(len(p.input_ids) <= 100 for p in pieces)
+
+
+def test_the_template_s_own_end_token_stops_an_answer_too(tokenizer) -> None:
+    other = make_tokenizer()
+    other.eos_token = "<|endoftext|>"
+    assert set(stop_ids(other)) == {other.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+
+
+def test_a_shared_system_prompt_is_found(tmp_path) -> None:
+    def rows(*systems):
+        return [{"messages": [{"role": "system", "content": s}, *TURNS]} for s in systems]
+
+    same = load_data(str(write_jsonl(tmp_path / "a.jsonl", rows("s", "s"))))
+    assert same.system_prompt == "s"
+    assert load_data(str(write_jsonl(tmp_path / "b.jsonl", rows("s", "t")))).system_prompt is None
+
+
+def test_a_held_out_row_in_the_training_data_is_refused(tmp_path) -> None:
+    train = write_jsonl(tmp_path / "a.jsonl", [{"prompt": str(n), "completion": "x"} for n in range(3)])
+    heldout = write_jsonl(tmp_path / "b.jsonl", [{"question": "1", "answer": "x"}])
+    with pytest.raises(DataError, match=r"b\.jsonl:1: this held-out row is also in"):
+        load_data(str(train), str(heldout))
+
+
+def test_the_bundled_task_is_ordinary_jsonl(own_home) -> None:
+    data = load_data("starter")
+    assert (len(data.train), len(data.heldout)) == (400, 100)
+    file = own_home / "data" / "support-desk-train.jsonl"
+    assert json.loads(file.read_text(encoding="utf-8").splitlines()[0])["messages"][-1]["role"] == "assistant"
+    assert len(load_data(str(file)).train) + len(load_data(str(file)).heldout) == 400

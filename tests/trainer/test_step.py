@@ -1,0 +1,142 @@
+"""One training step of a Recipe: model, optimizer and loss, built by the functions that trainer and planner share."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from autoft.errors import ModelError
+from autoft.trainer.build import build_model
+from autoft.trainer.loss import IGNORED, compute_loss
+from autoft.trainer.optim import build_optimizer
+from autoft.trainer.recipe import Recipe
+
+FP32 = {"base_dtype": "float32", "loss": "selected", "micro_batch": 2, "seq_len": 16}
+QLORA = {**FP32, "method": "qlora", "quant_type": "nf4", "double_quant": True}
+
+
+def build(tiny_model, **settings):
+    recipe = Recipe(**settings)
+    return recipe, build_model(recipe, config=AutoConfig.from_pretrained(tiny_model), weights=tiny_model, device="cpu")
+
+
+def make_batch(rows=2, length=16, prompt=6):
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 250, (rows, length), generator=generator)
+    labels = ids.clone()
+    for row in range(rows):
+        labels[row, : prompt + row] = IGNORED
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def frozen_digest(model) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if "lora_" not in name:
+            digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_the_three_losses_are_one_loss_with_one_gradient(tiny_model) -> None:
+    found = {}
+    for loss in ("fused", "selected", "logits"):
+        recipe, model = build(tiny_model, **{**FP32, "loss": loss})
+        value = compute_loss(model, make_batch(), recipe)
+        value.backward()
+        found[loss] = (value.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    for loss in ("fused", "selected"):
+        torch.testing.assert_close(found[loss], found["logits"], rtol=1e-4, atol=1e-6)
+
+
+def test_accumulated_micro_batches_sum_to_the_whole_batch(tiny_model) -> None:
+    recipe, model = build(tiny_model, **FP32)
+    batch = make_batch()
+    trained = int((batch["labels"][:, 1:] != IGNORED).sum())
+    whole = compute_loss(model, batch, recipe)
+    parts = [
+        compute_loss(model, {k: v[i : i + 1] for k, v in batch.items()}, recipe, num_trained_tokens=trained)
+        for i in range(2)
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+@pytest.mark.parametrize(
+    "settings", [FP32, QLORA, {**FP32, "gradient_checkpointing": True}], ids=["lora", "qlora", "checkpointed"]
+)
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_8bit"])
+def test_training_moves_the_adapter_alone_and_the_loss_falls(tiny_model, settings, optimizer) -> None:
+    recipe, model = build(tiny_model, **{**settings, "optimizer": optimizer})
+    before = frozen_digest(model)
+    stepper = build_optimizer(model, recipe, learning_rate=1e-2)
+    losses = []
+    for _ in range(20):
+        loss = compute_loss(model, make_batch(), recipe)
+        loss.backward()
+        stepper.step()
+        stepper.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert frozen_digest(model) == before
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert all("lora_" in name for name, p in model.named_parameters() if p.requires_grad)
+
+
+def test_checkpointing_recomputes_and_changes_nothing(tiny_model) -> None:
+    values = []
+    for checkpointing in (False, True):
+        recipe, model = build(tiny_model, **{**FP32, "gradient_checkpointing": checkpointing})
+        assert model.is_activation_checkpointing == checkpointing
+        loss = compute_loss(model, make_batch(), recipe)
+        loss.backward()
+        values.append([p.grad for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(values[0], values[1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dtypes_are_the_recipe_s(tiny_model, dtype) -> None:
+    _, model = build(tiny_model, **{**FP32, "base_dtype": "bfloat16", "adapter_dtype": dtype})
+    wanted = getattr(torch, dtype)
+    assert {p.dtype for n, p in model.named_parameters() if "lora_" in n} == {wanted}
+    assert {p.dtype for n, p in model.named_parameters() if "lora_" not in n} == {torch.bfloat16}
+
+
+def test_qlora_really_holds_four_bits(tiny_model) -> None:
+    import bitsandbytes as bnb
+
+    _, model = build(tiny_model, **QLORA)
+    layers = [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    assert len(layers) == 2 * 7
+    assert all(m.weight.dtype == torch.uint8 and m.weight.quant_state.nested for m in layers)
+
+
+def test_k_bit_upcast_raises_norms_and_embeddings_only(tiny_model) -> None:
+    _, model = build(tiny_model, **{**QLORA, "base_dtype": "bfloat16", "kbit_upcast": True})
+    dtypes = {n: p.dtype for n, p in model.named_parameters() if "lora_" not in n}
+    assert {d for n, d in dtypes.items() if "norm" in n or "embed" in n} == {torch.float32}
+    assert {d for n, d in dtypes.items() if "proj" in n} == {torch.uint8}
+
+
+def test_the_same_builder_makes_a_ghost_of_the_same_shapes(tiny_model) -> None:
+    config = AutoConfig.from_pretrained(tiny_model)
+    recipe = Recipe(**FP32)
+    real = build_model(recipe, config=config, weights=tiny_model, device="cpu")
+    ghost = build_model(recipe, config=config, weights=None, device="meta")
+    assert {n: (p.shape, p.dtype, p.requires_grad) for n, p in ghost.named_parameters()} == {
+        n: (p.shape, p.dtype, p.requires_grad) for n, p in real.named_parameters()
+    }
+    assert {p.device.type for p in ghost.parameters()} == {"meta"}
+
+
+def test_unknown_target_modules_are_refused(tiny_model) -> None:
+    with pytest.raises(ModelError, match=r"target_modules \('nope',\)"):
+        build(tiny_model, **FP32, target_modules=("nope",))
+
+
+def test_a_model_quantized_already_is_refused(tiny_model) -> None:
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    with pytest.raises(ModelError, match=r"already quantized \(gptq\)"):
+        build_model(Recipe(**FP32), config=config, weights=tiny_model, device="cpu")
