@@ -40,8 +40,10 @@ format: setup ## Rewrite the code in the project's style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: setup ## Measure start-up times and write benchmarks/results
+bench: setup ## Measure the starter, the CPU step and start-up; write benchmarks/results
 	@$(BIN)/python benchmarks/startup.py
+	@$(BIN)/python benchmarks/cpu_step.py
+	@$(BIN)/python benchmarks/starter.py
 
 readme: setup ## Regenerate the output blocks of README.md
 	@$(BIN)/python docs/readme_blocks.py

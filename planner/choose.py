@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from autoft.errors import DoesNotFit
@@ -17,8 +17,8 @@ GIB = 2**30
 # What each preference looks at, in this order; the first difference decides.
 _ORDER: dict[str, tuple[str, Callable[[Recipe, Estimate], tuple[Any, ...]]]] = {
     "balanced": (
-        "the largest micro-batch, then no checkpointing, then the 16-bit base",
-        lambda r, e: (-r.micro_batch, r.gradient_checkpointing, r.method == "qlora"),
+        "the 16-bit base, then no checkpointing, then the largest micro-batch",
+        lambda r, e: (r.method == "qlora", r.gradient_checkpointing, -r.micro_batch),
     ),
     "quality": (
         "the 16-bit base, then time",
@@ -78,27 +78,16 @@ def _reasons(
     if len(estimates) == 1:
         return (*reasons, "it is the only candidate that the settings leave")
     reasons.append(f"prefer {prefer} takes, of what fits: {words}")
-    same = [
-        (r, e)
-        for r, e in estimates
-        if r.micro_batch == recipe.micro_batch and r.gradient_checkpointing == recipe.gradient_checkpointing
-    ]
+    by_recipe = dict(estimates)
     if recipe.method == "lora":
         reasons.append("the base stays in 16 bits or more: it fits, so nothing is given up to 4-bit quantization")
     else:
-        lora = next((e for r, e in same if r.method == "lora"), None)
-        if lora is not None and lora.fits != "yes":
-            need = f"{lora.device_bytes / GIB:.1f} GiB"
+        whole = by_recipe.get(replace(recipe, method="lora", quant_type=None, double_quant=False))
+        if whole is not None and whole.fits != "yes":
+            need = f"{whole.device_bytes / GIB:.1f} GiB"
             reasons.append(f"4-bit buys the fit: the same step on the {recipe.base_dtype} base needs {need}")
     if recipe.gradient_checkpointing:
-        plain = next(
-            (
-                e
-                for r, e in estimates
-                if r.method == recipe.method and r.micro_batch == recipe.micro_batch and not r.gradient_checkpointing
-            ),
-            None,
-        )
+        plain = by_recipe.get(replace(recipe, gradient_checkpointing=False))
         if plain is not None and plain.fits != "yes":
             reasons.append(f"checkpointing buys the fit: without it the step needs {plain.device_bytes / GIB:.1f} GiB")
     return tuple(reasons)

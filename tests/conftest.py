@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from autoft.cli.main import main
+
+# The models here are tiny: a second thread only waits for the first, and spins while it waits. Set before torch loads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -26,12 +30,12 @@ class Done(NamedTuple):
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """AUTOFT_HOME in a temporary folder, so that no test sees another's cache or the user's."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("AUTOFT_HOME", str(home))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return home  # type: ignore[return-value]
+    return home
 
 
 @pytest.fixture

@@ -8,14 +8,17 @@ from pathlib import Path
 from autoft.trainer.result import Evaluation, RunResult
 
 
-def model_card(result: RunResult, name: str, license_id: str | None) -> str:
-    """Markdown that says what the adapter is, how it was made, how good it is and how to use it."""
+def model_card(result: RunResult, name: str, base: str | None, licence: str | None) -> str:
+    """Markdown that says what the adapter is, how it was made, how good it is and how to use it.
+
+    base: hub id of the base model, None where it has none. licence: of the base, as the hub names it.
+    """
     recipe, job = result.job.recipe, result.job
     head = {
-        "base_model": result.base,
+        "base_model": base,
         "library_name": "peft",
         "pipeline_tag": "text-generation",
-        "license": license_id,
+        "license": licence,
         "tags": ["autoft", "lora", recipe.method],
     }
     yaml = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items() if value)
@@ -30,7 +33,8 @@ def model_card(result: RunResult, name: str, license_id: str | None) -> str:
 ---
 # {name}
 
-A LoRA adapter for `{result.base}`, trained by autoft {result.autoft_version} on {result.rows:,} rows of `{data}`.
+A LoRA adapter for `{base or result.base}`, trained by autoft {result.autoft_version} \
+on {result.rows:,} rows of `{data}`.
 
 | | before | after |
 |---|---|---|

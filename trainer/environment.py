@@ -15,7 +15,8 @@ DEFAULTS = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
-    "BITSANDBYTES_NOWELCOME": "1",
+    # CUDA's own order is fastest first; NVML's, and so our probe's, is the bus's.
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     # Weights one after another in a fixed order: four threads racing for memory reserve another amount every time.
     "HF_DEACTIVATE_ASYNC_LOAD": "1",
 }

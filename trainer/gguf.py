@@ -7,6 +7,8 @@ from pathlib import Path
 
 from autoft.errors import ModelError
 from autoft.home import home, new_folder, sha256
+from autoft.trainer import environment
+from autoft.trainer.output import check_disk
 
 
 def check_gguf(path: Path) -> None:
@@ -31,10 +33,16 @@ def gguf_folder(path: Path, say: Callable[[str], None] = lambda _: None) -> Path
     """The converted model in AUTOFT_HOME, made now if it is not there. Keyed by the file's content."""
     folder = home() / "models" / f"{path.stem}-{sha256(path)[:12]}"
     if not (folder / "config.json").is_file():
+        check_home(2 * _num_params(path), "the converted model")
         say(f"converting {path.name} to safetensors, once")
         with new_folder(folder) as staging:
             convert(path, staging)
     return folder
+
+
+def check_home(needed_bytes: int, what: str) -> None:
+    """Raises: OutputError when the disk of AUTOFT_HOME has less than needed_bytes free."""
+    check_disk(home(), needed_bytes, what, fix="free some room, or set AUTOFT_HOME to a folder on another disk")
 
 
 def convert(path: Path, folder: Path) -> None:
@@ -45,6 +53,7 @@ def convert(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    environment.quiet()
     where, name = path.parent, path.name
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
@@ -64,3 +73,9 @@ def convert(path: Path, folder: Path) -> None:
         del model.config.quantization_config
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _num_params(path: Path) -> int:
+    from gguf import GGUFReader
+
+    return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)

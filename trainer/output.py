@@ -46,14 +46,16 @@ def check_output(out: Path, *, force: bool, needed_bytes: int = 0) -> None:
     check_disk(parent, needed_bytes, "the run")
 
 
-def check_disk(folder: Path, needed_bytes: int, what: str) -> None:
+def check_disk(
+    folder: Path, needed_bytes: int, what: str, *, fix: str = "free some room, or choose a folder on another disk"
+) -> None:
     """Raises: OutputError when the disk of `folder` has less than needed_bytes free."""
     free = shutil.disk_usage(_nearest_existing(folder)).free
     if free < needed_bytes:
         mib = 2**20
         raise OutputError(
             f"{folder}: {what} needs {needed_bytes / mib:,.0f} MiB, its disk has {free / mib:,.0f} MiB free",
-            fix="free some room, or choose a folder on another disk",
+            fix=fix,
         )
 
 

@@ -137,8 +137,20 @@ def fetch(ref: ModelRef, say: Say = lambda _: None) -> Path:
 
 
 def base_reference(ref: ModelRef, folder: Path) -> str:
-    """What an adapter names as its base: the hub id where the model has one, else the folder of its weights."""
+    """What an adapter names as its base: the hub id where the weights came from the hub, else their folder."""
     return ref.hub_id or str(folder)
+
+
+def hub_name(ref: ModelRef) -> str | None:
+    """The hub id under which the world knows the model, None for one that only this machine has."""
+    from autoft.trainer.starter import HUB_ID as STARTER
+
+    return STARTER if ref.kind == "starter" else ref.hub_id
+
+
+def licence(ref: ModelRef) -> str | None:
+    """The model's licence where it is known."""
+    return "apache-2.0" if ref.kind == "starter" else ref.profile.licence if ref.profile else None
 
 
 def _known_names() -> list[str]:

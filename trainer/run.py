@@ -24,7 +24,7 @@ from autoft.trainer.job import Job
 from autoft.trainer.memory import PeakMemory, resident_bytes
 from autoft.trainer.output import RESULT, check_disk, output_folder
 from autoft.trainer.prepare import Prepared, prepare
-from autoft.trainer.resolve import base_reference, fetch, load_config, resolve
+from autoft.trainer.resolve import base_reference, fetch, hub_name, licence, load_config, resolve
 from autoft.trainer.result import Measured, Predicted, RunResult, Sample
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "datasets")
@@ -49,7 +49,8 @@ def run(
     with output_folder(out, force=force) as folder, _told_of_exhausted_memory(job):
         write_text(folder / "plan.toml", plan_toml)
         result = _train(job, folder, predicted, prepared, listener, clock)
-        card = model_card(result, out.name, _license(job))
+        ref = resolve(job.model)
+        card = model_card(result, out.name, hub_name(ref), licence(ref))
         write_text(folder / "README.md", card)
         result = _with(result, artifacts=_hashes(folder), seconds=clock.seconds)
         write_text(folder / RESULT, json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")
@@ -197,13 +198,6 @@ def _hardware(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name(0)
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def _license(job: Job) -> str | None:
-    ref = resolve(job.model)
-    if ref.kind == "starter":
-        return "apache-2.0"
-    return ref.profile.licence if ref.profile else None
 
 
 def _with(result: RunResult, **changes: Any) -> RunResult:

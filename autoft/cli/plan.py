@@ -57,5 +57,5 @@ def command(
 
     console = render.console()
     show_plan(plan, console)
-    run = f"autoft run {output}" if output else "autoft run with the same words"
+    run = f"autoft run {output or model}" + ("" if data or model == "starter" else " --data FILE")
     console.print(f"Next: {run}", style="bold", markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,7 +81,7 @@ def command(
             settings=settings,
         )
         plan, prepared = planning.plan(wanted, out.absolute().parent)
-    _check_device(plan)
+    _take_device(plan)
     if not as_json:
         from autoft.cli.show import show_plan
 
@@ -151,9 +152,18 @@ def _fetch_starter(console: object) -> None:
     starter_folder(lambda text: console.print(text, markup=False))  # type: ignore[attr-defined]
 
 
-def _check_device(plan: Plan) -> None:
-    """Raises: ModelError when the plan wants a GPU and PyTorch can reach none here."""
+def _take_device(plan: Plan) -> None:
+    """Make the GPU with the most free memory the only one that is visible: with several, PyTorch would use them all.
+
+    Raises: ModelError when the plan wants a GPU and PyTorch can reach none here.
+    """
     if plan.job.device == "cuda":
+        from autoft.profiles.detect import detect
+
+        gpus = detect().gpus
+        chosen = max(gpus, key=lambda gpu: gpu.free_bytes, default=None)
+        if len(gpus) > 1 and chosen is not None and chosen.uuid is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = chosen.uuid
         import torch
 
         if not torch.cuda.is_available():

@@ -198,7 +198,7 @@ def test_agents_are_not_customers() -> None:
 
 def test_messages_are_short_and_every_slot_is_filled(rows: list[support_desk.Row]) -> None:
     lengths = [len(message(row).split()) for row in rows]
-    assert 25 <= sum(lengths) / len(lengths) <= 32
+    assert 24 <= sum(lengths) / len(lengths) <= 30
     for row in rows:
         assert 10 <= len(message(row).split()) <= 50
         assert not re.search(r"[{}#@]|  |\bNone\b", message(row)), message(row)

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from autoft.errors import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, written as an escape
 LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit is 131,072
 
 
@@ -91,7 +93,15 @@ def _json_list(file: Path, text: str) -> Iterator[RawRow]:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{where}: half of a character, an escape such as \\ud83d without its other half",
+            fix="write the file as UTF-8 text without escapes, or remove the row",
+        ) from None
     except json.JSONDecodeError as error:
         place = where if error.lineno == 1 else f"{where}:{error.lineno}"
         raise DataError(
@@ -132,7 +142,7 @@ def _csv_rows(file: Path) -> Iterator[RawRow]:
 
 
 def _parquet_rows(file: Path) -> Iterator[RawRow]:
-    from pyarrow import ArrowException, parquet
+    from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
 
     try:
         table = parquet.read_table(file, partitioning=None)

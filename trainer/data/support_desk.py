@@ -63,7 +63,7 @@ def write(folder: pathlib.Path, *, seed: int = 0) -> tuple[pathlib.Path, pathlib
 
 # --- what a message is made of -------------------------------------------------------------------------------------
 # Sentences are templates. {thing} is the product, or a word that names none; {order} and {customer} are the answer's;
-# any other slot is a choice from `_FILLERS`, in which "#" stands for a digit and "@" for a letter.
+# any other slot is a choice from `_FILLERS`. Everywhere "#" stands for a digit and "@" for a letter.
 
 _PROBLEMS: dict[str, tuple[str, ...]] = {
     "delivery": (
@@ -79,11 +79,11 @@ _PROBLEMS: dict[str, tuple[str, ...]] = {
     "billing": (
         "My card was charged {amount} twice for the {thing}.",
         "The invoice for my {thing} says {amount}, but your site quoted less.",
-        "My discount on the {thing} of {amount} was ignored.",
+        "My {amount} discount on the {thing} was ignored.",
         "I cannot explain the {amount} you took from my bank account.",
-        "You debit {amount} a month for a plan I never wanted.",
+        "You debit {amount} a month for a plan I never chose.",
         "The bill for the {thing} adds {amount} in hidden fees.",
-        "You billed me {amount} to ship the {thing} by express.",
+        "You billed me {amount} extra to ship the {thing}.",
         "You overcharged me by {amount} for the {thing}.",
     ),
     "defect": (
@@ -91,7 +91,7 @@ _PROBLEMS: dict[str, tuple[str, ...]] = {
         "The {thing} makes a grinding noise and smells burnt.",
         "Since {date} the {thing} turns itself off after a minute.",
         "One button on my {thing} is stuck.",
-        "The {thing} came out of its box with a cracked casing.",
+        "The {thing} arrived with a cracked casing.",
         "My {thing} only runs while I hold the cable.",
         "My {thing} shows error {error} and stops.",
         "The {thing} gets far too hot and shuts down.",
@@ -113,7 +113,7 @@ _PROBLEMS: dict[str, tuple[str, ...]] = {
         "After {few} wrong attempts my login is locked.",
         "The login code goes to my old phone.",
         "I cannot register my {thing}, as my email is already taken.",
-        "The app logs me out whenever I add my {thing}.",
+        "The app logs me out when I add my {thing}.",
         "My {thing} is listed in the wrong user profile.",
     ),
     "question": (
@@ -171,8 +171,8 @@ _WISHES: dict[str, tuple[str, ...]] = {
         "Please let me know.",
         "I just want to know more.",
         "Can you tell me in writing?",
-        "Please write me an email about it.",
-        "I would be glad of an explanation.",
+        "Please write me an email.",
+        "I would like an explanation.",
         "All I need is some information.",
     ),
     "cancellation": (
@@ -187,7 +187,7 @@ _WISHES: dict[str, tuple[str, ...]] = {
     "callback": (
         "Please ring me on {phone}.",
         "Could somebody call me back?",
-        "I would rather talk, so give me a ring.",
+        "I would rather talk, so ring me.",
         "Please have your staff phone me.",
         "Give me a call on {phone}.",
         "Can an adviser ring me back?",
@@ -196,7 +196,7 @@ _WISHES: dict[str, tuple[str, ...]] = {
 }
 
 # Few ways of saying it, each with many endings: 400 rows teach the cue, and held-out rows still combine it anew.
-# Both ways name days, as do problems and asides, so that no single word gives the urgency away.
+# Both ways name days, as do problems and asides, so a day alone does not give the urgency away.
 _URGENCIES: dict[str, tuple[str, ...]] = {
     "high": ("I need this {deadline}.", "It is urgent, act {deadline}.", "Settle this {deadline}."),
     "low": ("No rush, {patience}.", "It is not urgent, {patience}.", "Take your time, {patience}."),
@@ -236,23 +236,23 @@ _ORDER_SENTENCES: tuple[str, ...] = (
 _FRAMES: tuple[str, ...] = (
     "{body}",
     "Hello, {body}",
-    "Good morning, {body}",
+    "Hi, {body}",
     "{body} Thanks!",
     "My name is {customer}. {body}",
     "Hello, this is {customer}. {body}",
     "{customer} here. {body}",
-    "{body} Kind regards, {customer}",
+    "{body} Regards, {customer}",
     "{body} Best wishes, {customer}",
     "Hi, {body} Thank you, {customer}",
     "{body} Sincerely, {customer}",
-    "{body} Regards\n{customer}",
+    "{body}\n{customer}",
     "Hi, {body} - {customer}",
     "Hello, {body} Cheers, {customer}",
 )
 
 _FIRST_NAMES = (
     "Amira", "Léa", "Jonas", "Yuki", "Mateo", "Ingrid", "Kwame", "Priya", "Tomasz", "Chloe", "Nikos", "Fatima",
-    "Björn", "Lucía", "Oluwaseun", "Hannah", "Wei", "Dmitri", "Aoife", "Rafael", "Zeynep", "Samuel", "Noor", "Elena",
+    "Björn", "Lucía", "Tunde", "Hannah", "Wei", "Dmitri", "Aoife", "Rafael", "Zeynep", "Samuel", "Noor", "Elena",
     "Piotr", "Grace", "Hiroshi", "Camille", "Sipho", "Marta", "Ali", "Freya", "Diego", "Thandi", "Viktor", "Mei",
 )  # fmt: skip
 _LAST_NAMES = (
@@ -265,8 +265,8 @@ _LAST_NAMES = (
 _FILLERS: dict[str, tuple[str, ...]] = {
     "product": ("{brand} {kind}", "{brand} {kind}", "{brand} {model} {kind}"),
     "brand": (
-        "Nordlys", "Kestrel", "Lumio", "Veld", "Tamarin", "Sørbø", "Ibis", "Quarzo", "Hoshi", "Brava",
-        "Zephyr", "Minari", "Château", "Pico", "Oslo", "Marula", "Fjord", "Arrow", "Kobo", "Selva",
+        "Nordlys", "Otter", "Lumio", "Veld", "Tamarin", "Sørbø", "Ibis", "Onda", "Hoshi", "Brava",
+        "Dune", "Minari", "Château", "Pico", "Oslo", "Marula", "Fjord", "Arrow", "Kobo", "Selva",
     ),
     "model": ("2", "300", "Mini", "Pro", "X5", "Plus"),
     "kind": (
@@ -277,8 +277,7 @@ _FILLERS: dict[str, tuple[str, ...]] = {
     "order_number": ("@-####", "#####", "ORD-####", "@@##-###", "####/@", "SO####"),
     "agent": ("Kevin", "Sandra", "Paul", "Julia", "Ahmed", "Nina", "Oscar", "Rosa"),  # none is a customer's first name
     "amount": ("€1##.90", "£2##", "3## euros", "$1##.50", "€2##.25", "1##0 kr"),
-    # From ranges kept for fiction (Ofcom's drama numbers, North America's 555-01xx), so that nobody is called.
-    "phone": ("555-01##", "0113 496 0###"),
+    "phone": ("555-01##",),  # North America keeps these for fiction, so nobody is called
     "deadline": ("today", "by {weekday}", "before {date}", "within {few} hours", "by {hour}"),
     "patience": ("{weekday} will do", "it can wait until {month}", "after {date} is fine", "I can wait {days} days"),
     "date": ("{day} {month}", "{month} {day}"),

@@ -1,0 +1,39 @@
+"""What every benchmark writes beside its figures: the machine, the versions, the day."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+from autoft import __version__
+from autoft.home import write_text
+from autoft.profiles.detect import detect
+from autoft.trainer.run import LIBRARIES
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write_results(name: str, figures: dict[str, Any]) -> Path:
+    """Write benchmarks/results/NAME.json with the figures, this machine and the versions."""
+    hardware = detect()
+    record = {
+        "benchmark": name,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": {
+            "cpu": hardware.host.cpu,
+            "cores": hardware.host.cores,
+            "ram_bytes": hardware.host.ram_total_bytes,
+            "gpus": [gpu.name for gpu in hardware.gpus],
+            "driver": hardware.driver_version,
+        },
+        "versions": {"autoft": __version__, **{library: importlib.metadata.version(library) for library in LIBRARIES}},
+        **figures,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    print(path)
+    return path

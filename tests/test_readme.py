@@ -1,0 +1,42 @@
+"""README.md shows what the commands print, and names what is there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_output_blocks_are_what_the_commands_print() -> None:
+    words = [sys.executable, str(ROOT / "docs" / "readme_blocks.py"), "--check"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_block_is_empty() -> None:
+    assert "```text\n```" not in README
+
+
+def test_every_file_of_the_tree_is_there() -> None:
+    tree = README.split("## What is where\n```\n")[1].split("```")[0]
+    for line in tree.splitlines():
+        folder, *words = line.split()
+        assert (ROOT / folder).is_dir(), folder
+        for name in re.findall(r"[\w/*]+\.(?:py|toml)", " ".join(words)):
+            assert list((ROOT / folder).glob(name)), f"{folder}{name}"
+
+
+def test_every_command_of_the_readme_is_known() -> None:
+    from autoft.cli.main import COMMANDS
+
+    assert set(re.findall(r"^\$ autoft (\w+)", README, re.MULTILINE)) <= set(COMMANDS)
+
+
+def test_every_make_target_of_the_readme_and_contributing_is_there() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^    make ([a-z-]+)", named, re.MULTILINE)) <= targets

@@ -1,0 +1,171 @@
+"""The output folder: whole or unfinished, never half there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoft.errors import DataError, OutputError, TrainingError
+from autoft.trainer.output import RESULT, check_disk, check_output, free_name, output_folder, unfinished
+
+
+def finished_run(folder: Path, text: str = "old") -> Path:
+    folder.mkdir(parents=True)
+    (folder / RESULT).write_text(text)
+    return folder
+
+
+def test_a_run_becomes_the_folder_only_when_it_ends_well(tmp_path):
+    out = tmp_path / "runs" / "one"
+    with output_folder(out, force=False) as folder:
+        assert folder == unfinished(out) == tmp_path / "runs" / "one.unfinished"
+        (folder / RESULT).write_text("new")
+        assert not out.exists()
+    assert (out / RESULT).read_text() == "new"
+    assert [p.name for p in out.parent.iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize("error", [TrainingError("it diverged"), KeyboardInterrupt(), OSError("disk gone")])
+def test_a_run_that_fails_stays_unfinished(tmp_path, error):
+    with pytest.raises(type(error)), output_folder(tmp_path / "out", force=False) as folder:
+        (folder / "log").write_text("what there was")
+        raise error
+    assert [p.name for p in tmp_path.iterdir()] == ["out.unfinished"]
+    assert (unfinished(tmp_path / "out") / "log").read_text() == "what there was"
+
+
+def test_bad_input_found_inside_leaves_nothing(tmp_path):
+    with pytest.raises(DataError), output_folder(tmp_path / "out", force=False) as folder:
+        (folder / "plan.toml").write_text("")
+        raise DataError("a row is empty")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stale_unfinished_folder_is_cleared(tmp_path):
+    unfinished(tmp_path / "out").mkdir()
+    (unfinished(tmp_path / "out") / "stale").touch()
+    with output_folder(tmp_path / "out", force=False) as folder:
+        assert list(folder.iterdir()) == []
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    (tmp_path / "out").mkdir()
+    with output_folder(tmp_path / "out", force=False) as folder:
+        (folder / RESULT).touch()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / RESULT).exists()
+
+
+def test_a_finished_run_is_kept_without_force(tmp_path):
+    out = finished_run(tmp_path / "out")
+    with pytest.raises(OutputError, match="holds a finished run") as refused, output_folder(out, force=False):
+        pass
+    assert "--force" in str(refused.value.fix)
+    assert (out / RESULT).read_text() == "old"
+
+
+def test_force_replaces_a_finished_run_at_the_end_and_not_before(tmp_path):
+    out = finished_run(tmp_path / "out")
+    with output_folder(out, force=True) as folder:
+        (folder / RESULT).write_text("new")
+        assert (out / RESULT).read_text() == "old"
+    assert (out / RESULT).read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_forced_run_that_fails_leaves_the_finished_one(tmp_path):
+    out = finished_run(tmp_path / "out")
+    with pytest.raises(TrainingError), output_folder(out, force=True):
+        raise TrainingError("it diverged")
+    assert (out / RESULT).read_text() == "old"
+
+
+def test_force_does_not_replace_what_is_no_run(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(OutputError, match="a folder with other files in it"):
+        check_output(tmp_path, force=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("name", [".", "", "..", "../.."])
+def test_the_current_folder_and_those_around_it_are_refused(tmp_path, monkeypatch, name):
+    """Even with a result.json and --force: the shell stands in it."""
+    inside = tmp_path / "a" / "b"
+    inside.mkdir(parents=True)
+    for folder in (inside, inside.parent, tmp_path):
+        (folder / RESULT).touch()
+    monkeypatch.chdir(inside)
+    with pytest.raises(OutputError, match="the folder that you are in"):
+        check_output(Path(name), force=True)
+
+
+def test_a_file_and_a_dangling_link_are_refused(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for name in ("file", "link"):
+        with pytest.raises(OutputError, match="a file, not a folder"):
+            check_output(tmp_path / name, force=True)
+
+
+def test_a_folder_that_cannot_be_written_is_refused():
+    if not Path("/proc/self").is_dir():
+        pytest.skip("no /proc, the one place that even root cannot write to")
+    with pytest.raises(OutputError) as refused:
+        check_output(Path("/proc/run"), force=False)
+    assert refused.value.what == "/proc/run: /proc cannot be written to"
+
+
+def test_an_unwritable_folder_of_somebody_else_is_refused(tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("permissions do not bind root")
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(OutputError, match="cannot be written to"):
+            check_output(tmp_path / "out", force=False)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_disk_without_room_is_refused(tmp_path):
+    check_disk(tmp_path / "not" / "yet", 0, "the run")
+    with pytest.raises(OutputError) as refused:
+        check_output(tmp_path / "out", force=False, needed_bytes=2**60)
+    needed = "the run needs 1,099,511,627,776 MiB, its disk has"
+    assert needed in refused.value.what
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_do_not_write_one_folder(tmp_path):
+    """The lock is held by a real other process, and goes with it."""
+    out = tmp_path / "out"
+    code = (
+        "import pathlib, sys\n"
+        "from autoft.trainer.output import output_folder\n"
+        "with output_folder(pathlib.Path(sys.argv[1]), force=False) as folder:\n"
+        "    (folder / 'theirs').touch()\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    words = [sys.executable, "-c", code, str(out)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(OutputError, match="another autoft run is writing there"), output_folder(out, force=False):
+            pass
+        assert (unfinished(out) / "theirs").exists()
+        other.kill()
+    with output_folder(out, force=False) as folder:
+        assert list(folder.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_free_name_passes_over_finished_and_unfinished_runs(tmp_path):
+    assert free_name(tmp_path, "tiny") == tmp_path / "tiny"
+    finished_run(tmp_path / "tiny")
+    assert free_name(tmp_path, "tiny") == tmp_path / "tiny-2"
+    (tmp_path / "tiny-2.unfinished").mkdir()
+    assert free_name(tmp_path, "tiny") == tmp_path / "tiny-3"
