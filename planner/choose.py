@@ -55,12 +55,12 @@ def choose(estimates: Sequence[tuple[Recipe, Estimate]], *, prefer: Prefer, targ
             f"Closest: {describe(recipe)}, {estimate.device_bytes / GIB:.1f} GiB"
         )
     recipe, estimate = fitting[0]
-    others = [(r, e) for r, e in (*fitting[1:], *(pair for pair in estimates if pair[1].fits != "yes"))]
+    rejected = sorted((pair for pair in estimates if pair[1].fits != "yes"), key=lambda pair: pair[1].device_bytes)
     return Choice(
         recipe,
         estimate,
         _reasons(recipe, estimate, estimates, words, prefer),
-        tuple(_alternative(r, e, recipe, estimate, words) for r, e in others),
+        tuple(_alternative(r, e, recipe, estimate, words) for r, e in (*fitting[1:], *rejected)),
     )
 
 

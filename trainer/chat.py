@@ -12,7 +12,7 @@ from autoft.errors import ModelError
 from autoft.schema import read_text
 from autoft.trainer import environment
 from autoft.trainer.data.shape import Message
-from autoft.trainer.data.tokens import prompt_ids, stop_ids
+from autoft.trainer.data.tokens import model_stop_ids, prompt_ids, stop_ids
 from autoft.trainer.output import RESULT
 from autoft.trainer.resolve import fetch, load_config, resolve
 from autoft.trainer.result import RunResult
@@ -71,9 +71,7 @@ def open_run(folder: Path) -> Talker:
     base.config.use_cache = True
     model = PeftModel.from_pretrained(base, folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    stops = model.generation_config.eos_token_id
-    own = [] if stops is None else stops if isinstance(stops, list) else [stops]
-    return Talker(model, tokenizer, stop_ids(tokenizer, own), result.system_prompt)
+    return Talker(model, tokenizer, stop_ids(tokenizer, model_stop_ids(model)), result.system_prompt)
 
 
 def _streamer(tokenizer: Any, on_text: Callable[[str], None]) -> Any:

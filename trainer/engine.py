@@ -17,7 +17,7 @@ from autoft.errors import TrainingError
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.events import Listener, Step
 from autoft.trainer.job import Job
-from autoft.trainer.loss import compute_loss
+from autoft.trainer.loss import IGNORED, compute_loss
 from autoft.trainer.memory import PeakMemory
 from autoft.trainer.optim import build_optimizer
 
@@ -40,6 +40,8 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         callback: TrainerCallback,
     ) -> None:
         self.recipe = job.recipe
+        self.tokens: Any = 0
+        self.trained_tokens: Any = 0
         base = model.get_base_model()
         forward = base.forward
         weights = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
@@ -68,6 +70,9 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         assert not return_outputs
+        # summed on the device: reading a number here would stall a GPU every micro-batch
+        self.tokens = self.tokens + inputs["attention_mask"].sum()
+        self.trained_tokens = self.trained_tokens + (inputs["labels"][:, 1:] != IGNORED).sum()
         return compute_loss(model, inputs, self.recipe, num_trained_tokens=num_items_in_batch)
 
     def _send_telemetry(self) -> None:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 Tick = Callable[[int, int], None]
 
-GENERATE_BATCH = 25
+# Answers generated side by side. On a GPU as many as the training step has rows: their cache needs less than its
+# activations, so what trains can be evaluated. On a CPU memory is wide, and a step costs much the same for few or many.
+CPU_GENERATE_BATCH = 50
 
 
 def evaluate(
@@ -41,7 +43,8 @@ def evaluate(
     answers = []
     if max_new_tokens and talks:
         prompts = [prompt_ids(row.messages[:-1], tokenizer) for row in talks]
-        answers = generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, stop=stop, tick=tick)
+        batch = CPU_GENERATE_BATCH if model.device.type == "cpu" else recipe.micro_batch
+        answers = generate(model, tokenizer, prompts, batch=batch, max_new_tokens=max_new_tokens, stop=stop, tick=tick)
     expected = [row.messages[-1]["content"] for row in talks]
     return (
         Evaluation(
@@ -75,11 +78,12 @@ def generate(
     tokenizer: Any,
     prompts: Sequence[list[int]],
     *,
+    batch: int,
     max_new_tokens: int,
     stop: Sequence[int],
     tick: Tick = lambda done, total: None,
 ) -> list[str]:
-    """Greedy answers to token prompts, in their order. Prompts of like length share a batch."""
+    """Greedy answers to token prompts, in their order. Prompts of like length share a batch, `batch` at a time."""
     import torch
     from transformers import GenerationConfig
 
@@ -91,7 +95,7 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     done = 0
     with _evaluating(model), torch.inference_mode():
-        for chosen in _batches(order, GENERATE_BATCH):
+        for chosen in _batches(order, batch):
             width = max(len(prompts[i]) for i in chosen)
             ids_BS = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in chosen], device=model.device)
             mask_BS = torch.tensor(

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,39 @@ from autoft.errors import DataError, TrainingError
 from autoft.home import sha256, write_text
 from autoft.trainer import environment
 from autoft.trainer.card import model_card
-from autoft.trainer.data.tokens import stop_ids
+from autoft.trainer.data.tokens import model_stop_ids, stop_ids
 from autoft.trainer.events import Listener, Note, Progress, Stage
 from autoft.trainer.job import Job
 from autoft.trainer.memory import PeakMemory, resident_bytes
-from autoft.trainer.output import RESULT, check_disk, output_folder
+from autoft.trainer.output import RESULT, check_disk, check_output, output_folder
 from autoft.trainer.prepare import Prepared, prepare
-from autoft.trainer.resolve import base_reference, fetch, hub_name, licence, load_config, resolve
-from autoft.trainer.result import Measured, Predicted, RunResult, Sample
+from autoft.trainer.resolve import ModelRef, base_reference, fetch, hub_name, licence, load_config, resolve
+from autoft.trainer.result import Evaluation, Measured, Predicted, RunResult, Sample
 
+TOKENIZER_BYTES = 2**26  # assumption: tokenizer, card and the rest beside the adapter
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "datasets")
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """All that training starts from. baseline_bytes: resident size of the process before the model was there."""
+
+    ref: ModelRef
+    weights: Path
+    prepared: Prepared
+    model: Any
+    stop: list[int]
+    baseline_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Learnt:
+    """What training left beside the trained model."""
+
+    losses: tuple[tuple[int, float], ...]
+    tokens: int
+    trained_tokens: int
+    measured: Measured
 
 
 def run(
@@ -46,114 +70,144 @@ def run(
     Raises: InputError of many kinds before training; TrainingError when training goes wrong. `out` is then as it was.
     """
     clock = _Clock()
-    with output_folder(out, force=force) as folder, _told_of_exhausted_memory(job):
-        write_text(folder / "plan.toml", plan_toml)
-        result = _train(job, folder, predicted, prepared, listener, clock)
-        ref = resolve(job.model)
-        card = model_card(result, out.name, hub_name(ref), licence(ref))
-        write_text(folder / "README.md", card)
-        result = _with(result, artifacts=_hashes(folder), seconds=clock.seconds)
-        write_text(folder / RESULT, json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    check_output(out, force=force)
+    with _told_of_exhausted_memory(job):
+        with clock("load"):
+            loaded = _load(job, prepared, listener)
+        with output_folder(out, force=force) as folder:
+            check_disk(folder, 4 * _trainable_params(loaded.model) + TOKENIZER_BYTES, "the adapter")
+            write_text(folder / "plan.toml", plan_toml)
+            with clock("evaluate_before"):
+                before, answers_before = _evaluate(job, loaded, "before training", listener)
+            with clock("train"):
+                learnt = _train(job, loaded, folder, listener)
+            with clock("evaluate_after"):
+                after, answers_after = _evaluate(job, loaded, "after training", listener)
+            with clock("save"):
+                listener(Stage(name="save"))
+                _save(loaded, folder)
+            sample = _sample(loaded.prepared, answers_before, answers_after)
+            result = _result(job, loaded, learnt, predicted, before, after, sample, clock.seconds)
+            card = model_card(result, out.name, hub_name(loaded.ref), licence(loaded.ref))
+            write_text(folder / "README.md", card)
+            result = replace(result, artifacts=_hashes(folder))
+            write_text(folder / RESULT, json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")
     return result
 
 
-def _train(
-    job: Job, folder: Path, predicted: Predicted | None, prepared: Prepared | None, listener: Listener, clock: _Clock
-) -> RunResult:
-    recipe = job.recipe
+def _load(job: Job, prepared: Prepared | None, listener: Listener) -> _Loaded:
+    """Weights, data and model; every gate that can refuse the job is passed here."""
     if job.data is None:
         raise DataError("the plan names no data to train on", fix="--data FILE")
+    listener(Stage(name="model", detail=job.model))
     ref = resolve(job.model)
-    with clock("load"):
-        listener(Stage(name="model", detail=job.model))
-        weights = fetch(ref, lambda text: listener(Note(text=text)))
-        if prepared is None or prepared.longest_tokens > recipe.seq_len:
-            prepared = prepare(ref, job.data, job.eval_data, eval_rows=job.eval_rows, max_tokens=recipe.seq_len)
-        notes = prepared.notes(recipe.seq_len)
-        for note in notes:
-            listener(Note(text=note))
-        from autoft.trainer.build import build_model
-        from autoft.trainer.engine import Engine, Watch
+    weights = fetch(ref, lambda text: listener(Note(text=text)))
+    if prepared is None or prepared.longest_tokens > job.recipe.seq_len:
+        prepared = prepare(ref, job.data, job.eval_data, eval_rows=job.eval_rows, max_tokens=job.recipe.seq_len)
+    for note in prepared.notes(job.recipe.seq_len):
+        listener(Note(text=note))
+    from autoft.trainer.build import build_model
 
-        environment.quiet()
-        baseline = resident_bytes()
-        model = build_model(recipe, config=load_config(ref), weights=weights, device=job.device, seed=job.seed)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    check_disk(folder, 4 * trainable + 2**26, "the adapter")
-    total = _stored_params(model)
-    tokenizer, rows, heldout = prepared.tokenizer, prepared.splits.heldout, prepared.heldout
-    stop = stop_ids(tokenizer, _model_stops(model))
-    settings: dict[str, Any] = {"max_new_tokens": job.max_new_tokens, "stop": stop}
+    environment.quiet()
+    baseline = resident_bytes()
+    model = build_model(job.recipe, config=load_config(ref), weights=weights, device=job.device, seed=job.seed)
+    return _Loaded(ref, weights, prepared, model, stop_ids(prepared.tokenizer, model_stop_ids(model)), baseline)
 
-    def tick(done: int, of: int) -> None:
-        listener(Progress(done=done, total=of))
 
+def _evaluate(job: Job, loaded: _Loaded, when: str, listener: Listener) -> tuple[Evaluation, list[str]]:
     from autoft.trainer.evaluate import evaluate
 
-    with clock("evaluate_before"):
-        listener(Stage(name="evaluate", detail="before training"))
-        before, answers_before = evaluate(model, tokenizer, rows, heldout, recipe, tick=tick, **settings)
+    listener(Stage(name="evaluate", detail=when))
+    return evaluate(
+        loaded.model,
+        loaded.prepared.tokenizer,
+        loaded.prepared.splits.heldout,
+        loaded.prepared.heldout,
+        job.recipe,
+        max_new_tokens=job.max_new_tokens,
+        stop=loaded.stop,
+        tick=lambda done, total: listener(Progress(done=done, total=total)),
+    )
 
-    listener(Stage(name="train", detail=f"{len(prepared.train.examples):,} rows"))
-    with clock("train"), PeakMemory(job.device, baseline) as memory:
-        tokens_per_row = sum(len(e.input_ids) for e in prepared.train.examples) / len(prepared.train.examples)
-        watch = Watch(listener, memory, tokens_per_row * recipe.micro_batch * job.accumulation)
+
+def _train(job: Job, loaded: _Loaded, folder: Path, listener: Listener) -> _Learnt:
+    from autoft.trainer.engine import Engine, Watch
+
+    examples = loaded.prepared.train.examples
+    listener(Stage(name="train", detail=f"{len(examples):,} rows"))
+    mean_tokens = sum(len(example.input_ids) for example in examples) / len(examples)
+    work_dir = folder / ".trainer"
+    with PeakMemory(job.device, loaded.baseline_bytes) as memory:
+        watch = Watch(listener, memory, mean_tokens * job.recipe.micro_batch * job.accumulation)
         engine = Engine(
-            model=model,
-            tokenizer=tokenizer,
+            model=loaded.model,
+            tokenizer=loaded.prepared.tokenizer,
             job=job,
-            examples=prepared.train.examples,
-            work_dir=folder / ".trainer",
+            examples=examples,
+            work_dir=work_dir,
             callback=watch,
         )
         engine.train()
+    shutil.rmtree(work_dir, ignore_errors=True)
     if not watch.losses:
         raise TrainingError("no optimizer step was made", fix="more rows or epochs")
-    train_s = sum(watch.step_times_s)
-    seen = engine.state.epoch or job.epochs
-    tokens = round(seen * sum(len(e.input_ids) for e in prepared.train.examples))
-    trained = round(seen * sum(e.trained_tokens for e in prepared.train.examples))
+    tokens, trained, seconds = int(engine.tokens), int(engine.trained_tokens), sum(watch.step_times_s)
+    measured = Measured(
+        peak_bytes=memory.peak_bytes,
+        peak_reserved_bytes=memory.peak_reserved_bytes,
+        step_time_s=seconds / len(watch.step_times_s),
+        tokens_per_s=tokens / seconds,
+        trained_tokens_per_s=trained / seconds,
+    )
+    return _Learnt(tuple(watch.losses), tokens, trained, measured)
 
-    with clock("evaluate_after"):
-        listener(Stage(name="evaluate", detail="after training"))
-        after, answers_after = evaluate(model, tokenizer, rows, heldout, recipe, tick=tick, **settings)
 
-    with clock("save"):
-        listener(Stage(name="save"))
-        base = base_reference(ref, weights)
-        _save(model, tokenizer, folder, base)
-        shutil.rmtree(folder / ".trainer", ignore_errors=True)
+def _save(loaded: _Loaded, folder: Path) -> None:
+    loaded.model.peft_config["default"].base_model_name_or_path = base_reference(loaded.ref, loaded.weights)
+    loaded.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    loaded.prepared.tokenizer.save_pretrained(folder)
+
+
+def _result(
+    job: Job,
+    loaded: _Loaded,
+    learnt: _Learnt,
+    predicted: Predicted | None,
+    before: Evaluation,
+    after: Evaluation,
+    sample: Sample | None,
+    seconds: dict[str, float],
+) -> RunResult:
+    prepared = loaded.prepared
     return RunResult(
         autoft_version=__version__,
         job=job,
-        base=base,
+        base=base_reference(loaded.ref, loaded.weights),
         finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        seconds=clock.seconds,
-        steps=engine.state.global_step,
-        tokens=tokens,
-        trained_tokens=trained,
+        seconds=seconds,
+        steps=len(learnt.losses),
+        tokens=learnt.tokens,
+        trained_tokens=learnt.trained_tokens,
         rows=len(prepared.splits.train) - len(prepared.train.too_long),
         rows_left_out=len(prepared.train.too_long),
-        trainable_params=trainable,
-        total_params=total,
-        losses=tuple(watch.losses),
+        trainable_params=_trainable_params(loaded.model),
+        total_params=_stored_params(loaded.model),
+        losses=learnt.losses,
         predicted=predicted,
-        measured=Measured(
-            peak_bytes=memory.peak_bytes,
-            peak_reserved_bytes=memory.peak_reserved_bytes,
-            step_time_s=train_s / len(watch.step_times_s),
-            tokens_per_s=tokens / train_s,
-            trained_tokens_per_s=trained / train_s,
-        ),
+        measured=learnt.measured,
         before=before,
         after=after,
-        sample=_sample(rows, answers_before, answers_after),
+        sample=sample,
         system_prompt=prepared.splits.system_prompt,
         hardware=_hardware(job.device),
         versions={name: importlib.metadata.version(name) for name in LIBRARIES},
         artifacts={},
-        notes=tuple(notes),
+        notes=tuple(prepared.notes(job.recipe.seq_len)),
     )
+
+
+def _trainable_params(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _stored_params(model: Any) -> int:
@@ -164,28 +218,13 @@ def _stored_params(model: Any) -> int:
     )
 
 
-def _model_stops(model: Any) -> list[int]:
-    stops = model.generation_config.eos_token_id
-    return [] if stops is None else stops if isinstance(stops, list) else [stops]
-
-
-def _save(model: Any, tokenizer: Any, folder: Path, base: str) -> None:
-    model.peft_config["default"].base_model_name_or_path = base
-    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-    tokenizer.save_pretrained(folder)
-
-
-def _sample(rows: Any, before: list[str], after: list[str]) -> Sample | None:
-    talks = [row for row in rows if row.messages]
-    if not after or not talks:
+def _sample(prepared: Prepared, before: list[str], after: list[str]) -> Sample | None:
+    """The first held-out conversation."""
+    if not after:
         return None
-    messages = talks[0].messages
-    return Sample(
-        prompt=messages[-2]["content"] if len(messages) > 1 else "",
-        expected=messages[-1]["content"],
-        before=before[0],
-        after=after[0],
-    )
+    messages = next(row.messages for row in prepared.splits.heldout if row.messages)
+    prompt = messages[-2]["content"] if len(messages) > 1 else ""
+    return Sample(prompt=prompt, expected=messages[-1]["content"], before=before[0], after=after[0])
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -198,12 +237,6 @@ def _hardware(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name(0)
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def _with(result: RunResult, **changes: Any) -> RunResult:
-    import dataclasses
-
-    return dataclasses.replace(result, **changes)
 
 
 @contextmanager

@@ -120,10 +120,7 @@ def _train(plan: Plan, prepared: Prepared | None, out: Path, *, force: bool) -> 
                 listener=display,
             )
         except KeyboardInterrupt:
-            raise Interrupted(
-                f"interrupted: {out} was not written; what there was is in {out}.unfinished",
-                fix="run again to start over",
-            ) from None
+            raise Interrupted(f"interrupted: {out} was not written", fix="run again to start over") from None
 
 
 def _from_file(path: Path, data: str | None, eval_data: str | None) -> tuple[Plan, Prepared | None]:

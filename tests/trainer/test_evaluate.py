@@ -37,8 +37,8 @@ def test_an_answer_does_not_depend_on_its_batch(tiny_model) -> None:
     _, model = build(tiny_model, **FP32)
     prompts = [list(range(5, 5 + n)) for n in (3, 30, 11, 7)]
     settings = {"max_new_tokens": 12, "stop": [tokenizer.eos_token_id]}
-    together = generate(model, tokenizer, prompts, **settings)
-    alone = [generate(model, tokenizer, [prompt], **settings)[0] for prompt in prompts]
+    together = generate(model, tokenizer, prompts, batch=3, **settings)
+    alone = [generate(model, tokenizer, [prompt], batch=1, **settings)[0] for prompt in prompts]
     assert together == alone
     assert len(set(together)) > 1
     assert model.training

@@ -19,6 +19,12 @@ def finished_run(folder: Path, text: str = "old") -> Path:
     return folder
 
 
+def run_that_fails(out: Path, error: BaseException, *, force: bool = False) -> None:
+    with output_folder(out, force=force) as folder:
+        (folder / "log").write_text("what there was")
+        raise error
+
+
 def test_a_run_becomes_the_folder_only_when_it_ends_well(tmp_path):
     out = tmp_path / "runs" / "one"
     with output_folder(out, force=False) as folder:
@@ -31,17 +37,15 @@ def test_a_run_becomes_the_folder_only_when_it_ends_well(tmp_path):
 
 @pytest.mark.parametrize("error", [TrainingError("it diverged"), KeyboardInterrupt(), OSError("disk gone")])
 def test_a_run_that_fails_stays_unfinished(tmp_path, error):
-    with pytest.raises(type(error)), output_folder(tmp_path / "out", force=False) as folder:
-        (folder / "log").write_text("what there was")
-        raise error
+    with pytest.raises(type(error)):
+        run_that_fails(tmp_path / "out", error)
     assert [p.name for p in tmp_path.iterdir()] == ["out.unfinished"]
     assert (unfinished(tmp_path / "out") / "log").read_text() == "what there was"
 
 
 def test_bad_input_found_inside_leaves_nothing(tmp_path):
-    with pytest.raises(DataError), output_folder(tmp_path / "out", force=False) as folder:
-        (folder / "plan.toml").write_text("")
-        raise DataError("a row is empty")
+    with pytest.raises(DataError):
+        run_that_fails(tmp_path / "out", DataError("a row is empty"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,8 +83,8 @@ def test_force_replaces_a_finished_run_at_the_end_and_not_before(tmp_path):
 
 def test_a_forced_run_that_fails_leaves_the_finished_one(tmp_path):
     out = finished_run(tmp_path / "out")
-    with pytest.raises(TrainingError), output_folder(out, force=True):
-        raise TrainingError("it diverged")
+    with pytest.raises(TrainingError):
+        run_that_fails(out, TrainingError("it diverged"), force=True)
     assert (out / RESULT).read_text() == "old"
 
 

@@ -213,7 +213,7 @@ def test_many_messages_hold_a_number_that_is_no_order_number(rows: list[support_
     with_order = [row for row in rows if answer(row)["order_number"] is not None]
     without_order = [row for row in rows if answer(row)["order_number"] is None]
     for group in (with_order, without_order):
-        assert sum(map(has_other_number, group)) >= 0.4 * len(group)
+        assert sum(map(has_other_number, group)) >= 0.3 * len(group)
 
 
 def test_some_messages_name_a_second_product(rows: list[support_desk.Row]) -> None:

@@ -94,6 +94,11 @@ def _conversation(raw: RawRow, turns: Any) -> Row:
             f"{raw.where}: its conversation is not a list of turns", fix='write [{"role": "user", "content": ...}, ...]'
         )
     messages = tuple(_message(raw, number, turn) for number, turn in enumerate(turns, start=1))
+    if messages[0]["role"] == "assistant":
+        raise DataError(
+            f"{raw.where}: the conversation begins with the assistant, so there is nothing to answer",
+            fix="begin it with a user turn, or remove the row",
+        )
     if messages[-1]["role"] != "assistant":
         raise DataError(
             f"{raw.where}: the conversation ends with the {messages[-1]['role']}, so there is no answer to learn",

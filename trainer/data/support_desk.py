@@ -70,17 +70,17 @@ _PROBLEMS: dict[str, tuple[str, ...]] = {
         "My {thing}, due on {date}, has not arrived.",
         "The {thing} was meant to come on {date} but never did.",
         "For {days} days my {thing} has been 'in transit'.",
-        "Your site says I got the {thing}, yet I have nothing.",
+        "Your site says the {thing} was delivered, but it was not.",
         "The driver left my {thing} with some neighbour.",
         "The {thing} seems to be lost in the post.",
-        "My {thing} went to my former address.",
-        "You shipped my {thing} {days} days ago and it is not here.",
+        "The courier took my {thing} to my old address.",
+        "It is {days} days since you shipped my {thing}.",
     ),
     "billing": (
         "My card was charged {amount} twice for the {thing}.",
         "The invoice for my {thing} says {amount}, but your site quoted less.",
         "My {amount} discount on the {thing} was ignored.",
-        "I cannot explain the {amount} you took from my bank account.",
+        "I cannot explain the {amount} on my card statement.",
         "You debit {amount} a month for a plan I never chose.",
         "The bill for the {thing} adds {amount} in hidden fees.",
         "You billed me {amount} extra to ship the {thing}.",
@@ -91,7 +91,7 @@ _PROBLEMS: dict[str, tuple[str, ...]] = {
         "The {thing} makes a grinding noise and smells burnt.",
         "Since {date} the {thing} turns itself off after a minute.",
         "One button on my {thing} is stuck.",
-        "The {thing} arrived with a cracked casing.",
+        "The {thing} came out of its box cracked.",
         "My {thing} only runs while I hold the cable.",
         "My {thing} shows error {error} and stops.",
         "The {thing} gets far too hot and shuts down.",
@@ -198,8 +198,8 @@ _WISHES: dict[str, tuple[str, ...]] = {
 # Few ways of saying it, each with many endings: 400 rows teach the cue, and held-out rows still combine it anew.
 # Both ways name days, as do problems and asides, so a day alone does not give the urgency away.
 _URGENCIES: dict[str, tuple[str, ...]] = {
-    "high": ("I need this {deadline}.", "It is urgent, act {deadline}.", "Settle this {deadline}."),
-    "low": ("No rush, {patience}.", "It is not urgent, {patience}.", "Take your time, {patience}."),
+    "high": ("This is urgent, I need it {deadline}.", "Please hurry, it must be done {deadline}."),
+    "low": ("There is no rush, {patience}.", "Take your time, {patience}."),
     "normal": ("",),
 }
 
@@ -211,9 +211,9 @@ _ASIDES: tuple[str, ...] = (
     "My postcode is #####.",
 )
 _ASIDES_OF_CATEGORY: dict[str, tuple[str, ...]] = {
-    "delivery": ("I paid {amount}.", "The tracking code is @@####."),
+    "delivery": ("I paid {amount}.", "The tracking code is @@######."),
     "billing": ("The invoice is R-202#-###.", "My card ends in ####."),
-    "defect": ("I paid {amount} on {date}.", "The serial number is @@####."),
+    "defect": ("I paid {amount} on {date}.", "The serial number is @@######."),
     "return": ("I paid {amount}.", "The invoice R-202#-### is in the box."),
     "account": ("The error page shows code #####.",),
     "question": ("My budget is {amount}.",),

@@ -87,6 +87,12 @@ def stop_ids(tokenizer: Any, model_stop_ids: Sequence[int] = ()) -> list[int]:
     return sorted({*model_stop_ids, tokenizer.eos_token_id, _template_stop(tokenizer)} - {None})
 
 
+def model_stop_ids(model: Any) -> list[int]:
+    """The stop tokens of a model's own generation settings."""
+    stops = model.generation_config.eos_token_id
+    return [] if stops is None else stops if isinstance(stops, list) else [stops]
+
+
 def _conversation(row: Row, tokenizer: Any) -> Example:
     ids = _render(row.messages, tokenizer)
     labels = [IGNORED] * len(ids)

