@@ -25,14 +25,17 @@ def home() -> Path:
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `target` when the block ends well and is deleted when it does not.
 
-    `target` must not exist, or be an empty folder.
+    A `target` that another process has filled meanwhile stays as it is.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         yield staging
         staging.chmod(0o777 & ~_umask())
-        staging.replace(target)
+        if _is_filled(target):  # another process was quicker
+            shutil.rmtree(staging, ignore_errors=True)
+        else:
+            staging.replace(target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -52,6 +55,10 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_filled(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def _umask() -> int:

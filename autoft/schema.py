@@ -20,7 +20,7 @@ class Record:
     """Base of the frozen dataclasses: `to_dict`, `from_dict`, `to_toml`, `from_toml`, all exact inverses."""
 
     __slots__ = ()
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings, numbers, booleans and None, ready for JSON."""

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from typing import Any
 
 from autoft.errors import FileFormatError, OptionError, near
 from autoft.planner.target import Target
 from autoft.trainer.job import Job
-from autoft.trainer.recipe import Method, Recipe
+from autoft.trainer.recipe import Attention, Method, Recipe
 
 METHODS: tuple[Method, ...] = ("lora", "qlora")
 # Of the Job, what the plan decides itself or the command line has an option for.
 NOT_PINNABLE = ("model", "data", "eval_data", "recipe", "device")
+# Of the Recipe, what is right or wrong only beside another field.
+COUPLED = ("method", "quant_type", "double_quant", "autocast")
 
 
-def candidates(target: Target, *, seq_len: int, rows_per_step: int, pinned: dict[str, Any]) -> list[Recipe]:
+def candidates(
+    target: Target, *, seq_len: int, rows_per_step: int, attention: Attention = "sdpa", pinned: dict[str, Any]
+) -> list[Recipe]:
     """Recipes for `target`, each once: method x checkpointing x micro-batch, the rest by the device's ability.
 
-    rows_per_step: sequences in an optimizer step; the micro-batch divides it.
+    rows_per_step: sequences in an optimizer step; the micro-batch divides it. attention: what the model takes.
     pinned: fields of the Recipe that the user has set; a combination they contradict is left out.
     Raises: FileFormatError when a pinned value is wrong whatever it is combined with.
     """
@@ -31,7 +36,7 @@ def candidates(target: Target, *, seq_len: int, rows_per_step: int, pinned: dict
                     continue
                 base = _recipe(target, method, checkpointing=checkpointing, micro_batch=micro_batch, seq_len=seq_len)
                 try:
-                    found.setdefault(_pin(base, pinned))
+                    found.setdefault(_pin(replace(base, attention=attention), pinned))
                 except FileFormatError as error:
                     problem = error
     if not found:
@@ -43,7 +48,7 @@ def candidates(target: Target, *, seq_len: int, rows_per_step: int, pinned: dict
 def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
     """`key=value` words as (fields of the Recipe, fields of the Job), values read as TOML, else as text.
 
-    Raises: OptionError for a word without "=", and for an unknown key with the nearest known ones.
+    Raises: OptionError for a word without "=" and for an unknown key, FileFormatError for a wrong value.
     """
     recipe_keys = {field.name for field in dataclasses.fields(Recipe)}
     job_keys = {field.name for field in dataclasses.fields(Job)} - set(NOT_PINNABLE)
@@ -60,7 +65,11 @@ def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str,
                 fix=f"one of: {', '.join(sorted(recipe_keys | job_keys))}",
             )
         (recipe if key in recipe_keys else job)[key] = _value(text.strip())
-    if "method" in recipe and recipe["method"] not in METHODS:
+    for key, value in recipe.items():
+        if key not in COUPLED:
+            Recipe.from_dict({key: value}, where="--set")
+    Job.from_dict({"model": "", "recipe": {}, **job}, where="--set")
+    if recipe.get("method", "lora") not in METHODS:
         raise OptionError(
             f"--set method={recipe['method']}: not known.{near(str(recipe['method']), METHODS)}",
             fix=f"one of: {', '.join(METHODS)}",

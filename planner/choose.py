@@ -10,9 +10,9 @@ from autoft.errors import DoesNotFit
 from autoft.planner.estimate import Estimate
 from autoft.planner.plan_file import Alternative
 from autoft.trainer.recipe import Recipe
+from autoft.units import size
 
 Prefer = Literal["balanced", "quality", "speed", "memory"]
-GIB = 2**30
 
 # What each preference looks at, in this order; the first difference decides.
 _ORDER: dict[str, tuple[str, Callable[[Recipe, Estimate], tuple[Any, ...]]]] = {
@@ -51,8 +51,8 @@ def choose(estimates: Sequence[tuple[Recipe, Estimate]], *, prefer: Prefer, targ
     if not fitting:
         recipe, estimate = min(estimates, key=lambda pair: pair[1].device_bytes)
         raise DoesNotFit(
-            f"nothing fits {target}, of which {estimate.available_bytes / GIB:.1f} GiB can be used. "
-            f"Closest: {describe(recipe)}, {estimate.device_bytes / GIB:.1f} GiB"
+            f"nothing fits {target}, of which {size(estimate.available_bytes)} can be used. "
+            f"Closest: {describe(recipe)}, {size(estimate.device_bytes)}"
         )
     recipe, estimate = fitting[0]
     rejected = sorted((pair for pair in estimates if pair[1].fits != "yes"), key=lambda pair: pair[1].device_bytes)
@@ -73,8 +73,8 @@ def describe(recipe: Recipe) -> str:
 def _reasons(
     recipe: Recipe, estimate: Estimate, estimates: Sequence[tuple[Recipe, Estimate]], words: str, prefer: str
 ) -> tuple[str, ...]:
-    free = estimate.available_bytes / GIB
-    reasons = [f"{describe(recipe)} needs {estimate.device_bytes / GIB:.1f} GiB of the {free:.1f} GiB that can be used"]
+    free = size(estimate.available_bytes)
+    reasons = [f"{describe(recipe)} needs {size(estimate.device_bytes)} of the {free} that can be used"]
     if len(estimates) == 1:
         return (*reasons, "it is the only candidate that the settings leave")
     reasons.append(f"prefer {prefer} takes, of what fits: {words}")
@@ -84,24 +84,24 @@ def _reasons(
     else:
         whole = by_recipe.get(replace(recipe, method="lora", quant_type=None, double_quant=False))
         if whole is not None and whole.fits != "yes":
-            need = f"{whole.device_bytes / GIB:.1f} GiB"
+            need = size(whole.device_bytes)
             reasons.append(f"4-bit buys the fit: the same step on the {recipe.base_dtype} base needs {need}")
     if recipe.gradient_checkpointing:
         plain = by_recipe.get(replace(recipe, gradient_checkpointing=False))
         if plain is not None and plain.fits != "yes":
-            reasons.append(f"checkpointing buys the fit: without it the step needs {plain.device_bytes / GIB:.1f} GiB")
+            reasons.append(f"checkpointing buys the fit: without it the step needs {size(plain.device_bytes)}")
     return tuple(reasons)
 
 
 def _alternative(recipe: Recipe, estimate: Estimate, chosen: Recipe, best: Estimate, words: str) -> Alternative:
-    need = f"{estimate.device_bytes / GIB:.1f} GiB"
+    need = size(estimate.device_bytes)
     if estimate.fits != "yes":
-        over = (estimate.device_bytes - estimate.available_bytes) / GIB
+        over = size(estimate.device_bytes - estimate.available_bytes)
         return Alternative(
             role="rejected",
             recipe=recipe,
             estimate=estimate,
-            reason=f"needs {need}, {over:.1f} GiB more than can be used",
+            reason=f"needs {need}, {over} more than can be used",
         )
     role: Literal["fallback", "runner_up"] = "fallback" if estimate.device_bytes < best.device_bytes else "runner_up"
     return Alternative(

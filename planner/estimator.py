@@ -9,8 +9,8 @@ from autoft.planner import memory
 from autoft.planner.estimate import Estimate
 from autoft.planner.shape import model_shape
 from autoft.planner.target import RESERVED_OVER_ALLOCATED, Target
-from autoft.trainer.build import add_adapter, build_base
-from autoft.trainer.recipe import Method, Recipe
+from autoft.trainer.build import add_adapter, build_base, default_attention
+from autoft.trainer.recipe import Attention, Method, Recipe
 
 
 class Estimator:
@@ -20,12 +20,13 @@ class Estimator:
         """config: a transformers configuration. Raises: ModelError when it is none of a causal language model."""
         self.config = config
         self.target = target
-        self.shape = model_shape(name, config)
+        self.attention = default_attention(config)
+        self.shape = model_shape(name, config, self.attention)
         self._trainable: dict[tuple[Any, ...], int] = {}
-        self._refusal: dict[Method, ModelError | None] = {}
+        self._refusal: dict[tuple[Method, Attention], ModelError | None] = {}
 
     def takes(self, recipe: Recipe) -> bool:
-        """Whether the model can be trained by the recipe's method at all."""
+        """Whether the model can be trained by the recipe's method and attention at all."""
         return self._why_not(recipe) is None
 
     def estimate(self, recipe: Recipe) -> Estimate:
@@ -59,16 +60,17 @@ class Estimator:
     def _trainable_params(self, recipe: Recipe) -> int:
         key = (recipe.rank, recipe.target_modules)
         if key not in self._trainable:
-            plain = Recipe(rank=recipe.rank, target_modules=recipe.target_modules)
+            plain = Recipe(rank=recipe.rank, target_modules=recipe.target_modules, attention=self.attention)
             model = add_adapter(build_base(plain, self.config), plain)
             self._trainable[key] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return self._trainable[key]
 
     def _why_not(self, recipe: Recipe) -> ModelError | None:
-        if recipe.method not in self._refusal:
+        key = (recipe.method, recipe.attention)
+        if key not in self._refusal:
             try:
                 build_base(recipe, self.config)
-                self._refusal[recipe.method] = None
+                self._refusal[key] = None
             except ModelError as error:
-                self._refusal[recipe.method] = error
-        return self._refusal[recipe.method]
+                self._refusal[key] = error
+        return self._refusal[key]

@@ -23,6 +23,7 @@ from autoft.trainer.job import Job
 from autoft.trainer.prepare import Prepared, prepare
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.resolve import load_config, resolve
+from autoft.units import size
 
 DEFAULT_SEQ_LEN = 2048  # without data to look at
 SEQ_LEN_MULTIPLE = 8  # tensor cores want multiples of 8
@@ -71,12 +72,11 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
     rows_per_step = schedule.pop("rows_per_step")
 
     def estimates(seq_len: int) -> list[tuple[Recipe, Estimate]]:
-        recipes = candidates(target, seq_len=seq_len, rows_per_step=rows_per_step, pinned=recipe_pins)
-        return [
-            (recipe, estimator.estimate(recipe))
-            for recipe in recipes
-            if "method" in recipe_pins or estimator.takes(recipe)
-        ]
+        recipes = candidates(
+            target, seq_len=seq_len, rows_per_step=rows_per_step, attention=estimator.attention, pinned=recipe_pins
+        )
+        taken = [recipe for recipe in recipes if estimator.takes(recipe)] or recipes[:1]
+        return [(recipe, estimator.estimate(recipe)) for recipe in taken]
 
     try:
         choice = choose(estimates(seq_len), prefer=request.prefer, target=target.name)
@@ -126,7 +126,7 @@ def make_estimate(request: Request, hardware: Hardware) -> tuple[Recipe, Estimat
     estimator = Estimator(request.model, load_config(resolve(request.model)), target)
     seq_len = request.seq_len or pins.get("seq_len") or _seq_len(None, estimator.shape)
     _check_seq_len(seq_len, estimator.shape)
-    recipe = candidates(target, seq_len=seq_len, rows_per_step=1, pinned=pins)[0]
+    recipe = candidates(target, seq_len=seq_len, rows_per_step=1, attention=estimator.attention, pinned=pins)[0]
     return recipe, estimator.estimate(recipe), target
 
 
@@ -204,7 +204,6 @@ def _way_out(seq_len: int, estimates: Callable[[int], list[tuple[Recipe, Estimat
     while shorter >= 128:
         need = min((e for _, e in estimates(shorter)), key=lambda e: e.device_bytes)
         if need.fits == "yes":
-            need_gib = need.device_bytes / 2**30
-            return f"--seq-len {shorter} (needs {need_gib:.1f} GiB), a smaller model, or a card with more memory"
+            return f"--seq-len {shorter} (needs {size(need.device_bytes)}), a smaller model, or a card with more memory"
         shorter //= 2
     return "a smaller model, or a card with more memory (--gpu NAME plans for one that is not here)"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge
 
 from autoft.errors import FileFormatError
 from autoft.home import write_text
@@ -36,7 +38,7 @@ class Plan(Record):
     target: the device planned for, in words. steps: optimizer steps of the whole run, None without data.
     """
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Annotated[int, Ge(1)] = SCHEMA_VERSION
     autoft_version: str
     target: str
     prefer: str

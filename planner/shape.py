@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from autoft.errors import ModelError
 from autoft.profiles.model_shape import ModelShape
 from autoft.trainer.build import build_base
-from autoft.trainer.recipe import Recipe
+from autoft.trainer.recipe import Attention, Recipe
 
 
-def model_shape(name: str, config: Any, weights: Path | None = None) -> ModelShape:
+def model_shape(name: str, config: Any, attention: Attention = "sdpa") -> ModelShape:
     """Architecture figures of the causal language model that `config` describes.
 
     Raises: ModelError when transformers has no causal language model for it.
     """
-    base = build_base(Recipe(), config)
+    base = build_base(Recipe(attention=attention), config)
     text = config.get_text_config()
     heads = _first(text, "num_attention_heads", default=1)
     hidden = _first(text, "hidden_size")
@@ -35,7 +34,6 @@ def model_shape(name: str, config: Any, weights: Path | None = None) -> ModelSha
         tied_embeddings=bool(base.config.tie_word_embeddings),
         linear_params=linear,
         other_params=total - linear,
-        weight_bytes=sum(file.stat().st_size for file in weights.glob("*.safetensors")) if weights else None,
     )
 
 

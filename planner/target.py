@@ -15,11 +15,11 @@ from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.hardware import Gpu, Hardware
 from autoft.profiles.model_shape import ModelShape
 from autoft.trainer.recipe import Dtype, Recipe
+from autoft.units import GIB, MIB, size
 
-GIB = 2**30
 # Assumptions. A CUDA context takes a few hundred MiB; of the rest some is lost between blocks. A CPU's memory is shared
 # with everything else that runs.
-CUDA_CONTEXT_BYTES = 512 * 2**20
+CUDA_CONTEXT_BYTES = 512 * MIB
 GPU_USABLE = 0.95
 RAM_USABLE = 0.85
 # What allocators hold beyond what is asked of them.
@@ -70,10 +70,10 @@ def target_of(
     if gpu is not None:
         usable = int((gpu.free_bytes - CUDA_CONTEXT_BYTES) * GPU_USABLE) + CUDA_CONTEXT_BYTES
         half: Dtype = "bfloat16" if gpu.bf16 else "float16"
-        return Target("cuda", f"{gpu.name} ({gpu.total_bytes / GIB:.1f} GiB)", max(0, usable), half, gpu=gpu)
+        return Target("cuda", f"{gpu.name} ({size(gpu.total_bytes)})", max(0, usable), half, gpu=gpu)
     host = hardware.host
     ram = int(vram_gib * GIB) if vram_gib is not None else host.ram_available_bytes
-    name = f"CPU ({host.cpu}, {host.cores} cores, {ram / GIB:.1f} GiB free)"
+    name = f"CPU ({host.cpu}, {host.cores} cores, {size(ram)} free)"
     return Target(
         "cpu", name, int(ram * RAM_USABLE), "bfloat16" if host.bf16 else None, cpu_flops_per_s=cpu_flops_per_s
     )

@@ -13,7 +13,6 @@ class ModelShape(Record):
 
     name: what a person calls it. Parameters are counted, not bytes, each stored tensor once (tied weights once):
     linear_params: weights of the linear layers that 4-bit quantization replaces; other_params: all the rest.
-    weight_bytes: size of the weights as published, None where only the configuration is at hand.
     max_position: longest sequence the model was made for, in tokens.
     """
 
@@ -30,7 +29,6 @@ class ModelShape(Record):
     tied_embeddings: bool
     linear_params: int
     other_params: int
-    weight_bytes: int | None = None
 
     @property
     def total_params(self) -> int:

@@ -14,6 +14,8 @@ from autoft.cli.main import main
 
 # The models here are tiny: a second thread only waits for the first, and spins while it waits. Set before torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test asks the hub; huggingface_hub reads this when it is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -34,7 +36,6 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     """AUTOFT_HOME in a temporary folder, so that no test sees another's cache or the user's."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("AUTOFT_HOME", str(home))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return home
 
 

@@ -20,7 +20,7 @@ ALLOWED = {
     "trainer": {"profiles", "trainer"},
     "planner": {"profiles", "trainer", "planner"},
 }
-COMMON = {"errors", "schema", "home", "__init__"}
+COMMON = {"errors", "schema", "home", "units"}
 
 
 def _imported(file: Path) -> set[str]:

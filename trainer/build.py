@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.errors import ModelError
-from autoft.trainer.recipe import Dtype, Recipe
+from autoft.trainer.recipe import Attention, Dtype, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,8 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
 
     Raises: ModelError when there is no such model, or it cannot be quantized.
     """
-    _refuse_quantized(recipe, config)
+    _refuse_other_models(config)
+    _refuse_quantized(config)
     try:
         base = _ghost_base(recipe, config) if weights is None else _load_base(recipe, config, weights, device)
     except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
@@ -63,12 +64,30 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
     return base
 
 
-def _refuse_quantized(recipe: Recipe, config: Any) -> None:
+def default_attention(config: Any) -> Attention:
+    """sdpa where the model takes it, else eager: found by building the model without storage."""
+    try:
+        build_base(Recipe(attention="sdpa"), config)
+    except ModelError:
+        return "eager"
+    return "sdpa"
+
+
+def _refuse_other_models(config: Any) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"{config.model_type} is not a causal language model that transformers knows", fix="choose another model"
+        )
+
+
+def _refuse_quantized(config: Any) -> None:
     quantized = getattr(config, "quantization_config", None)
     if quantized is not None:
         settings = quantized if isinstance(quantized, dict) else quantized.to_dict()
         raise ModelError(
-            f"the weights are already quantized ({settings.get('quant_method')}), {recipe.method} needs 16-bit ones",
+            f"the weights are already quantized ({settings.get('quant_method')}), and training starts from 16-bit ones",
             fix="give the unquantized model",
         )
 

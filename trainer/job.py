@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from autoft.schema import Record
 from autoft.trainer.recipe import Recipe
@@ -42,4 +42,4 @@ class Job(Record):
     weight_decay: Annotated[float, Ge(0)] = 0.0
     max_grad_norm: Annotated[float, Gt(0)] = 1.0
     max_new_tokens: Annotated[int, Ge(0)] = 128
-    seed: int = 0
+    seed: Annotated[int, Ge(0), Lt(2**32)] = 0

@@ -23,12 +23,12 @@ from autoft.trainer.data.tokens import model_stop_ids, stop_ids
 from autoft.trainer.events import Listener, Note, Progress, Stage
 from autoft.trainer.job import Job
 from autoft.trainer.memory import PeakMemory, resident_bytes
-from autoft.trainer.output import RESULT, check_disk, check_output, output_folder
+from autoft.trainer.output import RESULT, check_output, output_folder
 from autoft.trainer.prepare import Prepared, prepare
 from autoft.trainer.resolve import ModelRef, base_reference, fetch, hub_name, licence, load_config, resolve
 from autoft.trainer.result import Evaluation, Measured, Predicted, RunResult, Sample
 
-TOKENIZER_BYTES = 2**26  # assumption: tokenizer, card and the rest beside the adapter
+SMALL_FILES_BYTES = 2**26  # assumption: tokenizer, card and the rest beside the adapter
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "datasets")
 
 
@@ -74,8 +74,8 @@ def run(
     with _told_of_exhausted_memory(job):
         with clock("load"):
             loaded = _load(job, prepared, listener)
+        check_output(out, force=force, needed_bytes=output_bytes(_trainable_params(loaded.model)))
         with output_folder(out, force=force) as folder:
-            check_disk(folder, 4 * _trainable_params(loaded.model) + TOKENIZER_BYTES, "the adapter")
             write_text(folder / "plan.toml", plan_toml)
             with clock("evaluate_before"):
                 before, answers_before = _evaluate(job, loaded, "before training", listener)
@@ -93,6 +93,11 @@ def run(
             result = replace(result, artifacts=_hashes(folder))
             write_text(folder / RESULT, json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")
     return result
+
+
+def output_bytes(trainable_params: int) -> int:
+    """What a run writes: the adapter, at most four bytes a weight, and the small files beside it."""
+    return 4 * trainable_params + SMALL_FILES_BYTES
 
 
 def _load(job: Job, prepared: Prepared | None, listener: Listener) -> _Loaded:

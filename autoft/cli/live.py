@@ -8,9 +8,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from autoft.render import duration, size
 from autoft.trainer.events import Event, Note, Stage, Step
 from autoft.trainer.events import Progress as Done
+from autoft.units import duration, size
 
 PLAIN_EVERY_S = 10.0
 STAGES = {"model": "Loading", "evaluate": "Evaluating", "train": "Training", "save": "Saving"}

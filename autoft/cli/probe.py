@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autoft import render
+from autoft import render, units
 from autoft.cli import options
 from autoft.profiles.detect import detect
 from autoft.profiles.hardware import Gpu, GpuProcess, Hardware, Host
@@ -38,7 +38,7 @@ def _print(hardware: Hardware, console: Console) -> None:
 def _gpu_facts(gpu: Gpu) -> list[tuple[str, str]]:
     capability = ".".join(map(str, gpu.compute_capability)) if gpu.compute_capability else "unknown"
     return [
-        ("Memory", f"{render.size(gpu.free_bytes)} free of {render.size(gpu.total_bytes)}"),
+        ("Memory", f"{units.size(gpu.free_bytes)} free of {units.size(gpu.total_bytes)}"),
         ("Held by", "\n".join(map(_holder, gpu.processes)) or "nobody that the driver tells of"),
         ("Compute", f"capability {capability}, bfloat16: {_yes_no(gpu)}"),
         ("PCIe", f"{gpu.pcie} now" if gpu.pcie else "unknown"),
@@ -52,7 +52,7 @@ def _yes_no(gpu: Gpu) -> str:
 
 
 def _holder(process: GpuProcess) -> str:
-    used = "size unknown" if process.used_bytes is None else render.size(process.used_bytes)
+    used = "size unknown" if process.used_bytes is None else units.size(process.used_bytes)
     return f"{process.name or 'unnamed process'} (pid {process.pid}): {used}"
 
 
@@ -64,8 +64,8 @@ def _driver_facts(hardware: Hardware) -> list[tuple[str, str]]:
 def _host_facts(host: Host) -> list[tuple[str, str]]:
     return [
         ("CPU", f"{host.cpu}, {host.cores} usable core{'s' if host.cores != 1 else ''}"),
-        ("Memory", f"{render.size(host.ram_available_bytes)} available of {render.size(host.ram_total_bytes)}"),
-        ("Disk", f"{render.size(host.disk_free_bytes)} free at {host.disk_path}"),
+        ("Memory", f"{units.size(host.ram_available_bytes)} available of {units.size(host.ram_total_bytes)}"),
+        ("Disk", f"{units.size(host.disk_free_bytes)} free at {host.disk_path}"),
         ("System", host.platform),
         ("Python", host.python),
     ]

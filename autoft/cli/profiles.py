@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autoft import render
+from autoft import render, units
 from autoft.cli import options
 from autoft.profiles.catalogue import Figure, GpuProfile, ModelProfile, gpu_profiles, model_profiles
 
@@ -45,7 +45,7 @@ def _gpu_table(profiles: list[GpuProfile], *, wide: bool) -> Table:
     for gpu in profiles:
         cells = [
             gpu.name,
-            render.size(gpu.memory_bytes),
+            units.size(gpu.memory_bytes),
             _scaled(gpu.half_flops_per_s, 1e12),
             _scaled(gpu.memory_bytes_per_s, 1e9),
         ]

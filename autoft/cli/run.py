@@ -81,6 +81,9 @@ def command(
             settings=settings,
         )
         plan, prepared = planning.plan(wanted, out.absolute().parent)
+    from autoft.trainer.run import output_bytes
+
+    check_output(out, force=force, needed_bytes=output_bytes(plan.estimate.trainable_params))
     _take_device(plan)
     if not as_json:
         from autoft.cli.show import show_plan

@@ -12,9 +12,9 @@ from rich.text import Text
 from autoft.planner.choose import describe
 from autoft.planner.estimate import Estimate
 from autoft.planner.plan_file import Alternative, Plan
-from autoft.render import count, duration, size
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import Evaluation, RunResult
+from autoft.units import count, duration, size
 
 BAR_COLORS = ("blue", "cyan", "green", "magenta", "yellow", "red", "white")
 SHOWN_ALTERNATIVES = 8

@@ -274,7 +274,7 @@ _FILLERS: dict[str, tuple[str, ...]] = {
         "Coffee Grinder", "Air Purifier", "Heater", "Rice Cooker", "Soundbar", "Radio", "Fan", "Printer",
     ),
     "unnamed": ("item", "device", "machine", "appliance"),
-    "order_number": ("@-####", "#####", "ORD-####", "@@##-###", "####/@", "SO####"),
+    "order_number": ("@-####", "######", "ORD-####", "@@##-###", "####/@", "SO####"),
     "agent": ("Kevin", "Sandra", "Paul", "Julia", "Ahmed", "Nina", "Oscar", "Rosa"),  # none is a customer's first name
     "amount": ("€1##.90", "£2##", "3## euros", "$1##.50", "€2##.25", "1##0 kr"),
     "phone": ("555-01##",),  # North America keeps these for fiction, so nobody is called

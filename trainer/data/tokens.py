@@ -55,12 +55,12 @@ def tokenize(rows: Sequence[Row], tokenizer: Any, *, max_tokens: int | None = No
     """
     examples: list[Example] = []
     too_long: list[str] = []
-    longest = 0
+    lengths: list[int] = []
     for row in rows:
         pieces = (
             _text_pieces(row.text, tokenizer, max_tokens) if row.text is not None else [_conversation(row, tokenizer)]
         )
-        longest = max(longest, *(len(piece.input_ids) for piece in pieces))
+        lengths.append(max(len(piece.input_ids) for piece in pieces))
         if max_tokens is not None and any(len(piece.input_ids) > max_tokens for piece in pieces):
             too_long.append(row.where)
             continue
@@ -71,8 +71,8 @@ def tokenize(rows: Sequence[Row], tokenizer: Any, *, max_tokens: int | None = No
         examples.extend(piece for piece in pieces if piece.trained_tokens)
     if not examples:
         raise DataError(
-            f"all {len(rows)} rows are longer than {max_tokens} tokens (the longest has {longest})",
-            fix=f"--seq-len {longest}, if the model's context and the memory allow it",
+            f"all {len(rows)} rows from {rows[0].where} on are longer than {max_tokens} tokens: {min(lengths)} or more",
+            fix="shorter rows, or a longer --seq-len where the model's context allows it",
         )
     return Tokenized(examples, too_long)
 
