@@ -6,6 +6,8 @@ import os
 import sys
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 NARROWEST = 40
 WIDTH_WITHOUT_TERMINAL = 100
@@ -19,3 +21,13 @@ def console(*, stderr: bool = False) -> Console:
     if stream.isatty():
         width = os.get_terminal_size(stream.fileno()).columns
     return Console(file=stream, width=max(NARROWEST, width), highlight=False)
+
+
+def facts(rows: list[tuple[str, str]]) -> Table:
+    """Name and value side by side; a long value goes on below itself, whatever the width."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(min_width=9, no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(f"  {name}"), Text(value))
+    return table

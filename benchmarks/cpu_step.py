@@ -36,7 +36,7 @@ def main() -> None:
 
     ref = resolve("starter")
     weights, config, data = fetch(ref, print), load_config(ref), prepare(ref, "starter")
-    collate = DataCollatorForLanguageModeling(pad_token_id=data.tokenizer.pad_token_id)
+    collate = DataCollatorForLanguageModeling(data.tokenizer.pad_token_id, pad_to_multiple_of=Recipe().pad_multiple)
     examples = data.train.examples[:ROWS]
     batch = collate([{"input_ids": e.input_ids, "labels": e.labels} for e in examples])
     tokens = sum(len(e.input_ids) for e in examples)

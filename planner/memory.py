@@ -16,7 +16,7 @@ ADAPTED_LINEARS = 7  # q, k, v, o, gate, up, down
 FUSED_TILE_BYTES = 2**28  # assumption: what a fused head holds of the logits at once
 
 ASSUMPTIONS = (
-    "memory is a closed form over a Llama-like decoder, no rehearsal of the step yet: it may be off by a quarter",
+    "memory is a closed form over a Llama-like decoder, no rehearsal of the step yet: it may be off by a half",
 )
 
 

@@ -21,12 +21,11 @@ from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
 from autoft.trainer.job import Job
 from autoft.trainer.prepare import Prepared, prepare
-from autoft.trainer.recipe import Recipe
+from autoft.trainer.recipe import PAD_MULTIPLE, Recipe
 from autoft.trainer.resolve import load_config, resolve
 from autoft.units import size
 
 DEFAULT_SEQ_LEN = 2048  # without data to look at
-SEQ_LEN_MULTIPLE = 8  # tensor cores want multiples of 8
 MIN_STEPS = 100  # optimizer steps that a run should have before its batch grows
 MAX_ROWS_PER_STEP = 16
 SMALL_DATA_ROWS = 1000  # fewer rows than this are gone over three times
@@ -56,18 +55,15 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
     ref = resolve(request.model)
     estimator = Estimator(request.model, load_config(ref), target)
     shape = estimator.shape
-    eval_rows = job_pins.get("eval_rows", Job.__dataclass_fields__["eval_rows"].default)
-    prepared = (
-        prepare(ref, request.data, request.eval_data, eval_rows=eval_rows, max_tokens=request.seq_len)
-        if request.data
-        else None
-    )
-    workload = measure(prepared) if prepared else None
-    seq_len = recipe_pins.pop("seq_len", None) or request.seq_len or _seq_len(workload, shape)
+    seq_len = request.seq_len or recipe_pins.pop("seq_len", None)
     _check_seq_len(seq_len, shape)
-    if prepared is not None and prepared.longest_tokens > seq_len:
-        prepared = prepare(ref, str(request.data), request.eval_data, eval_rows=eval_rows, max_tokens=seq_len)
-        workload = measure(prepared)
+    prepared = None
+    if request.data is not None:
+        eval_rows = job_pins.get("eval_rows", Job.__dataclass_fields__["eval_rows"].default)
+        max_tokens = seq_len or shape.max_position
+        prepared = prepare(ref, request.data, request.eval_data, eval_rows=eval_rows, max_tokens=max_tokens)
+    workload = measure(prepared) if prepared else None
+    seq_len = seq_len or _seq_len(workload, shape)
     schedule = {**_schedule(request, workload), **job_pins}
     rows_per_step = schedule.pop("rows_per_step")
 
@@ -124,8 +120,9 @@ def make_estimate(request: Request, hardware: Hardware) -> tuple[Recipe, Estimat
         )
     target = _target(request, hardware)
     estimator = Estimator(request.model, load_config(resolve(request.model)), target)
-    seq_len = request.seq_len or pins.get("seq_len") or _seq_len(None, estimator.shape)
+    seq_len = request.seq_len or pins.get("seq_len")
     _check_seq_len(seq_len, estimator.shape)
+    seq_len = seq_len or _seq_len(None, estimator.shape)
     recipe = candidates(target, seq_len=seq_len, rows_per_step=1, attention=estimator.attention, pinned=pins)[0]
     return recipe, estimator.estimate(recipe), target
 
@@ -140,12 +137,12 @@ def _seq_len(workload: Workload | None, shape: ModelShape) -> int:
     """Room for the longest row, so that none is cut; without data, DEFAULT_SEQ_LEN; never more than the model takes."""
     if workload is None:
         return min(DEFAULT_SEQ_LEN, shape.max_position)
-    rounded = -(-workload.longest_tokens // SEQ_LEN_MULTIPLE) * SEQ_LEN_MULTIPLE
+    rounded = -(-workload.longest_tokens // PAD_MULTIPLE) * PAD_MULTIPLE
     return min(rounded, shape.max_position)
 
 
-def _check_seq_len(seq_len: int, shape: ModelShape) -> None:
-    if seq_len > shape.max_position:
+def _check_seq_len(seq_len: int | None, shape: ModelShape) -> None:
+    if seq_len is not None and seq_len > shape.max_position:
         raise OptionError(
             f"--seq-len {seq_len} is more than {shape.name} was made for ({shape.max_position} tokens)",
             fix=f"--seq-len {shape.max_position} or less",

@@ -19,7 +19,7 @@ def model_card(result: RunResult, name: str, base: str | None, licence: str | No
         "library_name": "peft",
         "pipeline_tag": "text-generation",
         "license": licence,
-        "tags": ["autoft", "lora", recipe.method],
+        "tags": sorted({"autoft", "lora", recipe.method}),
     }
     yaml = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items() if value)
     precision = (

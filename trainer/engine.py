@@ -100,6 +100,7 @@ def _arguments(job: Job, work_dir: Path) -> SFTConfig:
         # build_model has switched it on where the Recipe says so
         gradient_checkpointing=False,
         max_length=None,
+        pad_to_multiple_of=job.recipe.pad_multiple,
         save_strategy="no",
         eval_strategy="no",
         logging_steps=1,

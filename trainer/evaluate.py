@@ -63,7 +63,7 @@ def mean_loss(model: Any, tokenizer: Any, examples: Sequence[Example], recipe: R
     import torch
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    collate = DataCollatorForLanguageModeling(pad_token_id=_pad_id(tokenizer))
+    collate = DataCollatorForLanguageModeling(_pad_id(tokenizer), pad_to_multiple_of=recipe.pad_multiple)
     total = 0.0
     with _evaluating(model), torch.no_grad():
         for batch in _batches(sorted(examples, key=lambda e: len(e.input_ids)), recipe.micro_batch):

@@ -43,7 +43,7 @@ def check_output(out: Path, *, force: bool, needed_bytes: int = 0) -> None:
     parent = _nearest_existing(out.parent)
     if not _is_writable(parent):
         raise OutputError(f"{out}: {parent} cannot be written to", fix="-o a folder of your own")
-    check_disk(parent, needed_bytes, "the run")
+    check_disk(out, needed_bytes, "the run")
 
 
 def check_disk(

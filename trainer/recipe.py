@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -15,6 +16,8 @@ QuantType = Literal["nf4", "fp4"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Optimizer = Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
 Loss = Literal["fused", "selected", "logits"]
+
+PAD_MULTIPLE = 16  # tensor cores want multiples of 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,3 +62,8 @@ class Recipe(Record):
             raise ValueError("double_quant needs a quant_type")
         if self.autocast and self.base_dtype == "float32":
             raise ValueError("autocast needs a 16-bit base_dtype")
+
+    @property
+    def pad_multiple(self) -> int:
+        """Batches are padded to a multiple of so many tokens: few shapes, so memory stays what the first steps took."""
+        return math.gcd(self.seq_len, PAD_MULTIPLE)

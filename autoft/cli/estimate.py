@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from autoft import render
@@ -20,15 +22,12 @@ from autoft.cli import options, planning
 @click.option("--checkpointing/--no-checkpointing", default=None, help="Recompute activations in the backward.")
 def command(
     model: str,
-    gpu: str | None,
-    vram_gib: float | None,
-    method: str | None,
-    seq_len: int | None,
     settings: tuple[str, ...],
     rank: int | None,
     micro_batch: int | None,
     checkpointing: bool | None,
     as_json: bool,
+    **words: Any,
 ) -> int:
     from autoft.trainer import environment
 
@@ -38,9 +37,7 @@ def command(
 
     named = {"rank": rank, "micro_batch": micro_batch, "gradient_checkpointing": checkpointing}
     pins = tuple(f"{key}={str(value).lower()}" for key, value in named.items() if value is not None)
-    wanted = planning.request(
-        model, gpu=gpu, vram_gib=vram_gib, method=method, seq_len=seq_len, settings=(*settings, *pins)
-    )
+    wanted = planning.request(model, settings=(*settings, *pins), **words)
     recipe, estimate, target = make_estimate(wanted, detect())
     if as_json:
         options.print_json({"model": model, "target": target.name, "recipe": recipe.to_dict(), **estimate.to_dict()})

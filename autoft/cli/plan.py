@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,34 +19,12 @@ from autoft.errors import OutputError
 @click.argument("model")
 @planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE)
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan as TOML.")
-def command(
-    model: str,
-    data: str | None,
-    eval_data: str | None,
-    prefer: str,
-    gpu: str | None,
-    vram_gib: float | None,
-    method: str | None,
-    seq_len: int | None,
-    settings: tuple[str, ...],
-    output: Path | None,
-    as_json: bool,
-) -> None:
+def command(model: str, output: Path | None, as_json: bool, **words: Any) -> None:
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise OutputError(f"{output}: not a file that can be written", fix="-o a file in a folder that exists")
-    data = "starter" if data is None and model == "starter" else data
-    wanted = planning.request(
-        model,
-        data=data,
-        eval_data=eval_data,
-        prefer=prefer,
-        gpu=gpu,
-        vram_gib=vram_gib,
-        method=method,
-        seq_len=seq_len,
-        settings=settings,
-    )
-    plan, _ = planning.plan(wanted)
+    if words["data"] is None and model == "starter":
+        words["data"] = "starter"
+    plan, _ = planning.plan(planning.request(model, **words))
     if output is not None:
         from autoft.planner.plan_file import write_plan
 
@@ -57,5 +36,5 @@ def command(
 
     console = render.console()
     show_plan(plan, console)
-    run = f"autoft run {output or model}" + ("" if data or model == "starter" else " --data FILE")
+    run = f"autoft run {output or model}" + ("" if words["data"] else " --data FILE")
     console.print(f"Next: {run}", style="bold", markup=False)

@@ -42,7 +42,6 @@ DATA = (
     click.option(
         "--prefer",
         type=options.Choice(PREFERENCES),
-        default="balanced",
         help="What to look at first. Default: balanced.",
     ),
 )
@@ -69,7 +68,7 @@ def request(
     settings: tuple[str, ...],
     data: str | None = None,
     eval_data: str | None = None,
-    prefer: str = "balanced",
+    prefer: str | None = None,
 ) -> Request:
     """The Request that the options make; the named ones are shorthand for --set and win over it."""
     from autoft.planner.plan import Request
@@ -82,7 +81,7 @@ def request(
         gpu=gpu,
         vram_gib=vram_gib,
         seq_len=seq_len,
-        prefer=prefer,  # type: ignore[arg-type]
+        prefer=prefer or "balanced",  # type: ignore[arg-type]
         settings=pins,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from autoft import render, units
@@ -24,15 +23,15 @@ def command(as_json: bool) -> None:
 def _print(hardware: Hardware, console: Console) -> None:
     for gpu in hardware.gpus:
         console.print(Text(gpu.name if gpu.index is None else f"GPU {gpu.index}: {gpu.name}", style="bold"))
-        console.print(_lines(_gpu_facts(gpu)))
+        console.print(render.facts(_gpu_facts(gpu)))
     if not hardware.gpus:
         console.print(Text("No GPU", style="bold"))
-        console.print(_lines([("Why", hardware.no_gpu_reason or "unknown"), ("So", "training runs on the CPU")]))
+        console.print(render.facts([("Why", hardware.no_gpu_reason or "unknown"), ("So", "training runs on the CPU")]))
     if hardware.driver_version:
         console.print(Text("Driver", style="bold"))
-        console.print(_lines(_driver_facts(hardware)))
+        console.print(render.facts(_driver_facts(hardware)))
     console.print(Text("Host", style="bold"))
-    console.print(_lines(_host_facts(hardware.host)))
+    console.print(render.facts(_host_facts(hardware.host)))
 
 
 def _gpu_facts(gpu: Gpu) -> list[tuple[str, str]]:
@@ -69,13 +68,3 @@ def _host_facts(host: Host) -> list[tuple[str, str]]:
         ("System", host.platform),
         ("Python", host.python),
     ]
-
-
-def _lines(facts: list[tuple[str, str]]) -> Table:
-    """Name and value side by side; a long value goes on below itself, whatever the width."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(min_width=9, no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in facts:
-        table.add_row(Text(f"  {name}"), Text(value))
-    return table

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 
 from autoft import render
 from autoft.cli import options, planning
@@ -36,20 +37,7 @@ RUNS = Path("runs")
     help="Folder for the result. Default: a new one in runs/.",
 )
 @click.option("--force", is_flag=True, help="Replace a finished run in the output folder.")
-def command(
-    what: str,
-    data: str | None,
-    eval_data: str | None,
-    prefer: str,
-    gpu: str | None,
-    vram_gib: float | None,
-    method: str | None,
-    seq_len: int | None,
-    settings: tuple[str, ...],
-    output: Path | None,
-    force: bool,
-    as_json: bool,
-) -> None:
+def command(what: str, output: Path | None, force: bool, as_json: bool, **words: Any) -> None:
     from autoft.trainer import environment
 
     environment.prepare()
@@ -59,28 +47,15 @@ def command(
     check_output(out, force=force)
     console = render.console(stderr=True)
     if what.endswith(".toml"):
-        given = {"--gpu": gpu, "--vram": vram_gib, "--method": method, "--seq-len": seq_len, "--set": settings}
-        _refuse(given, "the plan decides that")
-        plan, prepared = _from_file(Path(what), data, eval_data)
+        plan, prepared = _from_file(Path(what), words), None
     else:
         console.print(f"Planning {what}", markup=False)
         if what == "starter":
-            data = data or "starter"
+            words["data"] = words["data"] or "starter"
             _fetch_starter(console)
-        if data is None:
+        if words["data"] is None:
             raise OptionError("no data to train on", fix=f"autoft run {what} --data FILE")
-        wanted = planning.request(
-            what,
-            data=data,
-            eval_data=eval_data,
-            prefer=prefer,
-            gpu=gpu,
-            vram_gib=vram_gib,
-            method=method,
-            seq_len=seq_len,
-            settings=settings,
-        )
-        plan, prepared = planning.plan(wanted, out.absolute().parent)
+        plan, prepared = planning.plan(planning.request(what, **words), out.absolute().parent)
     from autoft.trainer.run import output_bytes
 
     check_output(out, force=force, needed_bytes=output_bytes(plan.estimate.trainable_params))
@@ -95,8 +70,7 @@ def command(
     else:
         from autoft.cli.show import show_result
 
-        shown = render.console()
-        show_result(result, str(out), shown)
+        show_result(result, str(out), render.console())
 
 
 def _train(plan: Plan, prepared: Prepared | None, out: Path, *, force: bool) -> RunResult:
@@ -126,30 +100,36 @@ def _train(plan: Plan, prepared: Prepared | None, out: Path, *, force: bool) -> 
             raise Interrupted(f"interrupted: {out} was not written", fix="run again to start over") from None
 
 
-def _from_file(path: Path, data: str | None, eval_data: str | None) -> tuple[Plan, Prepared | None]:
-    import dataclasses
-
+def _from_file(path: Path, words: dict[str, Any]) -> Plan:
+    """The plan of a file; of the options only those about data go with it."""
     from autoft.planner.plan_file import read_plan
 
+    named = {
+        "--prefer": "prefer",
+        "--gpu": "gpu",
+        "--vram": "vram_gib",
+        "--method": "method",
+        "--seq-len": "seq_len",
+        "--set": "settings",
+    }
+    for option, name in named.items():
+        if words[name]:
+            raise OptionError(
+                f"{option} does not go with a plan file: the plan decides that",
+                fix="plan again with it, or leave it out",
+            )
     plan = read_plan(path)
-    if data is not None or eval_data is not None:
-        job = dataclasses.replace(plan.job, data=data or plan.job.data, eval_data=eval_data or plan.job.eval_data)
-        plan = dataclasses.replace(plan, job=job)
+    data = {name: words[name] for name in ("data", "eval_data") if words[name] is not None}
+    plan = replace(plan, job=replace(plan.job, **data))
     if plan.job.data is None:
         raise OptionError(f"{path}: the plan names no data to train on", fix=f"autoft run {path} --data FILE")
-    return plan, None
+    return plan
 
 
-def _refuse(given: Mapping[str, object], why: str) -> None:
-    for name, value in given.items():
-        if value:
-            raise OptionError(f"{name} does not go with a plan file: {why}", fix="plan again with it, or leave it out")
-
-
-def _fetch_starter(console: object) -> None:
+def _fetch_starter(console: Console) -> None:
     from autoft.trainer.starter import starter_folder
 
-    starter_folder(lambda text: console.print(text, markup=False))  # type: ignore[attr-defined]
+    starter_folder(lambda text: console.print(text, markup=False))
 
 
 def _take_device(plan: Plan) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
@@ -12,6 +10,7 @@ from rich.text import Text
 from autoft.planner.choose import describe
 from autoft.planner.estimate import Estimate
 from autoft.planner.plan_file import Alternative, Plan
+from autoft.render import facts
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import Evaluation, RunResult
 from autoft.units import count, duration, size
@@ -71,16 +70,6 @@ def show_result(result: RunResult, out: str, console: Console) -> None:
         ("autoft run MODEL --data FILE", "and train it"),
     ):
         console.print(Text(f"  {command}", style="cyan").append(f"   {what}", style="default"))
-
-
-def facts(rows: list[tuple[str, str]]) -> Table:
-    """Name and value side by side; a long value goes on below itself, whatever the width."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(min_width=9, no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(Text(f"  {name}"), Text(value))
-    return table
 
 
 def memory_bar(estimate: Estimate, width: int) -> Text:
@@ -191,8 +180,3 @@ def _measured_facts(result: RunResult) -> list[tuple[str, str]]:
 def _clipped(text: str, limit: int = 240) -> str:
     text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[:limit]}..."
-
-
-def oneline(value: object) -> str:
-    """JSON on one line."""
-    return json.dumps(value, ensure_ascii=False)

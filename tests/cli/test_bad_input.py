@@ -262,7 +262,7 @@ def test_a_held_out_row_that_is_also_trained(train, data_file, tmp_path):
 def test_all_rows_longer_than_the_context(train, tmp_path):
     assert_refused(train("--seq-len", 4), "rows from ", "data.jsonl:1 on are longer than 4 tokens: 36 or more")
     long = write_jsonl(tmp_path / "long.jsonl", [{"prompt": "a" * 600 + str(n), "completion": "b"} for n in range(40)])
-    assert_refused(train(data=long), "rows are longer than 512 tokens")
+    assert_refused(train(data=long), "long.jsonl:1 on are longer than 512 tokens")
 
 
 # --- the output ----------------------------------------------------------------------------------------------------

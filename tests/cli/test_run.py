@@ -60,8 +60,8 @@ def test_the_folder_is_what_other_tools_open(finished, tiny_model) -> None:
     config = json.loads((finished / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == str(tiny_model)
     card = (finished / "README.md").read_text(encoding="utf-8")
-    assert card.startswith("---\nbase_model: ")
-    assert 'library_name: "peft"' in card
+    assert card.startswith('---\nlibrary_name: "peft"\n')
+    assert 'tags: ["autoft", "lora"]\n' in card
 
 
 def test_result_json_says_what_happened(finished) -> None:

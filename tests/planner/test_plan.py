@@ -19,7 +19,7 @@ from autoft.planner.time import step_flops
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.hardware import Hardware, Host
 from autoft.profiles.model_shape import ModelShape
-from autoft.trainer.recipe import Recipe
+from autoft.trainer.recipe import PAD_MULTIPLE, Recipe
 
 GIB = 2**30
 HOST = Host(
@@ -196,9 +196,16 @@ def test_the_workload_sets_length_batch_and_steps(tiny_model, data_file) -> None
     work = plan.workload
     assert work is not None
     assert (work.rows, work.heldout_rows) == (36, 4)
-    assert work.longest_tokens <= plan.job.recipe.seq_len < work.longest_tokens + 8
+    assert work.longest_tokens <= plan.job.recipe.seq_len < work.longest_tokens + PAD_MULTIPLE
     assert plan.job.recipe.micro_batch * plan.job.accumulation == 1
     assert plan.steps == 36 * 3
+
+
+def test_padded_batches_never_outgrow_the_sequence_that_was_planned() -> None:
+    for seq_len in (7, 100, 128, 2048):
+        recipe = Recipe(seq_len=seq_len)
+        assert seq_len % recipe.pad_multiple == 0
+    assert Recipe(seq_len=2048).pad_multiple == PAD_MULTIPLE
 
 
 def test_choose_prefers_nothing_that_does_not_fit() -> None:
