@@ -60,7 +60,9 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
             f"transformers cannot build a causal {config.model_type} model with {recipe.attention} attention: {reason}",
             fix="choose another model, or --set attention=eager",
         ) from error
-    _demand_four_bit_layers(base, recipe)
+    if recipe.quant_type is not None:
+        _demand_four_bit_layers(base)
+        _forbid_repacking(base)
     return base
 
 
@@ -140,9 +142,7 @@ def _quantization(recipe: Recipe) -> Any:
     )
 
 
-def _demand_four_bit_layers(base: PreTrainedModel, recipe: Recipe) -> None:
-    if recipe.quant_type is None:
-        return
+def _demand_four_bit_layers(base: PreTrainedModel) -> None:
     import bitsandbytes as bnb
 
     if not any(isinstance(module, bnb.nn.Linear4bit) for module in base.modules()):
@@ -150,6 +150,19 @@ def _demand_four_bit_layers(base: PreTrainedModel, recipe: Recipe) -> None:
             f"no layer of {type(base).__name__} can be quantized to 4 bits: it has no linear layers but its head",
             fix="--method lora",
         )
+
+
+def _forbid_repacking(base: PreTrainedModel) -> None:
+    """Keep bitsandbytes from changing the 4-bit weights when they are first evaluated on a CPU with AVX-512 BF16.
+
+    bitsandbytes 0.50 repacks them for a product that has no gradient, rounds their scales, and never packs them back:
+    training after an evaluation would then learn through the residual stream alone, silently.
+    """
+    import bitsandbytes as bnb
+
+    for module in base.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _upcast(base: PreTrainedModel) -> None:

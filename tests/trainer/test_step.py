@@ -10,9 +10,12 @@ from transformers import AutoConfig
 
 from autoft.errors import ModelError
 from autoft.trainer.build import build_model
+from autoft.trainer.data.tokens import Example
+from autoft.trainer.evaluate import generate, mean_loss
 from autoft.trainer.loss import IGNORED, compute_loss
 from autoft.trainer.optim import build_optimizer
 from autoft.trainer.recipe import Recipe
+from tests.conftest import make_tokenizer
 
 FP32 = {"base_dtype": "float32", "loss": "selected", "micro_batch": 2, "seq_len": 16}
 QLORA = {**FP32, "method": "qlora", "quant_type": "nf4", "double_quant": True}
@@ -110,6 +113,24 @@ def test_qlora_really_holds_four_bits(tiny_model) -> None:
     layers = [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)]
     assert len(layers) == 2 * 7
     assert all(m.weight.dtype == torch.uint8 and m.weight.quant_state.nested for m in layers)
+
+
+@pytest.mark.parametrize("settings", [FP32, QLORA], ids=["lora", "qlora"])
+def test_an_evaluation_before_a_step_changes_nothing(tiny_model, settings) -> None:
+    """bitsandbytes repacks 4-bit weights in an evaluation on some CPUs, and has no gradient through them then."""
+    recipe, model = build(tiny_model, **settings)
+
+    def gradients():
+        model.zero_grad()
+        compute_loss(model, make_batch(), recipe).backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    digest, before = frozen_digest(model), gradients()
+    example = make_batch()["input_ids"][0].tolist()
+    mean_loss(model, make_tokenizer(), [Example(example, example)], recipe)
+    generate(model, make_tokenizer(), [example], batch=1, max_new_tokens=3, stop=[2])
+    torch.testing.assert_close(gradients(), before, rtol=0, atol=0)
+    assert frozen_digest(model) == digest
 
 
 def test_k_bit_upcast_raises_norms_and_embeddings_only(tiny_model) -> None:
