@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from autoft.trainer.data.shape import Row
@@ -94,7 +95,7 @@ def generate(
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     done = 0
-    with _evaluating(model), torch.inference_mode():
+    with _evaluating(model), _contiguous_head(model), torch.inference_mode():
         for chosen in _batches(order, batch):
             width = max(len(prompts[i]) for i in chosen)
             ids_BS = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in chosen], device=model.device)
@@ -154,15 +155,26 @@ def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
-class _evaluating:  # noqa: N801 - reads as the with statement it serves
+@contextmanager
+def _contiguous_head(model: Any) -> Iterator[None]:
+    """Hand the head whole tensors inside the block.
+
+    The last position of a prompt is a strided slice, and for such an input PyTorch 2.13 multiplies on the CPU with a
+    copy of the head's weight for every sequence: gigabytes for a small model.
+    """
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block, the former mode after it."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
-        self.training = model.training
-
-    def __enter__(self) -> None:
-        self.model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self.model.train(self.training)
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
