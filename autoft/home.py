@@ -42,10 +42,13 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text to `path`, all of it or nothing."""
+    """Write UTF-8 text to `path`, all of it or nothing, even if the power fails meanwhile."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
     try:
-        aside.write_text(text, encoding="utf-8", newline="\n")
+        with aside.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

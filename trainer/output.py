@@ -60,13 +60,13 @@ def check_disk(
 
 
 @contextmanager
-def output_folder(out: Path, *, force: bool) -> Iterator[Path]:
+def output_folder(out: Path, *, force: bool, needed_bytes: int = 0) -> Iterator[Path]:
     """The unfinished folder to write to, which becomes `out` when the block ends well, and stays unfinished if not.
 
     Bad input that only shows inside the block leaves nothing behind: nothing was made of it yet.
-    Raises: OutputError when another run is writing there.
+    Raises: OutputError when `check_output` does, or another run is writing there.
     """
-    check_output(out, force=force)
+    check_output(out, force=force, needed_bytes=needed_bytes)
     staging = unfinished(out)
     staging.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(staging.with_name(f".{out.name}.lock"))

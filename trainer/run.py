@@ -74,8 +74,8 @@ def run(
     with _told_of_exhausted_memory(job):
         with clock("load"):
             loaded = _load(job, prepared, listener)
-        check_output(out, force=force, needed_bytes=output_bytes(_trainable_params(loaded.model)))
-        with output_folder(out, force=force) as folder:
+        needed_bytes = output_bytes(_trainable_params(loaded.model))
+        with output_folder(out, force=force, needed_bytes=needed_bytes) as folder:
             write_text(folder / "plan.toml", plan_toml)
             with clock("evaluate_before"):
                 before, answers_before = _evaluate(job, loaded, "before training", listener)

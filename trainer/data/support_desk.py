@@ -19,13 +19,14 @@ Typos fall on ordinary words only, never on what an answer repeats.
 
 import itertools
 import json
-import os
 import pathlib
 import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
+
+from autoft.home import write_text
 
 Row: TypeAlias = dict[str, list[dict[str, str]]]
 
@@ -427,20 +428,11 @@ def _row(draw: _Draw) -> Row:
     }
 
 
-def _jsonl(rows: Sequence[Row]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+def _jsonl(rows: Sequence[Row]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _write_whole(path: pathlib.Path, content: bytes) -> None:
-    """Write aside and rename, so that whoever finds `path` finds all of it."""
-    if path.is_file() and path.read_bytes() == content:
-        return
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+def _write_whole(path: pathlib.Path, text: str) -> None:
+    """Write `path`, unless it holds just that already."""
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
