@@ -63,6 +63,10 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
     if recipe.quant_type is not None:
         _demand_four_bit_layers(base)
         _forbid_repacking(base)
+    if recipe.experts_4bit:
+        from autoft.trainer.experts import quantize_experts
+
+        quantize_experts(base, recipe)
     return base
 
 
@@ -111,18 +115,47 @@ def _ghost_base(recipe: Recipe, config: Any) -> PreTrainedModel:
                 model, modules_to_not_convert=keep, quantization_config=_quantization(recipe)
             )
             model.is_loaded_in_4bit = True
+            _pack_linears(model, recipe)
     return model
+
+
+def _pack_linears(model: PreTrainedModel, recipe: Recipe) -> None:
+    """Give the 4-bit layers of a model without storage weights and scales of their packed shapes."""
+    import bitsandbytes as bnb
+
+    from autoft.trainer.experts import pack_on_meta
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            packed, state = pack_on_meta(module.weight, str(recipe.quant_type), recipe.double_quant)
+            weight = bnb.nn.Params4bit.__new__(
+                bnb.nn.Params4bit,
+                packed,
+                requires_grad=False,
+                quant_type=recipe.quant_type,
+                blocksize=state.blocksize,
+                compress_statistics=recipe.double_quant,
+                module=module,
+                bnb_quantized=True,
+            )
+            weight.quant_state = module.quant_state = state
+            module.weight = weight
 
 
 def _load_base(recipe: Recipe, config: Any, weights: Path, device: str) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
+    quantization = _quantization(recipe) if recipe.quant_type is not None else None
+    if recipe.experts_4bit:
+        from autoft.trainer.experts import loading_config
+
+        quantization = loading_config(quantization)
     model = AutoModelForCausalLM.from_pretrained(
         weights,
         config=config,
         dtype=torch_dtype(recipe.base_dtype),
         attn_implementation=recipe.attention,
-        quantization_config=_quantization(recipe) if recipe.quant_type is not None else None,
+        quantization_config=quantization,
         device_map={"": device},
         use_safetensors=True,
         trust_remote_code=False,
@@ -198,6 +231,8 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe, device: str = "meta") -> 
         task_type="CAUSAL_LM",
     )
     try:
+        if recipe.experts_4bit:
+            _leave_experts(config, base)
         with torch.device(device):
             model = get_peft_model(base, config)
     except ValueError as error:
@@ -209,3 +244,19 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe, device: str = "meta") -> 
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch_dtype(recipe.adapter_dtype))
     return model
+
+
+def _leave_experts(config: Any, base: PreTrainedModel) -> None:
+    """Take experts and routers out of `config`: those in 4 bits stay as they are.
+
+    In Mixtral, Qwen3 MoE and others like them PEFT 0.21 reads gate_proj, up_proj and down_proj, and so "all-linear"
+    too, as the experts' tensors and the router. It passes over tensors that are parametrized and says nothing, but the
+    saved adapter would name them. Shared experts have the same names there and get no adapter either.
+    """
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    by_name = config.target_modules
+    convert_peft_config_for_transformers(config, base, None)
+    if config.target_parameters and not isinstance(by_name, str):
+        raise ValueError("PEFT takes some of them for experts, and experts in 4 bits get no adapter")
+    config.target_parameters, config.rank_pattern, config.alpha_pattern = None, {}, {}

@@ -53,7 +53,9 @@ class Engine(SFTTrainer):  # type: ignore[misc]
                 {"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]}
             ),
             optimizers=(
-                build_optimizer(model, job.recipe, learning_rate=job.learning_rate, weight_decay=job.weight_decay),
+                build_optimizer(
+                    list(weights), job.recipe, learning_rate=job.learning_rate, weight_decay=job.weight_decay
+                ),
                 None,
             ),
             callbacks=[callback],

@@ -24,20 +24,35 @@ def compute_loss(
     import torch
 
     labels_BS = batch["labels"]
+    # Rows are padded on the right, where no causal token looks: without a mask attention takes its leanest kernel
+    batch = {name: value for name, value in batch.items() if name != "attention_mask"}
     if num_trained_tokens is None:
         num_trained_tokens = (labels_BS[:, 1:] != IGNORED).sum().clamp(min=1)
-    with torch.autocast(labels_BS.device.type, dtype=torch_dtype(recipe.base_dtype), enabled=recipe.autocast):
+    # autocast knows no meta device: a rehearsal there reads that of the CPU
+    device = "cpu" if labels_BS.is_meta else labels_BS.device.type
+    with torch.autocast(device, dtype=torch_dtype(recipe.base_dtype), enabled=recipe.autocast):
+        if recipe.loss == "logits":
+            loss: torch.Tensor = model(**batch, use_cache=False, num_items_in_batch=num_trained_tokens).loss
+            return loss
         if recipe.loss == "fused":
             summed = -model(**batch, use_cache=False, fused_lm_head=True).log_probs.sum()
         else:
             inputs = {name: value for name, value in batch.items() if name != "labels"}
             targets_BS = labels_BS[:, 1:]
-            if recipe.loss == "selected":
-                columns = inputs["logits_to_keep"] = (targets_BS != IGNORED).any(dim=0).nonzero().flatten()
-                targets_BS = targets_BS[:, columns]
+            columns = inputs["logits_to_keep"] = _trained_columns(targets_BS)
+            targets_BS = targets_BS[:, columns]
             logits_BSV = model(**inputs, use_cache=False).logits[:, : targets_BS.size(1)].float()
             summed = torch.nn.functional.cross_entropy(
                 logits_BSV.flatten(0, 1), targets_BS.flatten(), ignore_index=IGNORED, reduction="sum"
             )
-    loss: torch.Tensor = summed / num_trained_tokens
+    loss = summed / num_trained_tokens
     return loss
+
+
+def _trained_columns(targets_BS: torch.Tensor) -> torch.Tensor:
+    """Indices of the columns in which some row trains a token; all of them in a rehearsal, where there are no values."""
+    import torch
+
+    if targets_BS.is_meta:
+        return torch.arange(targets_BS.size(1), device="meta")
+    return (targets_BS != IGNORED).any(dim=0).nonzero().flatten()

@@ -11,17 +11,24 @@ if TYPE_CHECKING:
 
 
 def build_optimizer(
-    model: torch.nn.Module, recipe: Recipe, *, learning_rate: float, weight_decay: float = 0.0
+    parameters: list[torch.nn.Parameter],
+    recipe: Recipe,
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    foreach: bool | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW over the trainable weights of `model`; 8-bit and paged states through bitsandbytes (arXiv:2110.02861)."""
+    """AdamW over `parameters`; 8-bit and paged states through bitsandbytes (arXiv:2110.02861).
+
+    foreach: all parameters at once, as PyTorch does by itself where they are on a GPU; None leaves it to PyTorch.
+    """
     import torch
 
-    trainable = [p for p in model.parameters() if p.requires_grad]
     settings: dict[str, Any] = {"lr": learning_rate, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": weight_decay}
     if recipe.optimizer == "adamw_torch":
-        return torch.optim.AdamW(trainable, **settings)
+        return torch.optim.AdamW(parameters, foreach=foreach, **settings)
     import bitsandbytes as bnb
 
     make = bnb.optim.AdamW8bit if recipe.optimizer == "adamw_8bit" else bnb.optim.PagedAdamW8bit
-    optimizer: torch.optim.Optimizer = make(trainable, **settings)
+    optimizer: torch.optim.Optimizer = make(parameters, **settings)
     return optimizer

@@ -27,6 +27,8 @@ class Recipe(Record):
     method: lora trains an adapter on a base kept in base_dtype; qlora on a base whose linear layers are held in 4 bits
         (arXiv:2305.14314) and computed in base_dtype.
     double_quant: the scales of the 4-bit blocks are quantized too, 0.37 bits a weight saved (same source).
+    experts_4bit: hold the experts of a mixture-of-experts model in 4 bits too; without it only linear layers are, and
+        the experts stay in base_dtype.
     rank, alpha, dropout: of LoRA (arXiv:2106.09685); updates are scaled by alpha / rank.
     target_modules: "all-linear" (every linear layer but the head) or the names of the layers that get an adapter.
     adapter_dtype: of the trained weights and so of gradients and optimizer state.
@@ -41,6 +43,7 @@ class Recipe(Record):
     base_dtype: Dtype = "bfloat16"
     quant_type: QuantType | None = None
     double_quant: bool = False
+    experts_4bit: bool = False
     rank: Annotated[int, Gt(0)] = 16
     alpha: Annotated[float, Gt(0)] = 32.0
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
@@ -60,6 +63,8 @@ class Recipe(Record):
             raise ValueError("method qlora and a quant_type go together: set both or neither")
         if self.double_quant and self.quant_type is None:
             raise ValueError("double_quant needs a quant_type")
+        if self.experts_4bit and self.quant_type is None:
+            raise ValueError("experts_4bit needs a quant_type")
         if self.autocast and self.base_dtype == "float32":
             raise ValueError("autocast needs a 16-bit base_dtype")
 

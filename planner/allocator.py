@@ -1,0 +1,396 @@
+"""How much memory does an allocator hold while a step allocates and frees? A replay, event by event.
+
+`Allocator` follows PyTorch's CUDA caching allocator, class DeviceCachingAllocator in c10/cuda/CUDACachingAllocator.cpp,
+at its default settings: one device, one stream, no graph capture, no max_split_size, no garbage collection threshold.
+Each rule names the C++ function it follows; read in versions before and after torch 2.6 up to early 2026. What changed
+in between (names, where the constants live, settings that are off by default) does not touch these rules.
+`ByteCounter` stands in for it on the CPU.
+
+Not known, so chosen: the driver decides where a new segment lies, and best fit prefers the lower of two equal blocks.
+Here each new segment lies above the earlier ones.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Hashable, Iterable
+
+MIB = 2**20
+
+# c10/core/AllocatorConfig.h; before torch 2.10 in CUDACachingAllocator.cpp itself
+MIN_BLOCK = 512  # kMinBlockSize: every size is a multiple of it
+SMALL_SIZE = MIB  # kSmallSize: the largest request of the small pool
+SMALL_SEGMENT = 2 * MIB  # kSmallBuffer
+LARGE_SEGMENT = 20 * MIB  # kLargeBuffer, the default of large_segment_size_mb
+MIN_LARGE_SEGMENT_REQUEST = 10 * MIB  # kMinLargeAlloc: from here on a request gets a segment of its own size
+SEGMENT_MULTIPLE = 2 * MIB  # kRoundLarge
+
+CPU_ALIGNMENT = 64  # gAlignment, c10/core/alignment.h
+
+
+class OutOfMemory(Exception):  # noqa: N818 - reads as the sentence it is
+    """An allocation did not fit under the limit, not even with the cache released.
+
+    requested: what the caller asked for. allocated, reserved: what the allocator held when it gave up, in bytes.
+    """
+
+    def __init__(self, requested: int, allocated: int, reserved: int) -> None:
+        super().__init__(f"{requested} bytes requested with {allocated} allocated and {reserved} reserved")
+        self.requested = requested
+        self.allocated = allocated
+        self.reserved = reserved
+
+
+def round_up(size: int, multiple: int) -> int:
+    """The smallest multiple that is not below size."""
+    return -(-size // multiple) * multiple
+
+
+class _Statistics:
+    """What both allocators count, in bytes, under PyTorch's names (`torch.cuda.memory_stats`).
+
+    allocated: of live blocks, each with what its rounding added. reserved: taken from the device. requested: of live
+    requests, before rounding. peak_*: the highest since the last reset. retries: allocations that had to release the
+    cache first, failed ones included (num_alloc_retries). freed_in_retries: what these released; PyTorch has no such
+    figure.
+    """
+
+    __slots__ = (
+        "_limit",
+        "allocated",
+        "freed_in_retries",
+        "peak_allocated",
+        "peak_requested",
+        "peak_reserved",
+        "requested",
+        "reserved",
+        "retries",
+    )
+
+    def __init__(self, limit_bytes: int | None) -> None:
+        self._limit: float = float("inf") if limit_bytes is None else limit_bytes
+        self.allocated = self.reserved = self.requested = 0
+        self.retries = self.freed_in_retries = 0
+        self.reset_peaks()
+
+    def reset_peaks(self) -> None:
+        """Start the peaks anew from what is held now, as `torch.cuda.reset_peak_memory_stats` does."""
+        self.peak_allocated = self.allocated
+        self.peak_reserved = self.reserved
+        self.peak_requested = self.requested
+
+
+class _Block:
+    """A range of one segment: in use, free, or (expandable segments) address space without memory behind it.
+
+    prev, next: its neighbours in the segment; None at the ends.
+    """
+
+    __slots__ = ("address", "in_use", "mapped", "next", "prev", "requested", "size")
+
+    def __init__(
+        self, address: int, size: int, prev: _Block | None = None, next: _Block | None = None, mapped: bool = True
+    ) -> None:
+        self.address = address
+        self.size = size
+        self.requested = 0
+        self.in_use = False
+        self.mapped = mapped
+        self.prev = prev
+        self.next = next
+        if prev is not None:
+            prev.next = self
+        if next is not None:
+            next.prev = self
+
+    def expandable_size(self) -> int:
+        """What the block could grow to if the address space behind it were mapped."""
+        after = self.next
+        return self.size + after.size if after is not None and not after.mapped else self.size
+
+
+class _Pool:
+    """The free and the unmapped blocks of one pool (struct BlockPool).
+
+    free: (size, address, block), in the order of BlockComparatorSize. unmapped: (address, block), in the order of
+    BlockComparatorAddress. page: what an expandable segment grows by. min_rest: the smallest rest that is split off a
+    block. next_address: where the next segment goes.
+    """
+
+    __slots__ = ("free", "min_rest", "next_address", "page", "unmapped")
+
+    def __init__(self, page: int, min_rest: int) -> None:
+        self.page = page
+        self.min_rest = min_rest
+        self.free: list[tuple[int, int, _Block]] = []
+        self.unmapped: list[tuple[int, _Block]] = []
+        self.next_address = 0
+
+    def add_segment(self, size: int, mapped: bool) -> _Block:
+        block = _Block(self.next_address, size, mapped=mapped)
+        self.next_address += size
+        return block
+
+    def remove(self, block: _Block) -> None:
+        if block.mapped:
+            del self.free[bisect_left(self.free, (block.size, block.address))]
+        else:
+            del self.unmapped[bisect_left(self.unmapped, (block.address,))]
+
+    def insert(self, block: _Block) -> None:
+        """Take a block back, made one with its free neighbours; try_merge_blocks. Only like merges with like."""
+        before, after = block.prev, block.next
+        if before is not None and not before.in_use and before.mapped == block.mapped:
+            self.remove(before)
+            block.address = before.address
+            block.size += before.size
+            block.prev = before.prev
+            if block.prev is not None:
+                block.prev.next = block
+        if after is not None and not after.in_use and after.mapped == block.mapped:
+            self.remove(after)
+            block.size += after.size
+            block.next = after.next
+            if block.next is not None:
+                block.next.prev = block
+        if block.mapped:
+            insort(self.free, (block.size, block.address, block))
+        else:
+            insort(self.unmapped, (block.address, block))
+
+
+class Allocator(_Statistics):
+    """PyTorch's CUDA caching allocator, fed with sizes in place of tensors.
+
+    expandable_segments: as in PYTORCH_CUDA_ALLOC_CONF; each pool is one growing range of addresses, mapped by the page.
+    limit_bytes: memory the device can give to this allocator; None is endless. Without expandable segments a fraction
+    set by set_per_process_memory_fraction acts the same. With them it does not quite: alloc_block compares the segment
+    that get_allocation_size names, not the pages to be mapped, with the fraction, which is up to a page off.
+    """
+
+    __slots__ = ("_address_space", "_expandable", "_large", "_live", "_small")
+
+    def __init__(self, *, expandable_segments: bool = False, limit_bytes: int | None = None) -> None:
+        super().__init__(limit_bytes)
+        self._expandable = expandable_segments
+        # should_split: above 1 MiB only a rest of more than 1 MiB is split off, unless segments are expandable
+        self._small = _Pool(page=SMALL_SEGMENT, min_rest=MIN_BLOCK)
+        self._large = _Pool(page=LARGE_SEGMENT, min_rest=MIN_BLOCK if expandable_segments else SMALL_SIZE + 1)
+        # ExpandableSegment: 1 1/8 of the device's memory, for which the limit stands in
+        self._address_space = 2**60 if limit_bytes is None else max(limit_bytes, 1) * 9 // 8
+        self._live: dict[Hashable, _Block | None] = {}
+
+    def malloc(self, key: Hashable, size: int) -> None:
+        """Allocate size bytes under a key that is not in use; DeviceCachingAllocator::malloc.
+
+        A size of 0 gets no memory (NativeCachingAllocator::allocate) and is freed like any other.
+        Raises: OutOfMemory; the cache is empty then, and nothing else has changed.
+        """
+        assert key not in self._live
+        if size == 0:
+            self._live[key] = None
+            return
+        rounded = -(-size // MIN_BLOCK) * MIN_BLOCK  # round_size
+        pool = self._small if rounded <= SMALL_SIZE else self._large
+        at = bisect_left(pool.free, (rounded,))
+        if at < len(pool.free):
+            block = pool.free.pop(_prefer_less_expandable(pool, at) if self._expandable else at)[2]
+        else:
+            block = self._reserve(pool, rounded, size)
+        block.in_use = True
+        block.requested = size
+        rest = block.size - rounded
+        if rest >= pool.min_rest:  # alloc_found_block; the rest has no free neighbour, so it needs no merging
+            tail = _Block(block.address + rounded, rest, block, block.next)
+            insort(pool.free, (rest, tail.address, tail))
+            block.size = rounded
+        self._live[key] = block
+        self.requested += size
+        self.allocated += block.size
+        if self.allocated > self.peak_allocated:
+            self.peak_allocated = self.allocated
+        if self.requested > self.peak_requested:
+            self.peak_requested = self.requested
+
+    def free(self, key: Hashable) -> None:
+        """Free what malloc allocated under the key: back to its pool, never to the device; free_block."""
+        block = self._live.pop(key)
+        if block is None:
+            return
+        self.allocated -= block.size
+        self.requested -= block.requested
+        block.in_use = False
+        # no rest that is split off a large block is small, and no small segment is split for a large request
+        (self._small if block.requested <= SMALL_SIZE else self._large).insert(block)
+
+    def empty_cache(self) -> None:
+        """Give free memory back to the device; release_cached_blocks.
+
+        Whole segments only: a block that was split stays while a part of it is in use. Of expandable segments every
+        page without a live byte goes.
+        """
+        for pool in (self._large, self._small):
+            if self._expandable:
+                for _, _, block in tuple(pool.free):
+                    self._unmap(pool, block)
+            else:
+                whole = [size for size, _, block in pool.free if block.prev is None and block.next is None]
+                pool.free = [entry for entry in pool.free if entry[2].prev is not None or entry[2].next is not None]
+                self.reserved -= sum(whole)
+
+    def _reserve(self, pool: _Pool, rounded: int, size: int) -> _Block:
+        """A block of new memory; after a first failure once more with the cache released. The second half of malloc.
+
+        Of the source's steps in between, free_memory_callbacks frees only what other processes shared, and
+        garbage_collect_cached_blocks and release_available_cached_blocks do nothing without their settings.
+        """
+        take = self._expand if self._expandable else self._add_segment
+        block = take(pool, rounded)
+        if block is None:
+            reserved = self.reserved
+            self.empty_cache()
+            self.freed_in_retries += reserved - self.reserved
+            self.retries += 1
+            block = take(pool, rounded)
+        if block is None:
+            raise OutOfMemory(size, self.allocated, self.reserved)
+        return block
+
+    def _take_from_device(self, size: int) -> bool:
+        if self.reserved + size > self._limit:
+            return False
+        self.reserved += size
+        if self.reserved > self.peak_reserved:
+            self.peak_reserved = self.reserved
+        return True
+
+    def _add_segment(self, pool: _Pool, rounded: int) -> _Block | None:
+        """A segment by cudaMalloc; alloc_block. None: the device has not enough."""
+        size = allocation_size(rounded)
+        return pool.add_segment(size, mapped=True) if self._take_from_device(size) else None
+
+    def _expand(self, pool: _Pool, rounded: int) -> _Block | None:
+        """Map pages until a free block of the size exists; try_allocate_expandable_block. None: the device has not
+        enough. What was mapped until then stays."""
+        block = self._find_expandable(pool, rounded)
+        if not block.mapped and not self._map(pool, block, min(block.size, rounded)):
+            return None
+        while block.size < rounded:
+            gap = block.next
+            assert gap is not None
+            if not self._map(pool, gap, min(gap.size, rounded - block.size)):
+                return None
+            block = gap  # it took in the block before it
+        pool.remove(block)
+        return block
+
+    def _find_expandable(self, pool: _Pool, rounded: int) -> _Block:
+        """The lowest run of free and unmapped blocks that has room, else a new segment; find_expandable_block."""
+        for _, gap in pool.unmapped:
+            first = gap.prev if gap.prev is not None and not gap.prev.in_use else gap
+            room, block = 0, first
+            while room < rounded and block is not None and not block.in_use:  # type: ignore[redundant-expr]
+                room += block.size
+                block = block.next  # type: ignore[assignment]
+            if room >= rounded:
+                return first
+        segment = pool.add_segment(round_up(self._address_space, pool.page), mapped=False)
+        pool.insert(segment)
+        return segment
+
+    def _map(self, pool: _Pool, gap: _Block, size: int) -> bool:
+        """Put memory behind the first pages of an unmapped block, all or none; map_block."""
+        mapped = round_up(size, pool.page)
+        if not self._take_from_device(mapped):
+            return False
+        pool.remove(gap)
+        gap.mapped = True
+        if mapped < gap.size:
+            rest = _Block(gap.address + mapped, gap.size - mapped, gap, gap.next, mapped=False)
+            gap.size = mapped
+            pool.insert(rest)
+        pool.insert(gap)
+        return True
+
+    def _unmap(self, pool: _Pool, block: _Block) -> None:
+        """Take the memory from all pages that lie whole within a free block; unmap_block."""
+        begin = round_up(block.address, pool.page)
+        end = (block.address + block.size) // pool.page * pool.page
+        if begin >= end:
+            return
+        pool.remove(block)
+        block.mapped = False
+        if block.address < begin:
+            pool.insert(_Block(block.address, begin - block.address, block.prev, block))
+        if end < block.address + block.size:
+            pool.insert(_Block(end, block.address + block.size - end, block, block.next))
+        block.address, block.size = begin, end - begin
+        pool.insert(block)
+        self.reserved -= end - begin
+
+
+class ByteCounter(_Statistics):
+    """The CPU's side: every allocation goes to the system and comes back from it at once (c10/core/impl/alloc_cpu.cpp).
+
+    Leaves out what malloc itself adds. limit_bytes: as for Allocator; there is no cache to release, so no retries.
+    """
+
+    __slots__ = ("_live",)
+
+    def __init__(self, *, limit_bytes: int | None = None) -> None:
+        super().__init__(limit_bytes)
+        self._live: dict[Hashable, int] = {}
+
+    def malloc(self, key: Hashable, size: int) -> None:
+        """Allocate size bytes under a key that is not in use. Raises: OutOfMemory; nothing has changed then."""
+        assert key not in self._live
+        allocated = self.allocated + round_up(size, CPU_ALIGNMENT)
+        if allocated > self._limit:
+            raise OutOfMemory(size, self.allocated, self.reserved)
+        self._live[key] = size
+        self.requested += size
+        self.allocated = self.reserved = allocated
+        if allocated > self.peak_allocated:
+            self.peak_allocated = self.peak_reserved = allocated
+        if self.requested > self.peak_requested:
+            self.peak_requested = self.requested
+
+    def free(self, key: Hashable) -> None:
+        """Free what malloc allocated under the key."""
+        size = self._live.pop(key)
+        self.requested -= size
+        self.allocated = self.reserved = self.allocated - round_up(size, CPU_ALIGNMENT)
+
+    def empty_cache(self) -> None:
+        """Nothing is cached."""
+
+
+def replay(events: Iterable[tuple[Hashable, int]], allocator: Allocator | ByteCounter) -> None:
+    """Feed (key, +size) as an allocation and (key, -size) as its free; a size of 0 is neither. Raises: OutOfMemory."""
+    malloc, free = allocator.malloc, allocator.free
+    for key, size in events:
+        if size > 0:
+            malloc(key, size)
+        elif size < 0:
+            free(key)
+
+
+def allocation_size(rounded: int) -> int:
+    """Bytes of the segment that is reserved for a request without a fitting block; get_allocation_size."""
+    if rounded <= SMALL_SIZE:
+        return SMALL_SEGMENT
+    if rounded < MIN_LARGE_SEGMENT_REQUEST:
+        return LARGE_SEGMENT
+    return round_up(rounded, SEGMENT_MULTIPLE)
+
+
+def _prefer_less_expandable(pool: _Pool, at: int) -> int:
+    """Best fit among expandable blocks, from the smallest that is large enough on; get_free_block.
+
+    A block with unmapped space behind it counts with what it can grow to, so a larger block that cannot grow as far
+    goes first.
+    """
+    free = pool.free
+    while at + 1 < len(free) and free[at + 1][2].expandable_size() < free[at][2].expandable_size():
+        at += 1
+    return at
