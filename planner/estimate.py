@@ -35,7 +35,7 @@ class Estimate(Record):
     step_time_s: one micro-batch forward and backward, and an optimizer step. tokens_per_s: at the middle of that range.
     """
 
-    method: Literal["closed form"]
+    method: Literal["rehearsal"]
     peak_allocated_bytes: int
     peak_reserved_bytes: int
     device_bytes: int

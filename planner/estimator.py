@@ -1,16 +1,23 @@
-"""Estimates of one model on one target: the closed form over the model's own counts."""
+"""Estimates of one model on one target: each recipe rehearsed, its events replayed through the target's allocator."""
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import Any, Literal
 
 from autoft.errors import ModelError
-from autoft.planner import memory
-from autoft.planner.estimate import Estimate
+from autoft.planner.allocator import Allocator, ByteCounter
+from autoft.planner.depth import Depth
+from autoft.planner.estimate import Estimate, Fits
+from autoft.planner.ghost import OURS, Loop, Rehearsal, find_depth, rehearse
+from autoft.planner.kernels import Backend, Device
+from autoft.planner.memory import replay, survives
 from autoft.planner.shape import model_shape
-from autoft.planner.target import RESERVED_OVER_ALLOCATED, Target
-from autoft.trainer.build import add_adapter, build_base, default_attention
+from autoft.planner.target import Target
+from autoft.trainer.build import build_base, default_attention
 from autoft.trainer.recipe import Attention, Method, Recipe
+
+UNKNOWN_CAPABILITY = (8, 0)  # assumption for a card of which only the memory is known
 
 
 class Estimator:
@@ -22,48 +29,70 @@ class Estimator:
         self.target = target
         self.attention = default_attention(config)
         self.shape = model_shape(name, config, self.attention)
-        self._trainable: dict[tuple[Any, ...], int] = {}
+        capability = target.gpu.compute_capability or UNKNOWN_CAPABILITY if target.gpu is not None else None
+        self.device = Device(capability)
+        self._depth: dict[Attention, Depth | None] = {}
         self._refusal: dict[tuple[Method, Attention], ModelError | None] = {}
 
     def takes(self, recipe: Recipe) -> bool:
         """Whether the model can be trained by the recipe's method and attention at all."""
         return self._why_not(recipe) is None
 
-    def estimate(self, recipe: Recipe) -> Estimate:
-        """Memory and time of `recipe`. Raises: ModelError when the model cannot take it."""
+    def estimate(
+        self, recipe: Recipe, *, loop: Loop = OURS, backend: Backend | None = None, accumulate: bool = False
+    ) -> Estimate:
+        """Memory and time of `recipe`.
+
+        loop: around the step. backend: of attention, pinned. accumulate: a step has several micro-batches.
+        Raises: ModelError when the model cannot take it.
+        """
         refusal = self._why_not(recipe)
         if refusal is not None:
             raise refusal
-        trainable = self._trainable_params(recipe)
-        components = memory.step_components(recipe, self.shape, trainable)
-        allocated = sum(components.values())
-        load = memory.load_peak(recipe, self.shape)
-        reserved = int(max(allocated, load) * RESERVED_OVER_ALLOCATED)
-        device_bytes = self.target.device_bytes(reserved)
+        if recipe.attention not in self._depth:
+            self._depth[recipe.attention] = find_depth(recipe, self.config)
+        rehearsal = rehearse(
+            recipe,
+            self.config,
+            self.device,
+            depth=self._depth[recipe.attention],
+            loop=loop,
+            backend=backend,
+            accumulate=accumulate,
+        )
+        memory = replay(rehearsal, self._allocator(loop, None))
+        device_bytes = self.target.device_bytes(memory.highest_reserved)
         step_time, time_basis = self.target.step_time(recipe, self.shape)
         return Estimate(
-            method="closed form",
-            peak_allocated_bytes=allocated,
-            peak_reserved_bytes=reserved,
+            method="rehearsal",
+            peak_allocated_bytes=memory.allocated,
+            peak_reserved_bytes=memory.reserved,
             device_bytes=device_bytes,
             available_bytes=self.target.available_bytes,
-            fits="yes" if device_bytes <= self.target.available_bytes else "no",
-            components=components,
-            phases={"load": load, "step": allocated},
+            fits=self._fits(rehearsal, loop, device_bytes),
+            components=memory.components,
+            phases=memory.phases,
             step_time_s=step_time,
             tokens_per_s=recipe.micro_batch * recipe.seq_len / step_time.middle,
-            trainable_params=trainable,
-            total_params=self.shape.total_params + trainable,
-            assumptions=(*memory.ASSUMPTIONS, time_basis),
+            trainable_params=rehearsal.trainable_params,
+            total_params=self.shape.total_params + rehearsal.trainable_params,
+            assumptions=(*self.target.assumptions, time_basis),
         )
 
-    def _trainable_params(self, recipe: Recipe) -> int:
-        key = (recipe.rank, recipe.target_modules)
-        if key not in self._trainable:
-            plain = Recipe(rank=recipe.rank, target_modules=recipe.target_modules, attention=self.attention)
-            model = add_adapter(build_base(plain, self.config), plain)
-            self._trainable[key] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        return self._trainable[key]
+    def _fits(self, rehearsal: Rehearsal, loop: Loop, device_bytes: int) -> Fits:
+        """tight: only by giving cached blocks back when the limit is met, which costs time at every step."""
+        if device_bytes <= self.target.available_bytes:
+            return "yes"
+        limit = self.target.available_bytes - self.target.device_bytes(0)
+        found: Literal["tight", "no"] = "tight" if survives(rehearsal, self._allocator(loop, max(0, limit))) else "no"
+        return found
+
+    def _allocator(self, loop: Loop, limit: int | None) -> Allocator | ByteCounter:
+        if not self.device.cuda:
+            return ByteCounter(limit_bytes=limit)
+        # PyTorch has them on Linux alone; trainer/environment.py switches them on
+        expandable = loop.expandable_segments and sys.platform == "linux"
+        return Allocator(expandable_segments=expandable, limit_bytes=limit)
 
     def _why_not(self, recipe: Recipe) -> ModelError | None:
         key = (recipe.method, recipe.attention)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,20 +30,22 @@ class Loop:
 
     clip: gradients are clipped by their norm. warm_up: loading begins with one block as large as the model
     (transformers' caching_allocator_warmup). empty_cache: what loading leaves free is given back.
-    mask: the batch carries an attention mask and labels of its own. keeps_output: the model's output, logits and all,
+    expandable_segments: of PyTorch's allocator. mask: the batch carries an attention mask and labels of its own. keeps_output: the model's output, logits and all,
     lives until the optimizer has stepped, as `out = model(...); out.loss.backward()` makes it.
     """
 
     clip: bool = True
     warm_up: bool = True
+    threads: int = 1
     empty_cache: bool = True
+    expandable_segments: bool = True
     mask: bool = True
     keeps_output: bool = False
 
 
 OURS = Loop()
-# Hugging Face's own loop, as its documentation writes it
-PLAIN = Loop(clip=False, warm_up=False, empty_cache=False, mask=False, keeps_output=True)
+# Hugging Face's own loop, as its documentation writes it; GLOBAL_WORKERS threads load (transformers/core_model_loading.py)
+PLAIN = Loop(clip=False, warm_up=False, threads=4, empty_cache=False, expandable_segments=False, mask=False, keeps_output=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,6 @@ class _Weight:
     layer: int | None
     sizes: list[tuple[int, int]]  # (bytes, kind)
     passing: int
-    upcast: bool
     adapter: bool
     params: int
     shape: tuple[int, ...]
@@ -108,9 +109,16 @@ def rehearse(
     accumulate: a step has more than one micro-batch. Raises: ModelError.
     """
     try:
-        return _rehearse(recipe, config, device, depth, loop, backend, accumulate)
-    except Mismatch:
-        return _rehearse(recipe, config, device, None, loop, backend, accumulate)
+        try:
+            return _rehearse(recipe, config, device, depth, loop, backend, accumulate)
+        except Mismatch:
+            return _rehearse(recipe, config, device, None, loop, backend, accumulate)
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"a step of {config.model_type} with these settings cannot be rehearsed: {reason}",
+            fix="other settings (attention, loss, method), or another model",
+        ) from error
 
 
 def find_depth(recipe: Recipe, config: Any) -> Depth | None:
@@ -292,7 +300,6 @@ def _weights(model: Any, depth: Depth | None) -> list[_Weight]:
     pattern = re.compile(rf"{re.escape(depth.path)}\.(\d+)\." if depth else r"$^(\d)")
     tensors = [(name, p, "lora_" in name) for name, p in model.named_parameters(remove_duplicate=False)]
     tensors += [(name, b, False) for name, b in model.named_buffers()]
-    base_dtype = next((p.dtype for _, p, adapter in tensors if not adapter and p.is_floating_point()), torch.float32)
     for name, tensor, adapter in tensors:
         if id(tensor) in found:
             continue
@@ -305,13 +312,11 @@ def _weights(model: Any, depth: Depth | None) -> list[_Weight]:
             layer=int(match[1]) if match else None,
             sizes=sizes,
             passing=2 * state.shape.numel() if state is not None else 0,
-            upcast=False,
             adapter=adapter,
             params=state.shape.numel() if state is not None else tensor.numel(),
             shape=tuple(tensor.shape),
             dtype=tensor.dtype,
         )
-    del base_dtype
     return list(found.values())
 
 
@@ -319,8 +324,6 @@ def _full(weights: list[_Weight], depth: Depth | None) -> list[_Weight]:
     """The tensors of the full depth, each layer's own in the place of the layer that stands for it."""
     if depth is None:
         return weights
-    from dataclasses import replace
-
     by_layer: dict[int, list[_Weight]] = {}
     for weight in weights:
         if weight.layer is not None:
@@ -380,12 +383,10 @@ def _optimizer_events(
             steps.append(trace.sections[-1])
             for parameter in parameters:
                 trace.ignore(parameter.grad)  # type: ignore[arg-type]
-    live = {life.key for life in trace._live.values()}
     kinds = [KIND["temporaries"]] * (steps[-1].first_key + len(steps[-1].kinds))
-    for key in live:
-        if key >= 0:
-            kinds[key] = KIND["optimizer"]
-    first = [e for section in trace.sections[: trace.sections.index(steps[0]) + 1] for e in section.events]
+    for key in trace.live_keys():
+        kinds[key] = KIND["optimizer"]
+    first = steps[0].events
     return first, steps[1].events, kinds, managed
 
 
@@ -422,17 +423,21 @@ def _load_events(recipe: Recipe, weights: list[_Weight], loop: Loop, keys: Itera
         key = take(whole, KIND["temporaries"])
         events.append((key, -max(whole, 1)))
     doubled: list[tuple[_Weight, int]] = []
-    for weight in parameters:
+    read: list[int] = []  # keys of the tensors as they were read, 16-bit where they are changed afterwards
+    for number, weight in enumerate(parameters):
+        for ahead in parameters[len(read) : number + (loop.threads if quantized else 1)]:
+            if ahead.passing:
+                read.append(take(ahead.passing, KIND["temporaries"]))
+            elif recipe.kbit_upcast and ahead.dtype == torch.float32:
+                read.append(take(2 * ahead.params, KIND["weights"]))
+            else:
+                read.append(take(ahead.sizes[0][0], KIND["weights"]))
         if weight.passing:
-            passing = take(weight.passing, KIND["temporaries"])
             for size, kind in weight.sizes:
                 take(size, kind)
-            events.append((passing, -weight.passing))
+            events.append((read[number], -weight.passing))
         elif recipe.kbit_upcast and weight.dtype == torch.float32:
-            doubled.append((weight, take(2 * weight.params, KIND["weights"])))
-        else:
-            for size, kind in weight.sizes:
-                take(size, kind)
+            doubled.append((weight, read[number]))
     for weight, half in doubled:
         take(4 * weight.params, KIND["weights"])
         events.append((half, -2 * weight.params))

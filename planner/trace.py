@@ -117,6 +117,10 @@ class Trace(TorchDispatchMode):
         life.handle, life.size, life.key = storage._cdata, 0, -1
         self._live[life.handle] = life
 
+    def live_keys(self) -> list[int]:
+        """Keys of the storages that are still there."""
+        return [life.key for life in self._live.values() if life.key >= 0]
+
     def _gone(self, life: Any) -> None:
         if self._live.get(life.handle) is life:
             del self._live[life.handle]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from autoft.planner.cases import Case
 from autoft.planner.choose import describe
 from autoft.planner.estimate import Estimate
 from autoft.planner.plan_file import Alternative, Plan
@@ -48,6 +51,17 @@ def show_estimate(recipe: Recipe, estimate: Estimate, target: str, console: Cons
     console.print(_components(estimate))
     for assumption in estimate.assumptions:
         console.print(Text(f"Note: {assumption}", style="dim"))
+
+
+def show_cases(found: Iterable[tuple[Case, Recipe, Estimate]], console: Console) -> None:
+    """One line a case."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("model", "recipe", "allocated", "reserved", "device", "fits"):
+        table.add_column(name, justify="right" if name in ("allocated", "reserved", "device") else "left")
+    for case, recipe, estimate in found:
+        memory = (estimate.peak_allocated_bytes, estimate.peak_reserved_bytes, estimate.device_bytes)
+        table.add_row(case.model, f"{describe(recipe)}, {recipe.seq_len} tokens", *map(size, memory), estimate.fits)
+    console.print(table)
 
 
 def show_result(result: RunResult, out: str, console: Console) -> None:

@@ -1,0 +1,107 @@
+"""`autoft estimate --cases`: many exact recipes, one JSON object a line, other people's set-ups among them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from autoft.errors import FileFormatError, near
+from autoft.planner.candidates import candidates
+from autoft.planner.estimate import Estimate
+from autoft.planner.estimator import Estimator
+from autoft.planner.ghost import OURS, PLAIN
+from autoft.planner.target import Target, target_of
+from autoft.planner.time import measure_cpu_flops
+from autoft.profiles.hardware import Hardware
+from autoft.trainer.recipe import Recipe
+from autoft.trainer.resolve import load_config, resolve
+
+BACKENDS = ("flash", "efficient", "math")
+DEFAULT_SEQ_LEN = 2048
+# Beside the Recipe's own fields; lora_dropout is what Hugging Face calls its dropout
+OTHER_KEYS = ("model", "gpu", "sdpa_backend", "lora_dropout")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Case:
+    """where: file and line. backend: of attention, pinned. pins: fields of the Recipe."""
+
+    where: str
+    model: str
+    gpu: str | None
+    backend: Any
+    pins: dict[str, Any]
+
+
+def read_cases(path: Path) -> list[Case]:
+    """Raises: FileFormatError naming file, line and field."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{path}: {error}", fix="give a readable .jsonl file of cases") from error
+    cases = [_case(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not cases:
+        raise FileFormatError(f"{path}: no case in it", fix="one JSON object a line, with a model")
+    return cases
+
+
+def estimates(cases: list[Case], hardware: Hardware, gpu: str | None, vram_gib: float | None) -> Iterator[
+    tuple[Case, Recipe, Estimate]
+]:
+    """Each case in turn. gpu, vram_gib: for cases that name no card.
+
+    A case with `loss: logits` is Hugging Face's own loop: its loading, its allocator settings, logits kept for the step.
+    """
+    flops = functools.cache(measure_cpu_flops)
+
+    @functools.cache
+    def target(name: str | None) -> Target:
+        return target_of(hardware, gpu_name=name, vram_gib=vram_gib, cpu_flops_per_s=flops)
+
+    @functools.cache
+    def estimator(model: str, name: str | None) -> Estimator:
+        return Estimator(model, load_config(resolve(model)), target(name))
+
+    for case in cases:
+        name = case.gpu or gpu
+        found = estimator(case.model, name)
+        pins = {"attention": found.attention, **case.pins}
+        recipe = candidates(
+            target(name),
+            seq_len=pins.pop("seq_len", None) or min(DEFAULT_SEQ_LEN, found.shape.max_position),
+            rows_per_step=1,
+            attention=found.attention,
+            pinned=pins,
+        )[0]
+        loop = PLAIN if recipe.loss == "logits" else OURS
+        yield case, recipe, found.estimate(recipe, loop=loop, backend=case.backend)
+
+
+def _case(where: str, line: str) -> Case:
+    try:
+        case = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise FileFormatError(f"{where}: no JSON ({error.msg})", fix="one JSON object a line") from error
+    if isinstance(case, dict) and isinstance(case.get("case"), dict):
+        case = case["case"]  # a line of measurements
+    if not isinstance(case, dict) or not isinstance(case.get("model"), str):
+        raise FileFormatError(f"{where}: no model", fix='an object such as {"model": "...", "method": "qlora"}')
+    known = {field.name for field in dataclasses.fields(Recipe)}
+    for key in case:
+        if key not in known and key not in OTHER_KEYS:
+            raise FileFormatError(
+                f"{where}: no setting {key!r}.{near(key, [*known, *OTHER_KEYS])}",
+                fix=f"one of: {', '.join(sorted([*known, *OTHER_KEYS]))}",
+            )
+    backend = case.get("sdpa_backend")
+    if backend is not None and backend not in BACKENDS:
+        raise FileFormatError(f"{where}: sdpa_backend {backend!r}: not known", fix=f"one of: {', '.join(BACKENDS)}")
+    pins = {key: value for key, value in case.items() if key in known and value is not None}
+    if case.get("lora_dropout") is not None:
+        pins["dropout"] = case["lora_dropout"]
+    Recipe.from_dict({key: value for key, value in pins.items() if key not in ("double_quant",)}, where=where)
+    return Case(where, case["model"], case.get("gpu"), backend, pins)
