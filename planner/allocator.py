@@ -184,7 +184,7 @@ class Allocator(_Statistics):
         """Allocate size bytes under a key that is not in use; DeviceCachingAllocator::malloc.
 
         A size of 0 gets no memory (NativeCachingAllocator::allocate) and is freed like any other.
-        Raises: OutOfMemory; the cache is empty then, and nothing else has changed.
+        Raises: OutOfMemory; the cache has been released then, and the key stays free.
         """
         assert key not in self._live
         if size == 0:
@@ -220,8 +220,8 @@ class Allocator(_Statistics):
         self.allocated -= block.size
         self.requested -= block.requested
         block.in_use = False
-        # no rest that is split off a large block is small, and no small segment is split for a large request
-        (self._small if block.requested <= SMALL_SIZE else self._large).insert(block)
+        pool = self._small if block.requested <= SMALL_SIZE else self._large
+        pool.insert(block)
 
     def empty_cache(self) -> None:
         """Give free memory back to the device; release_cached_blocks.
@@ -289,7 +289,7 @@ class Allocator(_Statistics):
         for _, gap in pool.unmapped:
             first = gap.prev if gap.prev is not None and not gap.prev.in_use else gap
             room, block = 0, first
-            while room < rounded and block is not None and not block.in_use:  # type: ignore[redundant-expr]
+            while room < rounded and block is not None and not block.in_use:
                 room += block.size
                 block = block.next  # type: ignore[assignment]
             if room >= rounded:
@@ -382,6 +382,15 @@ def allocation_size(rounded: int) -> int:
     if rounded < MIN_LARGE_SEGMENT_REQUEST:
         return LARGE_SEGMENT
     return round_up(rounded, SEGMENT_MULTIPLE)
+
+
+def _has_room(block: _Block | None, size: int) -> bool:
+    """Do the free and unmapped blocks from this one on cover the size?"""
+    room = 0
+    while room < size and block is not None and not block.in_use:
+        room += block.size
+        block = block.next
+    return room >= size
 
 
 def _prefer_less_expandable(pool: _Pool, at: int) -> int:

@@ -49,12 +49,12 @@ def read_cases(path: Path) -> list[Case]:
     return cases
 
 
-def estimates(cases: list[Case], hardware: Hardware, gpu: str | None, vram_gib: float | None) -> Iterator[
-    tuple[Case, Recipe, Estimate]
-]:
+def estimates(
+    cases: list[Case], hardware: Hardware, gpu: str | None = None, vram_gib: float | None = None
+) -> Iterator[tuple[Case, Recipe, Estimate]]:
     """Each case in turn. gpu, vram_gib: for cases that name no card.
 
-    A case with `loss: logits` is Hugging Face's own loop: its loading, its allocator settings, logits kept for the step.
+    A case with `loss: logits` is Hugging Face's own loop: its loading and allocator settings, logits kept all step long.
     """
     flops = functools.cache(measure_cpu_flops)
 

@@ -40,8 +40,7 @@ def depth_of(base: Any, config: Any) -> Depth | None:
     types = getattr(config.get_text_config(), "layer_types", None) or [None] * len(layers)
     numbers: dict[Any, int] = {}
     classes = [
-        numbers.setdefault((_signature(layer), kind), len(numbers))
-        for layer, kind in zip(layers, types, strict=True)
+        numbers.setdefault((_signature(layer), kind), len(numbers)) for layer, kind in zip(layers, types, strict=True)
     ]
     return _shortest(path, classes)
 
@@ -166,7 +165,7 @@ class Extension:
         key = self._keys.get(where)
         if key is None or key not in self._live:
             if certain:
-                raise Mismatch(f"{where} is not there to be dropped")
+                raise MismatchError(f"{where} is not there to be dropped")
             return
         self._live.discard(key)
         self.events.append((key, size))
@@ -185,5 +184,5 @@ class Extension:
         return self._live
 
 
-class Mismatch(Exception):
+class MismatchError(Exception):
     """The pieces do not join: the model must be rehearsed in full."""

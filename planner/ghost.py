@@ -12,7 +12,7 @@ import torch
 import transformers.masking_utils
 
 from autoft.errors import ModelError
-from autoft.planner.depth import Depth, Extension, Mismatch, depth_of, shortened
+from autoft.planner.depth import Depth, Extension, MismatchError, depth_of, shortened
 from autoft.planner.kernels import CUDA_TRANSIENTS, Backend, Device, Kernels
 from autoft.planner.trace import KIND, Event, Section, Trace
 from autoft.trainer.build import build_base, build_model
@@ -29,8 +29,9 @@ class Loop:
     """How a step is run around the recipe.
 
     clip: gradients are clipped by their norm. warm_up: loading begins with one block as large as the model
-    (transformers' caching_allocator_warmup). empty_cache: what loading leaves free is given back.
-    expandable_segments: of PyTorch's allocator. mask: the batch carries an attention mask and labels of its own. keeps_output: the model's output, logits and all,
+    (transformers' caching_allocator_warmup). threads: that read weights ahead of those that are quantized.
+    empty_cache: what loading leaves free is given back. expandable_segments: of PyTorch's allocator.
+    mask: the batch carries an attention mask and labels of its own. keeps_output: the model's output, logits and all,
     lives until the optimizer has stepped, as `out = model(...); out.loss.backward()` makes it.
     """
 
@@ -44,8 +45,16 @@ class Loop:
 
 
 OURS = Loop()
-# Hugging Face's own loop, as its documentation writes it; GLOBAL_WORKERS threads load (transformers/core_model_loading.py)
-PLAIN = Loop(clip=False, warm_up=False, threads=4, empty_cache=False, expandable_segments=False, mask=False, keeps_output=True)
+# Hugging Face's own loop, as its documentation writes it. threads: GLOBAL_WORKERS of transformers/core_model_loading.py
+PLAIN = Loop(
+    clip=False,
+    warm_up=False,
+    threads=4,
+    empty_cache=False,
+    expandable_segments=False,
+    mask=False,
+    keeps_output=True,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +120,7 @@ def rehearse(
     try:
         try:
             return _rehearse(recipe, config, device, depth, loop, backend, accumulate)
-        except Mismatch:
+        except MismatchError:
             return _rehearse(recipe, config, device, None, loop, backend, accumulate)
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -235,7 +244,9 @@ def _backward(loss: torch.Tensor) -> None:
     """loss.backward(), which is a torch function itself and so would run outside of Kernels."""
     from torch.autograd.graph import _engine_run_backward
 
-    _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
+    _engine_run_backward(
+        (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
 
 
 def _ids(recipe: Recipe) -> torch.Tensor:
@@ -360,7 +371,8 @@ def _optimizer_events(
     optimizer = build_optimizer(parameters, recipe, learning_rate=1e-4, foreach=device.cuda or None)
     managed = 0
     if recipe.optimizer == "paged_adamw_8bit" and device.cuda:
-        on_device = optimizer.get_state_buffer
+        paged_optimizer: Any = optimizer
+        on_device = paged_optimizer.get_state_buffer
 
         def state_buffer(p: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             nonlocal managed
@@ -370,7 +382,7 @@ def _optimizer_events(
             managed += paged.numel() * paged.element_size()
             return paged
 
-        optimizer.get_state_buffer = state_buffer
+        paged_optimizer.get_state_buffer = state_buffer
     if recipe.optimizer != "adamw_torch":
         _keep_on_meta(optimizer)
     steps = []
@@ -378,7 +390,7 @@ def _optimizer_events(
         for _ in range(2):
             trace.begin("optimizer")
             if loop.clip:
-                torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM, foreach=device.cuda or None)
+                _clip(parameters, at_once=device.cuda)
             optimizer.step()
             steps.append(trace.sections[-1])
             for parameter in parameters:
@@ -390,6 +402,17 @@ def _optimizer_events(
     return first, steps[1].events, kinds, managed
 
 
+def _clip(parameters: list[torch.nn.Parameter], *, at_once: bool) -> None:
+    """torch.nn.utils.clip_grad_norm_; for all at once, as on a GPU, which it refuses to do on meta, its own two steps."""
+    if not at_once:
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch._foreach_norm(gradients)
+    factor = CLIP_NORM / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6)
+    torch._foreach_mul_(gradients, torch.clamp(factor, max=1.0))
+
+
 def _keep_on_meta(optimizer: Any) -> None:
     """bitsandbytes moves state and looks for a GPU before its first step; there is nothing to move."""
     import bitsandbytes.optim.optimizer as module
@@ -398,7 +421,9 @@ def _keep_on_meta(optimizer: Any) -> None:
     module.sync_gpu = lambda _: None
 
 
-def _load_events(recipe: Recipe, weights: list[_Weight], loop: Loop, keys: Iterator[int]) -> tuple[list[Event], dict[int, int]]:
+def _load_events(
+    recipe: Recipe, weights: list[_Weight], loop: Loop, keys: Iterator[int]
+) -> tuple[list[Event], dict[int, int]]:
     """Loading, as transformers' from_pretrained does it with a device map, then k-bit preparation, then the adapter.
 
     Returns the events and the kind of each key that stays.

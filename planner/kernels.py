@@ -5,12 +5,13 @@ Each rule names where it was read. `Kernels` applies them to a step that runs on
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from autoft.units import MIB
@@ -30,7 +31,7 @@ class Device:
 
     @property
     def cublas_workspace_bytes(self) -> int:
-        """Of one cuBLAS handle; PyTorch 2.13, aten/src/ATen/cuda/CublasHandlePool.cpp: `:4096:2:16:8`, Hopper `:4096:8`."""
+        """Of a cuBLAS handle: 4096 KiB twice and 16 KiB 8 times, Hopper 32 MiB; aten .../cuda/CublasHandlePool.cpp."""
         assert self.capability is not None
         return 32 * MIB if self.capability[0] == 9 else 2 * 4096 * 1024 + 8 * 16 * 1024
 
@@ -40,7 +41,7 @@ def attention_backend(
 ) -> Backend:
     """Which SDPA kernel CUDA takes, flash before efficient before math; aten .../transformers/cuda/sdp_utils.cpp.
 
-    flash: 16 bits, compute capability 8.0 or more, no mask, head_dim up to 256, equal for values.
+    flash: 16 bits, compute capability from 8.0, no mask, head_dim to 256, equal for values.
     efficient: no grouped heads; bfloat16 from 8.0 on.
     """
     assert device.capability is not None
@@ -55,7 +56,7 @@ def attention_backend(
 class _FusedAttention(torch.autograd.Function):
     """q_BHSD, k_BGTD, v_BGTD -> out_BHSD, keeping its inputs, its output and a float32 log-sum-exp a query.
 
-    flash: aten .../transformers/cuda/flash_attn/flash_api.cpp, mha_fwd and mha_bwd (softmax_d and dq_accum in float32 with
+    flash: aten .../transformers/cuda/flash_attn/flash_api.cpp, mha_fwd and mha_bwd (softmax_d and dq_accum in float32,
     the sequence rounded up to 128 and the head to 32; keys' gradients with all heads first where these are grouped).
     efficient: aten .../transformers/cuda/attention.cu and attention_backward.cu (log-sum-exp rounded up to 32; delta).
     """
@@ -71,7 +72,7 @@ class _FusedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
+    def backward(ctx: Any, _grad: Any) -> Any:
         q, k, v, _, _ = ctx.saved_tensors
         batch, heads, length, dim = q.shape
         like = [t.new_empty(t.size(0), t.size(2), t.size(1), t.size(3)).transpose(1, 2) for t in (q, k, v)]
@@ -90,7 +91,7 @@ class _FusedAttention(torch.autograd.Function):
 
 
 class _HalfToFloatSoftmax(torch.autograd.Function):
-    """softmax of 16-bit input into float32 in one kernel, without a float32 copy of the input; aten/native/cuda/SoftMax.cu."""
+    """softmax of float16 into float32 in one kernel, with no float32 copy of its input; aten .../cuda/SoftMax.cu."""
 
     @staticmethod
     def forward(ctx: Any, x: Any) -> Any:
@@ -119,16 +120,16 @@ CUDA_TRANSIENTS: dict[Any, Callable[..., list[int]]] = {
 
 # torch 2.13 aten/src/ATen/autocast_mode.h: AT_FORALL_LOWER_PRECISION_FP, AT_FORALL_FP32, AT_FORALL_FP32_SET_OPT_DTYPE
 _LOWER = frozenset(
-    "linear matmul __matmul__ __rmatmul__ mm bmm mv addmm addmv addr addbmm baddbmm conv1d conv2d conv3d conv_transpose1d "
-    "chain_matmul multi_dot prelu einsum".split()
-)
+    ("linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "addr", "addbmm", "baddbmm",
+     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "chain_matmul", "multi_dot", "prelu", "einsum")
+)  # fmt: skip
 _CUDA_FLOAT32 = frozenset(
-    "acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow __pow__ __rpow__ softplus "
-    "layer_norm group_norm nll_loss kl_div l1_loss smooth_l1_loss mse_loss dist renorm logsumexp norm cumprod cumsum "
-    "prod sum".split()
-)
+    ("acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt", "sinh",
+     "tan", "pow", "__pow__", "__rpow__", "softplus", "layer_norm", "rms_norm", "group_norm", "nll_loss", "kl_div",
+     "l1_loss", "smooth_l1_loss", "mse_loss", "dist", "renorm", "logsumexp", "norm", "cumprod", "cumsum", "prod", "sum")
+)  # fmt: skip
 _SOFTMAX = frozenset(("softmax", "log_softmax"))
-_SDPA = F.scaled_dot_product_attention
+_SDPA = functional.scaled_dot_product_attention
 
 
 class Kernels(TorchFunctionMode):
@@ -144,19 +145,34 @@ class Kernels(TorchFunctionMode):
         self._casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __enter__(self) -> Kernels:
-        self._clear = torch.clear_autocast_cache
-        torch.clear_autocast_cache = self._clear_casts  # type: ignore[assignment]
-        super().__enter__()
+        with contextlib.ExitStack() as stack:
+            self._stand_in(stack, torch, "clear_autocast_cache", self._clear_casts)
+            # autocast knows no meta device; what is asked of it is answered for the CPU, where compute_loss switches it
+            for name in ("is_autocast_enabled", "get_autocast_dtype"):
+                asked = getattr(torch, name)
+                self._stand_in(stack, torch, name, lambda device="cpu", asked=asked: asked("cpu"))
+            if self.device.cuda:
+                # TRL's fused head folds each tile of logits in a Triton kernel, which takes no memory
+                import trl.kernels.chunked_logprob as fused
+
+                for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"):
+                    self._stand_in(stack, fused, name, lambda *_, **__: None)
+            self._undo = stack.pop_all()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        torch.clear_autocast_cache = self._clear
+        self._undo.close()
         self._casts.clear()
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def _stand_in(stack: contextlib.ExitStack, module: Any, name: str, function: Any) -> None:
+        stack.callback(setattr, module, name, getattr(module, name))
+        setattr(module, name, function)
 
     def _clear_casts(self) -> None:
         self._casts.clear()
-        self._clear()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -176,7 +192,7 @@ class Kernels(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _lower(self, value: Any, dtype: torch.dtype) -> Any:
-        """Cast as autocast does; casts of trained float32 leaves are kept until it ends (autocast_mode.cpp, cached_cast)."""
+        """As autocast casts; those of trained float32 leaves live until it ends (autocast_mode.cpp, cached_cast)."""
         if not isinstance(value, torch.Tensor) or value.dtype == dtype or not value.is_floating_point():
             return value
         if not (value.dtype == torch.float32 and value.requires_grad and value.is_leaf):
@@ -191,8 +207,9 @@ class Kernels(TorchFunctionMode):
         half = isinstance(x, torch.Tensor) and x.dtype in (torch.float16, torch.bfloat16)
         if half and dtype is None and self.device.cuda and torch.is_autocast_enabled("cpu"):
             dtype = kwargs["dtype"] = torch.float32
-        if half and dtype == torch.float32 and self.device.cuda and func.__name__ == "softmax":
-            return _HalfToFloatSoftmax.apply(x)
+        fused = isinstance(x, torch.Tensor) and x.dtype == torch.float16  # SoftMax.cu: "supported for Half type only"
+        if fused and dtype == torch.float32 and self.device.cuda and func.__name__ == "softmax":
+            return _HalfToFloatSoftmax.apply(x)  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
     def _attention(
@@ -226,15 +243,17 @@ class Kernels(TorchFunctionMode):
             repeats = query.size(-3) // key.size(-3)
             key, value = key.repeat_interleave(repeats, dim=-3), value.repeat_interleave(repeats, dim=-3)
         if backend == "math":
-            return torch.ops.aten._scaled_dot_product_attention_math(
+            whole: torch.Tensor = torch.ops.aten._scaled_dot_product_attention_math(
                 query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=grouped
             )[0]
+            return whole
         if not self.device.cuda:
             out: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
             )[0]
             return out
-        return _FusedAttention.apply(query, key, value, backend)  # type: ignore[no-any-return]
+        fused: torch.Tensor = _FusedAttention.apply(query, key, value, backend)  # type: ignore[no-untyped-call]
+        return fused
 
 
 def _float32(value: Any) -> Any:

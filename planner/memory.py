@@ -52,7 +52,13 @@ def replay(rehearsal: Rehearsal, allocator: Allocator | ByteCounter) -> Memory:
         else:
             phases["first_step"] = max(phases.get("first_step", 0), allocator.peak_allocated)
     # PyTorch keeps what it has reserved: from the steady step's end on nothing is given back
-    return Memory(allocated, max(allocator.reserved, allocator.peak_reserved), highest, phases, _at_peak(rehearsal, peak_phase, allocated))
+    return Memory(
+        allocated,
+        max(allocator.reserved, allocator.peak_reserved),
+        highest,
+        phases,
+        _at_peak(rehearsal, peak_phase, allocated),
+    )
 
 
 def _at_peak(rehearsal: Rehearsal, phase: int, allocated: int) -> dict[str, int]:

@@ -47,7 +47,7 @@ class Section:
     kernels: int = 0
 
 
-class _Life(weakref.ref):  # type: ignore[type-arg]
+class _Life(weakref.ref[Any]):
     __slots__ = ("handle", "key", "size")
 
     handle: int
@@ -62,16 +62,18 @@ class Trace(TorchDispatchMode):
     """
 
     def __init__(self, transients: dict[Any, Callable[..., list[int]]] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.transients = transients or {}
         self.sections: list[Section] = []
-        self._live: dict[int, _Life] = {}
+        self._live: dict[int, Any] = {}
         self._keys = 0
         self._kind = KIND["temporaries"]
         self._recomputed_kind: int | None = None
         self.begin("start")
 
-    def begin(self, name: str, layer: int | None = None, kind: str = "temporaries", recomputed: str | None = None) -> None:
+    def begin(
+        self, name: str, layer: int | None = None, kind: str = "temporaries", recomputed: str | None = None
+    ) -> None:
         """What follows belongs to a new section; its storages are of `kind`.
 
         recomputed: kind of those made while gradients are being recorded (a backward that computes a forward again).
@@ -103,17 +105,17 @@ class Trace(TorchDispatchMode):
         handle = storage._cdata
         known = self._live.get(handle)
         if known is not None:
-            return known.key
-        life = _Life(storage, self._gone)
+            return int(known.key)
+        life: Any = _Life(storage, self._gone)
         life.handle, life.size = handle, max(storage.nbytes(), 1)
         life.key = self.take(life.size, None if kind is None else KIND[kind])
         self._live[handle] = life
-        return life.key
+        return int(life.key)
 
     def ignore(self, tensor: torch.Tensor) -> None:
         """The storage of `tensor` is accounted for elsewhere."""
         storage = tensor.untyped_storage()
-        life = _Life(storage, self._gone)
+        life: Any = _Life(storage, self._gone)
         life.handle, life.size, life.key = storage._cdata, 0, -1
         self._live[life.handle] = life
 
@@ -153,7 +155,9 @@ class Trace(TorchDispatchMode):
                 if isinstance(item, torch.Tensor) and item.is_meta:
                     moved += item.numel() * item.element_size()
                 elif isinstance(item, (tuple, list)):
-                    moved += sum(t.numel() * t.element_size() for t in item if isinstance(t, torch.Tensor) and t.is_meta)
+                    moved += sum(
+                        t.numel() * t.element_size() for t in item if isinstance(t, torch.Tensor) and t.is_meta
+                    )
         if moved:
             section.kernels += 1
             section.moved_bytes += moved

@@ -45,14 +45,13 @@ def compute_loss(
             summed = torch.nn.functional.cross_entropy(
                 logits_BSV.flatten(0, 1), targets_BS.flatten(), ignore_index=IGNORED, reduction="sum"
             )
-    loss = summed / num_trained_tokens
-    return loss
+    return torch.div(summed, num_trained_tokens)
 
 
-def _trained_columns(targets_BS: torch.Tensor) -> torch.Tensor:
-    """Indices of the columns in which some row trains a token; all of them in a rehearsal, where there are no values."""
+def _trained_columns(targets: torch.Tensor) -> torch.Tensor:
+    """Columns in which some row trains a token; all of them in a rehearsal, where there are no values."""
     import torch
 
-    if targets_BS.is_meta:
-        return torch.arange(targets_BS.size(1), device="meta")
-    return (targets_BS != IGNORED).any(dim=0).nonzero().flatten()
+    if targets.is_meta:
+        return torch.arange(targets.size(1), device="meta")
+    return (targets != IGNORED).any(dim=0).nonzero().flatten()

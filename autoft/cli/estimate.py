@@ -37,7 +37,9 @@ def command(
 
     environment.prepare()
     if cases is not None:
-        return _cases(model, cases, as_json, named_settings=(rank, micro_batch, checkpointing), settings=settings, **words)
+        return _cases(
+            model, cases, as_json, named_settings=(rank, micro_batch, checkpointing), settings=settings, **words
+        )
     if model is None:
         raise OptionError("no model given", fix="autoft estimate MODEL, or --cases FILE")
     from autoft.planner.plan import make_estimate
@@ -57,7 +59,13 @@ def command(
 
 
 def _cases(
-    model: str | None, path: str, as_json: bool, *, named_settings: tuple[Any, ...], settings: tuple[str, ...], **words: Any
+    model: str | None,
+    path: str,
+    as_json: bool,
+    *,
+    named_settings: tuple[Any, ...],
+    settings: tuple[str, ...],
+    **words: Any,
 ) -> int:
     from autoft.planner.cases import estimates, read_cases
     from autoft.profiles.detect import detect

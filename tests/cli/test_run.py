@@ -70,7 +70,7 @@ def test_result_json_says_what_happened(finished) -> None:
     assert result.losses[-1][1] < result.losses[0][1]
     assert result.after.loss < result.before.loss
     assert result.predicted is not None
-    assert result.predicted.method == "closed form"
+    assert result.predicted.method == "rehearsal"
     assert result.measured.peak_bytes > 0
     assert result.trainable_params < result.total_params
     assert result.artifacts["adapter_model.safetensors"] == sha256(finished / "adapter_model.safetensors")

@@ -5,17 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from autoft.errors import DoesNotFit, FileFormatError, OptionError
-from autoft.planner import memory
 from autoft.planner.candidates import candidates, parse_settings
 from autoft.planner.choose import PREFERENCES, choose
 from autoft.planner.plan import Request, make_estimate, make_plan
 from autoft.planner.plan_file import Plan, read_plan, write_plan
 from autoft.planner.target import Target, target_of
-from autoft.planner.time import step_flops
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.hardware import Hardware, Host
 from autoft.profiles.model_shape import ModelShape
@@ -41,39 +37,6 @@ TINYLLAMA = "tinyllama-1.1b-chat-v1.0"
 
 def target(gpu=None, vram=None, hardware=CPU):
     return target_of(hardware, gpu_name=gpu, vram_gib=vram, cpu_flops_per_s=lambda dtype, shape: 1e11)
-
-
-def test_base_weights_by_hand() -> None:
-    assert memory.base_weights(Recipe(), SHAPE) == (2 * SHAPE.total_params, 0)
-    qlora = Recipe(method="qlora", quant_type="nf4")
-    blocks = 64 * 1024 // 64
-    assert memory.base_weights(qlora, SHAPE) == (32 * 1024 + 2 * 64_064, 4 * blocks)
-    assert memory.base_weights(replace(qlora, double_quant=True), SHAPE)[1] == blocks + 4 * blocks // 256
-
-
-@given(
-    st.builds(
-        Recipe,
-        base_dtype=st.sampled_from(["float32", "bfloat16"]),
-        rank=st.integers(1, 256),
-        micro_batch=st.integers(1, 64),
-        seq_len=st.integers(1, 8192),
-        gradient_checkpointing=st.booleans(),
-        attention=st.sampled_from(["sdpa", "eager"]),
-        loss=st.sampled_from(["fused", "logits"]),
-    ),
-    st.sampled_from(["rank", "micro_batch", "seq_len"]),
-)
-def test_more_never_needs_less(recipe: Recipe, field: str) -> None:
-    def total(recipe: Recipe) -> int:
-        return sum(memory.step_components(recipe, SHAPE, 1000 * recipe.rank).values())
-
-    assert total(replace(recipe, **{field: getattr(recipe, field) + 1})) >= total(recipe)
-    assert step_flops(replace(recipe, seq_len=recipe.seq_len + 1), SHAPE) > step_flops(recipe, SHAPE)
-    if recipe.base_dtype == "bfloat16":
-        assert sum(memory.base_weights(replace(recipe, method="qlora", quant_type="nf4"), SHAPE)) < sum(
-            memory.base_weights(recipe, SHAPE)
-        )
 
 
 def test_candidates_are_legal_distinct_and_by_the_device_s_ability() -> None:
