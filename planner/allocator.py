@@ -326,6 +326,8 @@ class Allocator(_Statistics):
             pool.insert(_Block(end, block.address + block.size - end, block, block.next))
         block.address, block.size = begin, end - begin
         pool.insert(block)
+        if block.prev is None and block.next is None:  # release_expandable_segment: its addresses go back as well
+            pool.remove(block)
         self.reserved -= end - begin
 
 

@@ -54,7 +54,7 @@ def estimates(
 ) -> Iterator[tuple[Case, Recipe, Estimate]]:
     """Each case in turn. gpu, vram_gib: for cases that name no card.
 
-    A case with `loss: logits` is Hugging Face's own loop: its loading and allocator settings, logits kept all step long.
+    A case with `loss: logits` is Hugging Face's own loop: its loading, its allocator settings, logits kept.
     """
     flops = functools.cache(measure_cpu_flops)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from autoft.planner.trace import KIND, Event, Section, Trace
 from autoft.trainer.build import build_base, build_model
 from autoft.trainer.loss import compute_loss
 from autoft.trainer.optim import build_optimizer
-from autoft.trainer.recipe import Recipe
+from autoft.trainer.recipe import Optimizer, Recipe
 
 CLIP_NORM = 1.0  # any norm: what is clipped does not change what is allocated
 PAGED_ELEMENTS = 1e5  # bitsandbytes.optim.optimizer.get_state_buffer: smaller states stay on the device
@@ -155,7 +156,8 @@ def _rehearse(
         first = step.micro_batch()
         rest = step.micro_batch() if accumulate else None
     trained = [w for w in weights if w.adapter]
-    optimizer = _optimizer_events(recipe, trained, device, loop)
+    shapes = tuple((w.shape, w.dtype) for w in trained)
+    optimizer = _optimizer_events(shapes, recipe.optimizer, device.cuda, loop.clip)
     return _assemble(recipe, weights, first, rest, optimizer, loop, device)
 
 
@@ -356,11 +358,13 @@ def _full(weights: list[_Weight], depth: Depth | None) -> list[_Weight]:
 # The other phases
 
 
+@functools.lru_cache(maxsize=16)
 def _optimizer_events(
-    recipe: Recipe, trained: list[_Weight], device: Device, loop: Loop
+    shapes: tuple[tuple[tuple[int, ...], torch.dtype], ...], name: Optimizer, cuda: bool, clip: bool
 ) -> tuple[list[Event], list[Event], list[int], int]:
     """(events of the first step, of a steady one, kinds of the keys, bytes of paged state)."""
-    parameters = [torch.nn.Parameter(torch.empty(w.shape, dtype=w.dtype, device="meta")) for w in trained]
+    parameters = [torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")) for shape, dtype in shapes]
+    recipe = Recipe(optimizer=name)
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)
     trace = Trace()
@@ -368,9 +372,9 @@ def _optimizer_events(
         trace.ignore(parameter)
         assert parameter.grad is not None
         trace.ignore(parameter.grad)
-    optimizer = build_optimizer(parameters, recipe, learning_rate=1e-4, foreach=device.cuda or None)
+    optimizer = build_optimizer(parameters, recipe, learning_rate=1e-4, foreach=cuda or None)
     managed = 0
-    if recipe.optimizer == "paged_adamw_8bit" and device.cuda:
+    if name == "paged_adamw_8bit" and cuda:
         paged_optimizer: Any = optimizer
         on_device = paged_optimizer.get_state_buffer
 
@@ -383,14 +387,14 @@ def _optimizer_events(
             return paged
 
         paged_optimizer.get_state_buffer = state_buffer
-    if recipe.optimizer != "adamw_torch":
+    if name != "adamw_torch":
         _keep_on_meta(optimizer)
     steps = []
     with trace:
         for _ in range(2):
             trace.begin("optimizer")
-            if loop.clip:
-                _clip(parameters, at_once=device.cuda)
+            if clip:
+                _clip(parameters, at_once=cuda)
             optimizer.step()
             steps.append(trace.sections[-1])
             for parameter in parameters:
@@ -403,7 +407,7 @@ def _optimizer_events(
 
 
 def _clip(parameters: list[torch.nn.Parameter], *, at_once: bool) -> None:
-    """torch.nn.utils.clip_grad_norm_; for all at once, as on a GPU, which it refuses to do on meta, its own two steps."""
+    """torch.nn.utils.clip_grad_norm_; at once, as on a GPU, in its own two steps: it refuses to on meta."""
     if not at_once:
         torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         return

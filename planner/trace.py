@@ -124,7 +124,8 @@ class Trace(TorchDispatchMode):
         return [life.key for life in self._live.values() if life.key >= 0]
 
     def _gone(self, life: Any) -> None:
-        if self._live.get(life.handle) is life:
+        known: Any = self._live.get(life.handle)
+        if known is life:
             del self._live[life.handle]
             if life.key >= 0:
                 self.drop(life.key, life.size)
