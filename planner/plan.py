@@ -72,7 +72,8 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
             target, seq_len=seq_len, rows_per_step=rows_per_step, attention=estimator.attention, pinned=recipe_pins
         )
         taken = [recipe for recipe in recipes if estimator.takes(recipe)] or recipes[:1]
-        return [(recipe, estimator.estimate(recipe)) for recipe in taken]
+        # with several micro-batches a step, gradients live through the forward of the later ones
+        return [(r, estimator.estimate(r, accumulate=r.micro_batch < rows_per_step)) for r in taken]
 
     try:
         choice = choose(estimates(seq_len), prefer=request.prefer, target=target.name)
