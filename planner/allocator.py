@@ -2,12 +2,11 @@
 
 `Allocator` follows PyTorch's CUDA caching allocator, class DeviceCachingAllocator in c10/cuda/CUDACachingAllocator.cpp,
 at its default settings: one device, one stream, no graph capture, no max_split_size, no garbage collection threshold.
-Each rule names the C++ function it follows; read in versions before and after torch 2.6 up to early 2026. What changed
-in between (names, where the constants live, settings that are off by default) does not touch these rules.
-`ByteCounter` stands in for it on the CPU.
+Each rule names the C++ function it follows. They read the same in the versions before torch 2.6 and of early 2026 that
+were compared line by line. `ByteCounter` stands in for it on the CPU.
 
-Not known, so chosen: the driver decides where a new segment lies, and best fit prefers the lower of two equal blocks.
-Here each new segment lies above the earlier ones.
+The source does not say which addresses the driver hands out, and of two equal free blocks the lower one is taken.
+Assumption: each new segment lies above the earlier ones, and an expandable one keeps its addresses when it is emptied.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Hashable, Iterable
 
 MIB = 2**20
 
-# c10/core/AllocatorConfig.h; before torch 2.10 in CUDACachingAllocator.cpp itself
+# c10/core/AllocatorConfig.h in torch 2.13; earlier in CUDACachingAllocator.cpp
 MIN_BLOCK = 512  # kMinBlockSize: every size is a multiple of it
 SMALL_SIZE = MIB  # kSmallSize: the largest request of the small pool
 SMALL_SEGMENT = 2 * MIB  # kSmallBuffer
@@ -326,8 +325,6 @@ class Allocator(_Statistics):
             pool.insert(_Block(end, block.address + block.size - end, block, block.next))
         block.address, block.size = begin, end - begin
         pool.insert(block)
-        if block.prev is None and block.next is None:  # release_expandable_segment: its addresses go back as well
-            pool.remove(block)
         self.reserved -= end - begin
 
 

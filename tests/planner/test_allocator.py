@@ -249,6 +249,16 @@ def test_empty_cache_unmaps_the_pages_without_a_live_byte() -> None:
     assert allocator.reserved == 0
 
 
+def test_a_page_that_is_not_all_free_stays() -> None:
+    allocator = Allocator(expandable_segments=True)
+    allocate(allocator, a=10, b=20, c=10, d=15, e=5)  # b covers half of page 0 and half of page 1
+    free(allocator, "b", "d")
+    allocator.empty_cache()
+    assert allocator.reserved == 60 * MIB
+    allocate(allocator, f=8, g=20)  # f where d was, as b is still one block, g where b was
+    assert allocator.reserved == 60 * MIB
+
+
 def test_an_unmapped_gap_is_filled_before_the_segment_grows() -> None:
     allocator = Allocator(expandable_segments=True)
     allocate(allocator, a=10, b=45, c=25)
