@@ -269,8 +269,10 @@ class Allocator(_Statistics):
         return pool.add_segment(size, mapped=True) if self._take_from_device(size) else None
 
     def _expand(self, pool: _Pool, rounded: int) -> _Block | None:
-        """Map pages until a free block of the size exists; try_allocate_expandable_block. None: the device has not
-        enough. What was mapped until then stays."""
+        """Map pages until a free block of the size exists; try_allocate_expandable_block.
+
+        None: the device has not enough. What was mapped until then stays.
+        """
         block = self._find_expandable(pool, rounded)
         if not block.mapped and not self._map(pool, block, min(block.size, rounded)):
             return None
@@ -287,11 +289,7 @@ class Allocator(_Statistics):
         """The lowest run of free and unmapped blocks that has room, else a new segment; find_expandable_block."""
         for _, gap in pool.unmapped:
             first = gap.prev if gap.prev is not None and not gap.prev.in_use else gap
-            room, block = 0, first
-            while room < rounded and block is not None and not block.in_use:
-                room += block.size
-                block = block.next  # type: ignore[assignment]
-            if room >= rounded:
+            if _has_room(first, rounded):
                 return first
         segment = pool.add_segment(round_up(self._address_space, pool.page), mapped=False)
         pool.insert(segment)
