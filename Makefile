@@ -40,10 +40,12 @@ format: setup ## Rewrite the code in the project's style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: setup ## Measure the starter, the CPU step and start-up; write benchmarks/results
+bench: setup ## Measure start-up, planner, CPU step, starter and old runs; write benchmarks/results
 	@$(BIN)/python benchmarks/startup.py
+	@$(BIN)/python benchmarks/planner_speed.py
+	@$(BIN)/python benchmarks/measured_runs.py
 	@$(BIN)/python benchmarks/cpu_step.py
 	@$(BIN)/python benchmarks/starter.py
 
-readme: setup ## Regenerate the output blocks of README.md
+readme: setup ## Regenerate the output blocks of README.md and docs/how-estimates-work.md
 	@$(BIN)/python docs/readme_blocks.py

@@ -24,6 +24,12 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
+def energy(kwh: float) -> str:
+    """0.3 Wh, 45 Wh, 1.2 kWh, 340 kWh."""
+    value, unit = (kwh, "kWh") if kwh >= 1 else (1000 * kwh, "Wh")
+    return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
+
+
 def count(number: float) -> str:
     """135M, 7.2B, 4,096."""
     for limit, unit in ((1e9, "B"), (1e6, "M")):

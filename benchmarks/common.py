@@ -18,8 +18,16 @@ RESULTS = Path(__file__).parent / "results"
 
 def write_results(name: str, figures: dict[str, Any]) -> Path:
     """Write benchmarks/results/NAME.json with the figures, this machine and the versions."""
+    RESULTS.mkdir(exist_ok=True)
+    path = write_record(RESULTS / f"{name}.json", {**heading(name), **figures})
+    print(path)
+    return path
+
+
+def heading(name: str) -> dict[str, Any]:
+    """What was run, when, on which machine, with which versions."""
     hardware = detect()
-    record = {
+    return {
         "benchmark": name,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": {
@@ -30,10 +38,10 @@ def write_results(name: str, figures: dict[str, Any]) -> Path:
             "driver": hardware.driver_version,
         },
         "versions": {"autoft": __version__, **{library: importlib.metadata.version(library) for library in LIBRARIES}},
-        **figures,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+
+
+def write_record(path: Path, record: dict[str, Any]) -> Path:
+    """The record as JSON, whole or not at all."""
     write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    print(path)
     return path

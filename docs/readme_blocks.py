@@ -1,7 +1,8 @@
-"""Regenerate the output blocks of README.md: what stands between `<!-- output of: NAME -->` and the block's end.
+"""Regenerate the output blocks of README.md and docs/how-estimates-work.md: what stands between
+`<!-- output of: NAME -->` and the block's end.
 
-    python docs/readme_blocks.py            rewrites README.md
-    python docs/readme_blocks.py --check    exits with 1 where README.md is not what the commands print
+    python docs/readme_blocks.py            rewrites both
+    python docs/readme_blocks.py --check    exits with 1 where one is not what the commands print
 
 Every block is made from facts in the repository, so it is the same on every machine.
 """
@@ -16,13 +17,15 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
+from typing import Any
 
 os.environ.update({"COLUMNS": "100", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"})
 
 from autoft.cli.main import main as autoft
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "how-estimates-work.md")
+RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- output of: (?P<name>.+?) -->\n```text\n)(?P<text>.*?)(```\n)", re.DOTALL)
 
 
@@ -48,11 +51,83 @@ def starter_result() -> str:
     return f"{printed.getvalue()}The whole command: {seconds:.0f} s on {machine['cores']} cores ({machine['cpu']})\n"
 
 
-OTHERS: dict[str, Callable[[], str]] = {"benchmarks/results/starter.json": starter_result}
+def errors_of(record: dict[str, Any]) -> str:
+    """A record's summary: sizes of the errors of each figure, over all runs."""
+    lines = [f"{'predicted / measured':<38}{'runs':>5}{'exact':>7}{'median':>10}{'worst':>10}"]
+    for name, found in record["summary"].items():
+        label = name.removesuffix("_bytes").replace("_", " ")
+        exact = found.get("exact", "")
+        lines.append(f"{label:<38}{found['runs']:>5}{exact:>7}{found['median']:>10.3%}{found['worst']:>10.3%}")
+    return "\n".join(lines)
+
+
+def errors_by_run(record: dict[str, Any]) -> str:
+    """Predicted over measured, less one, of every run."""
+    lines = [f"{'predicted / measured':<62}{'allocated':>10}{'reserved':>10}"]
+    for run in record["runs"]:
+        allocated, reserved = (run["error"][f"peak_{name}_bytes"] for name in ("allocated", "reserved"))
+        lines.append(f"{run['id']:<62}{allocated:>+10.3%}{reserved:>+10.2%}")
+    return "\n".join(lines)
+
+
+def gpu_report(record: dict[str, Any]) -> str:
+    """What benchmarks/gpu_validate.py --report prints."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from gpu_validate import report
+
+    return str(report(record))
+
+
+def speed(record: dict[str, Any]) -> str:
+    """Seconds that an estimate adds to bare imports, and memory of its process."""
+    from autoft.units import size
+
+    (imports, bare_s), *others = record["median_s"].items()
+    lines = [f"{imports} {bare_s:.1f} s, {machine_of(record)}", f"{'':<32}{'adds':>8}{'bar':>8}{'peak RSS':>12}"]
+    for what, _ in others:
+        added, bar = record["over_imports_s"][what], record["bar_s"][what]
+        lines.append(f"{what:<32}{added:>6.1f} s{bar:>6.1f} s{size(record['peak_rss_bytes'][what]):>12}")
+    return "\n".join(lines)
+
+
+def machine_of(record: dict[str, Any]) -> str:
+    machine = record["machine"]
+    return f"{machine['cores']} cores ({machine['cpu']}), torch {record['versions']['torch']}, {record['date']}"
+
+
+def of_results(script: str, shown: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+    """A block made from benchmarks/results/SCRIPT.json, which may not be there yet."""
+
+    def made() -> str:
+        path = RESULTS / f"{script}.json"
+        if not path.exists():
+            return f"not measured yet: python benchmarks/{script}.py"
+        return shown(json.loads(path.read_text(encoding="utf-8")))
+
+    return made
+
+
+def errors_on_the_cpu(record: dict[str, Any]) -> str:
+    """Predicted against counted, recipe by recipe."""
+    lines = [f"{'predicted / counted':<40}{'peak':>16}{'off':>10}"]
+    for name, row in record["rows"].items():
+        lines.append(f"{name:<40}{row['measured_peak_bytes']:>16,}{row['error_percent']:>+9.4f}%")
+    lines.append(f"{record['cases']} recipes, {record['families']} families: median {record['median_error_percent']}%")
+    return "\n".join(lines)
+
+
+OTHERS: dict[str, Callable[[], str]] = {
+    "benchmarks/results/starter.json": starter_result,
+    "benchmarks/results/measured_runs.json": of_results("measured_runs", errors_of),
+    "benchmarks/results/measured_runs.json, run by run": of_results("measured_runs", errors_by_run),
+    "benchmarks/results/cpu_memory.json": of_results("cpu_memory", errors_on_the_cpu),
+    "benchmarks/results/gpu_validate.json": of_results("gpu_validate", gpu_report),
+    "benchmarks/results/planner_speed.json": of_results("planner_speed", speed),
+}
 
 
 def regenerated(text: str) -> str:
-    """README.md with every block made anew."""
+    """A page with every block made anew."""
 
     def block(match: re.Match[str]) -> str:
         name = match["name"]
@@ -64,11 +139,16 @@ def regenerated(text: str) -> str:
 
 
 def main() -> None:
-    old = README.read_text(encoding="utf-8")
-    new = regenerated(old)
-    if "--check" in sys.argv:
-        sys.exit(0 if new == old else "README.md is not what the commands print: make readme")
-    README.write_text(new, encoding="utf-8")
+    stale = []
+    for page in PAGES:
+        old = page.read_text(encoding="utf-8")
+        new = regenerated(old)
+        if new != old:
+            stale.append(page.name)
+            if "--check" not in sys.argv:
+                page.write_text(new, encoding="utf-8")
+    if stale and "--check" in sys.argv:
+        sys.exit(f"{', '.join(stale)}: not what the commands print: make readme")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from autoft.errors import FileFormatError, near
 from autoft.planner.candidates import candidates
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
-from autoft.planner.ghost import OURS, PLAIN
+from autoft.planner.ghost import OURS, PLAIN, OutputUntil
 from autoft.planner.target import Target, target_of
 from autoft.planner.time import measure_cpu_flops
 from autoft.profiles.hardware import Hardware
@@ -23,18 +23,19 @@ from autoft.trainer.resolve import load_config, resolve
 BACKENDS = ("flash", "efficient", "math")
 DEFAULT_SEQ_LEN = 2048
 # Beside the Recipe's own fields; lora_dropout is what Hugging Face calls its dropout
-OTHER_KEYS = ("model", "gpu", "sdpa_backend", "lora_dropout")
+OTHER_KEYS = ("model", "gpu", "sdpa_backend", "lora_dropout", "output_until")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """where: file and line. backend: of attention, pinned. pins: fields of the Recipe."""
+    """where: file and line. backend: of attention, pinned. pins: fields of the Recipe. output_until: of its Loop."""
 
     where: str
     model: str
     gpu: str | None
     backend: Any
     pins: dict[str, Any]
+    output_until: OutputUntil
 
 
 def read_cases(path: Path) -> list[Case]:
@@ -77,7 +78,7 @@ def estimates(
             attention=found.attention,
             pinned=pins,
         )[0]
-        loop = PLAIN if recipe.loss == "logits" else OURS
+        loop = dataclasses.replace(PLAIN, output_until=case.output_until) if recipe.loss == "logits" else OURS
         yield case, recipe, found.estimate(recipe, loop=loop, backend=case.backend)
 
 
@@ -100,8 +101,15 @@ def _case(where: str, line: str) -> Case:
     backend = case.get("sdpa_backend")
     if backend is not None and backend not in BACKENDS:
         raise FileFormatError(f"{where}: sdpa_backend {backend!r}: not known", fix=f"one of: {', '.join(BACKENDS)}")
+    until = case.get("output_until", PLAIN.output_until)
+    if until not in get_args(OutputUntil):
+        allowed = ", ".join(get_args(OutputUntil))
+        raise FileFormatError(f"{where}: output_until {until!r}: not known", fix=f"one of: {allowed}")
     pins = {key: value for key, value in case.items() if key in known and value is not None}
     if case.get("lora_dropout") is not None:
         pins["dropout"] = case["lora_dropout"]
-    Recipe.from_dict({key: value for key, value in pins.items() if key not in ("double_quant",)}, where=where)
-    return Case(where, case["model"], case.get("gpu"), backend, pins)
+    alone = {key: value for key, value in pins.items() if key != "double_quant"}
+    if alone.get("method") == "qlora":
+        alone.setdefault("quant_type", "nf4")  # the planner's own default
+    Recipe.from_dict(alone, where=where)
+    return Case(where, case["model"], case.get("gpu"), backend, pins, until)

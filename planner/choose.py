@@ -9,10 +9,9 @@ from typing import Any, Literal
 from autoft.errors import DoesNotFit
 from autoft.planner.estimate import Estimate
 from autoft.planner.plan_file import Alternative
+from autoft.planner.request import Prefer
 from autoft.trainer.recipe import Recipe
 from autoft.units import size
-
-Prefer = Literal["balanced", "quality", "speed", "memory"]
 
 # What each preference looks at, in this order; the first difference decides.
 _ORDER: dict[str, tuple[str, Callable[[Recipe, Estimate], tuple[Any, ...]]]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from autoft.schema import Record
@@ -33,6 +33,8 @@ class Estimate(Record):
     available_bytes: what the device had to give. fits: against that.
     components: what lives at the peak, by kind; they add up to peak_allocated_bytes. phases: the peak of each phase.
     step_time_s: one micro-batch forward and backward, and an optimizer step. tokens_per_s: at the middle of that range.
+    step_energy_wh: what the device draws in that time; None where its power is not known.
+    host_bytes, disk_bytes: RAM beside a GPU, and room on the disk, by phase; on a CPU the RAM is device_bytes.
     """
 
     method: Literal["rehearsal"]
@@ -48,3 +50,6 @@ class Estimate(Record):
     trainable_params: int
     total_params: int
     assumptions: tuple[str, ...]
+    step_energy_wh: Range | None = None
+    host_bytes: dict[str, int] = field(default_factory=dict)
+    disk_bytes: dict[str, int] = field(default_factory=dict)

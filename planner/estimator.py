@@ -10,10 +10,14 @@ from autoft.planner.allocator import Allocator, ByteCounter
 from autoft.planner.depth import Depth
 from autoft.planner.estimate import Estimate, Fits
 from autoft.planner.ghost import OURS, Loop, Rehearsal, find_depth, rehearse
+from autoft.planner.host import ASSUMPTION as HOST_ASSUMPTION
+from autoft.planner.host import disk_parts, host_parts, totals
 from autoft.planner.kernels import Backend, Device
 from autoft.planner.memory import replay, survives
 from autoft.planner.shape import model_shape
 from autoft.planner.target import Target
+from autoft.planner.time import step_timing
+from autoft.planner.work import product_dtypes
 from autoft.trainer.build import build_base, default_attention
 from autoft.trainer.recipe import Attention, Method, Recipe
 
@@ -30,7 +34,7 @@ class Estimator:
         self.attention = default_attention(config)
         self.shape = model_shape(name, config, self.attention)
         capability = target.gpu.compute_capability or UNKNOWN_CAPABILITY if target.gpu is not None else None
-        self.device = Device(capability)
+        self.device = Device(capability, target.gpu.multiprocessors if target.gpu is not None else None)
         self._depth: dict[Attention, Depth | None] = {}
         self._refusal: dict[tuple[Method, Attention], ModelError | None] = {}
 
@@ -46,12 +50,18 @@ class Estimator:
         loop: around the step. backend: of attention, pinned. accumulate: a step has several micro-batches.
         Raises: ModelError when the model cannot take it.
         """
+        return self.estimate_of(recipe, self.rehearse(recipe, loop=loop, backend=backend, accumulate=accumulate), loop)
+
+    def rehearse(
+        self, recipe: Recipe, *, loop: Loop = OURS, backend: Backend | None = None, accumulate: bool = False
+    ) -> Rehearsal:
+        """The events of loading and of two steps. Raises: ModelError when the model cannot take the recipe."""
         refusal = self._why_not(recipe)
         if refusal is not None:
             raise refusal
         if recipe.attention not in self._depth:
             self._depth[recipe.attention] = find_depth(recipe, self.config)
-        rehearsal = rehearse(
+        return rehearse(
             recipe,
             self.config,
             self.device,
@@ -60,9 +70,13 @@ class Estimator:
             backend=backend,
             accumulate=accumulate,
         )
-        memory = replay(rehearsal, self._allocator(loop, None))
+
+    def estimate_of(self, recipe: Recipe, rehearsal: Rehearsal, loop: Loop = OURS) -> Estimate:
+        """Memory and time of `recipe`, which has been rehearsed."""
+        memory = replay(rehearsal, self.allocator(loop))
         device_bytes = self.target.device_bytes(memory.highest_reserved)
-        step_time, time_basis = self.target.step_time(recipe, self.shape)
+        work = rehearsal.work + rehearsal.optimizer_work
+        timing = step_timing(work, rehearsal.managed_bytes, self.target.rates(product_dtypes(work), self.shape))
         return Estimate(
             method="rehearsal",
             peak_allocated_bytes=memory.allocated,
@@ -72,11 +86,14 @@ class Estimator:
             fits=self._fits(rehearsal, loop, device_bytes),
             components=memory.components,
             phases=memory.phases,
-            step_time_s=step_time,
-            tokens_per_s=recipe.micro_batch * recipe.seq_len / step_time.middle,
+            step_time_s=timing.step_s,
+            tokens_per_s=recipe.micro_batch * recipe.seq_len / timing.step_s.middle,
+            step_energy_wh=timing.energy_wh,
             trainable_params=rehearsal.trainable_params,
             total_params=self.shape.total_params + rehearsal.trainable_params,
-            assumptions=(*self.target.assumptions, time_basis),
+            assumptions=(*self.target.assumptions, timing.basis, *((HOST_ASSUMPTION,) if self.device.cuda else ())),
+            host_bytes=totals(host_parts(rehearsal, self.shape.total_params)) if self.device.cuda else {},
+            disk_bytes=totals(disk_parts(rehearsal, self.shape.total_params)),
         )
 
     def _fits(self, rehearsal: Rehearsal, loop: Loop, device_bytes: int) -> Fits:
@@ -84,10 +101,11 @@ class Estimator:
         if device_bytes <= self.target.available_bytes:
             return "yes"
         limit = self.target.available_bytes - self.target.device_bytes(0)
-        found: Literal["tight", "no"] = "tight" if survives(rehearsal, self._allocator(loop, max(0, limit))) else "no"
+        found: Literal["tight", "no"] = "tight" if survives(rehearsal, self.allocator(loop, max(0, limit))) else "no"
         return found
 
-    def _allocator(self, loop: Loop, limit: int | None) -> Allocator | ByteCounter:
+    def allocator(self, loop: Loop = OURS, limit: int | None = None) -> Allocator | ByteCounter:
+        """The device's, empty. limit: bytes that it can reserve."""
         if not self.device.cuda:
             return ByteCounter(limit_bytes=limit)
         # PyTorch has them on Linux alone; trainer/environment.py switches them on

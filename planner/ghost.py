@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 import transformers.masking_utils
 
 from autoft.errors import ModelError
 from autoft.planner.depth import Depth, Extension, MismatchError, depth_of, shortened
-from autoft.planner.kernels import CUDA_TRANSIENTS, Backend, Device, Kernels
-from autoft.planner.trace import KIND, Event, Section, Trace
+from autoft.planner.kernels import CPU_RESULTS, Backend, Device, Kernels, scratch
+from autoft.planner.trace import KIND, Event, Made, Section, Trace
+from autoft.planner.work import Work
 from autoft.trainer.build import build_base, build_model
 from autoft.trainer.loss import compute_loss
 from autoft.trainer.optim import build_optimizer
@@ -25,79 +26,93 @@ CLIP_NORM = 1.0  # any norm: what is clipped does not change what is allocated
 PAGED_ELEMENTS = 1e5  # bitsandbytes.optim.optimizer.get_state_buffer: smaller states stay on the device
 
 
+OutputUntil = Literal["loss", "step", "next_forward"]
+
+
 @dataclass(frozen=True, slots=True)
 class Loop:
     """How a step is run around the recipe.
 
-    clip: gradients are clipped by their norm. warm_up: loading begins with one block as large as the model
-    (transformers' caching_allocator_warmup). threads: that read weights ahead of those that are quantized.
-    empty_cache: what loading leaves free is given back. expandable_segments: of PyTorch's allocator.
-    mask: the batch carries an attention mask and labels of its own. keeps_output: the model's output, logits and all,
-    lives until the optimizer has stepped, as `out = model(...); out.loss.backward()` makes it.
+    clip: gradients are clipped by their norm. device_map: weights that stay in 16 bits too are loaded right onto the
+    device; loading then begins with one block as large as the model (transformers' caching_allocator_warmup).
+    kbit_empties_cache: k-bit preparation gives back what it left free (PEFT from 0.20 on). empty_cache: what loading
+    leaves free is given back. expandable_segments: of PyTorch's allocator.
+    mask: the batch carries an attention mask and labels of its own. output_until: how long the model's output, logits
+    and all, lives: "loss" is computed, the optimizer's "step" is done, or the "next_forward" has given another, as
+    `out = model(...); out.loss.backward()` in a plain loop makes it.
     """
 
     clip: bool = True
-    warm_up: bool = True
-    threads: int = 1
+    device_map: bool = True
+    kbit_empties_cache: bool = False
     empty_cache: bool = True
     expandable_segments: bool = True
     mask: bool = True
-    keeps_output: bool = False
+    output_until: OutputUntil = "loss"
 
 
 OURS = Loop()
-# Hugging Face's own loop, as its documentation writes it. threads: GLOBAL_WORKERS of transformers/core_model_loading.py
+# Hugging Face's own loop, as its documentation writes it
 PLAIN = Loop(
     clip=False,
-    warm_up=False,
-    threads=4,
+    device_map=False,
+    kbit_empties_cache=True,
     empty_cache=False,
     expandable_segments=False,
     mask=False,
-    keeps_output=True,
+    output_until="step",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Events of one phase. empty_cache: the allocator gives back what is free when it ends."""
+    """Events of one phase. empty_cache: the allocator gives back what is free when it ends.
+
+    marks: (first event, section, layer) of each section that begins in it.
+    """
 
     name: str
     events: list[Event]
     empty_cache: bool = False
+    marks: list[tuple[int, str, int | None]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
     """phases: load, then first steps, then one steady step, in order. kinds: of every key.
 
-    steady: name of the first phase of the steady step. flops, moved_bytes, kernels: of one micro-batch.
+    steady: name of the first phase of the steady step. work: of one micro-batch, and of an optimizer step.
     managed_bytes: of paged optimizer state, outside the device's allocator.
+    made: what made the storage of a key, for those of the steps. weights: what the model stores.
+    evaluation: what trainer/evaluate.py does with one batch, by name, each with keys of its own.
     """
 
     phases: list[Phase]
     kinds: list[int]
     steady: int
-    flops: float
-    moved_bytes: float
-    kernels: int
+    work: Work
+    optimizer_work: Work
     trainable_params: int
     total_params: int
     managed_bytes: int
+    made: dict[int, Made]
+    weights: list[_Weight]
+    evaluation: dict[str, Extension] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class _Weight:
-    """One stored tensor of the model. sizes: of it and its quantization state, in the order in which they are made.
+    """One stored tensor of the model. size: in bytes. state: sizes of its quantization state, if it is packed.
 
-    passing: bytes of the 16-bit tensor it is packed from, or that k-bit preparation makes it from; 0 for none.
+    stored: in the checkpoint; other buffers are made with the model. params: how many weights it holds, packed or not.
     """
 
     name: str
     layer: int | None
-    sizes: list[tuple[int, int]]  # (bytes, kind)
-    passing: int
+    size: int
+    state: tuple[int, ...]
     adapter: bool
+    stored: bool
     params: int
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -118,13 +133,16 @@ def rehearse(
     config: of the whole model. depth: which of its layers to run (from `find_depth`), None for all.
     accumulate: a step has more than one micro-batch. Raises: ModelError.
     """
+    attempts = [depth, depth.full, None] if depth else [None]
     try:
-        try:
-            return _rehearse(recipe, config, device, depth, loop, backend, accumulate)
-        except MismatchError:
-            return _rehearse(recipe, config, device, None, loop, backend, accumulate)
-    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
+        for attempt in attempts:
+            with suppress(MismatchError):
+                return _rehearse(recipe, config, device, attempt, loop, backend, accumulate)
+        raise ValueError("its layers do not join")
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
+        if "meta" in reason:
+            reason = f"it asks tensors for values, and a rehearsal has none ({reason})"
         raise ModelError(
             f"a step of {config.model_type} with these settings cannot be rehearsed: {reason}",
             fix="other settings (attention, loss, method), or another model",
@@ -155,10 +173,11 @@ def _rehearse(
         step = _Step(recipe, model, device, depth, loop, backend)
         first = step.micro_batch()
         rest = step.micro_batch() if accumulate else None
+        evaluation = step.evaluation()
     trained = [w for w in weights if w.adapter]
     shapes = tuple((w.shape, w.dtype) for w in trained)
-    optimizer = _optimizer_events(shapes, recipe.optimizer, device.cuda, loop.clip)
-    return _assemble(recipe, weights, first, rest, optimizer, loop, device)
+    optimizer = _optimizer_events(shapes, recipe.optimizer, device, loop.clip)
+    return replace(_assemble(recipe, weights, first, rest, optimizer, loop, device), evaluation=evaluation)
 
 
 class _Step:
@@ -206,29 +225,28 @@ class _Step:
     def micro_batch(self) -> tuple[Extension, list[int]]:
         """(the events for the full depth, keys of the gradients there that outlive it)."""
         recipe = self.recipe
-        trace = self.trace = Trace(CUDA_TRANSIENTS if self.device.cuda else None)
+        trace = self.trace = Trace(scratch(self.device), None if self.device.cuda else CPU_RESULTS)
         for tensor in _stored(self.model):
             trace.ignore(tensor)
         for p in self.trainable:
             if p.grad is not None:
                 trace.ignore(p.grad)
         recomputed = "activations" if recipe.gradient_checkpointing else None
-        with trace, Kernels(self.device, self.backend):
+        with trace, Kernels(self.device, self.backend), _random_states(trace, self.device):
             trace.begin("inputs", kind="inputs")
-            batch = {"input_ids": _ids(recipe)}
-            batch["labels"] = _ids(recipe) if self.loop.mask else batch["input_ids"]
-            if self.loop.mask:
-                batch["attention_mask"] = _ids(recipe)
+            batch = self._batch()
             trace.begin("embed", kind="activations")
             kept: list[Any] = []
-            if self.loop.keeps_output:
+            if self.loop.output_until != "loss":
                 hook = self.model.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
             loss = compute_loss(self.model, batch, recipe, num_trained_tokens=None)
-            if self.loop.keeps_output:
+            if self.loop.output_until != "loss":
                 hook.remove()
             trace.begin("loss_backward", kind="logits", recomputed=recomputed)
             _backward(loss)
             trace.begin("end")
+            if self.loop.output_until == "loss":
+                loss = loss.detach()  # what Trainer.training_step returns: the graph ends here
             gradients = [trace.follow(p.grad) for p in self.trainable if p.grad is not None]
             trace.begin("after")
             kept.clear()
@@ -236,10 +254,47 @@ class _Step:
         for key in gradients:
             if key >= 0:
                 _relabel(trace.sections, key, KIND["gradients"])
-        extension = Extension(trace.sections, self.depth, self.layers)
+        extension = Extension(trace.sections, self.depth)
         held = [full for key in gradients if key >= 0 for _, full in extension.full_keys(key)]
         self.trace = None
         return extension, held
+
+    def evaluation(self) -> dict[str, Extension]:
+        """The loss of a batch and, on a GPU, the reading of a prompt as long as a row, its keys and values kept.
+
+        On a CPU answers are generated for as many rows as memory is wide, whose prompts are not known here. A prompt is
+        left out where the model's cache cannot be rehearsed.
+        """
+        loss = self._evaluated(lambda: compute_loss(self.model, self._batch(), self.recipe, num_trained_tokens=1))
+        found = {"loss": loss}
+        if self.device.cuda:
+            with suppress(MismatchError, RuntimeError, TypeError, ValueError, AttributeError, LookupError):
+                ids = _ids(self.recipe)
+                found["prompt"] = self._evaluated(lambda: self.model(input_ids=ids, use_cache=True, logits_to_keep=1))
+        return found
+
+    def _evaluated(self, call: Callable[[], Any]) -> Extension:
+        trace = self.trace = Trace(scratch(self.device), None if self.device.cuda else CPU_RESULTS)
+        for tensor in (*_stored(self.model), *(p.grad for p in self.trainable if p.grad is not None)):
+            trace.ignore(tensor)
+        self.model.eval()
+        try:
+            with trace, Kernels(self.device, self.backend), torch.no_grad():
+                trace.begin("inputs")
+                output = call()
+                trace.begin("after")
+                del output
+        finally:
+            self.model.train()
+            self.trace = None
+        return Extension(trace.sections, self.depth)
+
+    def _batch(self) -> dict[str, torch.Tensor]:
+        batch = {"input_ids": _ids(self.recipe)}
+        batch["labels"] = _ids(self.recipe) if self.loop.mask else batch["input_ids"]
+        if self.loop.mask:
+            batch["attention_mask"] = _ids(self.recipe)
+        return batch
 
 
 def _backward(loss: torch.Tensor) -> None:
@@ -288,44 +343,66 @@ def _real_masks() -> Iterator[None]:
         transformers.masking_utils.find_packed_sequence_indices = asked
 
 
+@contextmanager
+def _random_states(trace: Trace, device: Device) -> Iterator[None]:
+    """Checkpointing keeps the state of the CPU's generator for each layer, which counts where the device is the CPU."""
+    asked = torch.get_rng_state
+
+    def followed() -> torch.Tensor:
+        state = asked()
+        trace.follow(state)
+        return state
+
+    if not device.cuda:
+        torch.get_rng_state = followed
+    try:
+        yield
+    finally:
+        torch.get_rng_state = asked
+
+
 # What the model is made of
 
 
 def _stored(model: Any) -> Iterator[torch.Tensor]:
     for parameter in model.parameters():
         yield parameter
-        yield from (t for t, _ in _state_tensors(getattr(parameter, "quant_state", None)))
+        yield from _state_tensors(getattr(parameter, "quant_state", None))
     yield from model.buffers()
 
 
-def _state_tensors(state: Any) -> Iterator[tuple[torch.Tensor, int]]:
+def _state_tensors(state: Any) -> Iterator[torch.Tensor]:
+    """absmax, code and, of scales that are quantized too, offset, absmax and code."""
     if state is None:
         return
     for part in filter(None, (state, state.state2)):
         for tensor in (part.absmax, part.code, part.offset):
             if tensor is not None:
-                yield tensor, KIND["quantization_state"]
+                yield tensor
 
 
 def _weights(model: Any, depth: Depth | None) -> list[_Weight]:
-    """Every stored tensor once, in the order of the modules, buffers last."""
+    """Every tensor once, in the order of the modules."""
     found: dict[int, _Weight] = {}
     pattern = re.compile(rf"{re.escape(depth.path)}\.(\d+)\." if depth else r"$^(\d)")
-    tensors = [(name, p, "lora_" in name) for name, p in model.named_parameters(remove_duplicate=False)]
-    tensors += [(name, b, False) for name, b in model.named_buffers()]
-    for name, tensor, adapter in tensors:
+    tensors = [
+        (f"{path}.{name}", tensor, name not in module._non_persistent_buffers_set)
+        for path, module in model.named_modules()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    ]
+    for name, tensor, stored in tensors:
         if id(tensor) in found:
             continue
         state = getattr(tensor, "quant_state", None)
-        sizes = [(t.numel() * t.element_size(), kind) for t, kind in _state_tensors(state)]
-        sizes.append((tensor.numel() * tensor.element_size(), KIND["adapter" if adapter else "weights"]))
         match = pattern.search(name)
         found[id(tensor)] = _Weight(
             name=name,
             layer=int(match[1]) if match else None,
-            sizes=sizes,
-            passing=2 * state.shape.numel() if state is not None else 0,
-            adapter=adapter,
+            size=tensor.numel() * tensor.element_size(),
+            state=tuple(t.numel() * t.element_size() for t in _state_tensors(state)),
+            adapter="lora_" in name,
+            stored=stored,
             params=state.shape.numel() if state is not None else tensor.numel(),
             shape=tuple(tensor.shape),
             dtype=tensor.dtype,
@@ -360,21 +437,22 @@ def _full(weights: list[_Weight], depth: Depth | None) -> list[_Weight]:
 
 @functools.lru_cache(maxsize=16)
 def _optimizer_events(
-    shapes: tuple[tuple[tuple[int, ...], torch.dtype], ...], name: Optimizer, cuda: bool, clip: bool
-) -> tuple[list[Event], list[Event], list[int], int]:
-    """(events of the first step, of a steady one, kinds of the keys, bytes of paged state)."""
+    shapes: tuple[tuple[tuple[int, ...], torch.dtype], ...], name: Optimizer, device: Device, clip: bool
+) -> tuple[list[Event], list[Event], list[int], int, list[Made], Work]:
+    """(events of the first step, of a steady one, kinds of the keys, bytes of paged state, what made each key,
+    work of a steady one)."""
     parameters = [torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")) for shape, dtype in shapes]
     recipe = Recipe(optimizer=name)
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)
-    trace = Trace()
+    trace = Trace(scratch(device))
     for parameter in parameters:
         trace.ignore(parameter)
         assert parameter.grad is not None
         trace.ignore(parameter.grad)
-    optimizer = build_optimizer(parameters, recipe, learning_rate=1e-4, foreach=cuda or None)
+    optimizer = build_optimizer(parameters, recipe, learning_rate=1e-4, foreach=device.cuda or None)
     managed = 0
-    if name == "paged_adamw_8bit" and cuda:
+    if name == "paged_adamw_8bit" and device.cuda:
         paged_optimizer: Any = optimizer
         on_device = paged_optimizer.get_state_buffer
 
@@ -394,7 +472,7 @@ def _optimizer_events(
         for _ in range(2):
             trace.begin("optimizer")
             if clip:
-                _clip(parameters, at_once=cuda)
+                _clip(parameters, at_once=device.cuda)
             optimizer.step()
             steps.append(trace.sections[-1])
             for parameter in parameters:
@@ -403,7 +481,8 @@ def _optimizer_events(
     for key in trace.live_keys():
         kinds[key] = KIND["optimizer"]
     first = steps[0].events
-    return first, steps[1].events, kinds, managed
+    made = [made for section in trace.sections for made in section.made]
+    return first, steps[1].events, kinds, managed, made, steps[1].work
 
 
 def _clip(parameters: list[torch.nn.Parameter], *, at_once: bool) -> None:
@@ -425,63 +504,86 @@ def _keep_on_meta(optimizer: Any) -> None:
     module.sync_gpu = lambda _: None
 
 
-def _load_events(
-    recipe: Recipe, weights: list[_Weight], loop: Loop, keys: Iterator[int]
-) -> tuple[list[Event], dict[int, int]]:
-    """Loading, as transformers' from_pretrained does it with a device map, then k-bit preparation, then the adapter.
+def _load_phases(recipe: Recipe, weights: list[_Weight], loop: Loop, kinds: list[int]) -> list[Phase]:
+    """Loading: transformers' from_pretrained with a device map, k-bit preparation, the adapter. Adds to `kinds`.
 
-    Returns the events and the kind of each key that stays.
+    convert_and_load_state_dict_in_model of transformers/core_model_loading.py: one tensor after another in the natural
+    order of their names, read in 16 bits, packed, and dropped; prepare_model_for_kbit_training of peft/utils/other.py:
+    float32 copies in the order of the modules, then the cache is emptied.
     """
     events: list[Event] = []
-    kinds: dict[int, int] = {}
 
-    def take(size: int, kind: int) -> int:
-        key = next(keys)
-        events.append((key, max(size, 1)))
-        kinds[key] = kind
-        return key
+    def take(size: int, kind: str) -> int:
+        kinds.append(KIND[kind])
+        events.append((len(kinds) - 1, size))
+        return len(kinds) - 1
 
-    base = [w for w in weights if not w.adapter]
+    def drop(key: int, size: int) -> None:
+        events.append((key, -size))
+
     quantized = recipe.quant_type is not None
-    parameters = [w for w in base if not _is_buffer(w)]
-    buffers = [w for w in base if _is_buffer(w)]
-    if loop.warm_up or quantized:
-        parameters = sorted(parameters, key=lambda w: _natural(w.name))
-        halves = {"float32": 4}.get(recipe.base_dtype, 2)
-        whole = sum(w.params // 2 if w.passing else halves * w.params for w in parameters)
-        key = take(whole, KIND["temporaries"])
-        events.append((key, -max(whole, 1)))
-    doubled: list[tuple[_Weight, int]] = []
-    read: list[int] = []  # keys of the tensors as they were read, 16-bit where they are changed afterwards
-    for number, weight in enumerate(parameters):
-        for ahead in parameters[len(read) : number + (loop.threads if quantized else 1)]:
-            if ahead.passing:
-                read.append(take(ahead.passing, KIND["temporaries"]))
-            elif recipe.kbit_upcast and ahead.dtype == torch.float32:
-                read.append(take(2 * ahead.params, KIND["weights"]))
-            else:
-                read.append(take(ahead.sizes[0][0], KIND["weights"]))
-        if weight.passing:
-            for size, kind in weight.sizes:
-                take(size, kind)
-            events.append((read[number], -weight.passing))
-        elif recipe.kbit_upcast and weight.dtype == torch.float32:
-            doubled.append((weight, read[number]))
-    for weight, half in doubled:
-        take(4 * weight.params, KIND["weights"])
-        events.append((half, -2 * weight.params))
-    for weight in buffers:
-        for size, kind in weight.sizes:
-            take(size, kind)
+    parameters = [w for w in weights if not w.adapter and w.stored]
+    stored = parameters
+    if loop.device_map or quantized:
+        stored = sorted(parameters, key=lambda w: _natural(w.name))
+        width = 4 if recipe.base_dtype == "float32" else 2
+        whole = sum(w.params // 2 if w.state else width * w.params for w in parameters)
+        drop(take(whole, "temporaries"), whole)
+    halves: dict[str, int] = {}  # to be copied into float32
+    for weight in stored:
+        upcast = recipe.kbit_upcast and weight.dtype == torch.float32
+        size = 2 * weight.params if weight.state or upcast else weight.size
+        key = take(size, "temporaries" if weight.state else "weights")
+        if weight.state:
+            _pack(weight, take, drop)
+            drop(key, size)
+        elif upcast:
+            halves[weight.name] = key
+    for weight in parameters:
+        if weight.name in halves:
+            take(4 * weight.params, "weights")
+            drop(halves[weight.name], 2 * weight.params)
+    phases = []
+    if recipe.kbit_upcast and loop.kbit_empties_cache:
+        phases.append(Phase("load", events, empty_cache=True))
+        events = []
     for weight in weights:
-        if weight.adapter:
-            for size, kind in weight.sizes:
-                take(size, kind)
-    return events, kinds
+        if not weight.stored:
+            take(weight.size, "weights")
+    adapters = [w for w in weights if w.adapter]
+    # PEFT makes them in the dtype of their layer and casts them all afterwards
+    halved = [] if quantized or recipe.adapter_dtype != "float32" or recipe.base_dtype == "float32" else adapters
+    first = [take(2 * w.params, "temporaries") for w in halved]
+    for number, weight in enumerate(adapters):
+        take(weight.size, "adapter")
+        if halved:
+            drop(first[number], 2 * weight.params)
+    phases.append(Phase("load", events, loop.empty_cache))
+    return phases
 
 
-def _is_buffer(weight: _Weight) -> bool:
-    return not weight.adapter and weight.name.rsplit(".", 1)[-1] not in ("weight", "bias") and weight.params < 2**16
+def _pack(weight: _Weight, take: Callable[[int, str], int], drop: Callable[[int, int], None]) -> None:
+    """bitsandbytes.functional.quantize_4bit and, for its scales, quantize_blockwise, in their order."""
+    kind = "quantization_state"
+    state = weight.state
+    if len(state) == 2:  # absmax, code
+        take(state[0], kind)
+    else:
+        scales = 4 * state[0]  # before they are 8 bits wide themselves
+        plain = take(scales, "temporaries")
+    take(weight.size, "weights")
+    take(state[1], kind)
+    for size in (state[1], 4):  # get_4bit_type: data.div_(data.abs().max())
+        drop(take(size, "temporaries"), size)
+    if len(state) > 2:
+        _, _, offset, outer_absmax, outer_code = state
+        take(offset, kind)
+        centred = take(scales, "temporaries")
+        take(outer_absmax, kind)
+        take(state[0], kind)
+        take(outer_code, kind)
+        drop(centred, scales)
+        drop(plain, scales)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
@@ -494,26 +596,19 @@ def _assemble(
     weights: list[_Weight],
     first: tuple[Extension, list[int]],
     rest: tuple[Extension, list[int]] | None,
-    optimizer: tuple[list[Event], list[Event], list[int], int],
+    optimizer: tuple[list[Event], list[Event], list[int], int, list[Made], Work],
     loop: Loop,
     device: Device,
 ) -> Rehearsal:
     """Loading, then two optimizer steps, every key of its own."""
     kinds: list[int] = []
-
-    def keys() -> Iterator[int]:
-        while True:
-            kinds.append(KIND["weights"])
-            yield len(kinds) - 1
-
-    load, load_kinds = _load_events(recipe, weights, loop, keys())
-    for key, kind in load_kinds.items():
-        kinds[key] = kind
-    phases = [Phase("load", load, loop.empty_cache)]
+    phases = _load_phases(recipe, weights, loop, kinds)
     workspace = device.cublas_workspace_bytes if device.cuda else 0
-    optimizer_first, optimizer_steady, optimizer_kinds, managed = optimizer
+    optimizer_first, optimizer_steady, optimizer_kinds, managed, optimizer_made, optimizer_work = optimizer
+    made: dict[int, Made] = {}
     state_from = 0
     steady = 0
+    outlived: list[Event] = []
     for step in (1, 2):
         if step == 2:
             steady = len(phases)
@@ -523,6 +618,7 @@ def _assemble(
             extension, kept = micro
             offset = len(kinds)
             kinds.extend(extension.kinds)
+            made.update(enumerate(extension.made, offset))
             begun, over = _start_of(extension, "loss_backward"), _start_of(extension, "after")
             forward, backward = extension.events[:begun], extension.events[begun:over]
             after = [(k + offset, s) for k, s in extension.events[over:]]
@@ -533,6 +629,8 @@ def _assemble(
                     kinds.append(KIND["workspaces"])
             phases.append(Phase("forward", extra[0] + [(k + offset, s) for k, s in forward]))
             phases.append(Phase("backward", extra[1] + [(k + offset, s) for k, s in backward]))
+            for phase, piece, start, end in ((phases[-2], extra[0], 0, begun), (phases[-1], extra[1], begun, over)):
+                phase.marks.extend((m - start + len(piece), n, i) for m, n, i in extension.marks if start <= m < end)
             sizes = dict(e for e in extension.events if e[1] > 0)
             gradients += [(key + offset, -sizes[key]) for key in kept]
             if number == 0 and rest:
@@ -540,19 +638,26 @@ def _assemble(
         if step == 1:
             state_from = len(kinds)
             kinds.extend(optimizer_kinds)
+            made.update(enumerate(optimizer_made, state_from))
         events = optimizer_first if step == 1 else optimizer_steady
-        phases.append(Phase("optimizer", [(k + state_from, s) for k, s in events] + after + gradients))
-    parts = first[0].parts
+        phases.append(Phase("optimizer", [(k + state_from, s) for k, s in events]))
+        if loop.output_until == "next_forward":
+            phases[steady].events.extend(outlived)
+            outlived = after
+        else:
+            phases[-1].events.extend(after)
+        phases[-1].events.extend(gradients)
     return Rehearsal(
         phases=phases,
         kinds=kinds,
         steady=steady,
-        flops=sum(section.flops for section, _ in parts),
-        moved_bytes=sum(section.moved_bytes for section, _ in parts),
-        kernels=sum(section.kernels for section, _ in parts),
+        work=first[0].work,
+        optimizer_work=optimizer_work,
         trainable_params=sum(w.params for w in weights if w.adapter),
-        total_params=sum(w.params for w in weights if not _is_buffer(w)),
+        total_params=sum(w.params for w in weights if w.stored),
         managed_bytes=managed,
+        made=made,
+        weights=weights,
     )
 
 

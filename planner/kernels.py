@@ -5,15 +5,25 @@ Each rule names where it was read. `Kernels` applies them to a step that runs on
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import functools
+import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch._meta_registrations
+import transformers.integrations.moe
+import transformers.utils.generic
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from autoft.planner.trace import Scratch, count, stands_for
+from autoft.planner.work import attention, passed_over, product
 from autoft.units import MIB
 
 Backend = Literal["flash", "efficient", "math"]
@@ -21,9 +31,10 @@ Backend = Literal["flash", "efficient", "math"]
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """capability: compute capability of a CUDA card; None is the CPU."""
+    """capability: compute capability of a CUDA card; None is the CPU. multiprocessors: how many the card has."""
 
     capability: tuple[int, int] | None
+    multiprocessors: int | None = None
 
     @property
     def cuda(self) -> bool:
@@ -31,9 +42,12 @@ class Device:
 
     @property
     def cublas_workspace_bytes(self) -> int:
-        """Of a cuBLAS handle: 4096 KiB twice and 16 KiB 8 times, Hopper 32 MiB; aten .../cuda/CublasHandlePool.cpp."""
+        """Of a cuBLAS handle: 4096 KiB twice and 16 KiB 8 times, from Hopper on 32 MiB (but Thor, 11.x).
+
+        parseChosenWorkspaceSize in aten .../cuda/CublasHandlePool.cpp.
+        """
         assert self.capability is not None
-        return 32 * MIB if self.capability[0] == 9 else 2 * 4096 * 1024 + 8 * 16 * 1024
+        return 32 * MIB if self.capability[0] in (9, 10, 12) else 2 * 4096 * 1024 + 8 * 16 * 1024
 
 
 def attention_backend(
@@ -53,70 +67,352 @@ def attention_backend(
     return "math"
 
 
-class _FusedAttention(torch.autograd.Function):
-    """q_BHSD, k_BGTD, v_BGTD -> out_BHSD, keeping its inputs, its output and a float32 log-sum-exp a query.
+class _FlashAttention(torch.autograd.Function):
+    """q_BHSD, k_BGTD, v_BGTD -> out_BHSD; aten .../transformers/cuda/flash_attn/flash_api.cpp, mha_fwd and mha_bwd.
 
-    flash: aten .../transformers/cuda/flash_attn/flash_api.cpp, mha_fwd and mha_bwd (softmax_d and dq_accum in float32,
-    the sequence rounded up to 128 and the head to 32; keys' gradients with all heads first where these are grouped).
-    efficient: aten .../transformers/cuda/attention.cu and attention_backward.cu (log-sum-exp rounded up to 32; delta).
+    Keeps its inputs, its output, a float32 log-sum-exp a query and the state of the random generator. The backward
+    sums in float32, the sequence rounded up to 128 and the head to 32, and the gradients of grouped keys for all heads.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Any, k: Any, v: Any, backend: Backend) -> Any:
-        batch, heads, length, _ = q.shape
-        out = q.new_empty(batch, length, heads, v.size(-1)).transpose(1, 2)
-        padded = -(-length // 32) * 32 if backend == "efficient" else length
-        logsumexp = q.new_empty(batch, heads, padded, dtype=torch.float32)
-        ctx.save_for_backward(q, k, v, out, logsumexp)
-        ctx.backend = backend
+    @stands_for("flash attention", "aten .../transformers/cuda/flash_attn/flash_api.cpp, mha_fwd")
+    def forward(ctx: Any, q: Any, k: Any, v: Any, splits: int, causal: bool) -> Any:
+        batch, heads, length, dim = q.shape
+        out = q.new_empty(batch, length, heads, dim).transpose(1, 2)
+        logsumexp = q.new_empty(batch, heads, length, dtype=torch.float32)
+        if splits > 1:
+            parts = (
+                q.new_empty(splits, batch, heads, length, dtype=torch.float32),
+                q.new_empty(splits, batch, heads, length, _rounded_head(dim), dtype=torch.float32),
+            )
+            del parts
+        generator = (q.new_empty(2, dtype=torch.int64), q.new_empty((), dtype=torch.int64))
+        ctx.save_for_backward(q, k, v, out, logsumexp, *generator)
+        ctx.causal = causal
+        count(attention(q, k, v, causal=causal))
         return out
 
     @staticmethod
-    def backward(ctx: Any, _grad: Any) -> Any:
-        q, k, v, _, _ = ctx.saved_tensors
+    @stands_for("flash attention", "aten .../transformers/cuda/flash_attn/flash_api.cpp, mha_bwd")
+    def backward(ctx: Any, grad: Any) -> Any:
+        q, k, v, *_ = ctx.saved_tensors
         batch, heads, length, dim = q.shape
+        grad = grad.transpose(1, 2).contiguous()
+        like = [torch.empty_like(t) for t in (q, k, v)]
+        rounded = -(-length // 128) * 128
+        delta = q.new_empty(batch, heads, rounded, dtype=torch.float32)
+        accumulator = q.new_empty(batch, rounded, heads, _rounded_head(dim), dtype=torch.float32)
+        if k.size(1) != heads:
+            expanded = [t.new_empty(batch, t.size(2), heads, t.size(3)) for t in (k, v)]
+            del expanded
+        del delta, accumulator
+        count(attention(q, k, v, causal=ctx.causal, backward=True))
+        return (*like, None, None)
+
+
+def _rounded_head(dim: int) -> int:
+    multiple = 32 if dim <= 128 else 64
+    return -(-dim // multiple) * multiple
+
+
+def flash_splits(device: Device, batch: int, heads: int, length: int, keys: int, dim: int) -> int:
+    """How many parts of the keys a small grid works on at once, without dropout; flash_api.cpp num_splits_heuristic."""
+    if device.multiprocessors is None:
+        return 1
+    blocks = -(-keys // (256 if dim <= 64 else 128 if dim <= 128 else 64))
+    tiles, room = batch * heads * -(-length // 64), 2 * device.multiprocessors
+    if tiles >= 0.8 * room:
+        return 1
+    efficiency = {}
+    for splits in range(1, min(128, room, blocks) + 1):
+        if splits == 1 or -(-blocks // splits) != -(-blocks // (splits - 1)):
+            waves = tiles * splits / room
+            efficiency[splits] = waves / math.ceil(waves)
+    best = max(efficiency.values())
+    return min(splits for splits, reached in efficiency.items() if reached >= 0.85 * best)
+
+
+class _EfficientAttention(torch.autograd.Function):
+    """As flash, with a mask; aten .../transformers/cuda/attention.cu and attention_backward.cu.
+
+    The log-sum-exp is rounded up to 32 queries. Heads above 128 are summed in float32 beside a 16-bit output.
+    """
+
+    @staticmethod
+    @stands_for("memory-efficient attention", "aten .../transformers/cuda/attention.cu")
+    def forward(ctx: Any, q: Any, k: Any, v: Any, bias: Any, capability: tuple[int, int], causal: bool) -> Any:
+        batch, heads, length, _ = q.shape
+        out = q.new_empty(batch, length, heads, v.size(-1)).transpose(1, 2)
+        logsumexp = q.new_empty(batch, heads, -(-length // 32) * 32, dtype=torch.float32)
+        if v.size(-1) > 128 and q.dtype != torch.float32:
+            sums = q.new_empty(batch, length, heads, v.size(-1), dtype=torch.float32)
+            del sums
+        ctx.save_for_backward(q, k, v, out, logsumexp, *(() if bias is None else (bias,)))
+        ctx.capability, ctx.causal = capability, causal
+        count(attention(q, k, v, causal=causal))
+        return out
+
+    @staticmethod
+    @stands_for("memory-efficient attention", "aten .../transformers/cuda/attention_backward.cu")
+    def backward(ctx: Any, grad: Any) -> Any:
+        q, k, v, *_ = ctx.saved_tensors
+        batch, heads, length, dim = q.shape
+        grad = grad.transpose(1, 2).contiguous()
         like = [t.new_empty(t.size(0), t.size(2), t.size(1), t.size(3)).transpose(1, 2) for t in (q, k, v)]
-        if ctx.backend == "efficient":
-            delta = q.new_empty(batch, heads, length, dtype=torch.float32)
-        else:
-            rounded, head = -(-length // 128) * 128, -(-dim // 32) * 32
-            delta = q.new_empty(batch, heads, rounded, dtype=torch.float32)
-            accumulator = q.new_empty(batch, rounded, heads, head, dtype=torch.float32)
-            if k.size(1) != heads:
-                expanded = [t.new_empty(batch, t.size(2), heads, t.size(3)) for t in (k, v)]
-                del expanded
-            del accumulator
-        del delta
-        return (*like, None)
+        if q.dtype == torch.float32:
+            product = torch.empty_like(grad)
+            delta = q.new_empty(batch, length, heads)
+            del product
+        delta = q.new_empty(batch, heads, length, dtype=torch.float32)
+        widest = max(dim, v.size(-1))
+        floats = _efficient_workspace_floats(ctx.capability, q.dtype, length, k.size(2), widest, batch * heads)
+        workspace = q.new_empty(batch * heads * floats, dtype=torch.float32)
+        del delta, workspace
+        count(attention(q, k, v, causal=ctx.causal, backward=True))
+        return (*like, None, None, None)
+
+
+def _efficient_workspace_floats(
+    capability: tuple[int, int], dtype: torch.dtype, length: int, keys: int, dim: int, heads: int
+) -> int:
+    """float32 workspace of a head; gradQ_workspace_elements and its like in mem_eff_attention/kernel_backward.h.
+
+    The kernel is the first, of those that generate_kernels.py makes, that takes the head and the shared memory of the
+    card. heads: batch times heads.
+    """
+    half = dtype != torch.float32
+    large_shared_memory = capability in ((8, 0), (8, 7), (9, 0), (10, 0), (10, 3))
+    queries, columns, longest = 64, 64, 2**16
+    if dim <= 64:
+        longest = 32 if dim <= 32 else 64
+    elif half and capability in ((8, 6), (8, 9)) and dim <= 96:
+        queries, longest = 128, 96
+    elif dim <= 128:
+        longest = 128
+        if half and large_shared_memory:
+            queries, columns = 128, 128
+        elif large_shared_memory:
+            queries = 128
+    elif large_shared_memory:
+        queries = 128
+    of_queries = -(-length // queries) * -(-dim // columns) * (4 + queries * columns)
+    of_keys = 0
+    if half and longest > queries:
+        splits = -(-keys // columns)
+        if heads >= 256 and keys <= 2 * columns:
+            splits = 1
+        splits = max(1, min(splits, 200 // heads))
+        of_keys = splits * columns * (-(-dim // queries) * queries)
+    return -(-(of_queries + 2 * of_keys) // 4) * 4
+
+
+def _math_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: Any,
+    dropout: float,
+    causal: bool,
+    scale: Any,
+    *,
+    grouped: bool,
+    cuda: bool,
+) -> torch.Tensor:
+    """_scaled_dot_product_attention_math of aten .../transformers/attention.cpp, in float32 throughout.
+
+    Written out because it adds the mask in place, but not while a dispatch mode looks on.
+    """
+    dtype, heads = q.dtype, q.size(1)
+    q, k, v = (t.float() for t in (q, k, v))
+    root = math.sqrt(scale if scale is not None else 1 / math.sqrt(q.size(-1)))
+    q = q * root
+    if causal:
+        mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        mask = _as_bias(mask, torch.float32)
+    if grouped:
+        k, v = (t.repeat_interleave(heads // t.size(1), 1) for t in (k, v))
+    weights = q @ (k.transpose(-2, -1) * root)
+    if mask is not None:
+        weights.add_(mask)
+    weights = torch.ops.aten._safe_softmax(weights, -1)
+    if dropout:  # on the CPU it keeps a mask as wide as the weights
+        weights = (
+            torch.ops.aten.native_dropout(weights, dropout, True)[0] if cuda else torch.dropout(weights, dropout, True)
+        )
+    returned = weights.to(dtype)
+    out: torch.Tensor = (weights @ v).to(dtype)
+    del returned
+    return out
+
+
+def _as_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What attention adds to its scores, made anew in every layer of a mask of booleans; convert_boolean_attn_mask."""
+    if mask.dtype != torch.bool:
+        return mask
+    zero, refused = (torch.empty((), dtype=dtype, device=mask.device) for _ in range(2))
+    return torch.where(mask, zero, refused)
 
 
 class _HalfToFloatSoftmax(torch.autograd.Function):
     """softmax of float16 into float32 in one kernel, with no float32 copy of its input; aten .../cuda/SoftMax.cu."""
 
     @staticmethod
+    @stands_for("softmax of float16 in float32", "aten/native/cuda/SoftMax.cu")
     def forward(ctx: Any, x: Any) -> Any:
         y = x.new_empty(x.shape, dtype=torch.float32)
         ctx.save_for_backward(y)
         ctx.dtype = x.dtype
+        count(passed_over(x, y))
         return y
 
     @staticmethod
+    @stands_for("softmax of float16 in float32", "aten/native/cuda/SoftMax.cu, host_softmax_backward")
     def backward(ctx: Any, grad: Any) -> Any:
-        _ = ctx.saved_tensors
+        (y,) = ctx.saved_tensors
         result = grad.new_empty(grad.shape, dtype=ctx.dtype)
         product = torch.empty_like(grad)  # host_softmax_backward: tmp = grad * output
+        count(passed_over(grad, y, product), passed_over(y, product, result))
         del product
         return result
 
 
+def scratch(device: Device) -> dict[Any, Scratch]:
+    """Scratch memory of `device`'s kernels, by operation."""
+    import bitsandbytes  # noqa: F401 - registers its operations
+
+    if not device.cuda:
+        return {
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default: Scratch(_cpu_flash),
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default: Scratch(_cpu_flash_backward),
+            torch.ops.aten._safe_softmax.default: Scratch(_safe_softmax),
+            torch.ops.bitsandbytes.gemm_4bit.default: Scratch(_cpu_gemm_4bit, before=True),
+            torch.ops.bitsandbytes.optimizer_update_8bit_blockwise.default: Scratch(_cpu_adam_8bit),
+        }
+    return {
+        torch.ops.aten._softmax_backward_data.default: Scratch(_softmax_backward),
+        torch.ops.aten._safe_softmax.default: Scratch(_safe_softmax),
+        torch.ops.aten._foreach_norm.Scalar: Scratch(_foreach_norm, before=True),
+        torch.ops.bitsandbytes.gemm_4bit.default: Scratch(functools.partial(_gemm_4bit, device), before=True),
+    }
+
+
 def _softmax_backward(grad: torch.Tensor, *_: Any, **__: Any) -> list[int]:
+    """aten/native/cuda/SoftMax.cu, softmax_backward_cuda_out: `Tensor tmp = grad * output`."""
     return [grad.numel() * grad.element_size()]
 
 
-CUDA_TRANSIENTS: dict[Any, Callable[..., list[int]]] = {
-    # aten/native/cuda/SoftMax.cu, softmax_backward_cuda_out: `Tensor tmp = grad * output`
-    torch.ops.aten._softmax_backward_data.default: _softmax_backward,
-}
+def _safe_softmax(scores: torch.Tensor, *_: Any, **__: Any) -> list[int]:
+    """aten .../transformers/attention.cpp: `isneginf` of the result, one byte each."""
+    return [scores.numel()]
+
+
+def _foreach_norm(tensors: list[torch.Tensor], *_: Any, **__: Any) -> list[int]:
+    """aten/native/cuda/ForeachReduceOp.cu: for each tensor a float32 a chunk of 65,536 of the longest one."""
+    return [4 * len(tensors) * -(-max(t.numel() for t in tensors) // 65536)]
+
+
+def _gemm_4bit(
+    device: Device,
+    a: torch.Tensor,
+    _b: torch.Tensor,
+    shape: Any,
+    _absmax: torch.Tensor,
+    blocksize: int,
+    *_: Any,
+    absmax_8bit: torch.Tensor | None = None,
+    **__: Any,
+) -> list[int]:
+    """bitsandbytes/backends/cuda/ops.py: many rows are multiplied by a dequantized copy of the weights."""
+    rows, (columns, inner) = a.numel() // a.size(-1), shape
+    if inner % blocksize == 0 and fused_4bit_product(device, a.dtype, rows, columns, inner):
+        return []
+    scales = 4 * (columns * inner // blocksize)
+    return [*([] if absmax_8bit is None else [scales, scales]), columns * inner * a.element_size()]
+
+
+def fused_4bit_product(device: Device, dtype: torch.dtype, rows: int, columns: int, inner: int) -> bool:
+    """Whether bitsandbytes multiplies (rows, inner) by packed (columns, inner) without a dequantized copy.
+
+    Asks the installed bitsandbytes' own heuristic; of a card whose multiprocessors are not known the answer is no.
+    """
+    if device.multiprocessors is None or rows > 1536:  # _gemm_4bit_custom_max_m
+        return False
+    assert device.capability is not None
+    choose, asked = _bitsandbytes_heuristic()
+    asked["_gpu_dispatch_props"] = lambda _: (device.multiprocessors, *device.capability)
+    return bool(choose(0, dtype, rows, columns, inner))
+
+
+@functools.cache
+def _bitsandbytes_heuristic() -> tuple[Callable[..., bool], dict[str, Any]]:
+    """(the function, its globals), read from a module that only imports where there is a GPU."""
+    import bitsandbytes
+
+    path = Path(bitsandbytes.__file__).parent / "backends/cuda/ops.py"
+    wanted = ("_gemm_4bit_use_custom_cuda", "_GEMM_4BIT_CUSTOM_FLOOR_M")
+    nodes: list[ast.stmt] = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name in wanted:
+            node.decorator_list = []
+            nodes.append(node)
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in wanted:
+            nodes.append(node)
+    found: dict[str, Any] = {"torch": torch}
+    exec(compile(ast.Module(nodes, []), str(path), "exec"), found)
+    return found[wanted[0]], found
+
+
+def _flash_blocks(length: int, keys: int) -> int:
+    """Queries times keys of a block; aten/native/cpu/FlashAttentionKernel.cpp, flash_attention_kernel_impl."""
+    return _flash_queries(length) * min(keys, 512)
+
+
+def _flash_queries(length: int) -> int:
+    return min(length, 256 if length >= 768 else 64 if length >= 192 else 32)
+
+
+def _cpu_flash(query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> list[int]:
+    """cpu_flash_attention: a float32 buffer a thread, and one in the inputs' dtype if that is narrower.
+
+    Leaves out: packed keys and values, on processors with AMX.
+    """
+    length, head = query.shape[-2:]
+    queries, block = _flash_queries(length), _flash_blocks(length, key.size(-2))
+    narrow = block * query.element_size() if query.element_size() < 4 else 0
+    return [n * torch.get_num_threads() for n in (4 * (block + 2 * queries + queries * head), narrow)]
+
+
+def _cpu_flash_backward(grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> list[int]:
+    """cpu_flash_attention_backward: two blocks a thread, its row sums, and a gradient laid out as it wants it."""
+    length = query.size(-2)
+    block = 2 * _flash_blocks(length, key.size(-2))
+    narrow = block * query.element_size() if query.element_size() < 4 else 0
+    copied = 0 if grad.transpose(1, 2).is_contiguous() else grad.numel() * grad.element_size()
+    return [copied, *(n * torch.get_num_threads() for n in (4 * block, narrow, 4 * _flash_queries(length)))]
+
+
+def _cpu_gemm_4bit(a: torch.Tensor, _packed: Any, shape: Any, *_: Any, **nested: Any) -> list[int]:
+    """bitsandbytes/backends/default/ops.py: the whole weight in the input's dtype, and its scales if it packs them."""
+    scales = nested.get("absmax_8bit")
+    return [shape[0] * shape[1] * a.element_size(), 0 if scales is None else 4 * scales.numel()]
+
+
+def _cpu_adam_8bit(_name: str, gradient: torch.Tensor, weight: torch.Tensor, *_: Any, **__: Any) -> list[int]:
+    """bitsandbytes/backends/cpu/ops.py: float32 states, gradient, root, denominator, and a 16-bit weight."""
+    copies = 5 if weight.dtype == torch.float32 else 6
+    return [4 * gradient.numel()] * copies
+
+
+def _cpu_layer_norm(result: Any, x: torch.Tensor, _shape: Any, weight: torch.Tensor | None = None, *_: Any) -> Any:
+    """Means and deviations in the weight's dtype, not in float32; aten/native/layer_norm.cpp, layer_norm_cpu."""
+    out, mean, deviation = result
+    dtype = x.dtype if weight is None else weight.dtype
+    return out, mean.to(dtype), deviation.to(dtype)
+
+
+CPU_RESULTS: dict[Any, Callable[..., Any]] = {torch.ops.aten.native_layer_norm.default: _cpu_layer_norm}
+
 
 # torch 2.13 aten/src/ATen/autocast_mode.h: AT_FORALL_LOWER_PRECISION_FP, AT_FORALL_FP32, AT_FORALL_FP32_SET_OPT_DTYPE
 _LOWER = frozenset(
@@ -130,6 +426,37 @@ _CUDA_FLOAT32 = frozenset(
 )  # fmt: skip
 _SOFTMAX = frozenset(("softmax", "log_softmax"))
 _SDPA = functional.scaled_dot_product_attention
+
+
+def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+    """One kernel that keeps a mask of one byte each; aten/native/Dropout.cpp, is_fused_kernel_acceptable."""
+    return torch.ops.aten.native_dropout(x, p, True)[0] if training and 0 < p < 1 and not inplace else None
+
+
+def _rms_norm(x: torch.Tensor, shape: Any, weight: Any = None, eps: Any = None) -> Any:
+    """One kernel that keeps a float32 a row; native_functions.yaml, _fused_rms_norm."""
+    return torch.ops.aten._fused_rms_norm(x, list(shape), weight, eps)[0]
+
+
+def _masked_rows(x: torch.Tensor, index: Any) -> Any:
+    """x[mask] where the mask, whose values are not known, holds throughout: the trained tokens of the fused head."""
+    if not isinstance(index, torch.Tensor) or index.dtype != torch.bool:
+        return None
+    places = torch.empty(index.numel(), index.dim(), dtype=torch.long, device=x.device)
+    return torch.ops.aten.index.Tensor(x, list(places.unbind(1)))
+
+
+def _masked_scatter(_x: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> Any:
+    """The way back from `_masked_rows`."""
+    return source.view(mask.shape).clone()
+
+
+_CUDA_FORMS: dict[str, Callable[..., Any]] = {
+    "dropout": _dropout,
+    "rms_norm": _rms_norm,
+    "__getitem__": _masked_rows,
+    "masked_scatter": _masked_scatter,
+}
 
 
 class Kernels(TorchFunctionMode):
@@ -147,16 +474,26 @@ class Kernels(TorchFunctionMode):
     def __enter__(self) -> Kernels:
         with contextlib.ExitStack() as stack:
             self._stand_in(stack, torch, "clear_autocast_cache", self._clear_casts)
-            # autocast knows no meta device; what is asked of it is answered for the CPU, where compute_loss switches it
+            # autocast knows no meta device; what is asked of it is answered for the CPU, where compute_loss sets it.
+            # Asked of no device, as PEFT's 4-bit layers do, torch answers for CUDA, and on the CPU that is a no
             for name in ("is_autocast_enabled", "get_autocast_dtype"):
-                asked = getattr(torch, name)
-                self._stand_in(stack, torch, name, lambda device="cpu", asked=asked: asked("cpu"))
+                self._stand_in(stack, torch, name, self._answered(getattr(torch, name)))
+            self._stand_in(stack, torch.autocast, "__init__", _on_cpu(torch.autocast.__init__))
+            for module in _users_of("maybe_autocast"):
+                self._stand_in(stack, module, "maybe_autocast", _on_cpu(transformers.utils.generic.maybe_autocast))
+            self._stand_in(stack, torch._meta_registrations, "_meta_grouped_mm_common", _grouped_product)
             if self.device.cuda:
+                # transformers/integrations/moe.py: below 8.0 its own loop over the experts takes torch's place
+                modern = self.device.capability >= (8, 0)  # type: ignore[operator]
+                self._stand_in(stack, transformers.integrations.moe, "_can_use_grouped_mm", lambda *_, **__: modern)
                 # TRL's fused head folds each tile of logits in a Triton kernel, which takes no memory
                 import trl.kernels.chunked_logprob as fused
+                import trl.trainer.utils
 
-                for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"):
-                    self._stand_in(stack, fused, name, lambda *_, **__: None)
+                self._stand_in(stack, trl.trainer.utils, "_use_triton", lambda _: True)
+                self._stand_in(stack, fused, "_forward_tile", lambda tile, *_, **__: count(passed_over(tile)))
+                self._stand_in(stack, fused, "_backward_tile", lambda tile, *_, **__: count(passed_over(tile, tile)))
+                self._stand_in(stack, fused, "_addmm_fp32", lambda acc, a, b: count(product(a, b, acc, b.size(-1))))
             self._undo = stack.pop_all()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -171,6 +508,9 @@ class Kernels(TorchFunctionMode):
         stack.callback(setattr, module, name, getattr(module, name))
         setattr(module, name, function)
 
+    def _answered(self, asked: Callable[[str], Any]) -> Callable[..., Any]:
+        return lambda device="cuda": asked("cpu" if self.device.cuda or device != "cuda" else "cuda")
+
     def _clear_casts(self) -> None:
         self._casts.clear()
 
@@ -181,6 +521,12 @@ class Kernels(TorchFunctionMode):
             return self._attention(*args, **kwargs)
         if name in _SOFTMAX:
             return self._softmax(func, args, kwargs)
+        if self.device.cuda:
+            known = _CUDA_FORMS.get(name)
+            if known is not None:
+                result = known(*args, **kwargs)
+                if result is not None:
+                    return result
         if torch.is_autocast_enabled("cpu"):
             if name in _LOWER:
                 dtype = torch.get_autocast_dtype("cpu")
@@ -229,7 +575,12 @@ class Kernels(TorchFunctionMode):
         grouped = enable_gqa and key.size(-3) != query.size(-3)
         backend: Backend
         if not self.device.cuda:
-            backend = "flash"
+            if attn_mask is not None:
+                attn_mask = _as_bias(attn_mask, query.dtype)
+            # aten .../transformers/sdp_utils_cpp.cpp, use_flash_attention_cpp
+            heads_fit = enable_gqa or query.size(-3) == key.size(-3) == value.size(-3)
+            dims_fit = query.size(-1) == key.size(-1) == value.size(-1)
+            backend = "flash" if heads_fit and dims_fit and dropout_p == 0 else "math"
         else:
             backend = self.backend or attention_backend(
                 self.device,
@@ -243,17 +594,60 @@ class Kernels(TorchFunctionMode):
             repeats = query.size(-3) // key.size(-3)
             key, value = key.repeat_interleave(repeats, dim=-3), value.repeat_interleave(repeats, dim=-3)
         if backend == "math":
-            whole: torch.Tensor = torch.ops.aten._scaled_dot_product_attention_math(
-                query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=grouped
-            )[0]
-            return whole
+            cuda = self.device.cuda
+            return _math_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale, grouped=grouped, cuda=cuda
+            )
         if not self.device.cuda:
             out: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
             )[0]
             return out
-        fused: torch.Tensor = _FusedAttention.apply(query, key, value, backend)  # type: ignore[no-untyped-call]
+        capability, dim = self.device.capability, query.size(-1)
+        fused: torch.Tensor
+        if backend == "flash":
+            padding = -dim % 8  # attention.cpp, pad_last_dim
+            if padding:
+                query, key, value = (functional.pad(t, (0, padding)) for t in (query, key, value))
+            batch, heads, length, _ = query.shape
+            splits = flash_splits(self.device, batch, heads, length, key.size(2), dim + padding)
+            fused = _FlashAttention.apply(query, key, value, splits, is_causal)  # type: ignore[no-untyped-call]
+            return fused[..., :dim] if padding else fused
+        bias = None if attn_mask is None else _as_bias(attn_mask, query.dtype)
+        fused = _EfficientAttention.apply(query, key, value, bias, capability, is_causal)  # type: ignore[no-untyped-call]
         return fused
+
+
+def _grouped_product(mat_a: Any, mat_b: Any, *, offs: Any, **_: Any) -> torch.Tensor:
+    """Of tokens_SK, sorted by expert, and weights_EKN, or the like in a backward; rows padded to 16 bytes.
+
+    On a device float32 and float16 are taken too, which torch's own form for meta refuses, and nothing is made beside
+    the result; aten .../native/GroupedMMUtils.h, create_grouped_gemm_output_tensor.
+    """
+    groups = () if mat_a.dim() != mat_b.dim() else (offs.size(0) if mat_a.dim() == 2 else mat_a.size(0),)
+    rows, columns = mat_a.size(-2), mat_b.size(-1)
+    padded = -(-columns * mat_a.element_size() // 16) * 16 // mat_a.element_size()
+    strides = (*(rows * padded for _ in groups), padded, 1)
+    return mat_a.new_empty_strided((*groups, rows, columns), strides)  # type: ignore[no-any-return]
+
+
+def _users_of(name: str) -> list[Any]:
+    """Loaded model files of transformers that have imported a function of that name."""
+    modules = [module for path, module in list(sys.modules.items()) if path.startswith("transformers.models.")]
+    return [module for module in modules if name in vars(module)]
+
+
+def _on_cpu(function: Any) -> Any:
+    """`function`, which is given a type of device among its first arguments, told of the CPU in place of meta."""
+
+    @functools.wraps(function)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        args = tuple("cpu" if isinstance(a, str) and a == "meta" else a for a in args)
+        if kwargs.get("device_type") == "meta":
+            kwargs["device_type"] = "cpu"
+        return function(*args, **kwargs)
+
+    return told
 
 
 def _float32(value: Any) -> Any:

@@ -29,46 +29,49 @@ class Memory:
 def replay(rehearsal: Rehearsal, allocator: Allocator | ByteCounter) -> Memory:
     """The peaks of `rehearsal`. Raises: OutOfMemory when the allocator has a limit that it does not keep to."""
     phases: dict[str, int] = {}
-    highest = allocated = 0
-    peak_phase = rehearsal.steady
+    highest = allocated = reserved = 0
+    peak = (rehearsal.steady, 0)
     for number, phase in enumerate(rehearsal.phases):
         allocator.reset_peaks()
         malloc, free = allocator.malloc, allocator.free
-        for key, size in phase.events:
+        steady = number >= rehearsal.steady
+        for place, (key, size) in enumerate(phase.events):
             if size > 0:
                 malloc(key, size)
+                if steady and allocator.allocated > allocated:
+                    allocated, peak = allocator.allocated, (number, place)
             else:
                 free(key)
         highest = max(highest, allocator.peak_reserved)
         if phase.empty_cache:
             allocator.empty_cache()
         name = phase.name
-        if number >= rehearsal.steady:
+        if steady:
             phases[name] = max(phases.get(name, 0), allocator.peak_allocated)
-            if allocator.peak_allocated > allocated:
-                allocated, peak_phase = allocator.peak_allocated, number
+            reserved = max(reserved, allocator.peak_reserved)
         elif phase.name == "load":
-            phases["load"] = allocator.peak_allocated
+            phases["load"] = max(phases.get("load", 0), allocator.peak_allocated)
         else:
             phases["first_step"] = max(phases.get("first_step", 0), allocator.peak_allocated)
-    # PyTorch keeps what it has reserved: from the steady step's end on nothing is given back
-    return Memory(
-        allocated,
-        max(allocator.reserved, allocator.peak_reserved),
-        highest,
-        phases,
-        _at_peak(rehearsal, peak_phase, allocated),
-    )
+    phases["save"] = allocator.allocated  # the adapter is copied to the host
+    for name, extension in rehearsal.evaluation.items():
+        allocator.reset_peaks()
+        for key, size in extension.events:
+            if size > 0:
+                allocator.malloc((name, key), size)
+            else:
+                allocator.free((name, key))
+        highest = max(highest, allocator.peak_reserved)
+        phases["evaluation"] = max(phases.get("evaluation", 0), allocator.peak_allocated)
+    return Memory(allocated, reserved, highest, phases, _at_peak(rehearsal, *peak, allocated))
 
 
-def _at_peak(rehearsal: Rehearsal, phase: int, allocated: int) -> dict[str, int]:
-    """Bytes by kind where the given phase is highest."""
+def _at_peak(rehearsal: Rehearsal, phase: int, place: int, allocated: int) -> dict[str, int]:
+    """Bytes by kind after the given event of the given phase."""
     before = [event for p in rehearsal.phases[:phase] for event in p.events]
-    events = np.array([*before, *rehearsal.phases[phase].events], dtype=np.int64)
-    sizes = events[:, 1]
-    peak = len(before) + int(np.argmax(np.cumsum(sizes)[len(before) :]))
-    kinds = np.asarray(rehearsal.kinds)[events[: peak + 1, 0]]
-    living = np.bincount(kinds, weights=sizes[: peak + 1], minlength=len(KINDS))
+    events = np.array([*before, *rehearsal.phases[phase].events[: place + 1]], dtype=np.int64)
+    kinds = np.asarray(rehearsal.kinds)[events[:, 0]]
+    living = np.bincount(kinds, weights=events[:, 1], minlength=len(KINDS))
     found = {name: int(size) for name, size in zip(KINDS, living, strict=True) if size > 0}
     return {**found, "rounding": allocated - sum(found.values())}
 

@@ -10,10 +10,12 @@ from typing import Any
 from autoft import __version__
 from autoft.errors import DoesNotFit, OptionError
 from autoft.planner.candidates import candidates, parse_settings
-from autoft.planner.choose import Prefer, choose
-from autoft.planner.estimate import Estimate
+from autoft.planner.choose import choose
+from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator import Estimator
+from autoft.planner.ghost import Rehearsal
 from autoft.planner.plan_file import Plan
+from autoft.planner.request import Request
 from autoft.planner.target import Target, target_of
 from autoft.planner.time import measure_cpu_flops
 from autoft.planner.workload import Workload, measure
@@ -31,18 +33,15 @@ MAX_ROWS_PER_STEP = 16
 SMALL_DATA_ROWS = 1000  # fewer rows than this are gone over three times
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """What the user asks for. settings: `key=value` words that pin fields of the Recipe or the Job."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An Estimate, and all that it was read from."""
 
-    model: str
-    data: str | None = None
-    eval_data: str | None = None
-    gpu: str | None = None
-    vram_gib: float | None = None
-    seq_len: int | None = None
-    prefer: Prefer = "balanced"
-    settings: tuple[str, ...] = ()
+    recipe: Recipe
+    estimate: Estimate
+    target: Target
+    estimator: Estimator
+    rehearsal: Rehearsal
 
 
 def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | None]:
@@ -92,13 +91,17 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
         },
         where="--set",
     )
+    steps = _steps(job, workload)
+    run_time_s, run_energy_kwh = _run(choice.estimate, job, workload, steps)
     plan = Plan(
         autoft_version=__version__,
         target=target.name,
         prefer=request.prefer,
         reasons=choice.reasons,
         notes=_notes(prepared, seq_len),
-        steps=_steps(job, workload),
+        steps=steps,
+        run_time_s=run_time_s,
+        run_energy_kwh=run_energy_kwh,
         job=job,
         estimate=choice.estimate,
         shape=shape,
@@ -109,8 +112,8 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
     return plan, prepared
 
 
-def make_estimate(request: Request, hardware: Hardware) -> tuple[Recipe, Estimate, Target]:
-    """The Recipe that the settings describe, the device's defaults filled in, its Estimate, and for what.
+def make_estimate(request: Request, hardware: Hardware) -> Answer:
+    """The Recipe that the settings describe, the device's defaults filled in, and its Estimate.
 
     Raises: InputError.
     """
@@ -125,7 +128,8 @@ def make_estimate(request: Request, hardware: Hardware) -> tuple[Recipe, Estimat
     _check_seq_len(seq_len, estimator.shape)
     seq_len = seq_len or _seq_len(None, estimator.shape)
     recipe = candidates(target, seq_len=seq_len, rows_per_step=1, attention=estimator.attention, pinned=pins)[0]
-    return recipe, estimator.estimate(recipe), target
+    rehearsal = estimator.rehearse(recipe)
+    return Answer(recipe, estimator.estimate_of(recipe, rehearsal), target, estimator, rehearsal)
 
 
 def _target(request: Request, hardware: Hardware) -> Target:
@@ -188,6 +192,21 @@ def _steps(job: Job, workload: Workload | None) -> int | None:
     micro_batches = -(-workload.rows // job.recipe.micro_batch)
     steps = round(job.epochs * -(-micro_batches // job.accumulation))
     return min(steps, job.max_steps) if job.max_steps else max(1, steps)
+
+
+def _run(
+    estimate: Estimate, job: Job, workload: Workload | None, steps: int | None
+) -> tuple[Range | None, Range | None]:
+    """(seconds, kWh) of the whole run: at least every row of the mean length, at most all as long as the longest."""
+    if workload is None or steps is None:
+        return None, None
+    most = steps * job.accumulation
+    least = most * min(1.0, workload.mean_tokens / job.recipe.seq_len)
+    step, energy = estimate.step_time_s, estimate.step_energy_wh
+    seconds = Range(lower=least * step.lower, upper=most * step.upper)
+    if energy is None:
+        return seconds, None
+    return seconds, Range(lower=least * energy.lower / 1000, upper=most * energy.upper / 1000)
 
 
 def _notes(prepared: Prepared | None, seq_len: int) -> tuple[str, ...]:

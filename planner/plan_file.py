@@ -10,7 +10,7 @@ from annotated_types import Ge
 
 from autoft.errors import FileFormatError
 from autoft.home import write_text
-from autoft.planner.estimate import Estimate
+from autoft.planner.estimate import Estimate, Range
 from autoft.planner.workload import Workload
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
@@ -36,6 +36,7 @@ class Plan(Record):
     """What to run and why. job is all that the trainer takes; the rest says how it was chosen.
 
     target: the device planned for, in words. steps: optimizer steps of the whole run, None without data.
+    run_time_s, run_energy_kwh: of all its steps; evaluation is not in them. Energy is the device's, None where unknown.
     """
 
     schema_version: Annotated[int, Ge(1)] = SCHEMA_VERSION
@@ -45,6 +46,8 @@ class Plan(Record):
     reasons: tuple[str, ...]
     notes: tuple[str, ...] = ()
     steps: int | None = None
+    run_time_s: Range | None = None
+    run_energy_kwh: Range | None = None
     job: Job
     estimate: Estimate
     shape: ModelShape

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from autoft.errors import OptionError
-from autoft.planner.estimate import Range
-from autoft.planner.time import cpu_step_time, gpu_step_time
+from autoft.planner.time import Rates, cpu_rates, gpu_rates, measure_cpu_bandwidth
 from autoft.profiles.catalogue import find_gpu
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.hardware import Gpu, Hardware
 from autoft.profiles.model_shape import ModelShape
-from autoft.trainer.recipe import Dtype, Recipe
+from autoft.trainer.recipe import Dtype
 from autoft.units import GIB, MIB, size
 
 # Assumptions. A CUDA context takes a few hundred MiB; of the rest some is lost between blocks. A CPU's memory is shared
@@ -27,11 +27,14 @@ RAM_USABLE = 0.85
 MEASURED_CONTEXT_BYTES = {(7, 5): 147_718_144}
 
 
+_bandwidth = functools.cache(measure_cpu_bandwidth)
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """device: where to train. available_bytes: what a run may take of it. half_dtype: its true 16-bit format, if any.
 
-    cpu_flops_per_s: measures the CPU's throughput in a dtype for a model; called at most once a dtype.
+    cpu_flops_per_s, cpu_bytes_per_s: measure the CPU's throughput, for a model in a dtype, and its memory's.
     """
 
     device: Literal["cuda", "cpu"]
@@ -40,13 +43,14 @@ class Target:
     half_dtype: Dtype | None
     gpu: Gpu | None = None
     cpu_flops_per_s: Callable[[Dtype, ModelShape], float] | None = None
+    cpu_bytes_per_s: Callable[[], tuple[float, float]] = _bandwidth
 
-    def step_time(self, recipe: Recipe, shape: ModelShape) -> tuple[Range, str]:
-        """Seconds of a step here, and the assumption or measurement behind them."""
+    def rates(self, dtypes: Iterable[Dtype], shape: ModelShape) -> Rates:
+        """What the device does in a second. dtypes: of the products that are asked for."""
         if self.gpu is not None:
-            return gpu_step_time(recipe, shape, self.gpu)
+            return gpu_rates(self.gpu)
         assert self.cpu_flops_per_s is not None
-        return cpu_step_time(recipe, shape, self.cpu_flops_per_s(recipe.base_dtype, shape))
+        return cpu_rates({dtype: self.cpu_flops_per_s(dtype, shape) for dtype in dtypes}, self.cpu_bytes_per_s())
 
     def device_bytes(self, reserved_bytes: int) -> int:
         """What a run that reserves so much takes of the device in all."""
@@ -131,10 +135,13 @@ def _with_data_sheet(gpu: Gpu) -> Gpu:
         profile = find_gpu(gpu.name)
     except OptionError:
         return gpu
-    flops, bandwidth = profile.half_flops_per_s, profile.memory_bytes_per_s
+    known = gpu_from_profile(profile.name)
     return replace(
         gpu,
-        half_flops_per_s=flops.value if flops else None,
-        memory_bytes_per_s=bandwidth.value if bandwidth else None,
+        multiprocessors=known.multiprocessors,
+        half_flops_per_s=known.half_flops_per_s,
+        float32_flops_per_s=known.float32_flops_per_s,
+        memory_bytes_per_s=known.memory_bytes_per_s,
+        tdp_w=known.tdp_w,
         profile=profile.name,
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+
+from autoft.planner.work import Kernel, Work, kernels
 
 # What a storage is for. At a peak the bytes of each kind are told apart.
 KINDS = (
@@ -26,15 +29,20 @@ KINDS = (
 )
 KIND = {name: number for number, name in enumerate(KINDS)}
 
+F = TypeVar("F", bound=Callable[..., Any])
 Event = tuple[int, int]  # (key, +bytes) makes a storage, (key, -bytes) drops it
+KernelName = tuple[str, str]  # (what it does, where its source is)
+# What made a storage: the operation, or the kernel that it stands for (None: neither); shape and dtype of the tensor
+# (None: no tensor holds it)
+Made = tuple[Any, tuple[int, ...] | None, torch.dtype | None]
 
 
 @dataclass(slots=True)
 class Section:
     """A piece of the step: one layer's forward or backward, or what lies before, between and after the layers.
 
-    events: in order. first_key: of the storages made here, counted on from it. kinds: of these, in the same order.
-    flops, moved_bytes: of all its operations. kernels: how many would be launched.
+    events: in order. first_key: of the storages made here, counted on from it. kinds, made: of these, in that order.
+    work: of all its operations.
     """
 
     name: str
@@ -42,9 +50,19 @@ class Section:
     first_key: int
     events: list[Event] = field(default_factory=list)
     kinds: list[int] = field(default_factory=list)
-    flops: float = 0.0
-    moved_bytes: float = 0.0
-    kernels: int = 0
+    made: list[Made] = field(default_factory=list)
+    work: Work = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """What an operation takes on the real device beside its result. sizes: in bytes, from its arguments.
+
+    before: taken before the result is.
+    """
+
+    sizes: Callable[..., list[int]]
+    before: bool = False
 
 
 class _Life(weakref.ref[Any]):
@@ -58,15 +76,21 @@ class _Life(weakref.ref[Any]):
 class Trace(TorchDispatchMode):
     """Follows the storages of meta tensors; others are on the host.
 
-    transients: what an operation takes on the real device beside its result, in bytes, by operation.
+    scratch: what an operation takes on the real device beside its result, by operation. results: what it returns
+    there, from what it returned here and its arguments, where the two differ.
     """
 
-    def __init__(self, transients: dict[Any, Callable[..., list[int]]] | None = None) -> None:
+    def __init__(
+        self, scratch: dict[Any, Scratch] | None = None, results: dict[Any, Callable[..., Any]] | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.transients = transients or {}
+        self.scratch = scratch or {}
+        self.results = results or {}
         self.sections: list[Section] = []
         self._live: dict[int, Any] = {}
         self._keys = 0
+        self.kernel: KernelName | None = None
+        self._operation: Any = None
         self._kind = KIND["temporaries"]
         self._recomputed_kind: int | None = None
         self.begin("start")
@@ -82,8 +106,8 @@ class Trace(TorchDispatchMode):
         self._kind = KIND[kind]
         self._recomputed_kind = None if recomputed is None else KIND[recomputed]
 
-    def take(self, size: int, kind: int | None = None) -> int:
-        """A storage of `size` bytes that no tensor holds; returns its key."""
+    def take(self, size: int, kind: int | None = None, tensor: torch.Tensor | None = None) -> int:
+        """A storage of `size` bytes, that of `tensor` if any holds it; returns its key."""
         section = self.sections[-1]
         key = self._keys
         self._keys += 1
@@ -93,6 +117,8 @@ class Trace(TorchDispatchMode):
             kind = self._recomputed_kind if recomputing else self._kind
         assert kind is not None
         section.kinds.append(kind)
+        shape, dtype = (None, None) if tensor is None else (tuple(tensor.shape), tensor.dtype)
+        section.made.append((self._operation, shape, dtype))
         return key
 
     def drop(self, key: int, size: int) -> None:
@@ -100,15 +126,17 @@ class Trace(TorchDispatchMode):
         self.sections[-1].events.append((key, -size))
 
     def follow(self, tensor: torch.Tensor, kind: str | None = None) -> int:
-        """The key of a tensor's storage, which is followed from now on."""
+        """The key of a tensor's storage, which is followed from now on; -1 for one that is ignored or empty."""
         storage = tensor.untyped_storage()
         handle = storage._cdata
         known = self._live.get(handle)
         if known is not None:
             return int(known.key)
+        if storage.nbytes() == 0:
+            return -1  # takes nothing on any device
         life: Any = _Life(storage, self._gone)
-        life.handle, life.size = handle, max(storage.nbytes(), 1)
-        life.key = self.take(life.size, None if kind is None else KIND[kind])
+        life.handle, life.size = handle, storage.nbytes()
+        life.key = self.take(life.size, None if kind is None else KIND[kind], tensor)
         self._live[handle] = life
         return int(life.key)
 
@@ -132,39 +160,71 @@ class Trace(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         makes = _MAKES.get(func)
         if makes is None:
             makes = _MAKES[func] = not func.is_view
+            _WRITES[func] = not func._schema.returns and func._schema.is_mutable
+        # What only writes into lists of tensors, as the optimizer does, has nothing to write here
+        result = None if _WRITES[func] and args and _on_meta(args[0]) else func(*args, **kwargs)
+        scratch = self.scratch.get(func)
+        taken: list[tuple[int, int]] = []
+        self._operation = func if self.kernel is None else self.kernel
+        if scratch is not None and scratch.before:
+            taken = self._take_scratch(scratch, args, kwargs)
         if makes:
+            if func in self.results:
+                result = self.results[func](result, *args, **kwargs)
             for tensor in result if isinstance(result, (tuple, list)) else (result,):
                 if isinstance(tensor, torch.Tensor) and tensor.is_meta:
                     self.follow(tensor)
-            transient = self.transients.get(func)
-            if transient is not None:
-                taken = [(self.take(size), size) for size in transient(*args, **kwargs)]
-                for key, size in taken:
-                    self.drop(key, size)
-            self._count(func, args, kwargs, result)
+            if scratch is not None and not scratch.before:
+                taken = self._take_scratch(scratch, args, kwargs)
+            for key, size in taken:
+                self.drop(key, size)
+            self.count(kernels(func, args, kwargs, result))
+        self._operation = None
         return result
 
-    def _count(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        section = self.sections[-1]
-        moved = 0
-        for group in (args, result if isinstance(result, (tuple, list)) else (result,)):
-            for item in group:
-                if isinstance(item, torch.Tensor) and item.is_meta:
-                    moved += item.numel() * item.element_size()
-                elif isinstance(item, (tuple, list)):
-                    moved += sum(
-                        t.numel() * t.element_size() for t in item if isinstance(t, torch.Tensor) and t.is_meta
-                    )
-        if moved:
-            section.kernels += 1
-            section.moved_bytes += moved
-            formula = flop_registry.get(func.overloadpacket)
-            if formula is not None:
-                section.flops += formula(*args, **kwargs, out_val=result)
+    def _take_scratch(self, scratch: Scratch, args: Any, kwargs: Any) -> list[tuple[int, int]]:
+        return [(self.take(size, KIND["temporaries"]), size) for size in scratch.sizes(*args, **kwargs) if size]
+
+    def count(self, launched: Iterable[Kernel]) -> None:
+        """The section has run `launched`, on the real device."""
+        work = self.sections[-1].work
+        for kernel in launched:
+            work[kernel] += 1
+
+
+def count(*launched: Kernel) -> None:
+    """Kernels of the real device that no operation of the rehearsal stands for; outside of a Trace nothing."""
+    trace = _get_current_dispatch_mode()
+    if isinstance(trace, Trace):
+        trace.count(launched)
+
+
+def stands_for(name: str, source: str) -> Callable[[F], F]:
+    """What the function makes is made by the kernel of that name on the real device."""
+
+    def wrap(function: F) -> F:
+        @functools.wraps(function)
+        def named(*args: Any) -> Any:
+            trace = _get_current_dispatch_mode()
+            if not isinstance(trace, Trace):
+                return function(*args)
+            around, trace.kernel = trace.kernel, (name, source)
+            try:
+                return function(*args)
+            finally:
+                trace.kernel = around
+
+        return named  # type: ignore[return-value]
+
+    return wrap
+
+
+def _on_meta(tensors: Any) -> bool:
+    return isinstance(tensors, (tuple, list)) and all(tensor.is_meta for tensor in tensors)
 
 
 _MAKES: dict[Any, bool] = {}
+_WRITES: dict[Any, bool] = {}

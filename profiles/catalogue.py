@@ -33,7 +33,9 @@ class GpuProfile(Record):
 
     name: the catalogue's name; product: what the driver calls the card; aliases: other ways to ask for it.
     memory_gib: the size it is sold with. total_bytes: what NVML reports, a little less on many cards.
+    multiprocessors: how many, where it decides which kernels are chosen.
     half_flops_per_s: dense 16-bit matrix throughput with 32-bit accumulation.
+    float32_flops_per_s: throughput in float32 without tensor cores, of which TF32 would be another figure.
     """
 
     name: str
@@ -41,8 +43,10 @@ class GpuProfile(Record):
     compute_capability: tuple[int, int]
     memory_gib: Figure
     aliases: tuple[str, ...] = ()
+    multiprocessors: Figure | None = None
     total_bytes: Figure | None = None
     half_flops_per_s: Figure | None = None
+    float32_flops_per_s: Figure | None = None
     memory_bytes_per_s: Figure | None = None
     tdp_w: Figure | None = None
 

@@ -50,15 +50,19 @@ def gpu_from_profile(name: str) -> Gpu:
     from autoft.profiles.catalogue import find_gpu
 
     profile = find_gpu(name)
+    half, single, memory = profile.half_flops_per_s, profile.float32_flops_per_s, profile.memory_bytes_per_s
     return Gpu(
         name=profile.product,
         origin="profile",
         total_bytes=profile.memory_bytes,
         free_bytes=profile.memory_bytes,
         compute_capability=profile.compute_capability,
+        multiprocessors=int(profile.multiprocessors.value) if profile.multiprocessors else None,
         bf16=profile.compute_capability >= BF16_SINCE,
-        half_flops_per_s=profile.half_flops_per_s.value if profile.half_flops_per_s else None,
-        memory_bytes_per_s=profile.memory_bytes_per_s.value if profile.memory_bytes_per_s else None,
+        half_flops_per_s=half.value if half else None,
+        float32_flops_per_s=single.value if single else None,
+        memory_bytes_per_s=memory.value if memory else None,
+        tdp_w=profile.tdp_w.value if profile.tdp_w else None,
         profile=profile.name,
     )
 

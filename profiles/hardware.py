@@ -23,9 +23,10 @@ class Gpu(Record):
 
     origin: "nvml" (this machine, now), "profile" (a catalogue card, here or not) or "user" (given by hand).
     total_bytes, free_bytes: device memory. Free is what a new process could take now; for a profile it is the total.
-    compute_capability: (major, minor).
+    compute_capability: (major, minor). multiprocessors: how many the card has.
     bf16: native bfloat16 arithmetic, that is compute capability 8.0 or later. Emulation does not count.
     half_flops_per_s: dense 16-bit matrix throughput with 32-bit accumulation where the source tells.
+    float32_flops_per_s: without tensor cores. tdp_w: the power the card is made for, in watts.
     """
 
     name: str
@@ -35,9 +36,12 @@ class Gpu(Record):
     index: int | None = None
     uuid: str | None = None
     compute_capability: tuple[int, int] | None = None
+    multiprocessors: int | None = None
     bf16: bool = False
     half_flops_per_s: float | None = None
+    float32_flops_per_s: float | None = None
     memory_bytes_per_s: float | None = None
+    tdp_w: float | None = None
     pcie: str | None = None
     processes: tuple[GpuProcess, ...] = ()
     profile: str | None = None

@@ -1,4 +1,4 @@
-"""README.md shows what the commands print, and names what is there."""
+"""README.md and docs/how-estimates-work.md show what the commands print, and name what is there."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ESTIMATES = (ROOT / "docs" / "how-estimates-work.md").read_text(encoding="utf-8")
 
 
 def test_output_blocks_are_what_the_commands_print() -> None:
@@ -18,7 +19,7 @@ def test_output_blocks_are_what_the_commands_print() -> None:
 
 
 def test_no_block_is_empty() -> None:
-    assert "```text\n```" not in README
+    assert "```text\n```" not in README + ESTIMATES
 
 
 def test_every_file_of_the_tree_is_there() -> None:

@@ -5,6 +5,7 @@ With `device="meta"` the same calls make a model without storage, from the confi
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,9 @@ def build_model(recipe: Recipe, *, config: Any, weights: Path | None, device: st
     model = add_adapter(base, recipe, device)
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    if torch.device(device).type == "cuda":
+        # what loading used in passing goes back to the device, so that the steps find it as the rehearsal does
+        torch.cuda.empty_cache()
     return model.train()
 
 
@@ -54,7 +58,7 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
     _refuse_quantized(config)
     try:
         base = _ghost_base(recipe, config) if weights is None else _load_base(recipe, config, weights, device)
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ImportError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"transformers cannot build a causal {config.model_type} model with {recipe.attention} attention: {reason}",
@@ -120,7 +124,7 @@ def _ghost_base(recipe: Recipe, config: Any) -> PreTrainedModel:
 
 
 def _pack_linears(model: PreTrainedModel, recipe: Recipe) -> None:
-    """Give the 4-bit layers of a model without storage weights and scales of their packed shapes."""
+    """Give the 4-bit layers of a model without storage what loading gives them: packed weights, scales, biases."""
     import bitsandbytes as bnb
 
     from autoft.trainer.experts import pack_on_meta
@@ -140,6 +144,8 @@ def _pack_linears(model: PreTrainedModel, recipe: Recipe) -> None:
             )
             weight.quant_state = module.quant_state = state
             module.weight = weight
+            if module.bias is not None:
+                module.bias.data = module.bias.data.to(torch_dtype(recipe.base_dtype))
 
 
 def _load_base(recipe: Recipe, config: Any, weights: Path, device: str) -> PreTrainedModel:
@@ -180,7 +186,7 @@ def _demand_four_bit_layers(base: PreTrainedModel) -> None:
 
     if not any(isinstance(module, bnb.nn.Linear4bit) for module in base.modules()):
         raise ModelError(
-            f"no layer of {type(base).__name__} can be quantized to 4 bits: it has no linear layers but its head",
+            f"no layer of {type(base).__name__} can be quantized to 4 bits: it has no plain linear layers but its head",
             fix="--method lora",
         )
 
@@ -209,8 +215,14 @@ def _upcast(base: PreTrainedModel) -> None:
 
 
 def _add_fused_head(base: PreTrainedModel) -> None:
+    from transformers import PreTrainedModel
     from trl.trainer.utils import add_fused_lm_head
 
+    if base.base_model is base:  # Llama 4's text model gives the name of a part that only the whole of it has
+        parts = (name for name, part in base.named_children() if isinstance(part, PreTrainedModel))
+        base.base_model_prefix = next(parts, "")
+    if base.base_model is base:
+        raise ModelError(f"{type(base).__name__} has no backbone beside its head to fuse", fix="--set loss=logits")
     add_fused_lm_head(base, outputs=("log_probs",))
 
 
@@ -221,19 +233,23 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe, device: str = "meta") -> 
     """
     import torch
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
-    targets = recipe.target_modules if isinstance(recipe.target_modules, str) else list(recipe.target_modules)
+    by_type = recipe.target_modules == "all-linear"
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.dropout,
-        target_modules=targets,
+        target_modules=_linear_layers(base) if by_type else list(recipe.target_modules),
         task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2's weights are transposed
     )
     try:
-        if recipe.experts_4bit:
-            _leave_experts(config, base)
-        with torch.device(device):
+        if by_type or recipe.experts_4bit:
+            _leave_experts(config, base, named=not by_type)
+        with torch.device(device), warnings.catch_warnings():
+            # PEFT 0.21 sets patterns for the experts that are named, then looks for them among modules alone
+            warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning)
             model = get_peft_model(base, config)
     except ValueError as error:
         raise ModelError(
@@ -246,17 +262,39 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe, device: str = "meta") -> 
     return model
 
 
-def _leave_experts(config: Any, base: PreTrainedModel) -> None:
-    """Take experts and routers out of `config`: those in 4 bits stay as they are.
+def _linear_layers(base: PreTrainedModel) -> list[str]:
+    """Last names of the linear layers, without head and routers; whole names where another module has the same last.
+
+    Routers are of classes of that name. PEFT's own "all-linear" takes those that are a Linear, and breaks Phi-3.5 MoE
+    and Llama 4, where they return a tuple.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = base.get_output_embeddings()
+    routers = tuple(f"{name}." for name, module in base.named_modules() if type(module).__name__.endswith("Router"))
+    taken, left = [], set()
+    for name, module in base.named_modules():
+        linear = isinstance(module, (torch.nn.Linear, Conv1D))
+        if linear and module is not head and not f"{name}.".startswith(routers):
+            taken.append(name)
+        else:
+            left.add(name.rsplit(".", 1)[-1])
+    return sorted({name if (last := name.rsplit(".", 1)[-1]) in left else last for name in taken})
+
+
+def _leave_experts(config: Any, base: PreTrainedModel, *, named: bool) -> None:
+    """Take experts and routers out of `config`: they get an adapter only where the recipe names them, in 16 bits.
 
     In Mixtral, Qwen3 MoE and others like them PEFT 0.21 reads gate_proj, up_proj and down_proj, and so "all-linear"
-    too, as the experts' tensors and the router. It passes over tensors that are parametrized and says nothing, but the
-    saved adapter would name them. Shared experts have the same names there and get no adapter either.
+    too, as the experts' tensors and the router. Each forward then builds a second copy of all experts of a layer to
+    add the adapter to, which is as much as the layer itself; a router that moves sends tokens to other experts. It
+    passes over tensors that are parametrized (in 4 bits) and says nothing, but the saved adapter would name them.
+    Shared experts and dense layers have the same names there and get no adapter either.
     """
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
-    by_name = config.target_modules
     convert_peft_config_for_transformers(config, base, None)
-    if config.target_parameters and not isinstance(by_name, str):
+    if config.target_parameters and named:
         raise ValueError("PEFT takes some of them for experts, and experts in 4 bits get no adapter")
     config.target_parameters, config.rank_pattern, config.alpha_pattern = None, {}, {}

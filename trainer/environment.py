@@ -21,6 +21,8 @@ DEFAULTS = {
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     # Weights one after another in a fixed order: four threads racing for memory reserve another amount every time.
     "HF_DEACTIVATE_ASYNC_LOAD": "1",
+    # From Hopper on PyTorch prefers cuDNN's attention, whose workspace no source tells
+    "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1",
 }
 
 

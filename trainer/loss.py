@@ -26,7 +26,7 @@ def compute_loss(
     labels_BS = batch["labels"]
     # Rows are padded on the right, where no causal token looks: without a mask attention takes its leanest kernel
     batch = {name: value for name, value in batch.items() if name != "attention_mask"}
-    if num_trained_tokens is None:
+    if num_trained_tokens is None and recipe.loss != "logits":  # Hugging Face's loss counts them itself
         num_trained_tokens = (labels_BS[:, 1:] != IGNORED).sum().clamp(min=1)
     # autocast knows no meta device: a rehearsal there reads that of the CPU
     device = "cpu" if labels_BS.is_meta else labels_BS.device.type

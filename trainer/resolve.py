@@ -22,6 +22,8 @@ Say = Callable[[str], None]
 T = TypeVar("T")
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# A GGUF file begins with all that is not weights: settings, vocabulary, names of tensors; a few MB in large models
+GGUF_HEADER_BYTES = 64 * 2**20
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 WEIGHTS_TO_FETCH = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
 
@@ -87,6 +89,26 @@ def load_config(ref: ModelRef) -> Any:
         return _reading(ref, lambda: AutoConfig.for_model(config.pop("model_type"), **config))
     folder = ref.path or _hub_file(ref, "config.json").parent
     return _reading(ref, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False))
+
+
+def config_source(ref: ModelRef) -> bytes | None:
+    """What `load_config` reads, as it stands and without transformers; None where it might read other files besides.
+
+    Raises: ModelError as `load_config` does when there is none.
+    """
+    if ref.kind == "gguf":
+        with ref.local.open("rb") as file:
+            return file.read(GGUF_HEADER_BYTES)
+    if ref.profile is not None:
+        return json.dumps(ref.profile.config, sort_keys=True).encode()
+    if ref.kind == "starter":
+        from autoft.trainer.starter import starter_folder
+
+        source = (starter_folder() / "config.json").read_bytes()
+    else:
+        source = (ref.path / "config.json" if ref.path else _hub_file(ref, "config.json")).read_bytes()
+    # names other files, of which transformers takes the one for its version
+    return None if b'"configuration_files"' in source else source
 
 
 def load_tokenizer(ref: ModelRef) -> Any | None:

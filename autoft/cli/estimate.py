@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from autoft import render
 from autoft.cli import options, planning
-from autoft.errors import OptionError
+from autoft.errors import OptionError, OutputError
+
+if TYPE_CHECKING:
+    from autoft.planner.cache import Kept
+    from autoft.planner.request import Request
+
+
+TRACES = (".html", ".svg")
 
 
 @options.command(
@@ -23,6 +32,9 @@ from autoft.errors import OptionError
 @click.option("--rank", type=click.IntRange(min=1), metavar="N", help="Rank of the adapter.")
 @click.option("--micro-batch", type=click.IntRange(min=1), metavar="N", help="Sequences in one forward and backward.")
 @click.option("--checkpointing/--no-checkpointing", default=None, help="Recompute activations in the backward.")
+@click.option("--explain", is_flag=True, help="Say how each figure comes about.")
+@click.option("--trace", metavar="FILE", help="Draw what lives when: a page (.html) or a drawing (.svg).")
+@click.option("--no-cache", is_flag=True, help="Rehearse anew, even what was asked before, and keep nothing.")
 def command(
     model: str | None,
     cases: str | None,
@@ -30,6 +42,9 @@ def command(
     rank: int | None,
     micro_batch: int | None,
     checkpointing: bool | None,
+    explain: bool,
+    trace: str | None,
+    no_cache: bool,
     as_json: bool,
     **words: Any,
 ) -> int:
@@ -38,24 +53,77 @@ def command(
     environment.prepare()
     if cases is not None:
         return _cases(
-            model, cases, as_json, named_settings=(rank, micro_batch, checkpointing), settings=settings, **words
+            model,
+            cases,
+            as_json,
+            named_settings=(rank, micro_batch, checkpointing, explain or None, trace),
+            settings=settings,
+            **words,
         )
     if model is None:
         raise OptionError("no model given", fix="autoft estimate MODEL, or --cases FILE")
-    from autoft.planner.plan import make_estimate
-    from autoft.profiles.detect import detect
-
     named = {"rank": rank, "micro_batch": micro_batch, "gradient_checkpointing": checkpointing}
     pins = tuple(f"{key}={str(value).lower()}" for key, value in named.items() if value is not None)
     wanted = planning.request(model, settings=(*settings, *pins), **words)
-    recipe, estimate, target = make_estimate(wanted, detect())
+    known, target = _answer(wanted, explained=explain, trace=trace, no_cache=no_cache)
+    estimate = known.estimate
     if as_json:
-        options.print_json({"model": model, "target": target.name, "recipe": recipe.to_dict(), **estimate.to_dict()})
+        answer = {"model": model, "target": target, "recipe": known.recipe.to_dict(), **estimate.to_dict()}
+        options.print_json({**answer, "explanation": known.explanation} if explain else answer)
     else:
-        from autoft.cli.show import show_estimate
+        from autoft.cli.show import show_estimate, show_explanation
 
-        show_estimate(recipe, estimate, target.name, render.console())
+        console = render.console()
+        show_estimate(known.recipe, estimate, target, console)
+        if explain:
+            show_explanation(known.explanation or (), console)
     return 3 if estimate.fits == "no" else 0
+
+
+def _answer(wanted: Request, *, explained: bool, trace: str | None, no_cache: bool) -> tuple[Kept, str]:
+    """The answer and the target's name: from the answers kept, else rehearsed now and kept. A trace is always anew."""
+    from autoft.planner import cache
+    from autoft.profiles.detect import detect
+
+    path = _trace_file(trace) if trace is not None else None
+    hardware = detect()
+    question = None if no_cache else cache.ask(wanted, hardware)
+    known = cache.recall(question, explained=explained) if question and path is None else None
+    if question and known:
+        return known, question.target.name
+    from autoft.planner.plan import make_estimate
+
+    answer = make_estimate(wanted, hardware)
+    known = cache.Kept(answer.recipe, answer.estimate, None, "")
+    if explained or path is not None:
+        from autoft.planner.recording import record
+
+        recording = record(answer.rehearsal, answer.estimator.allocator())
+        if explained:
+            from autoft.planner.explain import explain
+
+            known = replace(known, explanation=tuple(figure.to_dict() for figure in explain(recording, answer)))
+        if path is not None:
+            from autoft.planner.timeline import timeline, write
+
+            write(path, timeline(recording, answer, wanted.model))
+    if question:
+        cache.keep(question, known)
+    return known, answer.target.name
+
+
+def _trace_file(name: str) -> Path:
+    """Raises: OptionError for another suffix, OutputError where no file can be written."""
+    path = Path(name)
+    if path.suffix.lower() not in TRACES:
+        raise OptionError(f"--trace {path}: neither .html nor .svg", fix=f"--trace {path.stem or 'trace'}.html")
+    if path.is_dir():
+        raise OutputError(f"--trace {path}: a folder", fix=f"--trace {path / 'trace.html'}")
+    if not path.parent.is_dir():
+        raise OutputError(f"--trace {path}: no folder {path.parent}", fix="make the folder, or give another path")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"--trace {path}: {path.parent} cannot be written to", fix="give another path")
+    return path
 
 
 def _cases(

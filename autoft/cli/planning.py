@@ -11,8 +11,8 @@ import click
 from autoft.cli import options
 
 if TYPE_CHECKING:
-    from autoft.planner.plan import Request
     from autoft.planner.plan_file import Plan
+    from autoft.planner.request import Request
     from autoft.trainer.prepare import Prepared
 
 METHODS = ("lora", "qlora")
@@ -71,7 +71,7 @@ def request(
     prefer: str | None = None,
 ) -> Request:
     """The Request that the options make; the named ones are shorthand for --set and win over it."""
-    from autoft.planner.plan import Request
+    from autoft.planner.request import Request
 
     pins = (*settings, *([f"method={method}"] if method else []))
     return Request(

@@ -79,10 +79,14 @@ def _train(plan: Plan, prepared: Prepared | None, out: Path, *, force: bool) -> 
     from autoft.trainer.run import run
 
     estimate = plan.estimate
+    lower, upper = (bound * plan.job.accumulation for bound in (estimate.step_time_s.lower, estimate.step_time_s.upper))
+    if plan.run_time_s is not None and plan.steps:
+        # what is measured is the mean over all rows, of which most are shorter than the longest
+        lower, upper = plan.run_time_s.lower / plan.steps, plan.run_time_s.upper / plan.steps
     predicted = Predicted(
         peak_bytes=estimate.peak_allocated_bytes,
-        step_time_lower_s=estimate.step_time_s.lower * plan.job.accumulation,
-        step_time_upper_s=estimate.step_time_s.upper * plan.job.accumulation,
+        step_time_lower_s=lower,
+        step_time_upper_s=upper,
         method=estimate.method,
     )
     with Display(render.console(stderr=True), predicted.peak_bytes) as display:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from autoft.planner.cases import Case
 from autoft.planner.choose import describe
 from autoft.planner.estimate import Estimate
 from autoft.planner.plan_file import Alternative, Plan
 from autoft.render import facts
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import Evaluation, RunResult
-from autoft.units import count, duration, size
+from autoft.units import KIB, count, duration, energy, size
+
+if TYPE_CHECKING:
+    from autoft.planner.cases import Case
 
 BAR_COLORS = ("blue", "cyan", "green", "magenta", "yellow", "red", "white")
 SHOWN_ALTERNATIVES = 8
+SHOWN_PARTS = 12  # of a figure that is explained; --json has them all
 
 
 def show_plan(plan: Plan, console: Console) -> None:
@@ -45,12 +49,32 @@ def show_estimate(recipe: Recipe, estimate: Estimate, target: str, console: Cons
         ("Fits", f"{estimate.fits}: {size(estimate.device_bytes)} of {size(estimate.available_bytes)} usable"),
         ("Trained", f"{count(estimate.trainable_params)} of {count(estimate.total_params)} weights"),
         ("Step", _step_time(estimate)),
+        *_beside(estimate),
     ]
     console.print(facts(rows))
     console.print(memory_bar(estimate, console.width))
     console.print(_components(estimate))
     for assumption in estimate.assumptions:
         console.print(Text(f"Note: {assumption}", style="dim"))
+
+
+def show_explanation(figures: Iterable[dict[str, Any]], console: Console) -> None:
+    """Each figure with the parts that it is the sum of, the largest of many."""
+    console.print(Text("How each figure comes about", style="bold"))
+    for figure in figures:
+        name = figure["figure"].replace("_", " ").replace(".", ", ")
+        where = f" ({figure['where']})" if figure["where"] else ""
+        console.print(Text(f"{name}: {size(figure['bytes'])}", style="bold").append(where, style="dim not bold"))
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(justify="right", min_width=10, no_wrap=True)
+        table.add_column(overflow="fold")
+        shown, rest = figure["parts"][:SHOWN_PARTS], figure["parts"][SHOWN_PARTS:]
+        for part in shown:
+            source = f" [{part['source']}]" if part["source"] else ""
+            table.add_row(_exact(part["bytes"]), Text(part["what"] + source))
+        if rest:
+            table.add_row(size(sum(part["bytes"] for part in rest)), Text(f"{len(rest)} smaller ones", style="dim"))
+        console.print(table)
 
 
 def show_cases(found: Iterable[tuple[Case, Recipe, Estimate]], console: Console) -> None:
@@ -124,12 +148,24 @@ def _job_facts(plan: Plan) -> list[tuple[str, str]]:
         )
     rows.append(("Memory", f"{size(estimate.device_bytes)} of {size(estimate.available_bytes)} usable"))
     if plan.steps is not None:
-        steps = plan.steps * job.accumulation
-        span = estimate.step_time_s
-        rows.append(("Time", f"{plan.steps} steps, {duration(span.lower * steps)} to {duration(span.upper * steps)}"))
+        rows.append(("Time", _run_time(plan, plan.steps)))
     else:
         rows.append(("Step", _step_time(estimate)))
     return rows
+
+
+def _run_time(plan: Plan, steps: int) -> str:
+    parts = [f"{steps} steps"]
+    for span, unit in ((plan.run_time_s, duration), (plan.run_energy_kwh, energy)):
+        if span is not None:
+            parts.append(f"{unit(span.lower)} to {unit(span.upper)}")
+    return ", ".join(parts)
+
+
+def _beside(estimate: Estimate) -> list[tuple[str, str]]:
+    """RAM and disk by phase."""
+    found = (("Host RAM", estimate.host_bytes), ("Disk", estimate.disk_bytes))
+    return [(name, ", ".join(f"{phase} {size(n)}" for phase, n in by.items())) for name, by in found if by]
 
 
 def _step_time(estimate: Estimate) -> str:
@@ -189,6 +225,10 @@ def _measured_facts(result: RunResult) -> list[tuple[str, str]]:
         ("Trained", f"{count(result.trainable_params)} of {count(result.total_params)} weights"),
         ("Time", ", ".join(f"{name.replace('_', ' ')} {duration(s)}" for name, s in result.seconds.items())),
     ]
+
+
+def _exact(num_bytes: int) -> str:
+    return size(num_bytes) if num_bytes >= KIB else f"{num_bytes} bytes"
 
 
 def _clipped(text: str, limit: int = 240) -> str:

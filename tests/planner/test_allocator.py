@@ -106,14 +106,16 @@ def test_the_smallest_free_block_that_fits_is_taken() -> None:
 
 
 def test_of_equal_blocks_the_one_at_the_lower_address_is_taken() -> None:
-    allocator = Allocator()
-    allocate(allocator, whole=40)
-    free(allocator, "whole")
-    allocate(allocator, low=12, rest=28, high=12)  # low and rest in the segment of 40, high in its own
-    free(allocator, "low", "high")
-    allocate(allocator, x=12)
-    allocator.empty_cache()
-    assert allocator.reserved == 40 * MIB  # the segment of high was free to go
+    """Small segments of one piece of the address space lie above each other, a larger one below what was there."""
+    for whole, left in ((20, 20), (40, 52)):
+        allocator = Allocator()
+        allocate(allocator, whole=whole)
+        free(allocator, "whole")
+        allocate(allocator, first=12, rest=whole - 12, second=12)  # the second in a segment of its own
+        free(allocator, "first", "second")
+        allocate(allocator, x=12)
+        allocator.empty_cache()
+        assert allocator.reserved == left * MIB
 
 
 @pytest.mark.parametrize("order", list(permutations("abc")))

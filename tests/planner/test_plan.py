@@ -9,8 +9,9 @@ import pytest
 from autoft.errors import DoesNotFit, FileFormatError, OptionError
 from autoft.planner.candidates import candidates, parse_settings
 from autoft.planner.choose import PREFERENCES, choose
-from autoft.planner.plan import Request, make_estimate, make_plan
+from autoft.planner.plan import make_estimate, make_plan
 from autoft.planner.plan_file import Plan, read_plan, write_plan
+from autoft.planner.request import Request
 from autoft.planner.target import Target, target_of
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.hardware import Hardware, Host
@@ -57,6 +58,10 @@ def test_pins_hold_in_every_candidate() -> None:
     found = candidates(target(), seq_len=64, rows_per_step=4, pinned={"rank": 3, "method": "qlora", "micro_batch": 2})
     assert {(r.rank, r.method, r.micro_batch) for r in found} == {(3, "qlora", 2)}
     assert {r.gradient_checkpointing for r in found} == {False, True}
+
+
+def test_a_setting_that_is_right_only_beside_another_can_be_pinned() -> None:
+    assert parse_settings(("experts_4bit=true",)) == ({"experts_4bit": True}, {})
 
 
 def test_settings_are_read_as_toml_else_text() -> None:
@@ -130,7 +135,7 @@ def test_a_sequence_longer_than_the_model_takes_is_refused() -> None:
 
 
 def test_an_estimate_counts_the_model_s_own_weights() -> None:
-    _, estimate, _ = make_estimate(Request(model=TINYLLAMA, gpu="rtx-4090", settings=("rank=8",)), CPU)
+    estimate = make_estimate(Request(model=TINYLLAMA, gpu="rtx-4090", settings=("rank=8",)), CPU).estimate
     # TinyLlama: 22 layers of q, k, v, o, gate, up, down with rank 8 beside them; 1.1B published weights
     per_layer = 8 * ((2048 + 2048) * 2 + (2048 + 256) * 2 + (2048 + 5632) * 3)
     assert estimate.trainable_params == 22 * per_layer
@@ -172,9 +177,9 @@ def test_padded_batches_never_outgrow_the_sequence_that_was_planned() -> None:
 
 
 def test_choose_prefers_nothing_that_does_not_fit() -> None:
-    recipe, estimate, _ = make_estimate(Request(model=TINYLLAMA, vram_gib=1, seq_len=2048), CPU)
+    answer = make_estimate(Request(model=TINYLLAMA, vram_gib=1, seq_len=2048), CPU)
     with pytest.raises(DoesNotFit):
-        choose([(recipe, estimate)], prefer="balanced", target="x")
+        choose([(answer.recipe, answer.estimate)], prefer="balanced", target="x")
 
 
 def test_a_target_is_what_it_says() -> None:

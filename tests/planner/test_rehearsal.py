@@ -1,4 +1,4 @@
-"""The rehearsal against runs that other people measured, and against itself at full depth."""
+"""The rehearsal against runs that other people measured, and what must hold of any."""
 
 from __future__ import annotations
 
@@ -15,26 +15,19 @@ from hypothesis import strategies as st
 from autoft.errors import FileFormatError
 from autoft.planner.allocator import Allocator
 from autoft.planner.cases import estimates, read_cases
-from autoft.planner.ghost import PLAIN, find_depth, rehearse
+from autoft.planner.ghost import rehearse
 from autoft.planner.kernels import Device, attention_backend
 from autoft.planner.memory import replay
 from autoft.profiles.hardware import Hardware, Host
 from autoft.trainer.recipe import Recipe
 
+MIB = 2**20
 GIB = 2**30
 HERE = Path(__file__).parent.parent / "validation"
 HOST = Host(
     cpu="test", cores=2, ram_total_bytes=16 * GIB, ram_available_bytes=8 * GIB, disk_path="/", disk_free_bytes=GIB,
     bf16=True,
 )  # fmt: skip
-# Runs whose figures depend on what cannot be known: in which order transformers' four threads loaded the weights (the
-# blocks that loading leaves decide the rests of later ones), and, for reserved, causes not found yet.
-LOADED_BY_CHANCE = {"t4-smollm2-135m-nf4-flash-b2-s512-r32"}
-RESERVED_NOT_EXPLAINED = {
-    "t4-tinyllama-1.1b-chat-v1.0-fp16-eager-b2-s1024-r32",
-    "t4-smollm2-135m-fp16-eager-b1-s4096-r32",
-    "rtx4080-qwen2.5-0.5b-instruct_lora_s1024_b1_r16_steps3",
-}
 BF16 = {"method": "lora", "autocast": True, "loss": "logits", "micro_batch": 2, "seq_len": 64, "rank": 4}
 
 
@@ -50,23 +43,29 @@ def compared():
 
 
 def test_allocated_is_met_within_one_percent(compared) -> None:
-    off = {i: abs(e.peak_allocated_bytes / m["peak_allocated_bytes"] - 1) for i, e, m in compared}
-    assert statistics.median(off.values()) < 0.001
-    assert {i for i, error in off.items() if error > 0.01} <= LOADED_BY_CHANCE
-    assert max(off.values()) < 0.02
+    off = [abs(e.peak_allocated_bytes / m["peak_allocated_bytes"] - 1) for _, e, m in compared]
+    assert statistics.median(off) < 0.0005
+    assert max(off) < 0.01
 
 
-def test_forward_and_backward_peaks_are_met_within_one_percent(compared) -> None:
+def test_peaks_of_the_phases_are_met_within_one_percent(compared) -> None:
     for phase in ("forward", "backward", "optimizer"):
         key = f"peak_{phase}_bytes"
-        off = {i: abs(e.phases[phase] / m[key] - 1) for i, e, m in compared if key in m}
-        assert {i for i, error in off.items() if error > 0.01} <= LOADED_BY_CHANCE
+        assert max(abs(e.phases[phase] / m[key] - 1) for _, e, m in compared if key in m) < 0.01
 
 
-def test_reserved_is_met_within_seven_percent_where_loading_is_known(compared) -> None:
-    off = {i: abs(e.peak_reserved_bytes / m["peak_reserved_bytes"] - 1) for i, e, m in compared}
-    assert statistics.median(off.values()) < 0.02
-    assert {i for i, error in off.items() if error > 0.06} <= LOADED_BY_CHANCE | RESERVED_NOT_EXPLAINED
+def test_reserved_is_met_within_seven_percent(compared) -> None:
+    off = [abs(e.peak_reserved_bytes / m["peak_reserved_bytes"] - 1) for _, e, m in compared]
+    assert statistics.median(off) < 0.01
+    assert max(off) < 0.07
+
+
+def test_runs_in_16_bits_are_met_to_the_megabyte(compared) -> None:
+    """Their loading leaves nothing to chance: what is reserved is right, too."""
+    for name, estimate, measured in compared:
+        if name.startswith("t4") and "fp16" in name:
+            assert abs(estimate.peak_allocated_bytes - measured["peak_allocated_bytes"]) < MIB
+            assert estimate.peak_reserved_bytes == measured["peak_reserved_bytes"]
 
 
 def test_trained_weights_are_counted_as_they_were(compared) -> None:
@@ -79,6 +78,12 @@ def test_components_add_up_and_allocated_reserved_device_are_in_order(compared) 
         assert estimate.peak_allocated_bytes <= estimate.peak_reserved_bytes <= estimate.device_bytes
 
 
+def test_nine_in_ten_measured_steps_lie_in_their_ranges(compared) -> None:
+    ranges = [(e.step_time_s, m["step_time_s"]) for _, e, m in compared]
+    assert sum(r.lower <= step <= r.upper for r, step in ranges) >= 0.9 * len(ranges)
+    assert max(r.upper / r.lower for r, _ in ranges) < 7
+
+
 SMALL = {
     "hidden_size": 64,
     "num_attention_heads": 4,
@@ -86,38 +91,6 @@ SMALL = {
     "vocab_size": 500,
     "num_hidden_layers": 12,
 }
-FAMILIES = {
-    "llama": SMALL | {"intermediate_size": 128},
-    "mistral": SMALL | {"intermediate_size": 128, "sliding_window": 32},
-    "qwen2": SMALL | {"intermediate_size": 128},
-    "qwen3": SMALL | {"intermediate_size": 128, "head_dim": 16},
-    "gemma3_text": SMALL | {"intermediate_size": 128, "head_dim": 16, "sliding_window": 32, "num_hidden_layers": 18},
-    "olmo2": SMALL | {"intermediate_size": 128},
-    "phi3": SMALL | {"intermediate_size": 128, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2},
-    "gpt_neox": {k: v for k, v in SMALL.items() if k != "num_key_value_heads"} | {"intermediate_size": 128},
-    "granite": SMALL | {"intermediate_size": 128},
-    "starcoder2": SMALL | {"intermediate_size": 128},
-}
-
-
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_few_layers_stand_for_all(family: str, checkpointing: bool) -> None:
-    config = transformers.AutoConfig.for_model(family, **FAMILIES[family])
-    recipe = Recipe.from_dict({**BF16, "gradient_checkpointing": checkpointing})
-    depth = find_depth(recipe, config)
-    assert depth is not None
-    assert depth.rehearsed < config.num_hidden_layers
-    found = []
-    for how in (depth, None):
-        rehearsal = rehearse(recipe, config, Device((8, 9)), depth=how, loop=PLAIN)
-        found.append((replay(rehearsal, Allocator()), [sorted(s for _, s in p.events) for p in rehearsal.phases]))
-    assert found[0][0].allocated == found[1][0].allocated
-    assert found[0][0].reserved == found[1][0].reserved
-    assert found[0][0].phases == found[1][0].phases
-    assert found[0][1] == found[1][1]
-
-
 LLAMA = transformers.AutoConfig.for_model("llama", **(SMALL | {"intermediate_size": 128, "num_hidden_layers": 2}))
 
 
@@ -191,6 +164,7 @@ def test_attention_takes_the_kernel_that_cuda_would(capability, dtype, grouped, 
         ("{}", ":1: no model"),
         ('{"model": "m", "sequence": 3}', "no setting 'sequence'"),
         ('{"model": "m", "sdpa_backend": "fast"}', "sdpa_backend 'fast'"),
+        ('{"model": "m", "method": "qlor"}', "method = 'qlor' is not known"),
         ("", "no case in it"),
     ],
 )
@@ -199,3 +173,9 @@ def test_a_bad_case_is_told_by_line_and_field(tmp_path, line, said) -> None:
     path.write_text(line)
     with pytest.raises(FileFormatError, match=said):
         read_cases(path)
+
+
+def test_a_case_may_leave_to_the_planner_how_it_is_quantized(tmp_path) -> None:
+    path = tmp_path / "cases.jsonl"
+    path.write_text('{"model": "m", "method": "qlora", "experts_4bit": true}')
+    assert read_cases(path)[0].pins == {"method": "qlora", "experts_4bit": True}

@@ -31,7 +31,7 @@ GPUS = [
     ),
     *("rtx-2080-ti", "gtx-1080-ti", "t4", "l4", "l40s", "a10", "a100-40gb", "a100-80gb", "h100-80gb", "v100-16gb"),
 ]
-FIGURES = ("memory_gib", "total_bytes", "half_flops_per_s", "memory_bytes_per_s", "tdp_w")
+FIGURES = ("memory_gib", "total_bytes", "half_flops_per_s", "float32_flops_per_s", "memory_bytes_per_s", "tdp_w")
 
 
 def test_the_promised_cards_are_there() -> None:
@@ -57,10 +57,13 @@ def test_figures_are_of_the_right_size(gpu: GpuProfile) -> None:
 
 @pytest.mark.parametrize("gpu", gpu_profiles().values(), ids=lambda gpu: gpu.name)
 def test_computed_throughput_is_computed_right(gpu: GpuProfile) -> None:
-    figure = gpu.half_flops_per_s
-    terms = re.search(r"computed: (\d+) SMs \* 512 FLOP per clock \* ([\d.]+) GHz", figure.basis) if figure else None
-    if figure and terms:
-        assert figure.value == pytest.approx(int(terms[1]) * 512 * float(terms[2]) * 1e9, rel=0.005)
+    for figure in (gpu.half_flops_per_s, gpu.float32_flops_per_s):
+        pattern = r"computed: (\d+) SMs \* (\d+) FLOP per clock \* ([\d.]+) GHz"
+        terms = re.search(pattern, figure.basis) if figure else None
+        if figure and terms:
+            assert figure.value == pytest.approx(int(terms[1]) * int(terms[2]) * float(terms[3]) * 1e9, rel=0.005)
+    if gpu.half_flops_per_s and gpu.float32_flops_per_s:
+        assert 1 <= gpu.half_flops_per_s.value / gpu.float32_flops_per_s.value <= 16.1
 
 
 @pytest.mark.parametrize("gpu", gpu_profiles().values(), ids=lambda gpu: gpu.name)

@@ -45,7 +45,9 @@ def test_a_laptop_gpu_with_a_process_on_it(driver: Any) -> None:
             "compute_capability": [8, 6],
             "bf16": True,
             "half_flops_per_s": None,
+            "float32_flops_per_s": None,
             "memory_bytes_per_s": None,
+            "tdp_w": None,
             "pcie": "gen4 x16",
             "processes": [
                 {"pid": os.getpid(), "name": psutil.Process().name(), "used_bytes": 900 * MIB},

@@ -1,0 +1,179 @@
+"""One recipe, run for real in this process: peaks of memory phase by phase, seconds of a step, where memory ran out.
+
+    python benchmarks/gpu_step.py < request.json      what gpu_validate.py asks of a fresh process
+
+request: recipe, weights (a folder), device, gpu (UUID), card_bytes and cap_bytes (both may be null). The result is one
+JSON object on the last line. Bytes on a GPU are PyTorch's own counts, on a CPU the growth of the process.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from autoft.trainer import environment
+
+TIMED_STEPS = 3
+Json = dict[str, Any]
+
+
+def main() -> None:
+    environment.prepare()
+    print(json.dumps(measure(json.load(sys.stdin))))
+
+
+def measure(request: Json) -> Json:
+    """Load and train for a few steps; peaks in bytes, seconds of a step, and where memory ran out if it did."""
+    from autoft.trainer.memory import PeakMemory, resident_bytes
+    from autoft.trainer.recipe import Recipe
+
+    device = request["device"]
+    used_before = _used_bytes(request["gpu"])
+    import torch
+
+    recipe, weights = Recipe.from_dict(request["recipe"]), Path(request["weights"])
+    if device == "cpu":
+        Run(recipe, weights, "meta")  # imports what is imported late, which would pass for the model's memory
+    if device == "cuda":
+        torch.cuda.init()  # its counters are not there before
+    _cap(request)
+    baseline = resident_bytes()
+    phases: dict[str, tuple[int, int]] = {}
+    at = "load"
+
+    def phase(name: str, step: int | None, work: Any) -> Any:
+        nonlocal at
+        at = name if step is None else f"{name} of step {step}"
+        with PeakMemory(device, baseline) as memory:
+            result = work()
+            if device == "cuda":
+                torch.cuda.synchronize()
+        found = (memory.peak_bytes, memory.peak_reserved_bytes or 0)
+        key = name if step in (None, 2) else "first_step"
+        before = phases.get(key, (0, 0))
+        phases[key] = (max(before[0], found[0]), max(before[1], found[1]))
+        return result
+
+    measured: Json = {}
+    try:
+        run = phase("load", None, lambda: Run(recipe, weights, device))
+        for step in (1, 2):
+            loss = phase("forward", step, run.forward)
+            phase("backward", step, loss.backward)
+            phase("optimizer", step, run.optimize)
+            del loss
+            run.forget()
+        at = "timed steps"
+        seconds = []
+        for _ in range(TIMED_STEPS):
+            began = time.perf_counter()
+            run.forward().backward()
+            run.optimize()
+            run.forget()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+        measured["step_time_s"] = statistics.median(seconds)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        measured["died_in"] = at
+    steady = [phases[name] for name in ("forward", "backward", "optimizer") if name in phases]
+    if len(steady) == 3:
+        measured["peak_allocated_bytes"] = max(allocated for allocated, _ in steady)
+        if device == "cuda":
+            measured["peak_reserved_bytes"] = max(reserved for _, reserved in steady)
+    measured["phases"] = {name: allocated for name, (allocated, _) in phases.items()}
+    if device == "cuda":
+        measured["retries"] = torch.cuda.memory_stats()["num_alloc_retries"]
+    if device == "cuda" and request["cap_bytes"] is None:  # capped runs may share the card with others like them
+        context = _used_bytes(request["gpu"]) - used_before - torch.cuda.memory_reserved()
+        measured["context_bytes"] = context
+        measured["device_bytes"] = context + max((reserved for _, reserved in phases.values()), default=0)
+    return measured
+
+
+class Run:
+    """A model in training, as the trainer builds it: `build_model`, `compute_loss`, `build_optimizer`."""
+
+    def __init__(self, recipe: Any, weights: Path, device: str) -> None:
+        from transformers import AutoConfig
+
+        from autoft.trainer.build import build_model
+        from autoft.trainer.optim import build_optimizer
+
+        config = AutoConfig.from_pretrained(weights)
+        self.recipe, self.device, self.vocabulary = recipe, device, config.vocab_size
+        folder = None if device == "meta" else weights
+        self.model = build_model(recipe, config=config, weights=folder, device=device)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(self.trained, recipe, learning_rate=1e-4)
+        self.batch: Json = {}
+
+    def forward(self) -> Any:
+        import torch
+
+        from autoft.trainer.loss import compute_loss
+
+        ids_BS = torch.randint(self.vocabulary, (self.recipe.micro_batch, self.recipe.seq_len))
+        rows = {"input_ids": ids_BS, "labels": ids_BS.clone(), "attention_mask": torch.ones_like(ids_BS)}
+        self.batch = {name: tensor.to(self.device) for name, tensor in rows.items()}
+        return compute_loss(self.model, self.batch, self.recipe)
+
+    def optimize(self) -> None:
+        import torch
+
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+
+    def forget(self) -> None:
+        """What ends with a step: its batch and its gradients."""
+        self.batch = {}
+        self.optimizer.zero_grad()
+
+
+def _cap(request: Json) -> None:
+    """Keep this process to `cap_bytes`, on a GPU to the allocator's and on a CPU on top of what imports have taken."""
+    cap, card = request["cap_bytes"], request["card_bytes"]
+    if cap is None:
+        return
+    if request["device"] == "cpu":
+        import resource
+
+        import psutil
+
+        limit = psutil.Process().memory_info().vms + cap
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        return
+    import torch
+
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(max(0, cap) / total)
+    # transformers sizes its first block by what the card has
+    torch.cuda.mem_get_info = lambda device=None: (max(0, cap - torch.cuda.memory_reserved()), card)
+
+
+def _used_bytes(gpu: str | None) -> int:
+    """Of the whole GPU, by any process. NVML, so that asking takes no memory there."""
+    if gpu is None:
+        return 0
+    import pynvml
+
+    pynvml.nvmlInit()
+    return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(gpu)).used)
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+if __name__ == "__main__":
+    main()

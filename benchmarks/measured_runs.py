@@ -1,0 +1,105 @@
+"""Predicted against measured: the runs of tests/validation that other people made with Hugging Face's own loop.
+
+    python benchmarks/measured_runs.py
+
+No figure of these rows is used by the estimate; they only judge it. Peaks are those of the steady step.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from common import write_results
+
+from autoft.planner.allocator import Allocator, replay
+from autoft.planner.cases import Case, estimates, read_cases
+from autoft.planner.estimate import Estimate
+from autoft.planner.estimator import Estimator
+from autoft.planner.ghost import PLAIN, find_depth, rehearse
+from autoft.planner.target import target_of
+from autoft.profiles.detect import detect
+from autoft.trainer.recipe import Recipe
+from autoft.trainer.resolve import load_config, resolve
+
+ROWS = Path(__file__).parent.parent / "tests" / "validation"
+FILES = ("t4.jsonl", "rtx4080.jsonl")
+
+
+def main() -> None:
+    hardware = detect()
+    runs = []
+    for name in FILES:
+        rows = [json.loads(line) for line in (ROWS / name).read_text(encoding="utf-8").splitlines()]
+        for row, (case, recipe, estimate) in zip(rows, estimates(read_cases(ROWS / name), hardware), strict=True):
+            predicted = {**_peaks(estimate), **_held(case, recipe, hardware)}
+            runs.append(_compared(row, predicted, name.removesuffix(".jsonl")))
+            print(f"{row['id']}: allocated {runs[-1]['error']['peak_allocated_bytes']:+.3%}")
+    keys = dict.fromkeys(key for run in runs for key in run["error"])
+    write_results("measured_runs", {"summary": {key: _summary(runs, key) for key in keys}, "runs": runs})
+
+
+def _peaks(estimate: Estimate) -> dict[str, float]:
+    """Under the names that the measured rows use."""
+    phases = ("forward", "backward", "optimizer")
+    return {
+        "peak_allocated_bytes": estimate.peak_allocated_bytes,
+        "peak_reserved_bytes": estimate.peak_reserved_bytes,
+        "device_bytes": estimate.device_bytes,
+        "trainable_params": estimate.trainable_params,
+        "total_params": estimate.total_params,
+        **{f"peak_{name}_bytes": estimate.phases[name] for name in phases},
+    }
+
+
+def _held(case: Case, recipe: Recipe, hardware: Any) -> dict[str, int]:
+    """What is allocated when loading has ended, and when the first forward has; the Estimate tells peaks alone."""
+    config = load_config(resolve(case.model))
+    target = target_of(hardware, gpu_name=case.gpu, vram_gib=None, cpu_flops_per_s=lambda *_: 1.0)
+    device = Estimator(case.model, config, target).device
+    loop = replace(PLAIN, output_until=case.output_until)
+    rehearsal = rehearse(recipe, config, device, depth=find_depth(recipe, config), loop=loop, backend=case.backend)
+    allocator = Allocator()
+    held: dict[str, int] = {}
+    for phase in rehearsal.phases:
+        if phase.name not in ("load", "forward"):
+            break
+        replay(phase.events, allocator)
+        held[phase.name] = allocator.allocated
+        if phase.empty_cache:
+            allocator.empty_cache()
+    return {"allocated_after_load_bytes": held["load"], "allocated_after_first_forward_bytes": held["forward"]}
+
+
+def _compared(row: dict[str, Any], predicted: dict[str, float], card: str) -> dict[str, Any]:
+    """error: predicted over measured, less one; of every figure that was measured and is predicted as one number."""
+    measured = row["measured"]
+    keys = [key for key in predicted if key in measured]
+    return {
+        "id": row["id"],
+        "card": card,
+        "predicted": {key: predicted[key] for key in keys},
+        "measured": {key: measured[key] for key in keys},
+        "error": {key: round(predicted[key] / measured[key] - 1, 6) for key in keys},
+    }
+
+
+def _summary(runs: list[dict[str, Any]], key: str) -> dict[str, Any]:
+    """Of the errors' sizes. exact: runs in which predicted and measured are the same number."""
+    found = {run["id"]: abs(run["error"][key]) for run in runs if key in run["error"]}
+    worst = max(found, key=lambda run: found[run])
+    exact = sum(run["predicted"][key] == run["measured"][key] for run in runs if key in run["error"])
+    return {
+        "runs": len(found),
+        "median": round(statistics.median(found.values()), 6),
+        "worst": found[worst],
+        "worst_run": worst,
+        "exact": exact,
+    }
+
+
+if __name__ == "__main__":
+    main()

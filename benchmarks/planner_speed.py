@@ -1,0 +1,106 @@
+"""How long does an estimate take, and how much memory of the host, beside the bare imports that it cannot do without?
+
+    python benchmarks/planner_speed.py [--runs 5] [--cases-runs 5]
+
+Whole processes in turn, so that a busy machine slows all alike; medians. Every estimate is a fresh one: each process
+gets a cache folder of its own. The models are folders with a config.json and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import write_results
+from shapes import write_config
+
+IMPORTS = "import torch, transformers, peft, bitsandbytes, trl"
+MOE = "qwen3-30b-a3b"
+MODELS = ("llama-3.1-8b", "llama-3.1-70b", MOE)
+CARD = ("--gpu", "rtx-4090")
+MANY = "100 recipes of llama-3.1-8b"
+# What an estimate may add to the imports, in seconds, and its process take, in bytes: issue 4, "Speed"
+BARS_S = {"llama-3.1-8b": 1.5, "llama-3.1-70b": 3.0, MOE: 3.0, MANY: 10.0}
+BAR_BYTES = 2 * 2**30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--cases-runs", type=int, default=5, help=f"runs of the {MANY}")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        commands = {IMPORTS: [sys.executable, "-c", IMPORTS]}
+        for model in MODELS:
+            estimate = [sys.executable, "-m", "autoft", "estimate", str(write_config(model, folder / model)), *CARD]
+            experts = ("--set", "experts_4bit=true") if model == MOE else ()
+            commands[model] = [*estimate, "--method", "qlora", "--checkpointing", *experts]
+        cases = folder / "cases.jsonl"
+        cases.write_text("".join(json.dumps(case) + "\n" for case in _hundred(folder / MODELS[0])), encoding="utf-8")
+        commands[MANY] = [sys.executable, "-m", "autoft", "estimate", "--cases", str(cases), *CARD]
+        seconds: dict[str, list[float]] = {what: [] for what in commands}
+        peaks: dict[str, list[int]] = {what: [] for what in commands}
+        for run in range(max(options.runs, options.cases_runs)):
+            for what, words in commands.items():
+                if run < (options.cases_runs if what == MANY else options.runs):
+                    took, peak = _timed(words, tempfile.mkdtemp(dir=folder))
+                    seconds[what].append(took)
+                    peaks[what].append(peak)
+    median_s = {what: statistics.median(times) for what, times in seconds.items()}
+    peak_bytes = {what: max(found) for what, found in peaks.items()}
+    # of each round by itself: how busy the machine is changes from one to the next
+    over_imports_s = {
+        what: round(statistics.median(t - bare for t, bare in zip(times, seconds[IMPORTS], strict=False)), 2)
+        for what, times in seconds.items()
+        if what != IMPORTS
+    }
+    write_results(
+        "planner_speed",
+        {
+            "runs": {what: len(times) for what, times in seconds.items()},
+            "median_s": {what: round(value, 2) for what, value in median_s.items()},
+            "all_s": {what: [round(value, 2) for value in times] for what, times in seconds.items()},
+            "over_imports_s": over_imports_s,
+            "bar_s": BARS_S,
+            "peak_rss_bytes": peak_bytes,
+            "bar_rss_bytes": BAR_BYTES,
+            "load_average": os.getloadavg(),  # above the number of cores others were at work too
+            "bars_met": {what: over_imports_s[what] <= bar for what, bar in BARS_S.items()}
+            | {"memory": max(peak_bytes.values()) <= BAR_BYTES},
+        },
+    )
+
+
+def _hundred(model: Path) -> list[dict[str, object]]:
+    """Method x checkpointing x sequence x micro-batch."""
+    lengths, batches = (512, 1024, 2048, 4096, 8192), (1, 2, 3, 4, 8)
+    return [
+        {"model": str(model), "method": method, "gradient_checkpointing": again, "seq_len": length, "micro_batch": rows}
+        for method, again, length, rows in itertools.product(("lora", "qlora"), (False, True), lengths, batches)
+    ]
+
+
+def _timed(words: list[str], home: str) -> tuple[float, int]:
+    """Seconds and peak resident bytes of a process; an estimate may say that the recipe does not fit (exit code 3)."""
+    environ = {**os.environ, "AUTOFT_HOME": home, "HF_HUB_OFFLINE": "1"}
+    began = time.perf_counter()
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ)
+    _, status, usage = os.wait4(process.pid, 0)
+    took = time.perf_counter() - began
+    code = process.returncode = os.waitstatus_to_exitcode(status)
+    if code not in (0, 3):
+        sys.exit(f"{' '.join(words)}: exit code {code}")
+    return took, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Is a step as quick as predicted? Real steps on this CPU, each case in a process of its own, against their ranges.
+
+    python benchmarks/step_time.py [--shared]
+
+Models have real shapes and random weights. A step is forward, backward, clipping and the optimizer, as the trainer's.
+--shared, on a machine that others use: one thread, and seconds of processor time. Threads that wait for each other on
+cores that others hold make the wall clock vary tenfold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common import write_results
+
+from autoft.trainer import environment
+
+environment.prepare()
+
+STEPS = 5
+TINY = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 8192}  # fmt: skip
+SMALL = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
+         "num_key_value_heads": 8, "vocab_size": 32000}  # fmt: skip
+SMOLLM2_135M = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+                "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}  # fmt: skip
+QLORA = {"method": "qlora", "quant_type": "nf4", "double_quant": True}
+HALF = {"autocast": True}
+SINGLE = {"base_dtype": "float32"}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "tiny llama, lora float32": ("llama", TINY, {**SINGLE, "loss": "selected", "micro_batch": 1, "seq_len": 64}),
+    "tiny llama, lora bfloat16, fused": ("llama", TINY, {**HALF, "loss": "fused", "micro_batch": 4, "seq_len": 256}),
+    "tiny llama, qlora, 8-bit adam": (
+        "llama", TINY,
+        {**HALF, **QLORA, "loss": "selected", "micro_batch": 2, "seq_len": 256, "optimizer": "adamw_8bit"},
+    ),
+    "small qwen2, lora float32, checkpointing": (
+        "qwen2", SMALL, {**SINGLE, "loss": "selected", "micro_batch": 2, "seq_len": 256, "gradient_checkpointing": True}
+    ),
+    "small qwen2, qlora, checkpointing": (
+        "qwen2", SMALL,
+        {**HALF, **QLORA, "loss": "selected", "micro_batch": 2, "seq_len": 256, "gradient_checkpointing": True},
+    ),
+    "small gpt_neox, lora bfloat16, logits": (
+        "gpt_neox", {k: v for k, v in SMALL.items() if k != "num_key_value_heads"},
+        {**HALF, "loss": "logits", "micro_batch": 1, "seq_len": 512},
+    ),
+    "small llama, lora bfloat16, eager attention": (
+        "llama", SMALL, {**HALF, "loss": "selected", "micro_batch": 1, "seq_len": 1024, "attention": "eager"}
+    ),
+    "smollm2-135m, lora float32": (
+        "llama", SMOLLM2_135M, {**SINGLE, "loss": "selected", "micro_batch": 1, "seq_len": 256}
+    ),
+    "smollm2-135m, lora bfloat16": (
+        "llama", SMOLLM2_135M, {**HALF, "loss": "selected", "micro_batch": 4, "seq_len": 128}
+    ),
+    "smollm2-135m, lora bfloat16, fused, checkpointing": (
+        "llama", SMOLLM2_135M,
+        {**HALF, "loss": "fused", "micro_batch": 1, "seq_len": 512, "gradient_checkpointing": True},
+    ),
+    "smollm2-135m, qlora": (
+        "llama", SMOLLM2_135M, {**HALF, **QLORA, "loss": "selected", "micro_batch": 2, "seq_len": 256}
+    ),
+    "smollm2-135m, qlora, checkpointing, rank 64": (
+        "llama", SMOLLM2_135M,
+        {**HALF, **QLORA, "loss": "selected", "micro_batch": 1, "seq_len": 512, "gradient_checkpointing": True,
+         "rank": 64},
+    ),
+}  # fmt: skip
+
+
+def main(shared: bool) -> None:
+    found = []
+    for name in CASES:
+        load = os.getloadavg()[0]
+        command = [sys.executable, __file__, "--case", name, *(["--shared"] if shared else [])]
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        found.append({"case": name, "load_before": round(load, 2), **json.loads(result.stdout.splitlines()[-1])})
+        print(found[-1], file=sys.stderr, flush=True)
+    write_results(
+        "step_time",
+        {
+            "steps": STEPS,
+            "clock": "processor time of one thread, others at work" if shared else "wall, all cores",
+            "inside": f"{sum(case['inside'] for case in found)} of {len(found)}",
+            "widest_upper_to_lower": max(case["upper_to_lower"] for case in found),
+            "cases": found,
+        },
+    )
+
+
+def compare(name: str, shared: bool) -> dict[str, Any]:
+    """One case, measured and predicted."""
+    import torch
+    import transformers
+
+    from autoft.planner.estimator import Estimator
+    from autoft.planner.shape import model_shape
+    from autoft.planner.target import target_of
+    from autoft.planner.time import measure_cpu_bandwidth, measure_cpu_flops
+    from autoft.profiles.detect import detect
+    from autoft.trainer.recipe import Recipe
+
+    if shared:
+        torch.set_num_threads(1)
+    family, shape, settings = CASES[name]
+    recipe = Recipe.from_dict(settings)
+    config = transformers.AutoConfig.for_model(family, **shape)
+    clock = time.process_time if shared else time.perf_counter
+    width = model_shape(name, config, recipe.attention)
+
+    def rates() -> list[float]:
+        flops = [measure_cpu_flops(dtype, width, clock=clock) for dtype in (recipe.base_dtype, "float32")]
+        return [*flops, *measure_cpu_bandwidth(clock=clock)]
+
+    before, seconds, after = rates(), measured_steps(config, recipe, clock), rates()
+    half, single, in_pieces, at_once = map(max, before, after)  # others may have been in the way of one
+    flops = {"float32": single, recipe.base_dtype: half}
+    target = dataclasses.replace(
+        target_of(detect(), gpu_name="cpu", vram_gib=None, cpu_flops_per_s=lambda dtype, _: flops[dtype]),
+        cpu_bytes_per_s=lambda: (in_pieces, at_once),
+    )
+    predicted = Estimator(name, config, target).estimate(recipe).step_time_s
+    median = statistics.median(seconds)
+    return {
+        "measured_s": round(median, 4),
+        "slowest_to_quickest": round(max(seconds) / min(seconds), 2),
+        "predicted_lower_s": round(predicted.lower, 4),
+        "predicted_upper_s": round(predicted.upper, 4),
+        "upper_to_lower": round(predicted.upper / predicted.lower, 2),
+        "inside": predicted.lower <= median <= predicted.upper,
+    }
+
+
+def measured_steps(config: Any, recipe: Any, clock: Callable[[], float]) -> list[float]:
+    """Seconds of each of STEPS steps, after one to warm up."""
+    import torch
+    import transformers
+
+    from autoft.trainer.build import build_model
+    from autoft.trainer.loss import compute_loss
+    from autoft.trainer.optim import build_optimizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        model = build_model(recipe, config=config, weights=Path(folder), device="cpu")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = build_optimizer(trained, recipe, learning_rate=1e-4)
+    ids = torch.randint(config.vocab_size, (recipe.micro_batch, recipe.seq_len))
+    seconds = []
+    for _ in range(STEPS + 1):
+        began = clock()
+        compute_loss(
+            model, {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}, recipe
+        ).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(clock() - began)
+    return seconds[1:]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--shared", action="store_true")
+    parser.add_argument("--case")
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(compare(options.case, options.shared)))
+    else:
+        main(options.shared)

@@ -1,0 +1,51 @@
+"""What a run takes beside the device's memory: the host's, and the disk's, where load and merge fail first."""
+
+from __future__ import annotations
+
+from autoft.planner.ghost import Rehearsal
+from autoft.trainer.run import output_bytes
+from autoft.units import GIB
+
+# Assumption: Python and the libraries with CUDA's, loaded and initialised.
+RUNTIME_BYTES = 3 * GIB
+ASSUMPTION = "host: Python and its libraries are assumed to take 3 GiB of RAM beside a GPU"
+
+
+Parts = dict[str, dict[str, int]]  # of each phase: bytes by what they are for
+
+
+def host_parts(rehearsal: Rehearsal, base_params: int) -> Parts:
+    """RAM of the host, by phase, beside a GPU.
+
+    load: one tensor at a time passes through. train: paged optimizer state, which the driver moves there when the card
+    is full. save: a copy of the adapter. merge: the base in 16 bits, and the update of one layer in float32.
+    """
+    widest = max(weight.params for weight in rehearsal.weights)
+    adapter = 4 * rehearsal.trainable_params
+    found = {
+        "load": {"the largest tensor, 16-bit": 2 * widest},
+        "train": {"paged optimizer state": rehearsal.managed_bytes},
+        "save": {"the adapter, float32": adapter},
+        "merge": {
+            "the base, 16-bit": 2 * base_params,
+            "the adapter, float32": adapter,
+            "the update of the largest layer, float32": 4 * widest,
+        },
+    }
+    return {
+        phase: {"Python and its libraries, an assumption": RUNTIME_BYTES, **parts} for phase, parts in found.items()
+    }
+
+
+def disk_parts(rehearsal: Rehearsal, base_params: int) -> Parts:
+    """Room on the disk, by phase. load: the base in 16 bits, where it is not there yet. merge: the same once more."""
+    return {
+        "load": {"the base, 16-bit": 2 * base_params},
+        "save": {"the adapter and what goes with it": output_bytes(rehearsal.trainable_params)},
+        "merge": {"the merged model, 16-bit": 2 * base_params},
+    }
+
+
+def totals(parts: Parts) -> dict[str, int]:
+    """Bytes of each phase."""
+    return {phase: sum(by.values()) for phase, by in parts.items()}
