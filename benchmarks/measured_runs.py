@@ -17,6 +17,7 @@ from common import write_results
 
 from autoft.planner.allocator import Allocator, replay
 from autoft.planner.cases import Case, estimates, read_cases
+from autoft.planner.depth import pairs
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
 from autoft.planner.ghost import PLAIN, find_depth, rehearse
@@ -67,7 +68,7 @@ def _held(case: Case, recipe: Recipe, hardware: Any) -> dict[str, int]:
     for phase in rehearsal.phases:
         if phase.name not in ("load", "forward"):
             break
-        replay(phase.events, allocator)
+        replay(pairs(phase.events), allocator)
         held[phase.name] = allocator.allocated
         if phase.empty_cache:
             allocator.empty_cache()

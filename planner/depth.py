@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import copy
+from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from autoft.planner.trace import Event, Made, Section
+import numpy as np
+from numpy.typing import NDArray
+
+from autoft.planner.trace import Made, Section
 from autoft.planner.work import Work
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Events = NDArray[np.int64]  # (N, 2): key, and +bytes where its storage is made or -bytes where it is dropped
 
 # A layer's piece of the step depends on the layers next to it, some of whose storages it drops. The first layer is like
 # no other, since its input needs no gradient, and so is the second, which drops what the first one made; the last one
@@ -100,96 +109,119 @@ def shortened(config: Any, layers: int) -> Any:
     return config
 
 
-Where = tuple[int, int | None, int]  # section, layer of the full model, place in the section
+def pairs(events: Events) -> Iterator[tuple[int, int]]:
+    """(key, size) of each event, in Python's own integers."""
+    return zip(events[:, 0].tolist(), events[:, 1].tolist(), strict=True)
 
 
 class Extension:
-    """The rehearsed sections told again for the full depth."""
+    """The rehearsed sections told again for the full depth.
+
+    events: (N, 2), as the sections' own with the full model's keys. kinds, sizes: of each key. parts: (rehearsed section, end
+    of its events). marks: (first event, section, layer of the full model).
+    """
 
     def __init__(self, sections: list[Section], depth: Depth | None) -> None:
         """Raises: MismatchError when the pieces do not join."""
-        self.events: list[Event] = []
-        self.kinds: list[int] = []
-        self.made: list[Made] = []  # as kinds
-        self.marks: list[tuple[int, str, int | None]] = []  # (first event, section, layer of the full model)
-        self.parts: list[tuple[Section, int]] = []  # (rehearsed section, end of its events)
+        self.parts: list[tuple[Section, int]] = []
+        self.marks: list[tuple[int, str, int | None]] = []
         self._stands_for = depth.stands_for if depth else ()
         self._rehearsed = depth.rehearsed if depth else 0
         self._standing: dict[int, list[int]] = {}  # rehearsed layer -> those of the full model, in order
-        for layer, stand_in in enumerate(self._stands_for):
-            self._standing.setdefault(stand_in, []).append(layer)
-        self._origin: dict[int, tuple[int, int]] = {}  # rehearsed key -> (its section, its place there)
-        for number, section in enumerate(sections):
-            for place in range(len(section.kinds)):
-                self._origin[section.first_key + place] = (number, place)
+        for full, stand_in in enumerate(self._stands_for):
+            self._standing.setdefault(stand_in, []).append(full)
         self._sections = sections
+        self._pieces = _pieces(sections)
         self._layer_section = {(s.name, s.layer): n for n, s in enumerate(sections) if s.layer is not None}
-        self._keys: dict[Where, int] = {}
-        self._live: dict[int, int] = {}  # key -> bytes
-        self._tell()
+        order = self._order()
+        self._first: dict[tuple[int, int | None], int] = {}  # (section, layer) -> the first key that it makes
+        self.sizes: Ints = np.zeros(sum(len(sections[number].kinds) for number, _, _ in order), dtype=np.int64)
+        self._living = np.zeros(len(self.sizes), dtype=bool)
+        self._keys = 0
+        events: list[Events] = []
+        told = 0
+        for number, layer, last in order:
+            events.append(self._play(number, layer, last))
+            self.marks.append((told, sections[number].name, layer))
+            told += len(events[-1])
+            self.parts.append((sections[number], told))
+        self.events: Events = np.concatenate(events)
+        self.kinds: Ints = np.concatenate([np.array(sections[n].kinds, dtype=np.int64) for n, _, _ in order])
         self._check()
 
-    def _tell(self) -> None:
+    def _order(self) -> list[tuple[int, int | None, bool]]:
+        """(section, layer of the full model, whether no later layer has the section for its own), one after another."""
+        order: list[tuple[int, int | None, bool]] = []
+        layers = range(len(self._stands_for))
         number = 0
         while number < len(self._sections):
             section = self._sections[number]
             if section.layer is None:
-                self._play(number, None)
+                order.append((number, None, True))
                 number += 1
                 continue
             name, run = section.name, 1
             while (following := number + run) < len(self._sections) and self._sections[following].name == name:
                 run += 1
             descending = run > 1 and self._sections[number + 1].layer < section.layer  # type: ignore[operator]
-            layers = range(len(self._stands_for))
             for layer in reversed(layers) if descending else layers:
                 standing = self._standing[self._stands_for[layer]]
                 last = layer == standing[0 if descending else -1]
-                self._play(self._section_of(name, self._stands_for[layer]), layer, last)
+                order.append((self._section_of(name, self._stands_for[layer]), layer, last))
             number += run
+        return order
 
-    def _play(self, number: int, layer: int | None, last: bool = True) -> None:
-        """last: no later layer has this section for its own."""
-        section = self._sections[number]
-        self.marks.append((len(self.events), section.name, layer))
-        for key, size in section.events:
-            if size > 0:
-                self._make(number, layer, key - section.first_key, size)
+    def _play(self, number: int, layer: int | None, last: bool) -> Events:
+        """The events of a section for a layer of the full model."""
+        piece, section = self._pieces[number], self._sections[number]
+        first = self._first[number, layer] = self._keys
+        self._keys += len(section.kinds)
+        self.sizes[first : self._keys] = piece.sizes[piece.makes]
+        self._living[first : self._keys] = True
+        told = [(np.flatnonzero(piece.makes), np.arange(first, self._keys))]  # events, and the key of each
+        shared: list[tuple[int, int, int]] = []  # (event, origin, place) of what may go for more layers than one
+        for origin, (events, places) in piece.drops.items():
+            origin_layer = self._sections[origin].layer
+            if origin_layer is None:
+                if not last:  # what all layers look at, such as a mask, goes with the last that does
+                    continue
+                keys = self._first[origin, None] + places
+            elif section.layer is None or layer is None:
+                shared += [(int(event), origin, int(place)) for event, place in zip(events, places, strict=True)]
+                continue
             else:
-                self._drop(section, layer, last, *self._origin[key], size)
-        self.parts.append((section, len(self.events)))
+                there = layer + origin_layer - section.layer
+                if layer != section.layer and (abs(there - layer) > 1 or not 0 <= there < len(self._stands_for)):
+                    raise MismatchError(f"layer {section.layer} drops what layer {origin_layer} made")
+                keys = self._keys_of(origin, there, places)
+            self._release(keys, piece.sizes[events])
+            told.append((events, keys))
+        for event, origin, place in sorted(shared):
+            keys = self._still_held(origin, place)
+            self._release(keys, piece.sizes[event])
+            told.append((np.full(len(keys), event), keys))
+        which, keys = (np.concatenate(columns) for columns in zip(*told, strict=True))
+        order = np.argsort(which, kind="stable")
+        return np.stack((keys[order], piece.sizes[which[order]]), axis=1)
 
-    def _make(self, number: int, layer: int | None, place: int, size: int) -> None:
-        key = len(self.kinds)
-        self.kinds.append(self._sections[number].kinds[place])
-        self.made.append(self._sections[number].made[place])
-        self._keys[number, layer, place] = key
-        self._live[key] = size
-        self.events.append((key, size))
+    def _still_held(self, origin: int, place: int) -> Ints:
+        """Between or after the layers: what those like it, or as far from the last, still hold."""
+        layer = self._sections[origin].layer
+        assert layer is not None
+        like = set(self._standing.get(layer, []))
+        if layer >= self._rehearsed - 2:
+            like.add(len(self._stands_for) - self._rehearsed + layer)
+        keys = [int(self._keys_of(origin, full, np.array([place]))[0]) for full in sorted(like)]
+        return np.array([key for key in keys if self._living[key]], dtype=np.int64)
 
-    def _drop(self, section: Section, layer: int | None, last: bool, number: int, place: int, size: int) -> None:
-        origin = self._sections[number].layer
-        if origin is None:
-            if last:  # what all layers look at, such as a mask, goes with the last that does
-                self._end((number, None, place), size)
-        elif layer is None:  # between or after the layers: what those like it, or as far from the last, still hold
-            like = set(self._standing.get(origin, []))
-            if origin >= self._rehearsed - 2:
-                like.add(len(self._stands_for) - self._rehearsed + origin)
-            for full in sorted(like):
-                where = self._at(number, full, place)
-                if self._keys.get(where) in self._live:
-                    self._end(where, size)
-        else:
-            assert section.layer is not None
-            there = layer + origin - section.layer
-            if layer != section.layer and (abs(there - layer) > 1 or not 0 <= there < len(self._stands_for)):
-                raise MismatchError(f"layer {section.layer} drops what layer {origin} made")
-            self._end(self._at(number, there, place), size)
-
-    def _at(self, number: int, layer: int, place: int) -> Where:
-        """Where in the full model's `layer` the storage is that has this place in a rehearsed layer's section."""
-        return (self._section_of(self._sections[number].name, self._stands_for[layer]), layer, place)
+    def _keys_of(self, origin: int, layer: int, places: Ints) -> Ints:
+        """What the full model's `layer` has made at these places of a rehearsed layer's section."""
+        number = self._section_of(self._sections[origin].name, self._stands_for[layer])
+        first = self._first.get((number, layer))
+        if first is None or places.max() >= len(self._sections[number].kinds):
+            raise MismatchError(f"layer {layer} has not made what is dropped")
+        keys: Ints = first + places
+        return keys
 
     def _section_of(self, name: str, layer: int) -> int:
         number = self._layer_section.get((name, layer))
@@ -197,28 +229,35 @@ class Extension:
             raise MismatchError(f"layer {layer} has no {name}")
         return number
 
-    def _end(self, where: Where, size: int) -> None:
-        key = self._keys.get(where)
-        if key is None or key not in self._live:
-            raise MismatchError(f"{where} is not there to be dropped")
-        if self._live.pop(key) != -size:
-            raise MismatchError(f"{where} is of another size than what is dropped")
-        self.events.append((key, size))
+    def _release(self, keys: Ints, sizes: Any) -> None:
+        """Drop them, -sizes bytes each."""
+        if not self._living[keys].all():
+            raise MismatchError("something is not there to be dropped")
+        if (self.sizes[keys] != -sizes).any():
+            raise MismatchError("something is of another size than what is dropped")
+        self._living[keys] = False
 
     def _check(self) -> None:
         """What lives at the end is what lives at the end of the rehearsed step."""
         dropped = {key for section in self._sections for key, size in section.events if size < 0}
-        living = [key for key in self._origin if key not in dropped]
-        if {full for key in living for _, full in self.full_keys(key)} != self._live.keys():
+        living = [s.first_key + place for s in self._sections for place in range(len(s.kinds))]
+        expected = {full for key in living if key not in dropped for _, full in self.full_keys(key)}
+        if expected != set(np.flatnonzero(self._living).tolist()):
             raise MismatchError("some storages are not dropped")
 
     def full_keys(self, key: int) -> list[tuple[int | None, int]]:
         """(layer, key) of every storage of the full model for which the rehearsed one stands."""
-        number, place = self._origin[key]
-        layer = self._sections[number].layer
-        if layer is None:
-            return [(None, self._keys[number, None, place])]
-        return [(i, self._keys[number, i, place]) for i in self._standing.get(layer, [])]
+        number = bisect_right(self._sections, key, key=lambda section: section.first_key) - 1
+        section = self._sections[number]
+        place = key - section.first_key
+        if section.layer is None:
+            return [(None, self._first[number, None] + place)]
+        return [(layer, self._first[number, layer] + place) for layer in self._standing.get(section.layer, [])]
+
+    @property
+    def made(self) -> list[Made]:
+        """What made each key's storage."""
+        return [made for section, _ in self.parts for made in section.made]
 
     @property
     def work(self) -> Work:
@@ -229,6 +268,36 @@ class Extension:
             for kernel, launches in section.work.items():
                 total[kernel] += launches * times[id(section)]
         return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A section's events as arrays. sizes: of each event. makes: which of them make a storage.
+
+    drops: by the section that made them: (events, places there).
+    """
+
+    sizes: Ints
+    makes: Bools
+    drops: dict[int, tuple[Ints, Ints]]
+
+
+def _pieces(sections: list[Section]) -> list[_Piece]:
+    starts = np.array([section.first_key for section in sections])
+    found = []
+    for section in sections:
+        events: Events = np.array(section.events, dtype=np.int64).reshape(-1, 2)
+        keys, sizes = events[:, 0], events[:, 1]
+        makes = sizes > 0
+        dropped = np.flatnonzero(~makes)
+        # sections that make nothing begin with the same key as the next: the last of these made it
+        origins = np.searchsorted(starts, keys[dropped], side="right") - 1
+        drops = {
+            int(origin): (dropped[origins == origin], keys[dropped[origins == origin]] - starts[origin])
+            for origin in np.unique(origins)
+        }
+        found.append(_Piece(sizes, makes, drops))
+    return found
 
 
 class MismatchError(Exception):

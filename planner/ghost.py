@@ -9,11 +9,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import transformers.masking_utils
 
 from autoft.errors import ModelError
-from autoft.planner.depth import Depth, Extension, MismatchError, depth_of, shortened
+from autoft.planner.depth import Depth, Events, Extension, Ints, MismatchError, depth_of, shortened
 from autoft.planner.kernels import CPU_RESULTS, Backend, Device, Kernels, scratch
 from autoft.planner.trace import KIND, Event, Made, Section, Trace
 from autoft.planner.work import Work
@@ -72,7 +73,7 @@ class Phase:
     """
 
     name: str
-    events: list[Event]
+    events: Events
     empty_cache: bool = False
     marks: list[tuple[int, str, int | None]] = field(default_factory=list)
 
@@ -83,21 +84,29 @@ class Rehearsal:
 
     steady: name of the first phase of the steady step. work: of one micro-batch, and of an optimizer step.
     managed_bytes: of paged optimizer state, outside the device's allocator.
-    made: what made the storage of a key, for those of the steps. weights: what the model stores.
+    makers: what made the storages from a key on, for those of the steps. weights: what the model stores.
     evaluation: what trainer/evaluate.py does with one batch, by name, each with keys of its own.
     """
 
     phases: list[Phase]
-    kinds: list[int]
+    kinds: Ints
     steady: int
     work: Work
     optimizer_work: Work
     trainable_params: int
     total_params: int
     managed_bytes: int
-    made: dict[int, Made]
+    makers: list[tuple[int, Extension | list[Made]]]
     weights: list[_Weight]
     evaluation: dict[str, Extension] = field(default_factory=dict)
+
+    @property
+    def made(self) -> dict[int, Made]:
+        """What made the storage of a key, for those of the steps."""
+        found: dict[int, Made] = {}
+        for first, maker in self.makers:
+            found.update(enumerate(maker.made if isinstance(maker, Extension) else maker, first))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,7 +447,7 @@ def _full(weights: list[_Weight], depth: Depth | None) -> list[_Weight]:
 @functools.lru_cache(maxsize=16)
 def _optimizer_events(
     shapes: tuple[tuple[tuple[int, ...], torch.dtype], ...], name: Optimizer, device: Device, clip: bool
-) -> tuple[list[Event], list[Event], list[int], int, list[Made], Work]:
+) -> tuple[Events, Events, list[int], int, list[Made], Work]:
     """(events of the first step, of a steady one, kinds of the keys, bytes of paged state, what made each key,
     work of a steady one)."""
     parameters = [torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")) for shape, dtype in shapes]
@@ -480,9 +489,8 @@ def _optimizer_events(
     kinds = [KIND["temporaries"]] * (steps[-1].first_key + len(steps[-1].kinds))
     for key in trace.live_keys():
         kinds[key] = KIND["optimizer"]
-    first = steps[0].events
     made = [made for section in trace.sections for made in section.made]
-    return first, steps[1].events, kinds, managed, made, steps[1].work
+    return _events(steps[0].events), _events(steps[1].events), kinds, managed, made, steps[1].work
 
 
 def _clip(parameters: list[torch.nn.Parameter], *, at_once: bool) -> None:
@@ -545,7 +553,7 @@ def _load_phases(recipe: Recipe, weights: list[_Weight], loop: Loop, kinds: list
             drop(halves[weight.name], 2 * weight.params)
     phases = []
     if recipe.kbit_upcast and loop.kbit_empties_cache:
-        phases.append(Phase("load", events, empty_cache=True))
+        phases.append(Phase("load", _events(events), empty_cache=True))
         events = []
     for weight in weights:
         if not weight.stored:
@@ -558,7 +566,7 @@ def _load_phases(recipe: Recipe, weights: list[_Weight], loop: Loop, kinds: list
         take(weight.size, "adapter")
         if halved:
             drop(first[number], 2 * weight.params)
-    phases.append(Phase("load", events, loop.empty_cache))
+    phases.append(Phase("load", _events(events), loop.empty_cache))
     return phases
 
 
@@ -596,69 +604,81 @@ def _assemble(
     weights: list[_Weight],
     first: tuple[Extension, list[int]],
     rest: tuple[Extension, list[int]] | None,
-    optimizer: tuple[list[Event], list[Event], list[int], int, list[Made], Work],
+    optimizer: tuple[Events, Events, list[int], int, list[Made], Work],
     loop: Loop,
     device: Device,
 ) -> Rehearsal:
     """Loading, then two optimizer steps, every key of its own."""
-    kinds: list[int] = []
-    phases = _load_phases(recipe, weights, loop, kinds)
+    load_kinds: list[int] = []
+    phases = _load_phases(recipe, weights, loop, load_kinds)
+    kinds: list[Any] = [load_kinds]
+    num_keys = len(load_kinds)
     workspace = device.cublas_workspace_bytes if device.cuda else 0
     optimizer_first, optimizer_steady, optimizer_kinds, managed, optimizer_made, optimizer_work = optimizer
-    made: dict[int, Made] = {}
+    makers: list[tuple[int, Extension | list[Made]]] = []
     state_from = 0
     steady = 0
-    outlived: list[Event] = []
+    outlived: list[Events] = []
     for step in (1, 2):
         if step == 2:
             steady = len(phases)
+        first_phase = len(phases)
         gradients: list[tuple[int, int]] = []
         for number, micro in enumerate((first, rest) if rest else (first,)):
             assert micro is not None
             extension, kept = micro
-            offset = len(kinds)
-            kinds.extend(extension.kinds)
-            made.update(enumerate(extension.made, offset))
+            offset = num_keys
+            kinds.append(extension.kinds)
+            num_keys += len(extension.kinds)
+            makers.append((offset, extension))
+            events = extension.events + np.array([offset, 0])
             begun, over = _start_of(extension, "loss_backward"), _start_of(extension, "after")
-            forward, backward = extension.events[:begun], extension.events[begun:over]
-            after = [(k + offset, s) for k, s in extension.events[over:]]
-            extra: list[list[Event]] = [[], []]
-            if workspace and step == 1 and number == 0:
-                for piece in extra:
-                    piece.append((len(kinds), workspace))
-                    kinds.append(KIND["workspaces"])
-            phases.append(Phase("forward", extra[0] + [(k + offset, s) for k, s in forward]))
-            phases.append(Phase("backward", extra[1] + [(k + offset, s) for k, s in backward]))
-            for phase, piece, start, end in ((phases[-2], extra[0], 0, begun), (phases[-1], extra[1], begun, over)):
-                phase.marks.extend((m - start + len(piece), n, i) for m, n, i in extension.marks if start <= m < end)
-            sizes = dict(e for e in extension.events if e[1] > 0)
-            gradients += [(key + offset, -sizes[key]) for key in kept]
+            after = events[over:]
+            extra = _events([])
+            for name, start, end in (("forward", 0, begun), ("backward", begun, over)):
+                if workspace and step == 1 and number == 0:
+                    extra = _events([(num_keys, workspace)])
+                    kinds.append([KIND["workspaces"]])
+                    num_keys += 1
+                marks = [(m - start + len(extra), n, i) for m, n, i in extension.marks if start <= m < end]
+                phases.append(Phase(name, np.concatenate((extra, events[start:end])), marks=marks))
+            gradients += [(key + offset, -int(extension.sizes[key])) for key in kept]
             if number == 0 and rest:
-                phases[-1].events.extend(after)
+                _append(phases, -1, after)
         if step == 1:
-            state_from = len(kinds)
-            kinds.extend(optimizer_kinds)
-            made.update(enumerate(optimizer_made, state_from))
-        events = optimizer_first if step == 1 else optimizer_steady
-        phases.append(Phase("optimizer", [(k + state_from, s) for k, s in events]))
+            state_from = num_keys
+            kinds.append(optimizer_kinds)
+            num_keys += len(optimizer_kinds)
+            makers.append((state_from, optimizer_made))
+        updates = optimizer_first if step == 1 else optimizer_steady
+        phases.append(Phase("optimizer", updates + np.array([state_from, 0])))
         if loop.output_until == "next_forward":
-            phases[steady].events.extend(outlived)
-            outlived = after
+            _append(phases, first_phase, *outlived)
+            outlived = [after]
         else:
-            phases[-1].events.extend(after)
-        phases[-1].events.extend(gradients)
+            _append(phases, -1, after)
+        _append(phases, -1, _events(gradients))
     return Rehearsal(
         phases=phases,
-        kinds=kinds,
+        kinds=np.concatenate([np.array(piece, dtype=np.int64) for piece in kinds]),
         steady=steady,
         work=first[0].work,
         optimizer_work=optimizer_work,
         trainable_params=sum(w.params for w in weights if w.adapter),
         total_params=sum(w.params for w in weights if w.stored),
         managed_bytes=managed,
-        made=made,
+        makers=makers,
         weights=weights,
     )
+
+
+def _events(events: list[Event]) -> Events:
+    return np.array(events, dtype=np.int64).reshape(-1, 2)
+
+
+def _append(phases: list[Phase], number: int, *events: Events) -> None:
+    """`events` to those of a phase."""
+    phases[number] = replace(phases[number], events=np.concatenate((phases[number].events, *events)))
 
 
 def _start_of(extension: Extension, name: str) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoft.planner.allocator import Allocator, ByteCounter, OutOfMemory
+from autoft.planner.depth import pairs
 from autoft.planner.ghost import Rehearsal
 from autoft.planner.trace import KINDS
 
@@ -35,7 +36,7 @@ def replay(rehearsal: Rehearsal, allocator: Allocator | ByteCounter) -> Memory:
         allocator.reset_peaks()
         malloc, free = allocator.malloc, allocator.free
         steady = number >= rehearsal.steady
-        for place, (key, size) in enumerate(phase.events):
+        for place, (key, size) in enumerate(pairs(phase.events)):
             if size > 0:
                 malloc(key, size)
                 if steady and allocator.allocated > allocated:
@@ -56,7 +57,7 @@ def replay(rehearsal: Rehearsal, allocator: Allocator | ByteCounter) -> Memory:
     phases["save"] = allocator.allocated  # the adapter is copied to the host
     for name, extension in rehearsal.evaluation.items():
         allocator.reset_peaks()
-        for key, size in extension.events:
+        for key, size in pairs(extension.events):
             if size > 0:
                 allocator.malloc((name, key), size)
             else:
@@ -68,9 +69,9 @@ def replay(rehearsal: Rehearsal, allocator: Allocator | ByteCounter) -> Memory:
 
 def _at_peak(rehearsal: Rehearsal, phase: int, place: int, allocated: int) -> dict[str, int]:
     """Bytes by kind after the given event of the given phase."""
-    before = [event for p in rehearsal.phases[:phase] for event in p.events]
-    events = np.array([*before, *rehearsal.phases[phase].events[: place + 1]], dtype=np.int64)
-    kinds = np.asarray(rehearsal.kinds)[events[:, 0]]
+    before = [p.events for p in rehearsal.phases[:phase]]
+    events = np.concatenate((*before, rehearsal.phases[phase].events[: place + 1]))
+    kinds = rehearsal.kinds[events[:, 0]]
     living = np.bincount(kinds, weights=events[:, 1], minlength=len(KINDS))
     found = {name: int(size) for name, size in zip(KINDS, living, strict=True) if size > 0}
     return {**found, "rounding": allocated - sum(found.values())}

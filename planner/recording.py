@@ -6,13 +6,11 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from autoft.planner.allocator import Allocator, ByteCounter
+from autoft.planner.depth import Ints, pairs
 from autoft.planner.ghost import Phase, Rehearsal
 from autoft.planner.trace import KINDS
-
-Ints = NDArray[np.int64]
 
 # In words, the sections that no layer has
 SECTIONS = {"embed": "embedding", "head": "head and loss", "loss_backward": "loss and head", "end": "", "after": ""}
@@ -69,7 +67,7 @@ class Recording:
     def components(self, event: int) -> dict[str, int]:
         """Bytes by kind after the event; "rounding" is what blocks take beyond what was asked for."""
         places = self.living(event)
-        kinds = np.asarray(self.rehearsal.kinds)[self.keys[places]]
+        kinds = self.rehearsal.kinds[self.keys[places]]
         found = {
             name: int(self.sizes[places][kinds == number].sum())
             for number, name in enumerate(KINDS)
@@ -98,14 +96,13 @@ def record(rehearsal: Rehearsal, allocator: Allocator | ByteCounter) -> Recordin
     """Replay `rehearsal` through an empty allocator without limit."""
     end = len(rehearsal.phases)
     rehearsal = _with_evaluation(rehearsal)
-    events = [event for phase in rehearsal.phases for event in phase.events]
-    flat = np.array(events, dtype=np.int64).reshape(-1, 2)
+    events = np.concatenate([phase.events for phase in rehearsal.phases])
     allocated, reserved = np.empty(len(events), dtype=np.int64), np.empty(len(events), dtype=np.int64)
     starts, marks = [0], []
     place = 0
     for phase in rehearsal.phases:
         marks += [(place + first, name, layer) for first, name, layer in phase.marks]
-        for key, size in phase.events:
+        for key, size in pairs(phase.events):
             if size > 0:
                 allocator.malloc(key, size)
             else:
@@ -115,14 +112,15 @@ def record(rehearsal: Rehearsal, allocator: Allocator | ByteCounter) -> Recordin
         if phase.empty_cache:
             allocator.empty_cache()
         starts.append(place)
-    return Recording(rehearsal, end, flat[:, 0], flat[:, 1], starts, allocated, reserved, marks)
+    return Recording(rehearsal, end, events[:, 0], events[:, 1], starts, allocated, reserved, marks)
 
 
 def _with_evaluation(rehearsal: Rehearsal) -> Rehearsal:
-    phases, kinds, made = list(rehearsal.phases), list(rehearsal.kinds), dict(rehearsal.made)
+    phases, kinds, makers = list(rehearsal.phases), [rehearsal.kinds], list(rehearsal.makers)
+    offset = len(rehearsal.kinds)
     for name, extension in rehearsal.evaluation.items():
-        offset = len(kinds)
-        phases.append(Phase(name, [(key + offset, size) for key, size in extension.events], marks=extension.marks))
-        kinds.extend(extension.kinds)
-        made.update(enumerate(extension.made, offset))
-    return replace(rehearsal, phases=phases, kinds=kinds, made=made, evaluation={})
+        phases.append(Phase(name, extension.events + np.array([offset, 0]), marks=extension.marks))
+        kinds.append(extension.kinds)
+        makers.append((offset, extension))
+        offset += len(extension.kinds)
+    return replace(rehearsal, phases=phases, kinds=np.concatenate(kinds), makers=makers, evaluation={})

@@ -13,8 +13,9 @@ import numpy as np
 from autoft.errors import OutputError
 from autoft.home import write_text
 from autoft.planner.choose import describe
+from autoft.planner.depth import Ints
 from autoft.planner.plan import Answer
-from autoft.planner.recording import Ints, Recording
+from autoft.planner.recording import Recording
 from autoft.planner.trace import KINDS
 from autoft.units import GIB, KIB, MIB, size
 
@@ -130,7 +131,7 @@ def timeline(recording: Recording, answer: Answer, model: str) -> Timeline:
 
 def _bands_at(recording: Recording, events: list[int]) -> Ints:
     """Bytes of each band after each of the events."""
-    kinds = np.asarray(recording.rehearsal.kinds)[recording.keys]
+    kinds = recording.rehearsal.kinds[recording.keys]
     living = [np.cumsum(np.where(kinds == number, recording.sizes, 0))[events] for number in range(len(KINDS))]
     rounding = recording.allocated[events] - np.sum(living, axis=0)
     return np.column_stack([*living, rounding])
