@@ -168,21 +168,21 @@ class _Pool:
 
     def insert(self, block: _Block) -> None:
         """Take a block back, made one with its free neighbours; try_merge_blocks. Only like merges with like."""
-        before, after = block.prev, block.next
-        if before is not None and not before.in_use and before.mapped == block.mapped:
+        mapped, before, after = block.mapped, block.prev, block.next
+        if before is not None and not before.in_use and before.mapped == mapped:
             self.remove(before)
             block.address = before.address
             block.size += before.size
-            block.prev = before.prev
-            if block.prev is not None:
-                block.prev.next = block
-        if after is not None and not after.in_use and after.mapped == block.mapped:
+            before = block.prev = before.prev
+            if before is not None:
+                before.next = block
+        if after is not None and not after.in_use and after.mapped == mapped:
             self.remove(after)
             block.size += after.size
-            block.next = after.next
-            if block.next is not None:
-                block.next.prev = block
-        if block.mapped:
+            after = block.next = after.next
+            if after is not None:
+                after.prev = block
+        if mapped:
             insort(self.free, (block.size, block.address, block))
         else:
             insort(self.unmapped, (block.address, block))
@@ -221,11 +221,15 @@ class Allocator(_Statistics):
         if size == 0:
             self._live[key] = None
             return
-        rounded = -(-size // MIN_BLOCK) * MIN_BLOCK  # round_size
+        rounded = (size + MIN_BLOCK - 1) & -MIN_BLOCK  # round_size
         pool = self._small if rounded <= SMALL_SIZE else self._large
-        at = bisect_left(pool.free, (rounded,))
-        if at < len(pool.free):
-            block = pool.free.pop(_prefer_less_expandable(pool, at) if self._expandable else at)[2]
+        free = pool.free
+        at = bisect_left(free, (rounded,))
+        if at < len(free):
+            after = free[at][2].next
+            if after is not None and not after.mapped:
+                at = _prefer_less_expandable(pool, at)
+            block = free.pop(at)[2]
         else:
             block = self._reserve(pool, rounded, size)
         block.in_use = True
@@ -233,7 +237,7 @@ class Allocator(_Statistics):
         rest = block.size - rounded
         if rest >= pool.min_rest:  # alloc_found_block; the rest has no free neighbour, so it needs no merging
             tail = _Block(block.address + rounded, rest, block, block.next)
-            insort(pool.free, (rest, tail.address, tail))
+            insort(free, (rest, tail.address, tail))
             block.size = rounded
         self._live[key] = block
         self.requested += size
@@ -426,7 +430,7 @@ def _prefer_less_expandable(pool: _Pool, at: int) -> int:
     """Best fit among expandable blocks, from the smallest that is large enough on; get_free_block.
 
     A block with unmapped space behind it counts with what it can grow to, so a larger block that cannot grow as far
-    goes first.
+    goes first. One without is never passed over.
     """
     free = pool.free
     while at + 1 < len(free) and free[at + 1][2].expandable_size() < free[at][2].expandable_size():

@@ -117,8 +117,8 @@ def pairs(events: Events) -> Iterator[tuple[int, int]]:
 class Extension:
     """The rehearsed sections told again for the full depth.
 
-    events: (N, 2), as the sections' own with the full model's keys. kinds, sizes: of each key. parts: (rehearsed section, end
-    of its events). marks: (first event, section, layer of the full model).
+    events: (N, 2), as the sections' own with the full model's keys. kinds, sizes: of each key.
+    parts: (rehearsed section, end of its events). marks: (first event, section, layer of the full model).
     """
 
     def __init__(self, sections: list[Section], depth: Depth | None) -> None:

@@ -9,7 +9,7 @@ from autoft.errors import ModelError
 from autoft.planner.allocator import Allocator, ByteCounter
 from autoft.planner.depth import Depth
 from autoft.planner.estimate import Estimate, Fits
-from autoft.planner.ghost import OURS, Loop, Rehearsal, find_depth, rehearse
+from autoft.planner.ghost import OURS, Kept, Loop, Rehearsal, find_depth, rehearse
 from autoft.planner.host import ASSUMPTION as HOST_ASSUMPTION
 from autoft.planner.host import disk_parts, host_parts, totals
 from autoft.planner.kernels import Backend, Device
@@ -36,6 +36,7 @@ class Estimator:
         capability = target.gpu.compute_capability or UNKNOWN_CAPABILITY if target.gpu is not None else None
         self.device = Device(capability, target.gpu.multiprocessors if target.gpu is not None else None)
         self._depth: dict[Attention, Depth | None] = {}
+        self._kept = Kept()
         self._refusal: dict[tuple[Method, Attention], ModelError | None] = {}
 
     def takes(self, recipe: Recipe) -> bool:
@@ -69,6 +70,7 @@ class Estimator:
             loop=loop,
             backend=backend,
             accumulate=accumulate,
+            kept=self._kept,
         )
 
     def estimate_of(self, recipe: Recipe, rehearsal: Rehearsal, loop: Loop = OURS) -> Estimate:

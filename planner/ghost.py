@@ -24,6 +24,7 @@ from autoft.trainer.optim import build_optimizer
 from autoft.trainer.recipe import Optimizer, Recipe
 
 CLIP_NORM = 1.0  # any norm: what is clipped does not change what is allocated
+KEPT_MODELS, KEPT_EVALUATIONS = 8, 64
 PAGED_ELEMENTS = 1e5  # bitsandbytes.optim.optimizer.get_state_buffer: smaller states stay on the device
 
 
@@ -136,17 +137,18 @@ def rehearse(
     loop: Loop = OURS,
     backend: Backend | None = None,
     accumulate: bool = False,
+    kept: Kept | None = None,
 ) -> Rehearsal:
     """The events of loading and of two optimizer steps of `recipe` on `device`.
 
     config: of the whole model. depth: which of its layers to run (from `find_depth`), None for all.
-    accumulate: a step has more than one micro-batch. Raises: ModelError.
+    accumulate: a step has more than one micro-batch. kept: from earlier calls with the same config. Raises: ModelError.
     """
     attempts = [depth, depth.full, None] if depth else [None]
     try:
         for attempt in attempts:
             with suppress(MismatchError):
-                return _rehearse(recipe, config, device, attempt, loop, backend, accumulate)
+                return _rehearse(recipe, config, device, attempt, loop, backend, accumulate, kept or Kept())
         raise ValueError("its layers do not join")
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -172,37 +174,65 @@ def _rehearse(
     loop: Loop,
     backend: Backend | None,
     accumulate: bool,
+    kept: Kept,
 ) -> Rehearsal:
+    around = (device, depth, loop, backend)
     with _real_masks():
-        model = build_model(
-            recipe, config=shortened(config, depth.rehearsed) if depth else config, weights=None, device="meta"
-        )
-        model.config.use_cache = False
-        weights = _full(_weights(model, depth), depth)
-        step = _Step(recipe, model, device, depth, loop, backend)
+        model = (replace(recipe, micro_batch=1, seq_len=1, optimizer="adamw_torch"), *around)
+        kept.make_room()
+        if model not in kept.steps:
+            kept.steps[model] = _Step(recipe, config, *around)
+        step = kept.steps[model].of(recipe)
         first = step.micro_batch()
         rest = step.micro_batch() if accumulate else None
-        evaluation = step.evaluation()
-    trained = [w for w in weights if w.adapter]
-    shapes = tuple((w.shape, w.dtype) for w in trained)
+        evaluated = (replace(recipe, gradient_checkpointing=False, optimizer="adamw_torch"), *around)
+        if evaluated not in kept.evaluations:
+            kept.evaluations[evaluated] = step.evaluation()
+    shapes = tuple((w.shape, w.dtype) for w in step.weights if w.adapter)
     optimizer = _optimizer_events(shapes, recipe.optimizer, device, loop.clip)
-    return replace(_assemble(recipe, weights, first, rest, optimizer, loop, device), evaluation=evaluation)
+    rehearsal = _assemble(recipe, step.weights, first, rest, optimizer, loop, device)
+    return replace(rehearsal, evaluation=kept.evaluations[evaluated])
+
+
+@dataclass(slots=True)
+class Kept:
+    """What rehearsals of one configuration share: models, by all that shapes them, and evaluations."""
+
+    steps: dict[Any, _Step] = field(default_factory=dict)
+    evaluations: dict[Any, dict[str, Extension]] = field(default_factory=dict)
+
+    def make_room(self) -> None:
+        """Let go of what has been kept once it is much."""
+        for kept, most in ((self.steps, KEPT_MODELS), (self.evaluations, KEPT_EVALUATIONS)):
+            if len(kept) >= most:
+                kept.clear()
 
 
 class _Step:
-    """One micro-batch's forward and backward, with marks where layers begin and end."""
+    """One micro-batch's forward and backward, with marks where layers begin and end. weights: of the full depth."""
 
     def __init__(
-        self, recipe: Recipe, model: Any, device: Device, depth: Depth | None, loop: Loop, backend: Backend | None
+        self, recipe: Recipe, config: Any, device: Device, depth: Depth | None, loop: Loop, backend: Backend | None
     ) -> None:
-        self.recipe, self.model, self.device, self.depth, self.loop = recipe, model, device, depth, loop
-        self.backend = backend
+        self.recipe, self.device, self.depth, self.loop, self.backend = recipe, device, depth, loop, backend
+        model = self.model = build_model(
+            recipe, config=shortened(config, depth.rehearsed) if depth else config, weights=None, device="meta"
+        )
+        model.config.use_cache = False
+        self.weights = _full(_weights(model, depth), depth)
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.trace: Trace | None = None
         self.layers = 0
         _cast_biases(model)
         if depth is not None:
             self._mark_layers(model.get_base_model().get_submodule(depth.path))
+
+    def of(self, recipe: Recipe) -> _Step:
+        """Made anew for a recipe that differs in batch or optimizer alone."""
+        self.recipe = recipe
+        for parameter in self.trainable:
+            parameter.grad = None
+        return self
 
     def _mark_layers(self, layers: Any) -> None:
         self.layers = len(layers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
+import itertools
 import math
 import sys
 from collections.abc import Callable
@@ -479,7 +480,7 @@ class Kernels(TorchFunctionMode):
             for name in ("is_autocast_enabled", "get_autocast_dtype"):
                 self._stand_in(stack, torch, name, self._answered(getattr(torch, name)))
             self._stand_in(stack, torch.autocast, "__init__", _on_cpu(torch.autocast.__init__))
-            for module in _users_of("maybe_autocast"):
+            for module in _users_of("maybe_autocast", len(sys.modules)):
                 self._stand_in(stack, module, "maybe_autocast", _on_cpu(transformers.utils.generic.maybe_autocast))
             self._stand_in(stack, torch._meta_registrations, "_meta_grouped_mm_common", _grouped_product)
             if self.device.cuda:
@@ -631,10 +632,16 @@ def _grouped_product(mat_a: Any, mat_b: Any, *, offs: Any, **_: Any) -> torch.Te
     return mat_a.new_empty_strided((*groups, rows, columns), strides)  # type: ignore[no-any-return]
 
 
-def _users_of(name: str) -> list[Any]:
-    """Loaded model files of transformers that have imported a function of that name."""
-    modules = [module for path, module in list(sys.modules.items()) if path.startswith("transformers.models.")]
-    return [module for module in modules if name in vars(module)]
+@functools.lru_cache(maxsize=1)
+def _users_of(name: str, num_modules: int) -> list[Any]:
+    """Loaded model files of transformers that have imported a function of that name.
+
+    num_modules: how many modules are loaded; the answer is remembered for as long as it stays so.
+    """
+    modules = dict(itertools.islice(sys.modules.items(), num_modules))
+    return [
+        module for path, module in modules.items() if path.startswith("transformers.models.") and name in vars(module)
+    ]
 
 
 def _on_cpu(function: Any) -> Any:
