@@ -15,7 +15,7 @@ from typing import Any
 
 from common import write_results
 
-from autoft.planner.allocator import Allocator, replay
+from autoft.planner.allocator import Allocator
 from autoft.planner.cases import Case, estimates, read_cases
 from autoft.planner.depth import pairs
 from autoft.planner.estimate import Estimate
@@ -68,7 +68,7 @@ def _held(case: Case, recipe: Recipe, hardware: Any) -> dict[str, int]:
     for phase in rehearsal.phases:
         if phase.name not in ("load", "forward"):
             break
-        replay(pairs(phase.events), allocator)
+        allocator.run(pairs(phase.events))
         held[phase.name] = allocator.allocated
         if phase.empty_cache:
             allocator.empty_cache()

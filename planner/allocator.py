@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterable
+from typing import Any
 
 MIB = 2**20
 
@@ -220,43 +221,65 @@ class Allocator(_Statistics):
         assert key not in self._live
         if size == 0:
             self._live[key] = None
-            return
-        rounded = (size + MIN_BLOCK - 1) & -MIN_BLOCK  # round_size
-        pool = self._small if rounded <= SMALL_SIZE else self._large
-        free = pool.free
-        at = bisect_left(free, (rounded,))
-        if at < len(free):
-            after = free[at][2].next
-            if after is not None and not after.mapped:
-                at = _prefer_less_expandable(pool, at)
-            block = free.pop(at)[2]
         else:
-            block = self._reserve(pool, rounded, size)
-        block.in_use = True
-        block.requested = size
-        rest = block.size - rounded
-        if rest >= pool.min_rest:  # alloc_found_block; the rest has no free neighbour, so it needs no merging
-            tail = _Block(block.address + rounded, rest, block, block.next)
-            insort(free, (rest, tail.address, tail))
-            block.size = rounded
-        self._live[key] = block
-        self.requested += size
-        self.allocated += block.size
-        if self.allocated > self.peak_allocated:
-            self.peak_allocated = self.allocated
-        if self.requested > self.peak_requested:
-            self.peak_requested = self.requested
+            self.run(((key, size),))
 
     def free(self, key: Hashable) -> None:
         """Free what malloc allocated under the key: back to its pool, never to the device; free_block."""
-        block = self._live.pop(key)
-        if block is None:
-            return
-        self.allocated -= block.size
-        self.requested -= block.requested
-        block.in_use = False
-        pool = self._small if block.requested <= SMALL_SIZE else self._large
-        pool.insert(block)
+        if self._live[key] is None:
+            del self._live[key]
+        else:
+            self.run(((key, -1),))
+
+    def run(self, events: Iterable[tuple[Hashable, int]]) -> int | None:
+        """malloc of (key, +size) and free of (key, -size), one after another; no size is 0.
+
+        Written out in one loop, since a step has tens of thousands of them.
+        Returns the place of the event that took allocated to a new peak, None where none did. Raises: OutOfMemory.
+        """
+        live, small, large = self._live, self._small, self._large
+        allocated, peak, requested, peak_requested = (
+            self.allocated, self.peak_allocated, self.requested, self.peak_requested,
+        )  # fmt: skip
+        highest = None
+        try:
+            for place, (key, size) in enumerate(events):
+                if size < 0:
+                    block: Any = live.pop(key)
+                    allocated -= block.size
+                    requested -= block.requested
+                    block.in_use = False
+                    (small if block.requested <= SMALL_SIZE else large).insert(block)
+                    continue
+                rounded = (size + MIN_BLOCK - 1) & -MIN_BLOCK  # round_size
+                pool = small if rounded <= SMALL_SIZE else large
+                free = pool.free
+                at = bisect_left(free, (rounded,))
+                if at < len(free):
+                    after = free[at][2].next
+                    if after is not None and not after.mapped:
+                        at = _prefer_less_expandable(pool, at)
+                    block = free.pop(at)[2]
+                else:
+                    block = self._reserve(pool, rounded, size, allocated)
+                block.in_use = True
+                block.requested = size
+                rest = block.size - rounded
+                if rest >= pool.min_rest:  # alloc_found_block; the rest has no free neighbour, so needs no merging
+                    tail = _Block(block.address + rounded, rest, block, block.next)
+                    insort(free, (rest, tail.address, tail))
+                    block.size = rounded
+                live[key] = block
+                requested += size
+                allocated += block.size
+                if allocated > peak:
+                    peak, highest = allocated, place
+                if requested > peak_requested:
+                    peak_requested = requested
+        finally:
+            self.allocated, self.peak_allocated = allocated, peak
+            self.requested, self.peak_requested = requested, peak_requested
+        return highest
 
     def empty_cache(self) -> None:
         """Give free memory back to the device; release_cached_blocks.
@@ -273,7 +296,7 @@ class Allocator(_Statistics):
                 pool.free = [entry for entry in pool.free if entry[2].prev is not None or entry[2].next is not None]
                 self.reserved -= sum(whole)
 
-    def _reserve(self, pool: _Pool, rounded: int, size: int) -> _Block:
+    def _reserve(self, pool: _Pool, rounded: int, size: int, allocated: int) -> _Block:
         """A block of new memory; after a first failure once more with the cache released. The second half of malloc.
 
         Of the source's steps in between, free_memory_callbacks frees only what other processes shared, and
@@ -288,7 +311,7 @@ class Allocator(_Statistics):
             self.retries += 1
             block = take(pool, rounded)
         if block is None:
-            raise OutOfMemory(size, self.allocated, self.reserved)
+            raise OutOfMemory(size, allocated, self.reserved)
         return block
 
     def _take_from_device(self, size: int) -> bool:
@@ -394,18 +417,21 @@ class ByteCounter(_Statistics):
         self.requested -= size
         self.allocated = self.reserved = self.allocated - round_up(size, CPU_ALIGNMENT)
 
+    def run(self, events: Iterable[tuple[Hashable, int]]) -> int | None:
+        """As Allocator's."""
+        highest = None
+        for place, (key, size) in enumerate(events):
+            if size < 0:
+                self.free(key)
+                continue
+            before = self.peak_allocated
+            self.malloc(key, size)
+            if self.peak_allocated > before:
+                highest = place
+        return highest
+
     def empty_cache(self) -> None:
         """Nothing is cached."""
-
-
-def replay(events: Iterable[tuple[Hashable, int]], allocator: Allocator | ByteCounter) -> None:
-    """Feed (key, +size) as an allocation and (key, -size) as its free; a size of 0 is neither. Raises: OutOfMemory."""
-    malloc, free = allocator.malloc, allocator.free
-    for key, size in events:
-        if size > 0:
-            malloc(key, size)
-        elif size < 0:
-            free(key)
 
 
 def allocation_size(rounded: int) -> int:

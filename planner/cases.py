@@ -14,6 +14,7 @@ from autoft.planner.candidates import candidates
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
 from autoft.planner.ghost import OURS, PLAIN, OutputUntil
+from autoft.planner.parallel import spread
 from autoft.planner.target import Target, target_of
 from autoft.planner.time import measure_cpu_flops
 from autoft.profiles.hardware import Hardware
@@ -67,7 +68,7 @@ def estimates(
     def estimator(model: str, name: str | None) -> Estimator:
         return Estimator(model, load_config(resolve(model)), target(name))
 
-    for case in cases:
+    def answer(case: Case) -> tuple[Recipe, Estimate]:
         name = case.gpu or gpu
         found = estimator(case.model, name)
         pins = {"attention": found.attention, **case.pins}
@@ -79,7 +80,13 @@ def estimates(
             pinned=pins,
         )[0]
         loop = dataclasses.replace(PLAIN, output_until=case.output_until) if recipe.loss == "logits" else OURS
-        yield case, recipe, found.estimate(recipe, loop=loop, backend=case.backend)
+        return recipe, found.estimate(recipe, loop=loop, backend=case.backend)
+
+    estimator(cases[0].model, cases[0].gpu or gpu)  # loads what all processes then share
+    # PyTorch's threads, which a CPU's estimate times and counts, do not survive a fork
+    alone = any(target(case.gpu or gpu).device == "cpu" for case in cases)
+    for case, (recipe, estimate) in zip(cases, spread(answer, cases, alone=alone), strict=True):
+        yield case, recipe, estimate
 
 
 def _case(where: str, line: str) -> Case:

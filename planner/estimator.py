@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Literal
+from typing import Any
 
 from autoft.errors import ModelError
 from autoft.planner.allocator import Allocator, ByteCounter
@@ -13,7 +13,7 @@ from autoft.planner.ghost import OURS, Kept, Loop, Rehearsal, find_depth, rehear
 from autoft.planner.host import ASSUMPTION as HOST_ASSUMPTION
 from autoft.planner.host import disk_parts, host_parts, totals
 from autoft.planner.kernels import Backend, Device
-from autoft.planner.memory import replay, survives
+from autoft.planner.memory import least_bytes, replay, survives
 from autoft.planner.shape import model_shape
 from autoft.planner.target import Target
 from autoft.planner.time import step_timing
@@ -102,9 +102,10 @@ class Estimator:
         """tight: only by giving cached blocks back when the limit is met, which costs time at every step."""
         if device_bytes <= self.target.available_bytes:
             return "yes"
-        limit = self.target.available_bytes - self.target.device_bytes(0)
-        found: Literal["tight", "no"] = "tight" if survives(rehearsal, self.allocator(loop, max(0, limit))) else "no"
-        return found
+        limit = max(0, self.target.available_bytes - self.target.device_bytes(0))
+        if least_bytes(rehearsal) > limit:
+            return "no"
+        return "tight" if survives(rehearsal, self.allocator(loop, limit)) else "no"
 
     def allocator(self, loop: Loop = OURS, limit: int | None = None) -> Allocator | ByteCounter:
         """The device's, empty. limit: bytes that it can reserve."""

@@ -304,19 +304,21 @@ class _Step:
         On a CPU answers are generated for as many rows as memory is wide, whose prompts are not known here. A prompt is
         left out where the model's cache cannot be rehearsed.
         """
-        loss = self._evaluated(lambda: compute_loss(self.model, self._batch(), self.recipe, num_trained_tokens=1))
-        found = {"loss": loss}
-        if self.device.cuda:
-            with suppress(MismatchError, RuntimeError, TypeError, ValueError, AttributeError, LookupError):
-                ids = _ids(self.recipe)
-                found["prompt"] = self._evaluated(lambda: self.model(input_ids=ids, use_cache=True, logits_to_keep=1))
+        model, recipe = self.model.eval(), self.recipe
+        try:
+            found = {"loss": self._evaluated(lambda: compute_loss(model, self._batch(), recipe, num_trained_tokens=1))}
+            if self.device.cuda:
+                with suppress(MismatchError, RuntimeError, TypeError, ValueError, AttributeError, LookupError):
+                    ids = _ids(recipe)
+                    found["prompt"] = self._evaluated(lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
+        finally:
+            self.model.train()
         return found
 
     def _evaluated(self, call: Callable[[], Any]) -> Extension:
         trace = self.trace = Trace(scratch(self.device), None if self.device.cuda else CPU_RESULTS)
         for tensor in (*_stored(self.model), *(p.grad for p in self.trainable if p.grad is not None)):
             trace.ignore(tensor)
-        self.model.eval()
         try:
             with trace, Kernels(self.device, self.backend), torch.no_grad():
                 trace.begin("inputs")
@@ -324,7 +326,6 @@ class _Step:
                 trace.begin("after")
                 del output
         finally:
-            self.model.train()
             self.trace = None
         return Extension(trace.sections, self.depth)
 

@@ -460,6 +460,25 @@ _CUDA_FORMS: dict[str, Callable[..., Any]] = {
 }
 
 
+Treatment = Literal["none", "attention", "softmax", "form", "lower", "float32"]
+_TREATMENTS: dict[Any, Treatment] = {}  # as there are few functions, and each is called often
+_autocast_enabled = torch.is_autocast_enabled  # torch's own, for which `Kernels` puts an answer of its own
+
+
+def _treatment(func: Any) -> Treatment:
+    """What `Kernels` does with a function of torch's; "form": CUDA has a kernel of its own for it."""
+    name = getattr(func, "__name__", "")
+    if func is _SDPA:
+        return "attention"
+    if name in _SOFTMAX:
+        return "softmax"
+    if name in _LOWER:
+        return "lower"
+    if name in _CUDA_FLOAT32:
+        return "float32"
+    return "form" if name in _CUDA_FORMS else "none"
+
+
 class Kernels(TorchFunctionMode):
     """Runs a step on meta tensors as `device` would: its attention kernels, its autocast, its fused softmax.
 
@@ -517,23 +536,27 @@ class Kernels(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if func is _SDPA:
+        treatment = _TREATMENTS.get(func)
+        if treatment is None:
+            treatment = _TREATMENTS[func] = _treatment(func)
+        if treatment == "none":
+            return func(*args, **kwargs)
+        if treatment == "attention":
             return self._attention(*args, **kwargs)
-        if name in _SOFTMAX:
+        if treatment == "softmax":
             return self._softmax(func, args, kwargs)
         if self.device.cuda:
-            known = _CUDA_FORMS.get(name)
+            known = _CUDA_FORMS.get(func.__name__)
             if known is not None:
                 result = known(*args, **kwargs)
                 if result is not None:
                     return result
-        if torch.is_autocast_enabled("cpu"):
-            if name in _LOWER:
+        if _autocast_enabled("cpu"):
+            if treatment == "lower":
                 dtype = torch.get_autocast_dtype("cpu")
                 args = tuple(self._lower(a, dtype) for a in args)
                 kwargs = {key: self._lower(value, dtype) for key, value in kwargs.items()}
-            elif name in _CUDA_FLOAT32 and self.device.cuda:
+            elif treatment == "float32" and self.device.cuda:
                 args = tuple(_float32(a) for a in args)
                 kwargs = {key: _float32(value) for key, value in kwargs.items()}
         return func(*args, **kwargs)
@@ -552,7 +575,7 @@ class Kernels(TorchFunctionMode):
     def _softmax(self, func: Any, args: Any, kwargs: Any) -> Any:
         x, dtype = args[0], kwargs.get("dtype")
         half = isinstance(x, torch.Tensor) and x.dtype in (torch.float16, torch.bfloat16)
-        if half and dtype is None and self.device.cuda and torch.is_autocast_enabled("cpu"):
+        if half and dtype is None and self.device.cuda and _autocast_enabled("cpu"):
             dtype = kwargs["dtype"] = torch.float32
         fused = isinstance(x, torch.Tensor) and x.dtype == torch.float16  # SoftMax.cu: "supported for Half type only"
         if fused and dtype == torch.float32 and self.device.cuda and func.__name__ == "softmax":
@@ -570,7 +593,7 @@ class Kernels(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> torch.Tensor:
-        if torch.is_autocast_enabled("cpu"):
+        if _autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
             query, key, value = (self._lower(t, dtype) for t in (query, key, value))
         grouped = enable_gqa and key.size(-3) != query.size(-3)

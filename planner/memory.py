@@ -11,6 +11,8 @@ from autoft.planner.depth import pairs
 from autoft.planner.ghost import Rehearsal
 from autoft.planner.trace import KINDS
 
+OTHER_KEYS = 2**40  # an evaluation's keys are its own, whatever is still held when it begins
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:
@@ -34,15 +36,11 @@ def replay(rehearsal: Rehearsal, allocator: Allocator | ByteCounter) -> Memory:
     peak = (rehearsal.steady, 0)
     for number, phase in enumerate(rehearsal.phases):
         allocator.reset_peaks()
-        malloc, free = allocator.malloc, allocator.free
+        place = allocator.run(pairs(phase.events))
         steady = number >= rehearsal.steady
-        for place, (key, size) in enumerate(pairs(phase.events)):
-            if size > 0:
-                malloc(key, size)
-                if steady and allocator.allocated > allocated:
-                    allocated, peak = allocator.allocated, (number, place)
-            else:
-                free(key)
+        if steady and allocator.peak_allocated > allocated:
+            # where no event takes it higher than it was before, the phase begins with the peak
+            allocated, peak = allocator.peak_allocated, (number, -1 if place is None else place)
         highest = max(highest, allocator.peak_reserved)
         if phase.empty_cache:
             allocator.empty_cache()
@@ -55,13 +53,9 @@ def replay(rehearsal: Rehearsal, allocator: Allocator | ByteCounter) -> Memory:
         else:
             phases["first_step"] = max(phases.get("first_step", 0), allocator.peak_allocated)
     phases["save"] = allocator.allocated  # the adapter is copied to the host
-    for name, extension in rehearsal.evaluation.items():
+    for number, extension in enumerate(rehearsal.evaluation.values(), 1):
         allocator.reset_peaks()
-        for key, size in pairs(extension.events):
-            if size > 0:
-                allocator.malloc((name, key), size)
-            else:
-                allocator.free((name, key))
+        allocator.run(pairs(extension.events - np.array([number * OTHER_KEYS, 0])))
         highest = max(highest, allocator.peak_reserved)
         phases["evaluation"] = max(phases.get("evaluation", 0), allocator.peak_allocated)
     return Memory(allocated, reserved, highest, phases, _at_peak(rehearsal, *peak, allocated))
@@ -84,3 +78,11 @@ def survives(rehearsal: Rehearsal, allocator: Allocator | ByteCounter) -> bool:
     except OutOfMemory:
         return False
     return True
+
+
+def least_bytes(rehearsal: Rehearsal) -> int:
+    """The most that lives at once: no allocator, whatever it gives back, does the run with less."""
+    sizes = np.concatenate([phase.events[:, 1] for phase in rehearsal.phases])
+    steps = np.cumsum(sizes)
+    evaluations = [np.cumsum(extension.events[:, 1]).max() for extension in rehearsal.evaluation.values()]
+    return int(max(steps.max(), steps[-1] + max(evaluations, default=0)))
