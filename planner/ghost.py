@@ -224,6 +224,7 @@ class _Step:
         self.trace: Trace | None = None
         self.layers = 0
         _cast_biases(model)
+        _settle_frequencies(model)
         if depth is not None:
             self._mark_layers(model.get_base_model().get_submodule(depth.path))
 
@@ -364,6 +365,23 @@ def _cast_biases(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit) and module.bias is not None and module.compute_dtype is not None:
             module.bias.data = module.bias.data.to(module.compute_dtype)
+
+
+def _settle_frequencies(model: Any) -> None:
+    """Leave "dynamic" rotary frequencies as they are, which holds for all positions that a model was made for.
+
+    dynamic_frequency_update of transformers/modeling_rope_utils.py asks the positions for their values and compares.
+    """
+
+    def compare(_module: Any, args: Any, kwargs: Any) -> None:
+        longest = torch.max(kwargs.get("position_ids", args[-1])) + 1
+        for bound in (torch.gt, torch.lt):
+            bound(longest, 0)
+
+    for module in model.modules():
+        if "dynamic" in str(getattr(module, "rope_type", "")):
+            module.rope_type = "default"
+            module.register_forward_pre_hook(compare, with_kwargs=True)
 
 
 @contextmanager
