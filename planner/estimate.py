@@ -34,6 +34,7 @@ class Estimate(Record):
     components: what lives at the peak, by kind; they add up to peak_allocated_bytes. phases: the peak of each phase.
     step_time_s: one micro-batch forward and backward, and an optimizer step. tokens_per_s: at the middle of that range.
     step_energy_wh: what the device draws in that time; None where its power is not known.
+    fits_by_gib: whether it fits a card with the same kernels and so much memory; where it was asked for.
     host_bytes, disk_bytes: RAM beside a GPU, and room on the disk, by phase; on a CPU the RAM is device_bytes.
     """
 
@@ -51,5 +52,6 @@ class Estimate(Record):
     total_params: int
     assumptions: tuple[str, ...]
     step_energy_wh: Range | None = None
+    fits_by_gib: dict[str, Fits] = field(default_factory=dict)
     host_bytes: dict[str, int] = field(default_factory=dict)
     disk_bytes: dict[str, int] = field(default_factory=dict)

@@ -13,14 +13,16 @@ from autoft.planner.ghost import OURS, Kept, Loop, Rehearsal, find_depth, rehear
 from autoft.planner.host import ASSUMPTION as HOST_ASSUMPTION
 from autoft.planner.host import disk_parts, host_parts, totals
 from autoft.planner.kernels import Backend, Device
-from autoft.planner.memory import least_bytes, replay, survives
+from autoft.planner.memory import least_bytes, replay, squeezed
 from autoft.planner.shape import model_shape
-from autoft.planner.target import Target
+from autoft.planner.target import Target, usable_bytes
 from autoft.planner.time import step_timing
 from autoft.planner.work import product_dtypes
 from autoft.trainer.build import build_base, default_attention
 from autoft.trainer.recipe import Attention, Method, Recipe
+from autoft.units import GIB, size
 
+COMMON_CARDS_GIB = (6, 8, 12, 16, 24, 32, 48, 80)
 UNKNOWN_CAPABILITY = (8, 0)  # assumption for a card of which only the memory is known
 
 
@@ -78,6 +80,7 @@ class Estimator:
         memory = replay(rehearsal, self.allocator(loop))
         device_bytes = self.target.device_bytes(memory.highest_reserved)
         work = rehearsal.work + rehearsal.optimizer_work
+        fits, squeeze = self._fits(rehearsal, loop, device_bytes, self.target.available_bytes)
         timing = step_timing(work, rehearsal.managed_bytes, self.target.rates(product_dtypes(work), self.shape))
         return Estimate(
             method="rehearsal",
@@ -85,7 +88,7 @@ class Estimator:
             peak_reserved_bytes=memory.reserved,
             device_bytes=device_bytes,
             available_bytes=self.target.available_bytes,
-            fits=self._fits(rehearsal, loop, device_bytes),
+            fits=fits,
             components=memory.components,
             phases=memory.phases,
             step_time_s=timing.step_s,
@@ -93,19 +96,37 @@ class Estimator:
             step_energy_wh=timing.energy_wh,
             trainable_params=rehearsal.trainable_params,
             total_params=self.shape.total_params + rehearsal.trainable_params,
-            assumptions=(*self.target.assumptions, timing.basis, *((HOST_ASSUMPTION,) if self.device.cuda else ())),
+            assumptions=(
+                *squeeze,
+                *self.target.assumptions,
+                timing.basis,
+                *((HOST_ASSUMPTION,) if self.device.cuda else ()),
+            ),
             host_bytes=totals(host_parts(rehearsal, self.shape.total_params)) if self.device.cuda else {},
             disk_bytes=totals(disk_parts(rehearsal, self.shape.total_params)),
         )
 
-    def _fits(self, rehearsal: Rehearsal, loop: Loop, device_bytes: int) -> Fits:
-        """tight: only by giving cached blocks back when the limit is met, which costs time at every step."""
-        if device_bytes <= self.target.available_bytes:
-            return "yes"
-        limit = max(0, self.target.available_bytes - self.target.device_bytes(0))
-        if least_bytes(rehearsal) > limit:
-            return "no"
-        return "tight" if survives(rehearsal, self.allocator(loop, limit)) else "no"
+    def fits_by_gib(self, rehearsal: Rehearsal, device_bytes: int, loop: Loop = OURS) -> dict[str, Fits]:
+        """Whether the run fits cards like this one with more or less memory, by their GiB; empty on a CPU."""
+        if not self.device.cuda:
+            return {}
+        sizes = ((gib, usable_bytes(gib * GIB)) for gib in COMMON_CARDS_GIB)
+        return {str(gib): self._fits(rehearsal, loop, device_bytes, available)[0] for gib, available in sizes}
+
+    def _fits(
+        self, rehearsal: Rehearsal, loop: Loop, device_bytes: int, available: int
+    ) -> tuple[Fits, tuple[str, ...]]:
+        """(whether it fits, what to tell of it)."""
+        if device_bytes <= available:
+            return "yes", ()
+        limit = max(0, available - self.target.device_bytes(0))
+        memory = squeezed(rehearsal, self.allocator(loop, limit)) if least_bytes(rehearsal) <= limit else None
+        if memory is None:
+            return "no", ()
+        cost = (
+            f"{memory.retries} times a step, {size(memory.given_back)} in all" if memory.retries else "before it trains"
+        )
+        return "tight", (f"memory: tight, fits only as PyTorch gives cached blocks back when the limit is met: {cost}",)
 
     def allocator(self, loop: Loop = OURS, limit: int | None = None) -> Allocator | ByteCounter:
         """The device's, empty. limit: bytes that it can reserve."""

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import transformers.masking_utils
+from torch.utils._python_dispatch import _disable_current_modes
 
 from autoft.errors import ModelError
 from autoft.planner.depth import Depth, Events, Extension, Ints, MismatchError, depth_of, shortened
@@ -518,7 +519,9 @@ def _optimizer_events(
             nonlocal managed
             if p.numel() < PAGED_ELEMENTS:
                 return on_device(p, dtype)  # type: ignore[no-any-return]
-            paged = torch.empty(p.shape, dtype=dtype, device="meta")
+            with _disable_current_modes():
+                paged = torch.empty(p.shape, dtype=dtype, device="meta")
+            trace.ignore(paged)
             managed += paged.numel() * paged.element_size()
             return paged
 

@@ -20,6 +20,8 @@ class Memory:
 
     phases: peak allocated of each. components: what lives at the peak of the steady step; they add up to allocated,
     "rounding" being what blocks take beyond what was asked for.
+    retries: how often in the steady step cached blocks go back to the device, to stay under a limit; given_back: how
+    much, in all.
     """
 
     allocated: int
@@ -27,6 +29,8 @@ class Memory:
     highest_reserved: int
     phases: dict[str, int]
     components: dict[str, int]
+    retries: int = 0
+    given_back: int = 0
 
 
 def replay(rehearsal: Rehearsal, allocator: Allocator | ByteCounter) -> Memory:
@@ -34,7 +38,10 @@ def replay(rehearsal: Rehearsal, allocator: Allocator | ByteCounter) -> Memory:
     phases: dict[str, int] = {}
     highest = allocated = reserved = 0
     peak = (rehearsal.steady, 0)
+    before = (0, 0)
     for number, phase in enumerate(rehearsal.phases):
+        if number == rehearsal.steady:
+            before = (allocator.retries, allocator.freed_in_retries)
         allocator.reset_peaks()
         place = allocator.run(pairs(phase.events))
         steady = number >= rehearsal.steady
@@ -52,13 +59,15 @@ def replay(rehearsal: Rehearsal, allocator: Allocator | ByteCounter) -> Memory:
             phases["load"] = max(phases.get("load", 0), allocator.peak_allocated)
         else:
             phases["first_step"] = max(phases.get("first_step", 0), allocator.peak_allocated)
+    retries, given_back = allocator.retries - before[0], allocator.freed_in_retries - before[1]
     phases["save"] = allocator.allocated  # the adapter is copied to the host
     for number, extension in enumerate(rehearsal.evaluation.values(), 1):
         allocator.reset_peaks()
         allocator.run(pairs(extension.events - np.array([number * OTHER_KEYS, 0])))
         highest = max(highest, allocator.peak_reserved)
         phases["evaluation"] = max(phases.get("evaluation", 0), allocator.peak_allocated)
-    return Memory(allocated, reserved, highest, phases, _at_peak(rehearsal, *peak, allocated))
+    components = _at_peak(rehearsal, *peak, allocated)
+    return Memory(allocated, reserved, highest, phases, components, retries, given_back)
 
 
 def _at_peak(rehearsal: Rehearsal, phase: int, place: int, allocated: int) -> dict[str, int]:
@@ -71,13 +80,12 @@ def _at_peak(rehearsal: Rehearsal, phase: int, place: int, allocated: int) -> di
     return {**found, "rounding": allocated - sum(found.values())}
 
 
-def survives(rehearsal: Rehearsal, allocator: Allocator | ByteCounter) -> bool:
-    """Whether the run stays under the allocator's limit."""
+def squeezed(rehearsal: Rehearsal, allocator: Allocator | ByteCounter) -> Memory | None:
+    """The peaks under the allocator's limit; None where the run does not stay under it."""
     try:
-        replay(rehearsal, allocator)
+        return replay(rehearsal, allocator)
     except OutOfMemory:
-        return False
-    return True
+        return None
 
 
 def least_bytes(rehearsal: Rehearsal) -> int:

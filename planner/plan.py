@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autoft import __version__
@@ -129,7 +129,9 @@ def make_estimate(request: Request, hardware: Hardware) -> Answer:
     seq_len = seq_len or _seq_len(None, estimator.shape)
     recipe = candidates(target, seq_len=seq_len, rows_per_step=1, attention=estimator.attention, pinned=pins)[0]
     rehearsal = estimator.rehearse(recipe)
-    return Answer(recipe, estimator.estimate_of(recipe, rehearsal), target, estimator, rehearsal)
+    estimate = estimator.estimate_of(recipe, rehearsal)
+    others = estimator.fits_by_gib(rehearsal, estimate.device_bytes)
+    return Answer(recipe, replace(estimate, fits_by_gib=others), target, estimator, rehearsal)
 
 
 def _target(request: Request, hardware: Hardware) -> Target:

@@ -135,12 +135,17 @@ def _device_s(work: Work, rates: Rates, *, upper: bool) -> float:
     return total
 
 
+def _short(value: float) -> str:
+    """Two digits, and no power of ten."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def _basis(rates: Rates) -> str:
     product, memory = max(rates.products.values(), key=lambda rate: rate.upper), rates.memory
     known = {"measured": "measured just now", "data sheet": "from the data sheet", "assumption": "assumed"}
     return (
-        f"time: products at {product.lower / 1e12:.2g} to {product.upper / 1e12:.2g} TFLOP/s, memory at "
-        f"{memory.lower / 1e9:.2g} to {memory.upper / 1e9:.2g} GB/s, {known[product.basis]}"
+        f"time: products at {_short(product.lower / 1e12)} to {_short(product.upper / 1e12)} TFLOP/s, memory at "
+        f"{_short(memory.lower / 1e9)} to {_short(memory.upper / 1e9)} GB/s, {known[product.basis]}"
     )
 
 

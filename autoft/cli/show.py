@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,9 @@ def show_estimate(recipe: Recipe, estimate: Estimate, target: str, console: Cons
         ("Fits", f"{estimate.fits}: {size(estimate.device_bytes)} of {size(estimate.available_bytes)} usable"),
         ("Trained", f"{count(estimate.trainable_params)} of {count(estimate.total_params)} weights"),
         ("Step", _step_time(estimate)),
+        ("Peaks", ", ".join(f"{phase.replace('_', ' ')} {size(peak)}" for phase, peak in estimate.phases.items())),
         *_beside(estimate),
+        *_other_cards(estimate),
     ]
     console.print(facts(rows))
     console.print(memory_bar(estimate, console.width))
@@ -116,7 +119,7 @@ def memory_bar(estimate: Estimate, width: int) -> Text:
     cells = max(10, min(60, width - 4))
     bar = Text("  ")
     used = 0
-    for color, (_, part) in zip(BAR_COLORS, estimate.components.items(), strict=False):
+    for color, (_, part) in zip(itertools.cycle(BAR_COLORS), estimate.components.items(), strict=False):
         length = round((used + part) / room * cells) - round(used / room * cells)
         used += part
         bar.append("█" * length, style=color)
@@ -168,6 +171,14 @@ def _beside(estimate: Estimate) -> list[tuple[str, str]]:
     return [(name, ", ".join(f"{phase} {size(n)}" for phase, n in by.items())) for name, by in found if by]
 
 
+def _other_cards(estimate: Estimate) -> list[tuple[str, str]]:
+    """Which memory would do, of cards with the same kernels."""
+    by = estimate.fits_by_gib
+    groups = [(fits, [gib for gib, found in by.items() if found == fits]) for fits in ("no", "tight", "yes")]
+    words = "; ".join(f"{fits} with {', '.join(sizes)} GiB" for fits, sizes in groups if sizes)
+    return [("Its like", words)] if words else []
+
+
 def _step_time(estimate: Estimate) -> str:
     span = estimate.step_time_s
     return f"{duration(span.lower)} to {duration(span.upper)}, about {estimate.tokens_per_s:,.0f} tokens/s"
@@ -175,7 +186,7 @@ def _step_time(estimate: Estimate) -> str:
 
 def _components(estimate: Estimate) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
-    for color, (name, part) in zip(BAR_COLORS, estimate.components.items(), strict=False):
+    for color, (name, part) in zip(itertools.cycle(BAR_COLORS), estimate.components.items(), strict=False):
         table.add_row(Text("  █", style=color), Text(name.replace("_", " ")), Text(size(part)))
     return table
 

@@ -41,7 +41,7 @@ QUESTIONS = {
         seq_len=256,
         settings=(
             "method=qlora", "gradient_checkpointing=true", "kbit_upcast=true", "optimizer=paged_adamw_8bit",
-            "attention=eager", "loss=logits",
+            "attention=eager", "loss=logits", "rank=256",
         ),
     ),
     "8-bit optimizer": Request(model=MODEL, gpu="t4", seq_len=256, settings=("optimizer=adamw_8bit", "micro_batch=2")),
@@ -174,10 +174,10 @@ def test_a_million_events_make_a_small_page() -> None:
         key += len(made)
         # half of them are freed at once, half at the end
         events = [e for (k, s) in made[::2] for e in ((k, s), (k, -s))] + made[1::2] + [(k, -s) for k, s in made[1::2]]
-        phases.append(Phase(name, events, marks=[(n, "forward", n) for n in range(0, len(events), 100)]))
-    kinds = [number % len(KINDS) for number in range(key)]
+        phases.append(Phase(name, np.array(events), marks=[(n, "forward", n) for n in range(0, len(events), 100)]))
+    kinds = np.arange(key) % len(KINDS)
     answer, _ = look("lora")
-    many = replace(answer.rehearsal, phases=phases, kinds=kinds, steady=1, made={}, weights=[], evaluation={})
+    many = replace(answer.rehearsal, phases=phases, kinds=kinds, steady=1, makers=[], weights=[], evaluation={})
     recording = record(many, Allocator(expandable_segments=True))
     assert len(recording.keys) == 1_000_000
     page = to_html(timeline(recording, replace(answer, rehearsal=many), MODEL))

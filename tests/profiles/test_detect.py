@@ -43,6 +43,7 @@ def test_a_laptop_gpu_with_a_process_on_it(driver: Any) -> None:
             "index": 0,
             "uuid": "GPU-aaaa1111-0000-0000-0000-000000000001",
             "compute_capability": [8, 6],
+            "multiprocessors": None,
             "bf16": True,
             "half_flops_per_s": None,
             "float32_flops_per_s": None,
