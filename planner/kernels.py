@@ -278,6 +278,28 @@ class _HalfToFloatSoftmax(torch.autograd.Function):
         return result
 
 
+class _FusedRmsNorm(torch.autograd.Function):
+    """One kernel that keeps a float32 a row; native_functions.yaml, _fused_rms_norm, which meta takes apart."""
+
+    @staticmethod
+    @stands_for("fused RMS norm", "aten/native/cuda/layer_norm_kernel.cu, _fused_rms_norm_cuda")
+    def forward(ctx: Any, x: Any, num_dims: int, weight: Any) -> Any:
+        y = torch.empty_like(x)
+        scale = x.new_empty(*x.shape[:-num_dims], *(1,) * num_dims, dtype=torch.float32)
+        ctx.save_for_backward(x, scale, *(() if weight is None else (weight,)))
+        count(passed_over(x, y))
+        return y
+
+    @staticmethod
+    @stands_for("fused RMS norm", "aten/native/cuda/layer_norm_kernel.cu, _fused_rms_norm_backward_cuda")
+    def backward(ctx: Any, grad: Any) -> Any:
+        x, _, *weight = ctx.saved_tensors
+        result = torch.empty_like(x)
+        of_weight = torch.empty_like(weight[0]) if weight and ctx.needs_input_grad[2] else None
+        count(passed_over(x, grad, result))
+        return result, None, of_weight
+
+
 def scratch(device: Device) -> dict[Any, Scratch]:
     """Scratch memory of `device`'s kernels, by operation."""
     import bitsandbytes  # noqa: F401 - registers its operations
@@ -429,14 +451,19 @@ _SOFTMAX = frozenset(("softmax", "log_softmax"))
 _SDPA = functional.scaled_dot_product_attention
 
 
+_autocast_enabled = torch.is_autocast_enabled  # torch's own, for which `Kernels` puts an answer of its own
+
+
 def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     """One kernel that keeps a mask of one byte each; aten/native/Dropout.cpp, is_fused_kernel_acceptable."""
     return torch.ops.aten.native_dropout(x, p, True)[0] if training and 0 < p < 1 and not inplace else None
 
 
-def _rms_norm(x: torch.Tensor, shape: Any, weight: Any = None, eps: Any = None) -> Any:
-    """One kernel that keeps a float32 a row; native_functions.yaml, _fused_rms_norm."""
-    return torch.ops.aten._fused_rms_norm(x, list(shape), weight, eps)[0]
+def _rms_norm(x: torch.Tensor, shape: Any, weight: Any = None, *_: Any, **__: Any) -> Any:
+    """In float32 under autocast, as CUDA's list says."""
+    if _autocast_enabled("cpu"):
+        x, weight = _float32(x), _float32(weight)
+    return _FusedRmsNorm.apply(x, len(shape), weight)  # type: ignore[no-untyped-call]
 
 
 def _masked_rows(x: torch.Tensor, index: Any) -> Any:
@@ -462,7 +489,6 @@ _CUDA_FORMS: dict[str, Callable[..., Any]] = {
 
 Treatment = Literal["none", "attention", "softmax", "form", "lower", "float32"]
 _TREATMENTS: dict[Any, Treatment] = {}  # as there are few functions, and each is called often
-_autocast_enabled = torch.is_autocast_enabled  # torch's own, for which `Kernels` puts an answer of its own
 
 
 def _treatment(func: Any) -> Treatment:
