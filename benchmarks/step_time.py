@@ -110,6 +110,7 @@ def compare(name: str, shared: bool) -> dict[str, Any]:
     from autoft.planner.target import target_of
     from autoft.planner.time import measure_cpu_bandwidth, measure_cpu_flops
     from autoft.profiles.detect import detect
+    from autoft.trainer.build import build_base
     from autoft.trainer.recipe import Recipe
 
     if shared:
@@ -118,7 +119,7 @@ def compare(name: str, shared: bool) -> dict[str, Any]:
     recipe = Recipe.from_dict(settings)
     config = transformers.AutoConfig.for_model(family, **shape)
     clock = time.process_time if shared else time.perf_counter
-    width = model_shape(name, config, recipe.attention)
+    width = model_shape(name, config, build_base(Recipe(attention=recipe.attention), config))
 
     def rates() -> list[float]:
         flops = [measure_cpu_flops(dtype, width, clock=clock) for dtype in (recipe.base_dtype, "float32")]

@@ -86,7 +86,7 @@ def speed(record: dict[str, Any]) -> str:
     lines = [f"{imports} {bare_s:.1f} s, {machine_of(record)}", f"{'':<32}{'adds':>8}{'bar':>8}{'peak RSS':>12}"]
     for what, _ in others:
         added, bar = record["over_imports_s"][what], record["bar_s"][what]
-        lines.append(f"{what:<32}{added:>6.1f} s{bar:>6.1f} s{size(record['peak_rss_bytes'][what]):>12}")
+        lines.append(f"{what:<32}{added:>6.1f} s{bar:>6.1f} s{size(record['peak_bytes'][what]):>12}")
     return "\n".join(lines)
 
 

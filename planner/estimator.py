@@ -7,7 +7,7 @@ from typing import Any
 
 from autoft.errors import ModelError
 from autoft.planner.allocator import Allocator, ByteCounter
-from autoft.planner.depth import Depth
+from autoft.planner.depth import Depth, depth_of, shortened
 from autoft.planner.estimate import Estimate, Fits
 from autoft.planner.ghost import OURS, Kept, Loop, Rehearsal, find_depth, rehearse
 from autoft.planner.host import ASSUMPTION as HOST_ASSUMPTION
@@ -18,7 +18,7 @@ from autoft.planner.shape import model_shape
 from autoft.planner.target import Target, usable_bytes
 from autoft.planner.time import step_timing
 from autoft.planner.work import product_dtypes
-from autoft.trainer.build import build_base, default_attention
+from autoft.trainer.build import base_of, build_base
 from autoft.trainer.recipe import Attention, Method, Recipe
 from autoft.units import GIB, size
 
@@ -33,11 +33,11 @@ class Estimator:
         """config: a transformers configuration. Raises: ModelError when it is none of a causal language model."""
         self.config = config
         self.target = target
-        self.attention = default_attention(config)
-        self.shape = model_shape(name, config, self.attention)
+        self.attention, base = base_of(config)
+        self.shape = model_shape(name, config, base)
         capability = target.gpu.compute_capability or UNKNOWN_CAPABILITY if target.gpu is not None else None
         self.device = Device(capability, target.gpu.multiprocessors if target.gpu is not None else None)
-        self._depth: dict[Attention, Depth | None] = {}
+        self._depth: dict[Attention, Depth | None] = {self.attention: depth_of(base, config)}
         self._kept = Kept()
         self._refusal: dict[tuple[Method, Attention], ModelError | None] = {}
 
@@ -140,7 +140,8 @@ class Estimator:
         key = (recipe.method, recipe.attention)
         if key not in self._refusal:
             try:
-                build_base(recipe, self.config)
+                depth = self._depth.get(recipe.attention)
+                build_base(recipe, shortened(self.config, depth.rehearsed) if depth else self.config)
                 self._refusal[key] = None
             except ModelError as error:
                 self._refusal[key] = error

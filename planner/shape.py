@@ -1,4 +1,4 @@
-"""ModelShape from a configuration: the model is built without storage, and its weights are counted."""
+"""ModelShape from a configuration and the model built from it without storage, whose weights are counted."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from typing import Any
 
 from autoft.errors import ModelError
 from autoft.profiles.model_shape import ModelShape
-from autoft.trainer.build import build_base
-from autoft.trainer.recipe import Attention, Recipe
 
 
-def model_shape(name: str, config: Any, attention: Attention = "sdpa") -> ModelShape:
+def model_shape(name: str, config: Any, base: Any) -> ModelShape:
     """Architecture figures of the causal language model that `config` describes.
 
-    Raises: ModelError when transformers has no causal language model for it.
+    base: built from it, without storage. Raises: ModelError for a configuration without them.
     """
-    base = build_base(Recipe(attention=attention), config)
     text = config.get_text_config()
     heads = _first(text, "num_attention_heads", default=1)
     hidden = _first(text, "hidden_size")

@@ -185,6 +185,8 @@ class Trace(TorchDispatchMode):
             result = known.again(args)
         elif _WRITES[func] and args and _on_meta(args[0]):
             result = None  # what only writes into lists of tensors, as the optimizer does, has nothing to write here
+        elif func in _OF_LISTS and _on_meta(args[0]):
+            result = [_OF_LISTS[func](tensor) for tensor in args[0]]
         else:
             result = func(*args, **kwargs)
             if differs is not None:
@@ -243,5 +245,10 @@ def _on_meta(tensors: Any) -> bool:
     return isinstance(tensors, (tuple, list)) and all(tensor.is_meta for tensor in tensors)
 
 
+# What is made of each tensor of a list; meta takes these apart
+_OF_LISTS: dict[Any, Callable[[torch.Tensor], torch.Tensor]] = {
+    torch.ops.aten._foreach_sqrt.default: torch.empty_like,
+    torch.ops.aten._foreach_norm.Scalar: lambda tensor: tensor.new_empty(()),
+}
 _MAKES: dict[Any, bool] = {}
 _WRITES: dict[Any, bool] = {}

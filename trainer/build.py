@@ -74,13 +74,15 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
     return base
 
 
-def default_attention(config: Any) -> Attention:
-    """sdpa where the model takes it, else eager: found by building the model without storage."""
+def base_of(config: Any) -> tuple[Attention, PreTrainedModel]:
+    """The attention that the model takes, sdpa or else eager, and its plain base without storage, which tells it.
+
+    Raises: ModelError when there is no such model.
+    """
     try:
-        build_base(Recipe(attention="sdpa"), config)
+        return "sdpa", build_base(Recipe(attention="sdpa"), config)
     except ModelError:
-        return "eager"
-    return "sdpa"
+        return "eager", build_base(Recipe(attention="eager"), config)
 
 
 def _refuse_other_models(config: Any) -> None:

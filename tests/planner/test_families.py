@@ -15,7 +15,7 @@ from autoft.planner.depth import Depth
 from autoft.planner.ghost import OURS, PLAIN, Rehearsal, find_depth, rehearse
 from autoft.planner.kernels import Device
 from autoft.planner.memory import Memory, replay
-from autoft.trainer.build import build_base, build_model, default_attention
+from autoft.trainer.build import base_of, build_base, build_model
 from autoft.trainer.loss import compute_loss
 from autoft.trainer.recipe import Recipe
 from tests.planner.families import FAMILIES, LAYERS, family_config
@@ -41,7 +41,7 @@ def recipe_of(config: Any, method: str, checkpointing: bool, loss: str, device: 
         "micro_batch": 2,
         "seq_len": 96,
         "rank": 4,
-        "attention": default_attention(config),
+        "attention": base_of(config)[0],
     }
     return Recipe(**(settings | others))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_the_efficient_backward_takes_a_workspace_by_its_blocks() -> None:
     q, k, v = (heads(dtype=FP16, trained=True) for _ in range(3))
     sizes = taken(TURING, lambda q, k, v: _backward(attend(q, k, v).sum()), q, k, v)
     # 96 queries and 64 wide: 2 x 1 blocks of (4 + 64 * 64) float32 a head; keys' sums fit the registers
-    assert (4 * B * H * S, 4 * B * H * 2 * (4 + 64 * 64)) in zip(sizes, sizes[1:], strict=False)
+    assert (4 * B * H * S, 4 * B * H * 2 * (4 + 64 * 64)) in itertools.pairwise(sizes)
 
 
 def test_math_holds_a_square_of_scores_in_float32_for_grouped_heads() -> None:
