@@ -177,7 +177,7 @@ def _rehearse(
     kept: Kept,
 ) -> Rehearsal:
     around = (device, depth, loop, backend)
-    with _real_masks():
+    with _real_masks(packed=recipe.packing):
         model = (replace(recipe, micro_batch=1, seq_len=1, optimizer="adamw_torch"), *around)
         kept.make_room()
         if model not in kept.steps:
@@ -185,9 +185,11 @@ def _rehearse(
         step = kept.steps[model].of(recipe)
         first = step.micro_batch()
         rest = step.micro_batch() if accumulate else None
-        evaluated = (replace(recipe, gradient_checkpointing=False, optimizer="adamw_torch"), *around)
-        if evaluated not in kept.evaluations:
-            kept.evaluations[evaluated] = step.evaluation()
+    alone = replace(recipe, gradient_checkpointing=False, optimizer="adamw_torch", packing=False)
+    evaluated = (alone, *around)
+    if evaluated not in kept.evaluations:
+        with _real_masks(packed=False):  # held-out rows are never packed
+            kept.evaluations[evaluated] = step.of(replace(step.recipe, packing=False)).evaluation()
     shapes = tuple((w.shape, w.dtype) for w in step.weights if w.adapter)
     optimizer = _optimizer_events(shapes, recipe.optimizer, device, loop.clip)
     rehearsal = _assemble(recipe, step.weights, first, rest, optimizer, loop, device)
@@ -334,6 +336,8 @@ class _Step:
         batch["labels"] = _ids(self.recipe) if self.loop.mask else batch["input_ids"]
         if self.loop.mask:
             batch["attention_mask"] = _ids(self.recipe)
+        if self.recipe.packing:
+            batch["position_ids"] = _ids(self.recipe)
         return batch
 
 
@@ -367,16 +371,20 @@ def _cast_biases(model: Any) -> None:
 
 
 @contextmanager
-def _real_masks() -> Iterator[None]:
-    """transformers asks tensors for their values to find packed sequences; there are no values, and no packing here."""
+def _real_masks(*, packed: bool) -> Iterator[None]:
+    """transformers asks tensors for their values to find packed sequences; there are no values, so it is told.
+
+    Rows are taken to share more than one example each, as all but those do that one fills alone.
+    """
     asked = transformers.masking_utils.find_packed_sequence_indices
 
-    def found_none(position_ids: torch.Tensor) -> None:
+    def found(position_ids: torch.Tensor) -> torch.Tensor | None:
         first = position_ids[:, :1] - 1
         difference = torch.diff(position_ids, prepend=first, dim=-1)
-        (difference != 1).cumsum(-1)
+        numbers_BS = (difference != 1).cumsum(-1)
+        return numbers_BS if packed else None
 
-    transformers.masking_utils.find_packed_sequence_indices = found_none
+    transformers.masking_utils.find_packed_sequence_indices = found
     try:
         yield
     finally:

@@ -255,6 +255,12 @@ def _as_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.where(mask, zero, refused)
 
 
+def _aligned(bias: torch.Tensor) -> torch.Tensor:
+    """As the memory-efficient kernel wants it, in a storage whose rows are padded; attention.cpp, preprocess_mask."""
+    keys = bias.size(-1)
+    return functional.pad(bias, (0, -keys % 8))[..., :keys] if keys % 8 else bias
+
+
 class _HalfToFloatSoftmax(torch.autograd.Function):
     """softmax of float16 into float32 in one kernel, with no float32 copy of its input; aten .../cuda/SoftMax.cu."""
 
@@ -637,7 +643,7 @@ class Kernels(TorchFunctionMode):
             splits = flash_splits(self.device, batch, heads, length, key.size(2), dim + padding)
             fused = _FlashAttention.apply(query, key, value, splits, is_causal)  # type: ignore[no-untyped-call]
             return fused[..., :dim] if padding else fused
-        bias = None if attn_mask is None else _as_bias(attn_mask, query.dtype)
+        bias = None if attn_mask is None else _aligned(_as_bias(attn_mask, query.dtype))
         fused = _EfficientAttention.apply(query, key, value, bias, capability, is_causal)  # type: ignore[no-untyped-call]
         return fused
 

@@ -5,6 +5,7 @@ With `device="meta"` the same calls make a model without storage, from the confi
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,8 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
     if recipe.quant_type is not None:
         _demand_four_bit_layers(base)
         _forbid_repacking(base)
+    if recipe.packing:
+        _demand_packing(base)
     if recipe.experts_4bit:
         from autoft.trainer.experts import quantize_experts
 
@@ -179,6 +182,49 @@ def _quantization(recipe: Recipe) -> Any:
         bnb_4bit_use_double_quant=recipe.double_quant,
         bnb_4bit_compute_dtype=torch_dtype(recipe.base_dtype),
     )
+
+
+def _demand_packing(base: PreTrainedModel) -> None:
+    """Refuse a model whose examples would see each other in a row that they share.
+
+    transformers tells them apart by positions that start anew, where a model hands these on to masking_utils: OPT,
+    Falcon and GPT-OSS do not, and Mamba or linear attention carry a state along the whole row.
+    """
+    text = base.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ("full_attention",))
+    attention_alone = kinds <= {"full_attention", "sliding_attention", "chunked_attention"} and not base._is_stateful
+    if not (attention_alone and _masks_by_position(base)):
+        raise ModelError(
+            f"{type(base).__name__} cannot tell packed examples apart: they would see each other",
+            fix="leave packing out",
+        )
+
+
+def _masks_by_position(base: PreTrainedModel) -> bool:
+    """Whether a forward asks transformers which of its positions begin another example; it is stopped there."""
+    import torch
+    from transformers import masking_utils
+
+    class Asked(Exception):  # noqa: N818 - an answer, no error
+        pass
+
+    def stop(_: Any) -> None:
+        raise Asked
+
+    if "position_ids" not in inspect.signature(base.forward).parameters:
+        return False
+    asked, masking_utils.find_packed_sequence_indices = masking_utils.find_packed_sequence_indices, stop
+    ids = torch.zeros(1, 2, dtype=torch.long, device=base.device)
+    try:
+        with torch.no_grad():
+            base(input_ids=ids, position_ids=ids, use_cache=False)
+    except Asked:
+        return True
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        return False  # on meta, past the masks, where values are asked for
+    finally:
+        masking_utils.find_packed_sequence_indices = asked
+    return False
 
 
 def _demand_four_bit_layers(base: PreTrainedModel) -> None:

@@ -34,6 +34,7 @@ class Recipe(Record):
     adapter_dtype: of the trained weights and so of gradients and optimizer state.
     autocast: run the step under torch.autocast in base_dtype, so that float32 adapters meet a 16-bit base.
     micro_batch: sequences in one forward and backward. seq_len: tokens, the longest sequence that is trained on.
+    packing: several examples share a row of exactly seq_len tokens, none of which sees another (trainer/data/pack.py).
     kbit_upcast: norms and embeddings of a quantized base go to float32 (PEFT's prepare_model_for_kbit_training).
     loss: "fused" never builds the logits (TRL's fused head: Triton on a GPU); "selected" builds those of the columns in
         which some row of the batch trains a token, the quickest on a CPU; "logits" builds all, as Hugging Face's loss.
@@ -52,6 +53,7 @@ class Recipe(Record):
     autocast: bool = False
     micro_batch: Annotated[int, Gt(0)] = 8
     seq_len: Annotated[int, Gt(0)] = 1024
+    packing: bool = False
     gradient_checkpointing: bool = False
     attention: Attention = "sdpa"
     optimizer: Optimizer = "adamw_torch"

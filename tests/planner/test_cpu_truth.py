@@ -20,6 +20,7 @@ QUICK = (
     "falcon-lora-one-key-head",
     "mixtral-lora",
     "stablelm-qlora-paged",
+    "llama-lora-packed",
 )
 
 
