@@ -75,6 +75,7 @@ DOUBLE = NF4 | {"double_quant": True, "kbit_upcast": True, "gradient_checkpointi
 CHECKPOINTED = {"gradient_checkpointing": True}
 EAGER = {"attention": "eager"}
 PACKED = {"packing": True}
+INT8 = {"method": "qlora", "quant_type": "int8"}
 
 CASES = {
     "llama-lora-float32": Case("llama", GROUPED, FLOAT32),
@@ -109,6 +110,8 @@ CASES = {
         "mistral", GROUPED | {"sliding_window": 64}, FLOAT32 | PACKED | CHECKPOINTED
     ),
     "gemma2-lora-packed-eager": Case("gemma2", GROUPED | {"head_dim": 64}, BFLOAT16 | EAGER | PACKED),
+    "llama-int8-checkpointed": Case("llama", GROUPED, AUTOCAST | INT8 | CHECKPOINTED),
+    "qwen2-int8-float32": Case("qwen2", GROUPED, FLOAT32 | INT8),
     "smollm2-135m-lora": Case(
         "llama", SMOLLM2_135M, {"autocast": True, "loss": "selected", "micro_batch": 2, "seq_len": 128}
     ),
@@ -261,7 +264,12 @@ def a_batch(recipe: Any, config: Any) -> dict[str, Any]:
 
 def stored_bytes(model: Any) -> int:
     """Of every distinct storage of weights, buffers and quantization states, whoever made it."""
+    import bitsandbytes as bnb
+
     tensors = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear8bitLt):
+            tensors.append(module.state.SCB if module.state.SCB is not None else module.weight.SCB)
     states = [getattr(tensor, "quant_state", None) for tensor in tensors]
     for state in (*states, *(getattr(state, "state2", None) for state in states)):
         held = (getattr(state, name, None) for name in ("absmax", "code", "offset"))

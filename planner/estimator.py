@@ -19,7 +19,7 @@ from autoft.planner.target import Target
 from autoft.planner.time import step_timing
 from autoft.planner.work import product_dtypes
 from autoft.trainer.build import build_base, default_attention
-from autoft.trainer.recipe import Attention, Method, Recipe
+from autoft.trainer.recipe import Attention, Method, QuantType, Recipe
 
 UNKNOWN_CAPABILITY = (8, 0)  # assumption for a card of which only the memory is known
 
@@ -37,7 +37,7 @@ class Estimator:
         self.device = Device(capability, target.gpu.multiprocessors if target.gpu is not None else None)
         self._depth: dict[Attention, Depth | None] = {}
         self._kept = Kept()
-        self._refusal: dict[tuple[Method, Attention, bool], ModelError | None] = {}
+        self._refusal: dict[tuple[Method, QuantType | None, Attention, bool], ModelError | None] = {}
 
     def takes(self, recipe: Recipe) -> bool:
         """Whether the model can be trained by the recipe's method and attention at all."""
@@ -116,7 +116,7 @@ class Estimator:
         return Allocator(expandable_segments=expandable, limit_bytes=limit)
 
     def _why_not(self, recipe: Recipe) -> ModelError | None:
-        key = (recipe.method, recipe.attention, recipe.packing)
+        key = (recipe.method, recipe.quant_type, recipe.attention, recipe.packing)
         if key not in self._refusal:
             try:
                 build_base(recipe, self.config)

@@ -413,14 +413,20 @@ def _random_states(trace: Trace, device: Device) -> Iterator[None]:
 
 
 def _stored(model: Any) -> Iterator[torch.Tensor]:
-    for parameter in model.parameters():
-        yield parameter
-        yield from _state_tensors(getattr(parameter, "quant_state", None))
-    yield from model.buffers()
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                yield tensor
+                yield from _state_tensors(module, tensor)
 
 
-def _state_tensors(state: Any) -> Iterator[torch.Tensor]:
-    """absmax, code and, of scales that are quantized too, offset, absmax and code."""
+def _state_tensors(module: Any, weight: torch.Tensor) -> Iterator[torch.Tensor]:
+    """absmax, code and, of scales that are quantized too, offset, absmax and code; the scales of an 8-bit weight."""
+    import bitsandbytes as bnb
+
+    if isinstance(module, bnb.nn.Linear8bitLt) and weight is module.weight:
+        yield module.state.SCB
+    state: Any = getattr(weight, "quant_state", None)
     if state is None:
         return
     for part in filter(None, (state, state.state2)):
@@ -434,12 +440,12 @@ def _weights(model: Any, depth: Depth | None) -> list[_Weight]:
     found: dict[int, _Weight] = {}
     pattern = re.compile(rf"{re.escape(depth.path)}\.(\d+)\." if depth else r"$^(\d)")
     tensors = [
-        (f"{path}.{name}", tensor, name not in module._non_persistent_buffers_set)
+        (f"{path}.{name}", tensor, name not in module._non_persistent_buffers_set, module)
         for path, module in model.named_modules()
         for name, tensor in (*module._parameters.items(), *module._buffers.items())
         if tensor is not None
     ]
-    for name, tensor, stored in tensors:
+    for name, tensor, stored, module in tensors:
         if id(tensor) in found:
             continue
         state = getattr(tensor, "quant_state", None)
@@ -448,7 +454,7 @@ def _weights(model: Any, depth: Depth | None) -> list[_Weight]:
             name=name,
             layer=int(match[1]) if match else None,
             size=tensor.numel() * tensor.element_size(),
-            state=tuple(t.numel() * t.element_size() for t in _state_tensors(state)),
+            state=tuple(t.numel() * t.element_size() for t in _state_tensors(module, tensor)),
             adapter="lora_" in name,
             stored=stored,
             params=state.shape.numel() if state is not None else tensor.numel(),
@@ -568,13 +574,13 @@ def _load_phases(recipe: Recipe, weights: list[_Weight], loop: Loop, kinds: list
     def drop(key: int, size: int) -> None:
         events.append((key, -size))
 
-    quantized = recipe.quant_type is not None
+    quantized, bits = recipe.quant_type is not None, 8 if recipe.quant_type == "int8" else 4
     parameters = [w for w in weights if not w.adapter and w.stored]
     stored = parameters
     if loop.device_map or quantized:
         stored = sorted(parameters, key=lambda w: _natural(w.name))
         width = 4 if recipe.base_dtype == "float32" else 2
-        whole = sum(w.params // 2 if w.state else width * w.params for w in parameters)
+        whole = sum(w.params * bits // 8 if w.state else width * w.params for w in parameters)
         drop(take(whole, "temporaries"), whole)
     halves: dict[str, int] = {}  # to be copied into float32
     for weight in stored:
@@ -613,6 +619,14 @@ def _pack(weight: _Weight, take: Callable[[int, str], int], drop: Callable[[int,
     """bitsandbytes.functional.quantize_4bit and, for its scales, quantize_blockwise, in their order."""
     kind = "quantization_state"
     state = weight.state
+    if (
+        weight.dtype == torch.int8
+    ):  # Int8Params._quantize of nn/modules.py: by way of float16, whatever it was stored in
+        halves = take(2 * weight.params, "temporaries")
+        take(state[0], kind)
+        take(weight.size, "weights")
+        drop(halves, 2 * weight.params)
+        return
     if len(state) == 2:  # absmax, code
         take(state[0], kind)
     else:

@@ -370,6 +370,53 @@ def _bitsandbytes_heuristic() -> tuple[Callable[..., bool], dict[str, Any]]:
     return found[wanted[0]], found
 
 
+# Assumption, as values are not known: an outlier, of 6 or more, in one column of a thousand (arXiv:2208.07339, 3.1)
+_COLUMNS_PER_OUTLIER = 1000
+
+
+@stands_for("rows in int8", "bitsandbytes/backends/cuda/ops.py, int8_vectorwise_quant")
+def _int8_rows(a: torch.Tensor, threshold: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """a_RK in int8, a float32 scale a row, and the columns with an outlier, which takes a look at every value."""
+    scales_R = a.new_empty(a.numel() // a.size(-1), dtype=torch.float32)
+    out_RK = torch.empty_like(a, dtype=torch.int8)
+    outliers = None
+    if threshold > 0:
+        found = a.abs() >= threshold
+        found.any(dim=0)
+        outliers = a.new_empty(max(1, a.size(-1) // _COLUMNS_PER_OUTLIER), dtype=torch.int64)
+    return out_RK, scales_R, outliers
+
+
+@stands_for("product in int8", "bitsandbytes/backends/default/ops.py, int8_mixed_scaled_mm; cuda/ops.py")
+def _int8_product(
+    a: torch.Tensor,
+    rounded: torch.Tensor,
+    weight: torch.Tensor,
+    _scales: torch.Tensor,
+    weight_scales: torch.Tensor,
+    outliers: torch.Tensor,
+    _bias: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """a_RK by weight_NK: int32 sums, float16, the input's dtype; columns with an outlier on their own, then added."""
+    columns_Rk = a[:, outliers].contiguous()
+    weights_kN = (weight[:, outliers].contiguous() * weight_scales.view(-1, 1)).to(a.dtype).t()
+    sums_RN = rounded.new_empty(rounded.size(0), weight.size(0), dtype=torch.int32)
+    halves_RN = torch.empty_like(sums_RN, dtype=torch.float16)
+    # at the rate of 16 bits: an assumption on the slow side
+    count(product(a, weight, sums_RN, weight.size(0)), passed_over(sums_RN, halves_RN))
+    out_RN = halves_RN.to(a.dtype)
+    del sums_RN, halves_RN
+    return out_RN.addmm(columns_Rk, weights_kN), columns_Rk
+
+
+def _int8_matmul(device: Device, a: Any, weight: Any, out: Any = None, state: Any = None, **bias: Any) -> torch.Tensor:
+    """bitsandbytes/autograd/_functions.py, matmul: a CPU trains on a dequantized copy of the weight."""
+    from bitsandbytes.autograd._functions import MatMul8bitFp, MatMul8bitLt
+
+    function = MatMul8bitLt if device.cuda or not state.is_training else MatMul8bitFp
+    return function.apply(a, weight, out, bias.get("bias"), state)  # type: ignore[no-any-return]
+
+
 def _flash_blocks(length: int, keys: int) -> int:
     """Queries times keys of a block; aten/native/cpu/FlashAttentionKernel.cpp, flash_attention_kernel_impl."""
     return _flash_queries(length) * min(keys, 512)
@@ -498,6 +545,8 @@ class Kernels(TorchFunctionMode):
         self._casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __enter__(self) -> Kernels:
+        import bitsandbytes
+
         with contextlib.ExitStack() as stack:
             self._stand_in(stack, torch, "clear_autocast_cache", self._clear_casts)
             # autocast knows no meta device; what is asked of it is answered for the CPU, where compute_loss sets it.
@@ -508,6 +557,9 @@ class Kernels(TorchFunctionMode):
             for module in _users_of("maybe_autocast", len(sys.modules)):
                 self._stand_in(stack, module, "maybe_autocast", _on_cpu(transformers.utils.generic.maybe_autocast))
             self._stand_in(stack, torch._meta_registrations, "_meta_grouped_mm_common", _grouped_product)
+            self._stand_in(stack, bitsandbytes, "matmul", functools.partial(_int8_matmul, self.device))
+            self._stand_in(stack, bitsandbytes.functional, "int8_vectorwise_quant", _int8_rows)
+            self._stand_in(stack, torch.ops.bitsandbytes, "int8_mixed_scaled_mm", _int8_product)
             if self.device.cuda:
                 # transformers/integrations/moe.py: below 8.0 its own loop over the experts takes torch's place
                 modern = self.device.capability >= (8, 0)  # type: ignore[operator]

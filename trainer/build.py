@@ -6,6 +6,7 @@ With `device="meta"` the same calls make a model without storage, from the confi
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,7 @@ def build_model(recipe: Recipe, *, config: Any, weights: Path | None, device: st
 
 
 def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device: str = "meta") -> PreTrainedModel:
-    """The frozen base of `recipe`, its linear layers in 4 bits where the recipe says so.
+    """The frozen base of `recipe`, its linear layers in 4 or 8 bits where the recipe says so.
 
     Raises: ModelError when there is no such model, or it cannot be quantized.
     """
@@ -66,8 +67,9 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
             fix="choose another model, or --set attention=eager",
         ) from error
     if recipe.quant_type is not None:
-        _demand_four_bit_layers(base)
+        _demand_quantized_layers(base, recipe)
         _forbid_repacking(base)
+        _let_go_of_inputs(base)
     if recipe.packing:
         _demand_packing(base)
     if recipe.experts_4bit:
@@ -121,8 +123,12 @@ def _ghost_base(recipe: Recipe, config: Any) -> PreTrainedModel:
             model = replace_with_bnb_linear(
                 model, modules_to_not_convert=keep, quantization_config=_quantization(recipe)
             )
-            model.is_loaded_in_4bit = True
-            _pack_linears(model, recipe)
+            if recipe.quant_type == "int8":
+                model.is_loaded_in_8bit = True
+                _round_linears(model, recipe)
+            else:
+                model.is_loaded_in_4bit = True
+                _pack_linears(model, recipe)
     return model
 
 
@@ -147,6 +153,21 @@ def _pack_linears(model: PreTrainedModel, recipe: Recipe) -> None:
             )
             weight.quant_state = module.quant_state = state
             module.weight = weight
+            if module.bias is not None:
+                module.bias.data = module.bias.data.to(torch_dtype(recipe.base_dtype))
+
+
+def _round_linears(model: PreTrainedModel, recipe: Recipe) -> None:
+    """Give the 8-bit layers of a model without storage what loading gives them: weights, a scale a row, biases."""
+    import bitsandbytes as bnb
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear8bitLt):
+            rounded = torch.empty(module.out_features, module.in_features, dtype=torch.int8, device="meta")
+            scales = torch.empty(module.out_features, dtype=torch.float32, device="meta")
+            module.weight = bnb.nn.Int8Params(rounded, requires_grad=False, CB=rounded, SCB=scales)
+            module.init_8bit_state()
             if module.bias is not None:
                 module.bias.data = module.bias.data.to(torch_dtype(recipe.base_dtype))
 
@@ -176,6 +197,10 @@ def _load_base(recipe: Recipe, config: Any, weights: Path, device: str) -> PreTr
 def _quantization(recipe: Recipe) -> Any:
     from transformers import BitsAndBytesConfig
 
+    if recipe.quant_type == "int8":
+        # it tells in every forward of every layer that inputs are rounded through float16
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=recipe.quant_type,
@@ -227,12 +252,14 @@ def _masks_by_position(base: PreTrainedModel) -> bool:
     return False
 
 
-def _demand_four_bit_layers(base: PreTrainedModel) -> None:
+def _demand_quantized_layers(base: PreTrainedModel, recipe: Recipe) -> None:
     import bitsandbytes as bnb
 
-    if not any(isinstance(module, bnb.nn.Linear4bit) for module in base.modules()):
+    if not any(isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)) for module in base.modules()):
+        bits = 8 if recipe.quant_type == "int8" else 4
         raise ModelError(
-            f"no layer of {type(base).__name__} can be quantized to 4 bits: it has no plain linear layers but its head",
+            f"no layer of {type(base).__name__} can be quantized to {bits} bits: it has no plain linear layers but its "
+            "head",
             fix="--method lora",
         )
 
@@ -248,6 +275,25 @@ def _forbid_repacking(base: PreTrainedModel) -> None:
     for module in base.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def _let_go_of_inputs(base: PreTrainedModel) -> None:
+    """Keep 8-bit layers from holding their inputs until the backward, which needs them for no frozen weight.
+
+    bitsandbytes 0.50 hangs them on the node of the graph itself, where checkpointing cannot drop them either.
+    """
+    import bitsandbytes as bnb
+
+    def let_go(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+        node: Any = output.grad_fn
+        if hasattr(node, "tensors"):  # of MatMul8bitLt
+            node.tensors = (None, None, None)
+        if hasattr(node, "A"):  # of MatMul8bitFp
+            node.A = None
+
+    for module in base.modules():
+        if isinstance(module, bnb.nn.Linear8bitLt):
+            module.register_forward_hook(let_go)
 
 
 def _upcast(base: PreTrainedModel) -> None:

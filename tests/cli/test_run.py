@@ -114,13 +114,25 @@ def test_a_plan_file_runs_as_planned_and_again_gives_the_same_weights(autoft, ti
     assert digests[0] == digests[1]
 
 
-def test_qlora_trains_on_the_cpu_and_says_so(autoft, tiny_model, data_file, tmp_path) -> None:
+@pytest.mark.parametrize("quant_type", ["nf4", "int8"])
+def test_qlora_trains_on_the_cpu_and_says_so(autoft, tiny_model, data_file, tmp_path, quant_type) -> None:
     out = tmp_path / "out"
-    words = ("--method", "qlora", "--set", "max_steps=20", "--set", "learning_rate=0.01", "--set", "max_new_tokens=0")
+    words = (
+        "--method",
+        "qlora",
+        "--set",
+        f"quant_type={quant_type}",
+        "--set",
+        "max_steps=20",
+        "--set",
+        "learning_rate=0.01",
+        "--set",
+        "max_new_tokens=0",
+    )
     done = autoft("run", tiny_model, "--data", data_file, "--gpu", "cpu", "-o", out, *words, "--json")
     assert done.code == 0, done.err
     result = RunResult.from_dict({k: v for k, v in json.loads(done.out).items() if k != "output"})
-    assert result.job.recipe.quant_type == "nf4"
+    assert result.job.recipe.quant_type == quant_type
     assert result.after.loss < 0.9 * result.before.loss
     assert autoft("chat", out, "-p", "number 7", "--max-new-tokens", 8, "--json").code == 0
 

@@ -38,7 +38,13 @@ def allocated(rehearsal: Rehearsal) -> int:
     return replay(rehearsal, Allocator()).allocated
 
 
-VARIANTS = [{"packing": True}, {"packing": True, "gradient_checkpointing": True}]
+INT8 = {"method": "qlora", "quant_type": "int8"}
+VARIANTS = [
+    {"packing": True},
+    {"packing": True, "gradient_checkpointing": True},
+    INT8,
+    INT8 | {"gradient_checkpointing": True},
+]
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
@@ -64,3 +70,43 @@ def test_packed_rows_get_one_mask_and_the_kernel_that_takes_it() -> None:
 
 def test_a_mask_whose_rows_are_no_multiple_of_8_is_padded() -> None:
     assert made(run(packing=True, seq_len=92))[("aten.constant_pad_nd.default", (2, 1, 92, 96), torch.bfloat16)] == 24
+
+
+def test_an_8_bit_base_takes_a_byte_a_weight_and_four_a_row() -> None:
+    rehearsal = run(**INT8)
+    weights = [w for w in rehearsal.weights if w.dtype == torch.int8]
+    assert len(weights) == 12 * 7
+    assert (
+        sum(w.size for w in weights)
+        == sum(w.params for w in weights)
+        == 12 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 160)
+    )
+    assert sum(sum(w.state) for w in weights) == 12 * 4 * (64 + 32 + 32 + 64 + 160 + 160 + 64)
+
+
+def test_an_8_bit_product_passes_through_int32_and_float16() -> None:
+    """192 tokens through gate and up, 64 wide to 160, in each of 12 layers and two steps."""
+    found = made(run(**INT8))
+    kernel = "product in int8"
+    # the sums, then the product of outliers added; between them float16, and bfloat16 again
+    assert found[(kernel, (192, 160), torch.int32)] == found[(kernel, (192, 160), torch.float16)] == 2 * 12 * 2
+    assert found[("rows in int8", (192, 160), torch.int8)] == 12 * 2  # into down
+
+
+def test_loading_rounds_each_weight_by_way_of_float16() -> None:
+    load = run(**INT8).phases[0].events
+    # the largest is an MLP's: 16 bits as read, 16 to be rounded, a scale a row, 8 to keep
+    sizes = [int(size) for _, size in load]
+    at = sizes.index(2 * 160 * 64)
+    assert sizes[at : at + 6] in (
+        [20480, 20480, 4 * 64, 10240, -20480, -20480],
+        [20480, 20480, 4 * 160, 10240, -20480, -20480],
+    )
+
+
+def test_checkpointing_drops_what_8_bit_layers_read() -> None:
+    whole, checkpointed = (
+        replay(run(**INT8, gradient_checkpointing=again), Allocator()).components["activations"]
+        for again in (False, True)
+    )
+    assert checkpointed < 0.4 * whole
