@@ -12,13 +12,13 @@ from autoft.planner.estimate import Estimate, Fits
 from autoft.planner.ghost import OURS, Kept, Loop, Rehearsal, find_depth, rehearse
 from autoft.planner.host import ASSUMPTION as HOST_ASSUMPTION
 from autoft.planner.host import disk_parts, host_parts, totals
-from autoft.planner.kernels import Backend, Device
+from autoft.planner.kernels import TOKENS_PER_EXAMPLE, Backend, Device
 from autoft.planner.memory import least_bytes, replay, survives
 from autoft.planner.shape import model_shape
 from autoft.planner.target import Target
 from autoft.planner.time import step_timing
 from autoft.planner.work import product_dtypes
-from autoft.trainer.build import build_base, default_attention
+from autoft.trainer.build import build_base, default_attention, refuse_flash_attention
 from autoft.trainer.recipe import Attention, Method, QuantType, Recipe
 
 UNKNOWN_CAPABILITY = (8, 0)  # assumption for a card of which only the memory is known
@@ -93,7 +93,12 @@ class Estimator:
             step_energy_wh=timing.energy_wh,
             trainable_params=rehearsal.trainable_params,
             total_params=self.shape.total_params + rehearsal.trainable_params,
-            assumptions=(*self.target.assumptions, timing.basis, *((HOST_ASSUMPTION,) if self.device.cuda else ())),
+            assumptions=(
+                *self.target.assumptions,
+                *_assumptions(recipe),
+                timing.basis,
+                *((HOST_ASSUMPTION,) if self.device.cuda else ()),
+            ),
             host_bytes=totals(host_parts(rehearsal, self.shape.total_params)) if self.device.cuda else {},
             disk_bytes=totals(disk_parts(rehearsal, self.shape.total_params)),
         )
@@ -116,6 +121,11 @@ class Estimator:
         return Allocator(expandable_segments=expandable, limit_bytes=limit)
 
     def _why_not(self, recipe: Recipe) -> ModelError | None:
+        if recipe.attention == "flash_attention_2":
+            try:
+                refuse_flash_attention(self.target.name, self.device.capability)
+            except ModelError as error:
+                return error
         key = (recipe.method, recipe.quant_type, recipe.attention, recipe.packing)
         if key not in self._refusal:
             try:
@@ -124,3 +134,13 @@ class Estimator:
             except ModelError as error:
                 self._refusal[key] = error
         return self._refusal[key]
+
+
+def _assumptions(recipe: Recipe) -> list[str]:
+    """What the memory of a step depends on that only the values tell."""
+    found = []
+    if recipe.quant_type == "int8":
+        found.append("memory: in 8-bit layers one column of a thousand is assumed to have outliers")
+    if recipe.packing and recipe.attention == "flash_attention_2":
+        found.append(f"memory: packed examples are assumed to have {TOKENS_PER_EXAMPLE} tokens")
+    return found

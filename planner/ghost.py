@@ -150,7 +150,7 @@ def rehearse(
             with suppress(MismatchError):
                 return _rehearse(recipe, config, device, attempt, loop, backend, accumulate, kept or Kept())
         raise ValueError("its layers do not join")
-    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ImportError) as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ImportError, NameError) as error:
         reason = " ".join(str(error).split())[:200]
         if "meta" in reason:
             reason = f"it asks tensors for values, and a rehearsal has none ({reason})"
@@ -273,7 +273,8 @@ class _Step:
             if p.grad is not None:
                 trace.ignore(p.grad)
         recomputed = "activations" if recipe.gradient_checkpointing else None
-        with trace, Kernels(self.device, self.backend), _random_states(trace, self.device):
+        kernels = Kernels(self.device, self.backend, packed=recipe.packing)
+        with trace, kernels, _random_states(trace, self.device):
             trace.begin("inputs", kind="inputs")
             batch = self._batch()
             trace.begin("embed", kind="activations")
@@ -338,6 +339,8 @@ class _Step:
             batch["attention_mask"] = _ids(self.recipe)
         if self.recipe.packing:
             batch["position_ids"] = _ids(self.recipe)
+            if self.recipe.attention == "flash_attention_2":  # trainer/data/pack.py lays the rows end to end
+                batch = {name: ids.view(1, -1) for name, ids in batch.items()}
         return batch
 
 

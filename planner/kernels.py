@@ -18,13 +18,15 @@ from typing import Any, Literal
 
 import torch
 import torch._meta_registrations
+import transformers.integrations.flash_attention
 import transformers.integrations.moe
+import transformers.modeling_flash_attention_utils
 import transformers.utils.generic
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from autoft.planner.trace import Scratch, count, stands_for
-from autoft.planner.work import attention, passed_over, product
+from autoft.planner.work import Kernel, attention, passed_over, product
 from autoft.units import MIB
 
 Backend = Literal["flash", "efficient", "math"]
@@ -114,6 +116,94 @@ class _FlashAttention(torch.autograd.Function):
 def _rounded_head(dim: int) -> int:
     multiple = 32 if dim <= 128 else 64
     return -(-dim // multiple) * multiple
+
+
+# Assumption, as lengths are not known: packed examples have so many tokens
+TOKENS_PER_EXAMPLE = 256
+
+
+class _FlashOfManyLengths(torch.autograd.Function):
+    """q_THD, k_THD, v_THD of examples end to end -> out_THD; flash-attn's flash_api.cpp, mha_varlen_fwd and _bwd.
+
+    Keeps its inputs, its output, a float32 log-sum-exp a query, where the examples begin, and the random generator's
+    state. The backward's float32 sums leave 128 tokens of room after every example.
+    """
+
+    @staticmethod
+    @stands_for("flash attention of many lengths", "flash-attn csrc/flash_attn/flash_api.cpp, mha_varlen_fwd")
+    def forward(ctx: Any, q: Any, k: Any, v: Any, causal: bool) -> Any:
+        tokens, heads, _ = q.shape
+        out = q.new_empty(tokens, heads, v.size(-1))
+        logsumexp = q.new_empty(heads, tokens, dtype=torch.float32)
+        generator = q.new_empty(2, dtype=torch.int64)
+        starts = q.new_empty(-(-tokens // TOKENS_PER_EXAMPLE) + 1, dtype=torch.int32)
+        ctx.save_for_backward(q, k, v, out, logsumexp, starts, generator)
+        ctx.causal = causal
+        count(_attention_of_examples(q, k, v, causal=causal))
+        return out
+
+    @staticmethod
+    @stands_for("flash attention of many lengths", "flash-attn csrc/flash_attn/flash_api.cpp, mha_varlen_bwd")
+    def backward(ctx: Any, _grad: Any) -> Any:
+        q, k, v, *_ = ctx.saved_tensors
+        tokens, heads, dim = q.shape
+        like = [torch.empty_like(t) for t in (q, k, v)]
+        room = tokens + 128 * -(-tokens // TOKENS_PER_EXAMPLE)
+        delta = q.new_empty(heads, room, dtype=torch.float32)
+        accumulator = q.new_empty(room, heads, _rounded_head(dim), dtype=torch.float32)
+        if k.size(1) != heads:
+            expanded = [t.new_empty(tokens, heads, t.size(2)) for t in (k, v)]
+            del expanded
+        del delta, accumulator
+        count(_attention_of_examples(q, k, v, causal=ctx.causal, backward=True))
+        return (*like, None)
+
+
+def _attention_of_examples(q: Any, k: Any, v: Any, *, causal: bool, backward: bool = False) -> Kernel:
+    examples = -(-q.size(0) // TOKENS_PER_EXAMPLE)
+    one = attention(
+        *(t[:TOKENS_PER_EXAMPLE].transpose(0, 1)[None] for t in (q, k, v)), causal=causal, backward=backward
+    )
+    return one._replace(flops=examples * one.flops, moved_bytes=examples * one.moved_bytes)
+
+
+def _flash_package(
+    device: Device,
+    packed: bool,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    is_causal: bool,
+    position_ids: torch.Tensor | None = None,
+    target_dtype: torch.dtype | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    """q_BSHD and the like -> out_BSHD, by the package flash-attn; transformers/modeling_flash_attention_utils.py.
+
+    Raises: ValueError where packed examples would see each other.
+    """
+    assert attention_mask is None  # compute_loss hands none on
+    q, k, v = transformers.modeling_flash_attention_utils.fa_peft_integration_check(q, k, v, target_dtype)
+    if position_ids is not None and q.size(0) == 1:  # _is_packed_sequence
+        places = torch.arange(position_ids.size(1), device=q.device) + position_ids.min()
+        (places - position_ids).abs().sum()
+        del places
+    elif packed:
+        raise ValueError("its attention is not told where packed examples begin")
+    dim = q.size(-1)
+    if dim % 8:
+        q, k, v = (functional.pad(t, (0, -dim % 8)) for t in (q, k, v))
+    out: torch.Tensor
+    if packed:
+        rows = (t.contiguous().view(-1, t.size(-2), t.size(-1)) for t in (q, k, v))
+        out = _FlashOfManyLengths.apply(*rows, is_causal).unsqueeze(0)  # type: ignore[no-untyped-call]
+    else:
+        splits = flash_splits(device, q.size(0), q.size(2), q.size(1), k.size(1), q.size(-1))
+        heads_first = (t.transpose(1, 2) for t in (q, k, v))
+        out = _FlashAttention.apply(*heads_first, splits, is_causal).transpose(1, 2)  # type: ignore[no-untyped-call]
+    return out[..., :dim] if dim % 8 else out
 
 
 def flash_splits(device: Device, batch: int, heads: int, length: int, keys: int, dim: int) -> int:
@@ -535,13 +625,15 @@ def _treatment(func: Any) -> Treatment:
 class Kernels(TorchFunctionMode):
     """Runs a step on meta tensors as `device` would: its attention kernels, its autocast, its fused softmax.
 
-    backend: of attention, pinned; grouped heads are then repeated first where it cannot take them.
+    backend: of attention, pinned; grouped heads are then repeated first where it cannot take them. packed: rows hold
+    several examples each.
     """
 
-    def __init__(self, device: Device, backend: Backend | None = None) -> None:
+    def __init__(self, device: Device, backend: Backend | None = None, *, packed: bool = False) -> None:
         super().__init__()
         self.device = device
         self.backend = backend
+        self.packed = packed
         self._casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __enter__(self) -> Kernels:
@@ -560,6 +652,8 @@ class Kernels(TorchFunctionMode):
             self._stand_in(stack, bitsandbytes, "matmul", functools.partial(_int8_matmul, self.device))
             self._stand_in(stack, bitsandbytes.functional, "int8_vectorwise_quant", _int8_rows)
             self._stand_in(stack, torch.ops.bitsandbytes, "int8_mixed_scaled_mm", _int8_product)
+            flash = functools.partial(_flash_package, self.device, self.packed)
+            self._stand_in(stack, transformers.integrations.flash_attention, "_flash_attention_forward", flash)
             if self.device.cuda:
                 # transformers/integrations/moe.py: below 8.0 its own loop over the experts takes torch's place
                 modern = self.device.capability >= (8, 0)  # type: ignore[operator]

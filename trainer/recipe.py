@@ -68,6 +68,8 @@ class Recipe(Record):
                 raise ValueError(f"{name} needs a quant_type")
             if getattr(self, name) and self.quant_type == "int8":
                 raise ValueError(f"{name} needs a quant_type of 4 bits, nf4 or fp4, not int8")
+        if self.attention == "flash_attention_2" and self.base_dtype == "float32":
+            raise ValueError("flash_attention_2 needs a 16-bit base_dtype")
         if self.autocast and self.base_dtype == "float32":
             raise ValueError("autocast needs a 16-bit base_dtype")
 

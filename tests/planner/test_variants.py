@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from autoft.errors import ModelError
 from autoft.planner.allocator import Allocator
 from autoft.planner.ghost import Rehearsal, find_depth, rehearse
 from autoft.planner.kernels import Device
@@ -42,6 +43,8 @@ INT8 = {"method": "qlora", "quant_type": "int8"}
 VARIANTS = [
     {"packing": True},
     {"packing": True, "gradient_checkpointing": True},
+    {"attention": "flash_attention_2"},
+    {"attention": "flash_attention_2", "packing": True, "gradient_checkpointing": True},
     INT8,
     INT8 | {"gradient_checkpointing": True},
 ]
@@ -110,3 +113,60 @@ def test_checkpointing_drops_what_8_bit_layers_read() -> None:
         for again in (False, True)
     )
     assert checkpointed < 0.4 * whole
+
+
+FLASH = {"attention": "flash_attention_2"}
+
+
+def test_flash_attn_takes_what_pytorch_s_own_flash_does() -> None:
+    assert made(run(**FLASH)) == made(run())
+
+
+def test_packed_rows_go_to_flash_attn_end_to_end_without_a_mask() -> None:
+    found = made(run(**FLASH, packing=True))
+    kernel = "flash attention of many lengths"
+    assert not any(shape == (2, 1, 96, 96) for _, shape, _ in found)
+    calls = 12 * 2
+    assert found[(kernel, (192, 4, 16), torch.bfloat16)] == 4 * calls  # the output; gradients, for all heads at first
+    assert found[(kernel, (4, 192), torch.float32)] == calls
+    assert found[(kernel, (2,), torch.int32)] == calls  # one example of 256 tokens is assumed: where it begins and ends
+    assert found[(kernel, (192 + 128, 4, 32), torch.float32)] == calls
+    assert allocated(run(**FLASH, packing=True)) < allocated(run(packing=True))
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("bloom", "transformers cannot build a causal bloom model with flash_attention_2 attention: its code takes no"),
+        ("falcon7b", "a step of falcon with these settings cannot be rehearsed"),
+    ],
+)
+def test_a_model_that_takes_no_flash_attention_is_refused(family, said) -> None:
+    with pytest.raises(ModelError, match=said):
+        rehearse(Recipe(**BASE, **FLASH), family_config(family), AMPERE, depth=None)
+
+
+def test_what_only_values_tell_is_said_to_be_assumed(autoft, tiny_model) -> None:
+    words = ("--set", "attention=flash_attention_2", "--set", "packing=true", "--set", "quant_type=int8")
+    done = autoft("estimate", tiny_model, "--gpu", "rtx3090", *words, "--json")
+    assert "packed examples are assumed to have 256 tokens" in done.out
+    assert "one column of a thousand is assumed to have outliers" in done.out
+
+
+@pytest.mark.parametrize("gpu", ["cpu", "t4"])
+def test_a_device_without_flash_attention_is_told_in_one_line(autoft, tiny_model, gpu) -> None:
+    words = ("--gpu", gpu, "--set", "attention=flash_attention_2", "--set", "base_dtype=float16")
+    refused = autoft("estimate", tiny_model, *words)
+    assert refused.code == 2
+    name = "cpu" if gpu == "cpu" else "t4"
+    assert "flash_attention_2 needs a CUDA card of compute capability 8.0 or more, and " in refused.err
+    assert name in refused.err.lower()
+    assert "To fix: --set attention=sdpa" in refused.err
+
+
+def test_a_plan_with_flash_attention_is_made_where_it_is_not_installed(autoft, tiny_model, data_file, tmp_path) -> None:
+    words = ("--gpu", "rtx3090", "--set", "attention=flash_attention_2", "--set", "packing=true")
+    done = autoft("plan", tiny_model, "--data", data_file, "-o", tmp_path / "plan.toml", *words)
+    assert done.code == 0, done.err
+    refused = autoft("run", tmp_path / "plan.toml", "-o", tmp_path / "out")
+    assert refused.code == 2

@@ -204,3 +204,20 @@ def test_a_model_quantized_already_is_refused(tiny_model) -> None:
     config.quantization_config = {"quant_method": "gptq", "bits": 4}
     with pytest.raises(ModelError, match=r"already quantized \(gptq\)"):
         build_model(Recipe(**FP32), config=config, weights=tiny_model, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("cpu", "flash_attention_2 needs a CUDA card of compute capability 8.0 or more, and cpu is none"),
+        ("cuda", "flash_attention_2 needs the package flash-attn, which is not installed here"),
+    ],
+)
+def test_flash_attention_is_refused_where_it_cannot_run(tiny_model, device, said) -> None:
+    recipe = Recipe(attention="flash_attention_2")
+    config = AutoConfig.from_pretrained(tiny_model)
+    with pytest.raises(ModelError) as refused:
+        build_model(recipe, config=config, weights=tiny_model, device=device)
+    assert refused.value.what == said
+    with pytest.raises(ValueError, match="flash_attention_2 needs a 16-bit base_dtype"):
+        Recipe(attention="flash_attention_2", base_dtype="float32")
