@@ -74,6 +74,8 @@ NF4 = {"method": "qlora", "quant_type": "nf4", "autocast": True, "optimizer": "a
 DOUBLE = NF4 | {"double_quant": True, "kbit_upcast": True, "gradient_checkpointing": True}
 CHECKPOINTED = {"gradient_checkpointing": True}
 EAGER = {"attention": "eager"}
+PACKED = {"packing": True}
+INT8 = {"method": "qlora", "quant_type": "int8"}
 
 CASES = {
     "llama-lora-float32": Case("llama", GROUPED, FLOAT32),
@@ -103,6 +105,13 @@ CASES = {
         GROUPED | {"head_dim": 64, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128},
         FLOAT32 | CHECKPOINTED,
     ),
+    "llama-lora-packed": Case("llama", GROUPED, AUTOCAST | PACKED),
+    "mistral-lora-packed-sliding-window": Case(
+        "mistral", GROUPED | {"sliding_window": 64}, FLOAT32 | PACKED | CHECKPOINTED
+    ),
+    "gemma2-lora-packed-eager": Case("gemma2", GROUPED | {"head_dim": 64}, BFLOAT16 | EAGER | PACKED),
+    "llama-int8-checkpointed": Case("llama", GROUPED, AUTOCAST | INT8 | CHECKPOINTED),
+    "qwen2-int8-float32": Case("qwen2", GROUPED, FLOAT32 | INT8),
     "smollm2-135m-lora": Case(
         "llama", SMOLLM2_135M, {"autocast": True, "loss": "selected", "micro_batch": 2, "seq_len": 128}
     ),
@@ -185,7 +194,7 @@ def predict(case: Case) -> dict[str, int]:
     rehearsal = rehearse(recipe, config, Device(None), depth=depth, accumulate=case.micro_batches > 1)
     phases = replay(rehearsal, ByteCounter()).phases
     loaded = sum(size for phase in rehearsal.phases if phase.name == "load" for _, size in phase.events)
-    return {"loaded": loaded, **{name: phases[name] for name in ("first_step", *PHASES)}}
+    return {"loaded": int(loaded), **{name: int(phases[name]) for name in ("first_step", *PHASES)}}
 
 
 def measure(case: Case, folder: Path, steps: int = STEPS) -> dict[str, int]:
@@ -227,11 +236,24 @@ def measure(case: Case, folder: Path, steps: int = STEPS) -> dict[str, int]:
 
 
 def a_batch(recipe: Any, config: Any) -> dict[str, Any]:
-    """Random rows, every second one padded from two thirds on: each column is trained in some row."""
+    """Random rows, every second one padded from two thirds on: each column is trained in some row.
+
+    Packed rows hold two or three examples each, of which no two begin in the same column.
+    """
     import torch
 
+    from autoft.trainer.data.pack import collator, packed_row
+    from autoft.trainer.data.tokens import Example
     from autoft.trainer.loss import IGNORED
 
+    if recipe.packing:
+        highest, rows = config.get_text_config().vocab_size, []
+        for row in range(recipe.micro_batch):
+            cut = recipe.seq_len // 3 + row
+            lengths = (cut, recipe.seq_len - cut) if row % 2 == 0 else (cut, recipe.seq_len // 2)
+            ids = [torch.randint(3, highest, (length,)).tolist() for length in lengths]
+            rows.append(packed_row([Example(i, i) for i in ids], recipe.seq_len, pad_id=0))
+        return collator(recipe)(rows)
     ids = torch.randint(3, config.get_text_config().vocab_size, (recipe.micro_batch, recipe.seq_len))
     labels, mask = ids.clone(), torch.ones_like(ids)
     for row in range(1, recipe.micro_batch, 2):
@@ -242,7 +264,12 @@ def a_batch(recipe: Any, config: Any) -> dict[str, Any]:
 
 def stored_bytes(model: Any) -> int:
     """Of every distinct storage of weights, buffers and quantization states, whoever made it."""
+    import bitsandbytes as bnb
+
     tensors = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear8bitLt):
+            tensors.append(module.state.SCB if module.state.SCB is not None else module.weight.SCB)
     states = [getattr(tensor, "quant_state", None) for tensor in tensors]
     for state in (*states, *(getattr(state, "state2", None) for state in states)):
         held = (getattr(state, name, None) for name in ("absmax", "code", "offset"))

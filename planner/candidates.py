@@ -97,6 +97,8 @@ def _pin(recipe: Recipe, pinned: dict[str, Any]) -> Recipe:
     values = {**recipe.to_dict(), **pinned}
     if values["base_dtype"] == "float32" and "autocast" not in pinned:
         values["autocast"] = False
+    if values["quant_type"] == "int8" and "double_quant" not in pinned:
+        values["double_quant"] = False
     return Recipe.from_dict(values, where="--set")
 
 

@@ -69,6 +69,10 @@ def describe(recipe: Recipe) -> str:
     return f"{base}, micro-batch {recipe.micro_batch}" + (", checkpointing" if recipe.gradient_checkpointing else "")
 
 
+def _bits(recipe: Recipe) -> int:
+    return 8 if recipe.quant_type == "int8" else 4
+
+
 def _reasons(
     recipe: Recipe, estimate: Estimate, estimates: Sequence[tuple[Recipe, Estimate]], words: str, prefer: str
 ) -> tuple[str, ...]:
@@ -84,7 +88,9 @@ def _reasons(
         whole = by_recipe.get(replace(recipe, method="lora", quant_type=None, double_quant=False))
         if whole is not None and whole.fits != "yes":
             need = size(whole.device_bytes)
-            reasons.append(f"4-bit buys the fit: the same step on the {recipe.base_dtype} base needs {need}")
+            reasons.append(
+                f"{_bits(recipe)}-bit buys the fit: the same step on the {recipe.base_dtype} base needs {need}"
+            )
     if recipe.gradient_checkpointing:
         plain = by_recipe.get(replace(recipe, gradient_checkpointing=False))
         if plain is not None and plain.fits != "yes":
@@ -112,7 +118,7 @@ def _loss_against(recipe: Recipe, chosen: Recipe, words: str) -> str:
     """The first thing, in plain words, in which `recipe` differs from the chosen one."""
     if recipe.method != chosen.method:
         return (
-            "quantizes the base to 4 bits, which is not needed"
+            f"quantizes the base to {_bits(recipe)} bits, which is not needed"
             if recipe.method == "qlora"
             else f"comes later in the order: {words}"
         )

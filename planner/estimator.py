@@ -12,14 +12,14 @@ from autoft.planner.estimate import Estimate, Fits
 from autoft.planner.ghost import OURS, Kept, Loop, Rehearsal, find_depth, rehearse
 from autoft.planner.host import ASSUMPTION as HOST_ASSUMPTION
 from autoft.planner.host import disk_parts, host_parts, totals
-from autoft.planner.kernels import Backend, Device
+from autoft.planner.kernels import TOKENS_PER_EXAMPLE, Backend, Device
 from autoft.planner.memory import least_bytes, replay, squeezed
 from autoft.planner.shape import model_shape
 from autoft.planner.target import Target, usable_bytes
 from autoft.planner.time import step_timing
 from autoft.planner.work import product_dtypes
-from autoft.trainer.build import base_of, build_base
-from autoft.trainer.recipe import Attention, Method, Recipe
+from autoft.trainer.build import base_of, build_base, refuse_flash_attention
+from autoft.trainer.recipe import Attention, Method, QuantType, Recipe
 from autoft.units import GIB, size
 
 COMMON_CARDS_GIB = (6, 8, 12, 16, 24, 32, 48, 80)
@@ -39,7 +39,7 @@ class Estimator:
         self.device = Device(capability, target.gpu.multiprocessors if target.gpu is not None else None)
         self._depth: dict[Attention, Depth | None] = {self.attention: depth_of(base, config)}
         self._kept = Kept()
-        self._refusal: dict[tuple[Method, Attention], ModelError | None] = {}
+        self._refusal: dict[tuple[Method, QuantType | None, Attention, bool], ModelError | None] = {}
 
     def takes(self, recipe: Recipe) -> bool:
         """Whether the model can be trained by the recipe's method and attention at all."""
@@ -99,6 +99,7 @@ class Estimator:
             assumptions=(
                 *squeeze,
                 *self.target.assumptions,
+                *_assumptions(recipe),
                 timing.basis,
                 *((HOST_ASSUMPTION,) if self.device.cuda else ()),
             ),
@@ -137,7 +138,12 @@ class Estimator:
         return Allocator(expandable_segments=expandable, limit_bytes=limit)
 
     def _why_not(self, recipe: Recipe) -> ModelError | None:
-        key = (recipe.method, recipe.attention)
+        if recipe.attention == "flash_attention_2":
+            try:
+                refuse_flash_attention(self.target.name, self.device.capability)
+            except ModelError as error:
+                return error
+        key = (recipe.method, recipe.quant_type, recipe.attention, recipe.packing)
         if key not in self._refusal:
             try:
                 depth = self._depth.get(recipe.attention)
@@ -146,3 +152,13 @@ class Estimator:
             except ModelError as error:
                 self._refusal[key] = error
         return self._refusal[key]
+
+
+def _assumptions(recipe: Recipe) -> list[str]:
+    """What the memory of a step depends on that only the values tell."""
+    found = []
+    if recipe.quant_type == "int8":
+        found.append("memory: in 8-bit layers one column of a thousand is assumed to have outliers")
+    if recipe.packing and recipe.attention == "flash_attention_2":
+        found.append(f"memory: packed examples are assumed to have {TOKENS_PER_EXAMPLE} tokens")
+    return found

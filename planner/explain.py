@@ -132,6 +132,8 @@ def _stored(name: str, num_bytes: int, answer: Answer) -> list[Part]:
     for weight in answer.rehearsal.weights:
         if name == "quantization_state":
             group = f"scales of blocks{' and the scales of these' if recipe.double_quant else ''}, for {{n}} tensors"
+            if recipe.quant_type == "int8":
+                group = "scales of rows, for {n} tensors"
             if weight.state:
                 groups.setdefault(group, []).append((0, sum(weight.state)))
             continue
@@ -139,6 +141,8 @@ def _stored(name: str, num_bytes: int, answer: Answer) -> list[Part]:
             continue
         dtype = str(weight.dtype).removeprefix("torch.")
         what = f"{{elements}} parameters in 4 bits ({recipe.quant_type}), two a byte, in {{n}} tensors"
+        if recipe.quant_type == "int8":
+            what = "{elements} parameters in 8 bits (int8), in {n} tensors"
         if not weight.state:
             what = f"{{elements}} elements x {weight.dtype.itemsize} bytes ({dtype}) in {{n}} tensors"
         if name == "adapter":

@@ -151,7 +151,7 @@ def rehearse(
             with suppress(MismatchError):
                 return _rehearse(recipe, config, device, attempt, loop, backend, accumulate, kept or Kept())
         raise ValueError("its layers do not join")
-    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ImportError) as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ImportError, NameError) as error:
         reason = " ".join(str(error).split())[:200]
         if "meta" in reason:
             reason = f"it asks tensors for values, and a rehearsal has none ({reason})"
@@ -178,7 +178,7 @@ def _rehearse(
     kept: Kept,
 ) -> Rehearsal:
     around = (device, depth, loop, backend)
-    with _real_masks():
+    with _real_masks(packed=recipe.packing):
         model = (replace(recipe, micro_batch=1, seq_len=1, optimizer="adamw_torch"), *around)
         kept.make_room()
         if model not in kept.steps:
@@ -186,9 +186,11 @@ def _rehearse(
         step = kept.steps[model].of(recipe)
         first = step.micro_batch()
         rest = step.micro_batch() if accumulate else None
-        evaluated = (replace(recipe, gradient_checkpointing=False, optimizer="adamw_torch"), *around)
-        if evaluated not in kept.evaluations:
-            kept.evaluations[evaluated] = step.evaluation()
+    alone = replace(recipe, gradient_checkpointing=False, optimizer="adamw_torch", packing=False)
+    evaluated = (alone, *around)
+    if evaluated not in kept.evaluations:
+        with _real_masks(packed=False):  # held-out rows are never packed
+            kept.evaluations[evaluated] = step.of(replace(step.recipe, packing=False)).evaluation()
     shapes = tuple((w.shape, w.dtype) for w in step.weights if w.adapter)
     optimizer = _optimizer_events(shapes, recipe.optimizer, device, loop.clip)
     rehearsal = _assemble(recipe, step.weights, first, rest, optimizer, loop, device)
@@ -273,7 +275,8 @@ class _Step:
             if p.grad is not None:
                 trace.ignore(p.grad)
         recomputed = "activations" if recipe.gradient_checkpointing else None
-        with trace, Kernels(self.device, self.backend), _random_states(trace, self.device):
+        kernels = Kernels(self.device, self.backend, packed=recipe.packing)
+        with trace, kernels, _random_states(trace, self.device):
             trace.begin("inputs", kind="inputs")
             batch = self._batch()
             trace.begin("embed", kind="activations")
@@ -336,6 +339,10 @@ class _Step:
         batch["labels"] = _ids(self.recipe) if self.loop.mask else batch["input_ids"]
         if self.loop.mask:
             batch["attention_mask"] = _ids(self.recipe)
+        if self.recipe.packing:
+            batch["position_ids"] = _ids(self.recipe)
+            if self.recipe.attention == "flash_attention_2":  # trainer/data/pack.py lays the rows end to end
+                batch = {name: ids.view(1, -1) for name, ids in batch.items()}
         return batch
 
 
@@ -386,16 +393,20 @@ def _settle_frequencies(model: Any) -> None:
 
 
 @contextmanager
-def _real_masks() -> Iterator[None]:
-    """transformers asks tensors for their values to find packed sequences; there are no values, and no packing here."""
+def _real_masks(*, packed: bool) -> Iterator[None]:
+    """transformers asks tensors for their values to find packed sequences; there are no values, so it is told.
+
+    Rows are taken to share more than one example each, as all but those do that one fills alone.
+    """
     asked = transformers.masking_utils.find_packed_sequence_indices
 
-    def found_none(position_ids: torch.Tensor) -> None:
+    def found(position_ids: torch.Tensor) -> torch.Tensor | None:
         first = position_ids[:, :1] - 1
         difference = torch.diff(position_ids, prepend=first, dim=-1)
-        (difference != 1).cumsum(-1)
+        numbers_BS = (difference != 1).cumsum(-1)
+        return numbers_BS if packed else None
 
-    transformers.masking_utils.find_packed_sequence_indices = found_none
+    transformers.masking_utils.find_packed_sequence_indices = found
     try:
         yield
     finally:
@@ -424,14 +435,20 @@ def _random_states(trace: Trace, device: Device) -> Iterator[None]:
 
 
 def _stored(model: Any) -> Iterator[torch.Tensor]:
-    for parameter in model.parameters():
-        yield parameter
-        yield from _state_tensors(getattr(parameter, "quant_state", None))
-    yield from model.buffers()
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                yield tensor
+                yield from _state_tensors(module, tensor)
 
 
-def _state_tensors(state: Any) -> Iterator[torch.Tensor]:
-    """absmax, code and, of scales that are quantized too, offset, absmax and code."""
+def _state_tensors(module: Any, weight: torch.Tensor) -> Iterator[torch.Tensor]:
+    """absmax, code and, of scales that are quantized too, offset, absmax and code; the scales of an 8-bit weight."""
+    import bitsandbytes as bnb
+
+    if isinstance(module, bnb.nn.Linear8bitLt) and weight is module.weight:
+        yield module.state.SCB
+    state: Any = getattr(weight, "quant_state", None)
     if state is None:
         return
     for part in filter(None, (state, state.state2)):
@@ -445,12 +462,12 @@ def _weights(model: Any, depth: Depth | None) -> list[_Weight]:
     found: dict[int, _Weight] = {}
     pattern = re.compile(rf"{re.escape(depth.path)}\.(\d+)\." if depth else r"$^(\d)")
     tensors = [
-        (f"{path}.{name}", tensor, name not in module._non_persistent_buffers_set)
+        (f"{path}.{name}", tensor, name not in module._non_persistent_buffers_set, module)
         for path, module in model.named_modules()
         for name, tensor in (*module._parameters.items(), *module._buffers.items())
         if tensor is not None
     ]
-    for name, tensor, stored in tensors:
+    for name, tensor, stored, module in tensors:
         if id(tensor) in found:
             continue
         state = getattr(tensor, "quant_state", None)
@@ -459,7 +476,7 @@ def _weights(model: Any, depth: Depth | None) -> list[_Weight]:
             name=name,
             layer=int(match[1]) if match else None,
             size=tensor.numel() * tensor.element_size(),
-            state=tuple(t.numel() * t.element_size() for t in _state_tensors(state)),
+            state=tuple(t.numel() * t.element_size() for t in _state_tensors(module, tensor)),
             adapter="lora_" in name,
             stored=stored,
             params=state.shape.numel() if state is not None else tensor.numel(),
@@ -581,13 +598,13 @@ def _load_phases(recipe: Recipe, weights: list[_Weight], loop: Loop, kinds: list
     def drop(key: int, size: int) -> None:
         events.append((key, -size))
 
-    quantized = recipe.quant_type is not None
+    quantized, bits = recipe.quant_type is not None, 8 if recipe.quant_type == "int8" else 4
     parameters = [w for w in weights if not w.adapter and w.stored]
     stored = parameters
     if loop.device_map or quantized:
         stored = sorted(parameters, key=lambda w: _natural(w.name))
         width = 4 if recipe.base_dtype == "float32" else 2
-        whole = sum(w.params // 2 if w.state else width * w.params for w in parameters)
+        whole = sum(w.params * bits // 8 if w.state else width * w.params for w in parameters)
         drop(take(whole, "temporaries"), whole)
     halves: dict[str, int] = {}  # to be copied into float32
     for weight in stored:
@@ -626,6 +643,12 @@ def _pack(weight: _Weight, take: Callable[[int, str], int], drop: Callable[[int,
     """bitsandbytes.functional.quantize_4bit and, for its scales, quantize_blockwise, in their order."""
     kind = "quantization_state"
     state = weight.state
+    if weight.dtype == torch.int8:  # by way of float16, whatever it was stored in: nn/modules.py, Int8Params._quantize
+        halves = take(2 * weight.params, "temporaries")
+        take(state[0], kind)
+        take(weight.size, "weights")
+        drop(halves, 2 * weight.params)
+        return
     if len(state) == 2:  # absmax, code
         take(state[0], kind)
     else:

@@ -18,13 +18,15 @@ from typing import Any, Literal
 
 import torch
 import torch._meta_registrations
+import transformers.integrations.flash_attention
 import transformers.integrations.moe
+import transformers.modeling_flash_attention_utils
 import transformers.utils.generic
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from autoft.planner.trace import Scratch, count, stands_for
-from autoft.planner.work import attention, passed_over, product
+from autoft.planner.work import Kernel, attention, passed_over, product
 from autoft.units import MIB
 
 Backend = Literal["flash", "efficient", "math"]
@@ -114,6 +116,94 @@ class _FlashAttention(torch.autograd.Function):
 def _rounded_head(dim: int) -> int:
     multiple = 32 if dim <= 128 else 64
     return -(-dim // multiple) * multiple
+
+
+# Assumption, as lengths are not known: packed examples have so many tokens
+TOKENS_PER_EXAMPLE = 256
+
+
+class _FlashOfManyLengths(torch.autograd.Function):
+    """q_THD, k_THD, v_THD of examples end to end -> out_THD; flash-attn's flash_api.cpp, mha_varlen_fwd and _bwd.
+
+    Keeps its inputs, its output, a float32 log-sum-exp a query, where the examples begin, and the random generator's
+    state. The backward's float32 sums leave 128 tokens of room after every example.
+    """
+
+    @staticmethod
+    @stands_for("flash attention of many lengths", "flash-attn csrc/flash_attn/flash_api.cpp, mha_varlen_fwd")
+    def forward(ctx: Any, q: Any, k: Any, v: Any, causal: bool) -> Any:
+        tokens, heads, _ = q.shape
+        out = q.new_empty(tokens, heads, v.size(-1))
+        logsumexp = q.new_empty(heads, tokens, dtype=torch.float32)
+        generator = q.new_empty(2, dtype=torch.int64)
+        starts = q.new_empty(-(-tokens // TOKENS_PER_EXAMPLE) + 1, dtype=torch.int32)
+        ctx.save_for_backward(q, k, v, out, logsumexp, starts, generator)
+        ctx.causal = causal
+        count(_attention_of_examples(q, k, v, causal=causal))
+        return out
+
+    @staticmethod
+    @stands_for("flash attention of many lengths", "flash-attn csrc/flash_attn/flash_api.cpp, mha_varlen_bwd")
+    def backward(ctx: Any, _grad: Any) -> Any:
+        q, k, v, *_ = ctx.saved_tensors
+        tokens, heads, dim = q.shape
+        like = [torch.empty_like(t) for t in (q, k, v)]
+        room = tokens + 128 * -(-tokens // TOKENS_PER_EXAMPLE)
+        delta = q.new_empty(heads, room, dtype=torch.float32)
+        accumulator = q.new_empty(room, heads, _rounded_head(dim), dtype=torch.float32)
+        if k.size(1) != heads:
+            expanded = [t.new_empty(tokens, heads, t.size(2)) for t in (k, v)]
+            del expanded
+        del delta, accumulator
+        count(_attention_of_examples(q, k, v, causal=ctx.causal, backward=True))
+        return (*like, None)
+
+
+def _attention_of_examples(q: Any, k: Any, v: Any, *, causal: bool, backward: bool = False) -> Kernel:
+    examples = -(-q.size(0) // TOKENS_PER_EXAMPLE)
+    one = attention(
+        *(t[:TOKENS_PER_EXAMPLE].transpose(0, 1)[None] for t in (q, k, v)), causal=causal, backward=backward
+    )
+    return one._replace(flops=examples * one.flops, moved_bytes=examples * one.moved_bytes)
+
+
+def _flash_package(
+    device: Device,
+    packed: bool,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    is_causal: bool,
+    position_ids: torch.Tensor | None = None,
+    target_dtype: torch.dtype | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    """q_BSHD and the like -> out_BSHD, by the package flash-attn; transformers/modeling_flash_attention_utils.py.
+
+    Raises: ValueError where packed examples would see each other.
+    """
+    assert attention_mask is None  # compute_loss hands none on
+    q, k, v = transformers.modeling_flash_attention_utils.fa_peft_integration_check(q, k, v, target_dtype)
+    if position_ids is not None and q.size(0) == 1:  # _is_packed_sequence
+        places = torch.arange(position_ids.size(1), device=q.device) + position_ids.min()
+        (places - position_ids).abs().sum()
+        del places
+    elif packed:
+        raise ValueError("its attention is not told where packed examples begin")
+    dim = q.size(-1)
+    if dim % 8:
+        q, k, v = (functional.pad(t, (0, -dim % 8)) for t in (q, k, v))
+    out: torch.Tensor
+    if packed:
+        rows = (t.contiguous().view(-1, t.size(-2), t.size(-1)) for t in (q, k, v))
+        out = _FlashOfManyLengths.apply(*rows, is_causal).unsqueeze(0)  # type: ignore[no-untyped-call]
+    else:
+        splits = flash_splits(device, q.size(0), q.size(2), q.size(1), k.size(1), q.size(-1))
+        heads_first = (t.transpose(1, 2) for t in (q, k, v))
+        out = _FlashAttention.apply(*heads_first, splits, is_causal).transpose(1, 2)  # type: ignore[no-untyped-call]
+    return out[..., :dim] if dim % 8 else out
 
 
 def flash_splits(device: Device, batch: int, heads: int, length: int, keys: int, dim: int) -> int:
@@ -255,6 +345,12 @@ def _as_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.where(mask, zero, refused)
 
 
+def _aligned(bias: torch.Tensor) -> torch.Tensor:
+    """As the memory-efficient kernel wants it, in a storage whose rows are padded; attention.cpp, preprocess_mask."""
+    keys = bias.size(-1)
+    return functional.pad(bias, (0, -keys % 8))[..., :keys] if keys % 8 else bias
+
+
 class _HalfToFloatSoftmax(torch.autograd.Function):
     """softmax of float16 into float32 in one kernel, with no float32 copy of its input; aten .../cuda/SoftMax.cu."""
 
@@ -386,6 +482,53 @@ def _bitsandbytes_heuristic() -> tuple[Callable[..., bool], dict[str, Any]]:
     return found[wanted[0]], found
 
 
+# Assumption, as values are not known: an outlier, of 6 or more, in one column of a thousand (arXiv:2208.07339, 3.1)
+_COLUMNS_PER_OUTLIER = 1000
+
+
+@stands_for("rows in int8", "bitsandbytes/backends/cuda/ops.py, int8_vectorwise_quant")
+def _int8_rows(a: torch.Tensor, threshold: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """a_RK in int8, a float32 scale a row, and the columns with an outlier, which takes a look at every value."""
+    scales_R = a.new_empty(a.numel() // a.size(-1), dtype=torch.float32)
+    out_RK = torch.empty_like(a, dtype=torch.int8)
+    outliers = None
+    if threshold > 0:
+        found = a.abs() >= threshold
+        found.any(dim=0)
+        outliers = a.new_empty(max(1, a.size(-1) // _COLUMNS_PER_OUTLIER), dtype=torch.int64)
+    return out_RK, scales_R, outliers
+
+
+@stands_for("product in int8", "bitsandbytes/backends/default/ops.py, int8_mixed_scaled_mm; cuda/ops.py")
+def _int8_product(
+    a: torch.Tensor,
+    rounded: torch.Tensor,
+    weight: torch.Tensor,
+    _scales: torch.Tensor,
+    weight_scales: torch.Tensor,
+    outliers: torch.Tensor,
+    _bias: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """a_RK by weight_NK: int32 sums, float16, the input's dtype; columns with an outlier on their own, then added."""
+    columns_Rk = a[:, outliers].contiguous()
+    weights_kN = (weight[:, outliers].contiguous() * weight_scales.view(-1, 1)).to(a.dtype).t()
+    sums_RN = rounded.new_empty(rounded.size(0), weight.size(0), dtype=torch.int32)
+    halves_RN = torch.empty_like(sums_RN, dtype=torch.float16)
+    # at the rate of 16 bits: an assumption on the slow side
+    count(product(a, weight, sums_RN, weight.size(0)), passed_over(sums_RN, halves_RN))
+    out_RN = halves_RN.to(a.dtype)
+    del sums_RN, halves_RN
+    return out_RN.addmm(columns_Rk, weights_kN), columns_Rk
+
+
+def _int8_matmul(device: Device, a: Any, weight: Any, out: Any = None, state: Any = None, **bias: Any) -> torch.Tensor:
+    """bitsandbytes/autograd/_functions.py, matmul: a CPU trains on a dequantized copy of the weight."""
+    from bitsandbytes.autograd._functions import MatMul8bitFp, MatMul8bitLt
+
+    function = MatMul8bitLt if device.cuda or not state.is_training else MatMul8bitFp
+    return function.apply(a, weight, out, bias.get("bias"), state)  # type: ignore[no-any-return]
+
+
 def _flash_blocks(length: int, keys: int) -> int:
     """Queries times keys of a block; aten/native/cpu/FlashAttentionKernel.cpp, flash_attention_kernel_impl."""
     return _flash_queries(length) * min(keys, 512)
@@ -508,16 +651,20 @@ def _treatment(func: Any) -> Treatment:
 class Kernels(TorchFunctionMode):
     """Runs a step on meta tensors as `device` would: its attention kernels, its autocast, its fused softmax.
 
-    backend: of attention, pinned; grouped heads are then repeated first where it cannot take them.
+    backend: of attention, pinned; grouped heads are then repeated first where it cannot take them. packed: rows hold
+    several examples each.
     """
 
-    def __init__(self, device: Device, backend: Backend | None = None) -> None:
+    def __init__(self, device: Device, backend: Backend | None = None, *, packed: bool = False) -> None:
         super().__init__()
         self.device = device
         self.backend = backend
+        self.packed = packed
         self._casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __enter__(self) -> Kernels:
+        import bitsandbytes
+
         with contextlib.ExitStack() as stack:
             self._stand_in(stack, torch, "clear_autocast_cache", self._clear_casts)
             # autocast knows no meta device; what is asked of it is answered for the CPU, where compute_loss sets it.
@@ -528,6 +675,11 @@ class Kernels(TorchFunctionMode):
             for module in _users_of("maybe_autocast", len(sys.modules)):
                 self._stand_in(stack, module, "maybe_autocast", _on_cpu(transformers.utils.generic.maybe_autocast))
             self._stand_in(stack, torch._meta_registrations, "_meta_grouped_mm_common", _grouped_product)
+            self._stand_in(stack, bitsandbytes, "matmul", functools.partial(_int8_matmul, self.device))
+            self._stand_in(stack, bitsandbytes.functional, "int8_vectorwise_quant", _int8_rows)
+            self._stand_in(stack, torch.ops.bitsandbytes, "int8_mixed_scaled_mm", _int8_product)
+            flash = functools.partial(_flash_package, self.device, self.packed)
+            self._stand_in(stack, transformers.integrations.flash_attention, "_flash_attention_forward", flash)
             if self.device.cuda:
                 # transformers/integrations/moe.py: below 8.0 its own loop over the experts takes torch's place
                 modern = self.device.capability >= (8, 0)  # type: ignore[operator]
@@ -663,7 +815,7 @@ class Kernels(TorchFunctionMode):
             splits = flash_splits(self.device, batch, heads, length, key.size(2), dim + padding)
             fused = _FlashAttention.apply(query, key, value, splits, is_causal)  # type: ignore[no-untyped-call]
             return fused[..., :dim] if padding else fused
-        bias = None if attn_mask is None else _as_bias(attn_mask, query.dtype)
+        bias = None if attn_mask is None else _aligned(_as_bias(attn_mask, query.dtype))
         fused = _EfficientAttention.apply(query, key, value, bias, capability, is_causal)  # type: ignore[no-untyped-call]
         return fused
 

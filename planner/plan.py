@@ -21,6 +21,7 @@ from autoft.planner.time import measure_cpu_flops
 from autoft.planner.workload import Workload, measure
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
+from autoft.trainer.data.pack import pack
 from autoft.trainer.job import Job
 from autoft.trainer.prepare import Prepared, prepare
 from autoft.trainer.recipe import PAD_MULTIPLE, Recipe
@@ -63,7 +64,8 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
         prepared = prepare(ref, request.data, request.eval_data, eval_rows=eval_rows, max_tokens=max_tokens)
     workload = measure(prepared) if prepared else None
     seq_len = seq_len or _seq_len(workload, shape)
-    schedule = {**_schedule(request, workload), **job_pins}
+    rows = _rows(prepared, seq_len, packing=bool(recipe_pins.get("packing")))
+    schedule = {**_schedule(request, workload, rows), **job_pins}
     rows_per_step = schedule.pop("rows_per_step")
 
     def estimates(seq_len: int) -> list[tuple[Recipe, Estimate]]:
@@ -91,7 +93,7 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
         },
         where="--set",
     )
-    steps = _steps(job, workload)
+    steps = _steps(job, rows)
     run_time_s, run_energy_kwh = _run(choice.estimate, job, workload, steps)
     plan = Plan(
         autoft_version=__version__,
@@ -156,8 +158,8 @@ def _check_seq_len(seq_len: int | None, shape: ModelShape) -> None:
         )
 
 
-def _schedule(request: Request, workload: Workload | None) -> dict[str, Any]:
-    """Epochs, learning rate and rows a step.
+def _schedule(request: Request, workload: Workload | None, packed: int | None) -> dict[str, Any]:
+    """Epochs, learning rate and rows a step. packed: rows that the workload's share, as many if none does.
 
     The bundled task was tried with the starter model: one epoch at 1e-3. Otherwise 2e-4, the QLoRA paper's rate for
     models of 7B and 13B (arXiv:2305.14314, table 9), three epochs of small data and one of large.
@@ -168,7 +170,7 @@ def _schedule(request: Request, workload: Workload | None) -> dict[str, Any]:
     schedule: dict[str, Any] = {
         "epochs": epochs,
         "learning_rate": 1e-3 if starter else 2e-4,
-        "rows_per_step": _rows_per_step(int(rows * epochs)),
+        "rows_per_step": _rows_per_step(int((packed or rows) * epochs)),
     }
     if workload is not None:
         schedule["max_new_tokens"] = _answer_room(workload)
@@ -188,10 +190,18 @@ def _answer_room(workload: Workload) -> int:
     return min(512, -(-workload.longest_answer * 3 // 2 // 8) * 8)
 
 
-def _steps(job: Job, workload: Workload | None) -> int | None:
-    if workload is None:
+def _rows(prepared: Prepared | None, seq_len: int, *, packing: bool) -> int | None:
+    """Rows that an epoch trains on, which several examples share where they are packed."""
+    if prepared is None:
         return None
-    micro_batches = -(-workload.rows // job.recipe.micro_batch)
+    lengths = [len(example.input_ids) for example in prepared.train.examples]
+    return len(pack(lengths, seq_len)) if packing else len(lengths)
+
+
+def _steps(job: Job, rows: int | None) -> int | None:
+    if rows is None:
+        return None
+    micro_batches = -(-rows // job.recipe.micro_batch)
     steps = round(job.epochs * -(-micro_batches // job.accumulation))
     return min(steps, job.max_steps) if job.max_steps else max(1, steps)
 
@@ -199,11 +209,14 @@ def _steps(job: Job, workload: Workload | None) -> int | None:
 def _run(
     estimate: Estimate, job: Job, workload: Workload | None, steps: int | None
 ) -> tuple[Range | None, Range | None]:
-    """(seconds, kWh) of the whole run: at least every row of the mean length, at most all as long as the longest."""
+    """(seconds, kWh) of the whole run: at least every row of the mean length, at most all as long as the longest.
+
+    Packed rows are all of one length.
+    """
     if workload is None or steps is None:
         return None, None
     most = steps * job.accumulation
-    least = most * min(1.0, workload.mean_tokens / job.recipe.seq_len)
+    least = most if job.recipe.packing else most * min(1.0, workload.mean_tokens / job.recipe.seq_len)
     step, energy = estimate.step_time_s, estimate.step_energy_wh
     seconds = Range(lower=least * step.lower, upper=most * step.upper)
     if energy is None:

@@ -226,13 +226,13 @@ def stands_for(name: str, source: str) -> Callable[[F], F]:
 
     def wrap(function: F) -> F:
         @functools.wraps(function)
-        def named(*args: Any) -> Any:
+        def named(*args: Any, **kwargs: Any) -> Any:
             trace = _get_current_dispatch_mode()
             if not isinstance(trace, Trace):
-                return function(*args)
+                return function(*args, **kwargs)
             around, trace.kernel = trace.kernel, (name, source)
             try:
-                return function(*args)
+                return function(*args, **kwargs)
             finally:
                 trace.kernel = around
 

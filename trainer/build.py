@@ -5,7 +5,12 @@ With `device="meta"` the same calls make a model without storage, from the confi
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +55,14 @@ def build_model(recipe: Recipe, *, config: Any, weights: Path | None, device: st
 
 
 def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device: str = "meta") -> PreTrainedModel:
-    """The frozen base of `recipe`, its linear layers in 4 bits where the recipe says so.
+    """The frozen base of `recipe`, its linear layers in 4 or 8 bits where the recipe says so.
 
     Raises: ModelError when there is no such model, or it cannot be quantized.
     """
     _refuse_other_models(config)
     _refuse_quantized(config)
+    if recipe.attention == "flash_attention_2" and weights is not None:
+        _demand_flash_attention(device)
     try:
         base = _ghost_base(recipe, config) if weights is None else _load_base(recipe, config, weights, device)
     except (ValueError, LookupError, TypeError, AttributeError, ImportError, AssertionError) as error:
@@ -65,8 +72,11 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
             fix="choose another model, or --set attention=eager",
         ) from error
     if recipe.quant_type is not None:
-        _demand_four_bit_layers(base)
+        _demand_quantized_layers(base, recipe)
         _forbid_repacking(base)
+        _let_go_of_inputs(base)
+    if recipe.packing:
+        _demand_packing(base, recipe)
     if recipe.experts_4bit:
         from autoft.trainer.experts import quantize_experts
 
@@ -110,18 +120,23 @@ def _ghost_base(recipe: Recipe, config: Any) -> PreTrainedModel:
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    with torch.device("meta"):
+    with torch.device("meta"), _flash_attention_for_a_ghost():
         model = AutoModelForCausalLM.from_config(
             config, dtype=torch_dtype(recipe.base_dtype), attn_implementation=recipe.attention, trust_remote_code=False
         )
         model.tie_weights()
         if recipe.quant_type is not None:
+            model.config._is_quantized = True
             keep = get_keys_to_not_convert(model)
             model = replace_with_bnb_linear(
                 model, modules_to_not_convert=keep, quantization_config=_quantization(recipe)
             )
-            model.is_loaded_in_4bit = True
-            _pack_linears(model, recipe)
+            if recipe.quant_type == "int8":
+                model.is_loaded_in_8bit = True
+                _round_linears(model, recipe)
+            else:
+                model.is_loaded_in_4bit = True
+                _pack_linears(model, recipe)
     return model
 
 
@@ -146,6 +161,21 @@ def _pack_linears(model: PreTrainedModel, recipe: Recipe) -> None:
             )
             weight.quant_state = module.quant_state = state
             module.weight = weight
+            if module.bias is not None:
+                module.bias.data = module.bias.data.to(torch_dtype(recipe.base_dtype))
+
+
+def _round_linears(model: PreTrainedModel, recipe: Recipe) -> None:
+    """Give the 8-bit layers of a model without storage what loading gives them: weights, a scale a row, biases."""
+    import bitsandbytes as bnb
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear8bitLt):
+            rounded = torch.empty(module.out_features, module.in_features, dtype=torch.int8, device="meta")
+            scales = torch.empty(module.out_features, dtype=torch.float32, device="meta")
+            module.weight = bnb.nn.Int8Params(rounded, requires_grad=False, CB=rounded, SCB=scales)
+            module.init_8bit_state()
             if module.bias is not None:
                 module.bias.data = module.bias.data.to(torch_dtype(recipe.base_dtype))
 
@@ -175,6 +205,10 @@ def _load_base(recipe: Recipe, config: Any, weights: Path, device: str) -> PreTr
 def _quantization(recipe: Recipe) -> Any:
     from transformers import BitsAndBytesConfig
 
+    if recipe.quant_type == "int8":
+        # it tells in every forward of every layer that inputs are rounded through float16
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=recipe.quant_type,
@@ -183,12 +217,116 @@ def _quantization(recipe: Recipe) -> Any:
     )
 
 
-def _demand_four_bit_layers(base: PreTrainedModel) -> None:
+def refuse_flash_attention(device: str, capability: tuple[int, int] | None) -> None:
+    """Refuse flash_attention_2 where its kernels do not run. capability: compute capability of the card, if it is one.
+
+    Raises: ModelError.
+    """
+    if capability is None or capability < (8, 0):
+        raise ModelError(
+            f"flash_attention_2 needs a CUDA card of compute capability 8.0 or more, and {device} is none",
+            fix="--set attention=sdpa",
+        )
+
+
+def _demand_flash_attention(device: str) -> None:
+    import torch
+
+    if torch.device(device).type != "cuda":
+        refuse_flash_attention(device, None)
+    if importlib.util.find_spec("flash_attn") is None:
+        raise ModelError(
+            "flash_attention_2 needs the package flash-attn, which is not installed here",
+            fix="pip install flash-attn --no-build-isolation, or --set attention=sdpa",
+        )
+    refuse_flash_attention(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+
+
+@contextmanager
+def _flash_attention_for_a_ghost() -> Iterator[None]:
+    """Inside, models take flash_attention_2 where flash-attn is not installed: nothing is computed on meta."""
+    from transformers import PreTrainedModel
+
+    def checked(model: PreTrainedModel, attention: str, *_: Any, **__: Any) -> str:
+        compatible = getattr(model, "_compatible_flash_implementations", None)
+        if attention == "flash_attention_2" and not (
+            model._supports_flash_attn and (compatible is None or attention in compatible)
+        ):
+            raise ValueError("its code takes no FlashAttention-2")
+        return attention
+
+    asked = PreTrainedModel._check_and_adjust_attn_implementation
+    PreTrainedModel._check_and_adjust_attn_implementation = checked
+    try:
+        yield
+    finally:
+        PreTrainedModel._check_and_adjust_attn_implementation = asked
+
+
+def _demand_packing(base: PreTrainedModel, recipe: Recipe) -> None:
+    """Refuse a model whose examples would see each other in a row that they share.
+
+    transformers tells them apart by positions that start anew, where a model hands these on to masking_utils, or to
+    its layers for FlashAttention-2: OPT, Falcon and GPT-OSS do not, and Mamba or linear attention carry a state along
+    the whole row.
+    """
+    text = base.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ("full_attention",))
+    attention_alone = kinds <= {"full_attention", "sliding_attention", "chunked_attention"} and not base._is_stateful
+    if not (attention_alone and _hands_positions_on(base, to_layers=recipe.attention == "flash_attention_2")):
+        raise ModelError(
+            f"{type(base).__name__} cannot tell packed examples apart: they would see each other",
+            fix="leave packing out",
+        )
+
+
+def _hands_positions_on(base: PreTrainedModel, *, to_layers: bool) -> bool:
+    """Whether a forward asks transformers which of its positions begin another example; it is stopped there.
+
+    to_layers: whether it hands them to its first layer instead.
+    """
+    import torch
+    from transformers import masking_utils
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    class Asked(Exception):  # noqa: N818 - an answer, no error
+        pass
+
+    def stop(_: Any) -> None:
+        if not to_layers:
+            raise Asked
+
+    def at_layer(_layer: Any, _inputs: Any, named: dict[str, Any]) -> None:
+        raise Asked if named.get("position_ids") is not None else ValueError
+
+    layers = [m for m in base.modules() if isinstance(m, GradientCheckpointingLayer)] if to_layers else []
+    if "position_ids" not in inspect.signature(base.forward).parameters:
+        return False
+    asked, masking_utils.find_packed_sequence_indices = masking_utils.find_packed_sequence_indices, stop
+    hooks = [layer.register_forward_pre_hook(at_layer, with_kwargs=True) for layer in layers]
+    ids = torch.zeros(1, 2, dtype=torch.long, device=base.device)
+    try:
+        with torch.no_grad():
+            base(input_ids=ids, position_ids=ids, use_cache=False)
+    except Asked:
+        return True
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        return False  # on meta, past the masks, where values are asked for
+    finally:
+        masking_utils.find_packed_sequence_indices = asked
+        for hook in hooks:
+            hook.remove()
+    return False
+
+
+def _demand_quantized_layers(base: PreTrainedModel, recipe: Recipe) -> None:
     import bitsandbytes as bnb
 
-    if not any(isinstance(module, bnb.nn.Linear4bit) for module in base.modules()):
+    if not any(isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)) for module in base.modules()):
+        bits = 8 if recipe.quant_type == "int8" else 4
         raise ModelError(
-            f"no layer of {type(base).__name__} can be quantized to 4 bits: it has no plain linear layers but its head",
+            f"no layer of {type(base).__name__} can be quantized to {bits} bits: it has no plain linear layers but its "
+            "head",
             fix="--method lora",
         )
 
@@ -204,6 +342,25 @@ def _forbid_repacking(base: PreTrainedModel) -> None:
     for module in base.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def _let_go_of_inputs(base: PreTrainedModel) -> None:
+    """Keep 8-bit layers from holding their inputs until the backward, which needs them for no frozen weight.
+
+    bitsandbytes 0.50 hangs them on the node of the graph itself, where checkpointing cannot drop them either.
+    """
+    import bitsandbytes as bnb
+
+    def let_go(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+        node: Any = output.grad_fn
+        if hasattr(node, "tensors"):  # of MatMul8bitLt
+            node.tensors = (None, None, None)
+        if hasattr(node, "A"):  # of MatMul8bitFp
+            node.A = None
+
+    for module in base.modules():
+        if isinstance(module, bnb.nn.Linear8bitLt):
+            module.register_forward_hook(let_go)
 
 
 def _upcast(base: PreTrainedModel) -> None:

@@ -22,9 +22,10 @@ def model_card(result: RunResult, name: str, base: str | None, licence: str | No
         "tags": sorted({"autoft", "lora", recipe.method}),
     }
     yaml = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items() if value)
-    precision = (
-        f"{recipe.quant_type} 4-bit, computed in {recipe.base_dtype}" if recipe.quant_type else recipe.base_dtype
-    )
+    precision: str = recipe.base_dtype
+    if recipe.quant_type:
+        bits = "8-bit" if recipe.quant_type == "int8" else "4-bit"
+        precision = f"{recipe.quant_type} {bits}, computed in {recipe.base_dtype}"
     rows_per_step = recipe.micro_batch * job.accumulation
     data = Path(job.data or "").name
     system_prompt = json.dumps(result.system_prompt, ensure_ascii=False)

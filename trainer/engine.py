@@ -14,12 +14,14 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from autoft.errors import TrainingError
+from autoft.trainer.data.pack import collator, pack, packed_row
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.events import Listener, Step
 from autoft.trainer.job import Job
 from autoft.trainer.loss import IGNORED, compute_loss
 from autoft.trainer.memory import PeakMemory
 from autoft.trainer.optim import build_optimizer
+from autoft.trainer.recipe import Recipe
 
 
 class Engine(SFTTrainer):  # type: ignore[misc]
@@ -49,9 +51,8 @@ class Engine(SFTTrainer):  # type: ignore[misc]
             model=model,
             args=_arguments(job, work_dir),
             processing_class=tokenizer,
-            train_dataset=Dataset.from_dict(
-                {"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]}
-            ),
+            data_collator=collator(job.recipe) if job.recipe.packing else None,
+            train_dataset=_dataset(examples, job.recipe, tokenizer.pad_token_id),
             optimizers=(
                 build_optimizer(
                     list(weights), job.recipe, learning_rate=job.learning_rate, weight_decay=job.weight_decay
@@ -81,6 +82,13 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         """Nothing is sent anywhere."""
 
 
+def _dataset(examples: list[Example], recipe: Recipe, pad_id: int) -> Dataset:
+    if not recipe.packing:
+        return Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
+    rows = pack([len(e.input_ids) for e in examples], recipe.seq_len)
+    return Dataset.from_list([packed_row([examples[i] for i in row], recipe.seq_len, pad_id) for row in rows])
+
+
 def _arguments(job: Job, work_dir: Path) -> SFTConfig:
     return SFTConfig(
         output_dir=str(work_dir),
@@ -102,6 +110,8 @@ def _arguments(job: Job, work_dir: Path) -> SFTConfig:
         # build_model has switched it on where the Recipe says so
         gradient_checkpointing=False,
         max_length=None,
+        # TRL knows of no positions among the columns of a row that is not packed by itself
+        remove_unused_columns=not job.recipe.packing,
         pad_to_multiple_of=job.recipe.pad_multiple,
         save_strategy="no",
         eval_strategy="no",

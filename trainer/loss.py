@@ -18,13 +18,15 @@ def compute_loss(
 ) -> torch.Tensor:
     """Negative log likelihood in nats, summed over the trained tokens of `batch` and divided by `num_trained_tokens`.
 
-    batch: input_ids_BS, attention_mask_BS and labels_BS (IGNORED where not trained; labels are shifted here).
+    batch: input_ids_BS, attention_mask_BS and labels_BS (IGNORED where not trained; labels are shifted here), and of
+        packed rows position_ids_BS, which start anew with every example.
     num_trained_tokens: of the whole optimizer step, so that accumulation leaves the loss alone; None counts `batch`'s.
     """
     import torch
 
     labels_BS = batch["labels"]
-    # Rows are padded on the right, where no causal token looks: without a mask attention takes its leanest kernel
+    # Rows are padded on the right, where no causal token looks: without a mask attention takes its leanest kernel.
+    # Of packed rows transformers tells the examples by their positions, but only where there is no mask
     batch = {name: value for name, value in batch.items() if name != "attention_mask"}
     if num_trained_tokens is None and recipe.loss != "logits":  # Hugging Face's loss counts them itself
         num_trained_tokens = (labels_BS[:, 1:] != IGNORED).sum().clamp(min=1)

@@ -12,7 +12,7 @@ from autoft.schema import Record
 
 Method = Literal["lora", "qlora"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-QuantType = Literal["nf4", "fp4"]
+QuantType = Literal["nf4", "fp4", "int8"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Optimizer = Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
 Loss = Literal["fused", "selected", "logits"]
@@ -25,7 +25,7 @@ class Recipe(Record):
     """One training step, exactly.
 
     method: lora trains an adapter on a base kept in base_dtype; qlora on a base whose linear layers are held in 4 bits
-        (arXiv:2305.14314) and computed in base_dtype.
+        (arXiv:2305.14314), or in 8 with quant_type int8 (LLM.int8, arXiv:2208.07339), and computed in base_dtype.
     double_quant: the scales of the 4-bit blocks are quantized too, 0.37 bits a weight saved (same source).
     experts_4bit: hold the experts of a mixture-of-experts model in 4 bits too; without it only linear layers are, and
         the experts stay in base_dtype.
@@ -34,6 +34,7 @@ class Recipe(Record):
     adapter_dtype: of the trained weights and so of gradients and optimizer state.
     autocast: run the step under torch.autocast in base_dtype, so that float32 adapters meet a 16-bit base.
     micro_batch: sequences in one forward and backward. seq_len: tokens, the longest sequence that is trained on.
+    packing: several examples share a row of exactly seq_len tokens, none of which sees another (trainer/data/pack.py).
     kbit_upcast: norms and embeddings of a quantized base go to float32 (PEFT's prepare_model_for_kbit_training).
     loss: "fused" never builds the logits (TRL's fused head: Triton on a GPU); "selected" builds those of the columns in
         which some row of the batch trains a token, the quickest on a CPU; "logits" builds all, as Hugging Face's loss.
@@ -52,6 +53,7 @@ class Recipe(Record):
     autocast: bool = False
     micro_batch: Annotated[int, Gt(0)] = 8
     seq_len: Annotated[int, Gt(0)] = 1024
+    packing: bool = False
     gradient_checkpointing: bool = False
     attention: Attention = "sdpa"
     optimizer: Optimizer = "adamw_torch"
@@ -61,10 +63,13 @@ class Recipe(Record):
     def __post_init__(self) -> None:
         if (self.method == "qlora") != (self.quant_type is not None):
             raise ValueError("method qlora and a quant_type go together: set both or neither")
-        if self.double_quant and self.quant_type is None:
-            raise ValueError("double_quant needs a quant_type")
-        if self.experts_4bit and self.quant_type is None:
-            raise ValueError("experts_4bit needs a quant_type")
+        for name in ("double_quant", "experts_4bit"):
+            if getattr(self, name) and self.quant_type is None:
+                raise ValueError(f"{name} needs a quant_type")
+            if getattr(self, name) and self.quant_type == "int8":
+                raise ValueError(f"{name} needs a quant_type of 4 bits, nf4 or fp4, not int8")
+        if self.attention == "flash_attention_2" and self.base_dtype == "float32":
+            raise ValueError("flash_attention_2 needs a 16-bit base_dtype")
         if self.autocast and self.base_dtype == "float32":
             raise ValueError("autocast needs a 16-bit base_dtype")
 

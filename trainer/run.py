@@ -19,6 +19,7 @@ from autoft.errors import DataError, TrainingError
 from autoft.home import sha256, write_text
 from autoft.trainer import environment
 from autoft.trainer.card import model_card
+from autoft.trainer.data.pack import pack
 from autoft.trainer.data.tokens import model_stop_ids, stop_ids
 from autoft.trainer.events import Listener, Note, Progress, Stage
 from autoft.trainer.job import Job
@@ -140,7 +141,9 @@ def _train(job: Job, loaded: _Loaded, folder: Path, listener: Listener) -> _Lear
 
     examples = loaded.prepared.train.examples
     listener(Stage(name="train", detail=f"{len(examples):,} rows"))
-    mean_tokens = sum(len(example.input_ids) for example in examples) / len(examples)
+    lengths = [len(example.input_ids) for example in examples]
+    rows = len(pack(lengths, job.recipe.seq_len)) if job.recipe.packing else len(lengths)
+    mean_tokens = sum(lengths) / rows
     work_dir = folder / ".trainer"
     with PeakMemory(job.device, loaded.baseline_bytes) as memory:
         watch = Watch(listener, memory, mean_tokens * job.recipe.micro_batch * job.accumulation)

@@ -114,15 +114,46 @@ def test_a_plan_file_runs_as_planned_and_again_gives_the_same_weights(autoft, ti
     assert digests[0] == digests[1]
 
 
-def test_qlora_trains_on_the_cpu_and_says_so(autoft, tiny_model, data_file, tmp_path) -> None:
+@pytest.mark.parametrize("quant_type", ["nf4", "int8"])
+def test_qlora_trains_on_the_cpu_and_says_so(autoft, tiny_model, data_file, tmp_path, quant_type) -> None:
     out = tmp_path / "out"
-    words = ("--method", "qlora", "--set", "max_steps=20", "--set", "learning_rate=0.01", "--set", "max_new_tokens=0")
+    words = (
+        "--method",
+        "qlora",
+        "--set",
+        f"quant_type={quant_type}",
+        "--set",
+        "max_steps=20",
+        "--set",
+        "learning_rate=0.01",
+        "--set",
+        "max_new_tokens=0",
+    )
     done = autoft("run", tiny_model, "--data", data_file, "--gpu", "cpu", "-o", out, *words, "--json")
     assert done.code == 0, done.err
     result = RunResult.from_dict({k: v for k, v in json.loads(done.out).items() if k != "output"})
-    assert result.job.recipe.quant_type == "nf4"
+    assert result.job.recipe.quant_type == quant_type
     assert result.after.loss < 0.9 * result.before.loss
     assert autoft("chat", out, "-p", "number 7", "--max-new-tokens", 8, "--json").code == 0
+
+
+def test_packed_rows_train_in_fewer_steps_that_are_planned(autoft, tiny_model, data_file, tmp_path) -> None:
+    results = {}
+    for packing in ("false", "true"):
+        words = ("--seq-len", 192, "--gpu", "cpu", "--set", f"packing={packing}", "--set", "epochs=4")
+        more = ("--set", "learning_rate=0.01", "--set", "max_new_tokens=0", "--set", "accumulation=1")
+        plan, out = tmp_path / f"{packing}.toml", tmp_path / packing
+        rows = ("--set", "micro_batch=1")
+        assert autoft("plan", tiny_model, "--data", data_file, "-o", plan, *words, *more, *rows).code == 0
+        done = autoft("run", plan, "-o", out, "--json")
+        assert done.code == 0, done.err
+        result = RunResult.from_dict({k: v for k, v in json.loads(done.out).items() if k != "output"})
+        assert result.steps == read_plan(plan).steps
+        results[packing] = result
+    packed, alone = results["true"], results["false"]
+    assert (packed.rows, packed.tokens, packed.trained_tokens) == (36, alone.tokens, alone.trained_tokens)
+    assert (packed.steps, alone.steps) == (4 * 8, 4 * 36)  # five rows of 37 or 38 tokens in 192
+    assert packed.after.loss < 0.9 * packed.before.loss
 
 
 def test_a_finished_run_is_replaced_only_by_force(finished, autoft, tiny_model, data_file) -> None:

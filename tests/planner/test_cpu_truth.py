@@ -20,6 +20,8 @@ QUICK = (
     "falcon-lora-one-key-head",
     "mixtral-lora",
     "stablelm-qlora-paged",
+    "llama-lora-packed",
+    "llama-int8-checkpointed",
 )
 
 

@@ -19,6 +19,7 @@ from tests.conftest import make_tokenizer
 
 FP32 = {"base_dtype": "float32", "loss": "selected", "micro_batch": 2, "seq_len": 16}
 QLORA = {**FP32, "method": "qlora", "quant_type": "nf4", "double_quant": True}
+INT8 = {**FP32, "method": "qlora", "quant_type": "int8"}
 
 
 def build(tiny_model, **settings):
@@ -67,7 +68,9 @@ def test_accumulated_micro_batches_sum_to_the_whole_batch(tiny_model) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [FP32, QLORA, {**FP32, "gradient_checkpointing": True}], ids=["lora", "qlora", "checkpointed"]
+    "settings",
+    [FP32, QLORA, INT8, {**FP32, "gradient_checkpointing": True}],
+    ids=["lora", "qlora", "int8", "checkpointed"],
 )
 @pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_8bit"])
 def test_training_moves_the_adapter_alone_and_the_loss_falls(tiny_model, settings, optimizer) -> None:
@@ -115,7 +118,46 @@ def test_qlora_really_holds_four_bits(tiny_model) -> None:
     assert all(m.weight.dtype == torch.uint8 and m.weight.quant_state.nested for m in layers)
 
 
-@pytest.mark.parametrize("settings", [FP32, QLORA], ids=["lora", "qlora"])
+def test_an_8_bit_base_holds_8_bits_close_to_the_weights(tiny_model) -> None:
+    import bitsandbytes as bnb
+
+    _, whole = build(tiny_model, **FP32)
+    _, model = build(tiny_model, **INT8)
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, bnb.nn.Linear8bitLt)}
+    assert len(layers) == 2 * 7
+    batch = make_batch()
+    near, exact = (compute_loss(m, batch, Recipe(**FP32)) for m in (model, whole))
+    assert abs(near - exact) < 0.01
+    for name, layer in layers.items():
+        weight = whole.get_submodule(name).weight
+        assert layer.weight.dtype == torch.int8
+        rounded = layer.weight.float() * layer.state.SCB[:, None] / 127
+        assert (rounded - weight).abs().amax() <= layer.state.SCB.amax() / 127  # half a step, and float16's
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_8_bit_layer_lets_go_of_its_input(tiny_model, checkpointing) -> None:
+    """The gradients need no input of a frozen layer; bitsandbytes would hold it until the backward."""
+    import bitsandbytes as bnb
+
+    recipe, model = build(tiny_model, **INT8, gradient_checkpointing=checkpointing)
+    layer = next(m for n, m in model.named_modules() if n.endswith("down_proj.base_layer"))
+    assert isinstance(layer, bnb.nn.Linear8bitLt)
+    x = torch.randn(3, layer.in_features, requires_grad=True)
+    out = layer(x)
+    assert out.grad_fn.A is None
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    torch.testing.assert_close(gradient, (layer.weight.float() * layer.state.SCB[:, None] / 127).sum(0).expand(3, -1))
+    compute_loss(model, make_batch(), recipe).backward()
+
+
+@pytest.mark.parametrize("name", ["double_quant", "experts_4bit"])
+def test_what_is_of_4_bits_is_refused_beside_int8(name) -> None:
+    with pytest.raises(ValueError, match=f"{name} needs a quant_type of 4 bits, nf4 or fp4, not int8"):
+        Recipe(**INT8, **{name: True})
+
+
+@pytest.mark.parametrize("settings", [FP32, QLORA, INT8], ids=["lora", "qlora", "int8"])
 def test_an_evaluation_before_a_step_changes_nothing(tiny_model, settings) -> None:
     """bitsandbytes repacks 4-bit weights in an evaluation on some CPUs, and has no gradient through them then."""
     recipe, model = build(tiny_model, **settings)
@@ -140,9 +182,10 @@ def test_k_bit_upcast_raises_norms_and_embeddings_only(tiny_model) -> None:
     assert {d for n, d in dtypes.items() if "proj" in n} == {torch.uint8}
 
 
-def test_the_same_builder_makes_a_ghost_of_the_same_shapes(tiny_model) -> None:
+@pytest.mark.parametrize("settings", [FP32, INT8], ids=["lora", "int8"])
+def test_the_same_builder_makes_a_ghost_of_the_same_shapes(tiny_model, settings) -> None:
     config = AutoConfig.from_pretrained(tiny_model)
-    recipe = Recipe(**FP32)
+    recipe = Recipe(**settings)
     real = build_model(recipe, config=config, weights=tiny_model, device="cpu")
     ghost = build_model(recipe, config=config, weights=None, device="meta")
     assert {n: (p.shape, p.dtype, p.requires_grad) for n, p in ghost.named_parameters()} == {
@@ -161,3 +204,20 @@ def test_a_model_quantized_already_is_refused(tiny_model) -> None:
     config.quantization_config = {"quant_method": "gptq", "bits": 4}
     with pytest.raises(ModelError, match=r"already quantized \(gptq\)"):
         build_model(Recipe(**FP32), config=config, weights=tiny_model, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("cpu", "flash_attention_2 needs a CUDA card of compute capability 8.0 or more, and cpu is none"),
+        ("cuda", "flash_attention_2 needs the package flash-attn, which is not installed here"),
+    ],
+)
+def test_flash_attention_is_refused_where_it_cannot_run(tiny_model, device, said) -> None:
+    recipe = Recipe(attention="flash_attention_2")
+    config = AutoConfig.from_pretrained(tiny_model)
+    with pytest.raises(ModelError) as refused:
+        build_model(recipe, config=config, weights=tiny_model, device=device)
+    assert refused.value.what == said
+    with pytest.raises(ValueError, match="flash_attention_2 needs a 16-bit base_dtype"):
+        Recipe(attention="flash_attention_2", base_dtype="float32")
