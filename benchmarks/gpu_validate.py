@@ -51,6 +51,7 @@ RUN_TIMEOUT_S = 900
 SMOKE_CASES: list[Json] = [
     {"id": "tiny-lora", "shape": "tiny-llama", "method": "lora", "seq_len": 512, "micro_batch": 4, "loss": "logits"},
     {"id": "tiny-qlora", "shape": "tiny-qwen3", "method": "qlora", "seq_len": 512, "micro_batch": 2, "loss": "logits"},
+    {"id": "tiny-packed", "shape": "tiny-llama", "method": "lora", "seq_len": 512, "micro_batch": 2, "packing": True},
 ]
 SMOKE_CAPS_GIB = (0.1, 8)
 GIB = 2**30
