@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from random import Random
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from autoft.trainer.optim import build_optimizer
 from autoft.trainer.recipe import Optimizer, Recipe
 
 CLIP_NORM = 1.0  # any norm: what is clipped does not change what is allocated
+LOADING_THREADS = 4  # GLOBAL_WORKERS of transformers/core_model_loading.py
 KEPT_MODELS, KEPT_EVALUATIONS = 8, 64
 PAGED_ELEMENTS = 1e5  # bitsandbytes.optim.optimizer.get_state_buffer: smaller states stay on the device
 
@@ -543,7 +545,43 @@ def _keep_on_meta(optimizer: Any) -> None:
     module.sync_gpu = lambda _: None
 
 
-def _load_phases(recipe: Recipe, weights: list[_Weight], loop: Loop, kinds: list[int]) -> list[Phase]:
+def loaded_by_threads(rehearsal: Rehearsal, recipe: Recipe, loop: Loop, rng: Random) -> Rehearsal:
+    """`rehearsal` with its weights read by transformers' threads, in an order that `rng` draws."""
+    kinds: list[int] = []
+    phases = _load_phases(recipe, rehearsal.weights, loop, kinds, rng)
+    steps = [phase for phase in rehearsal.phases if phase.name != "load"]
+    all_kinds = np.concatenate((np.array(kinds, dtype=np.int64), rehearsal.kinds[len(kinds) :]))
+    return replace(rehearsal, phases=phases + steps, kinds=all_kinds)
+
+
+def _turns(count: int, rng: Random | None) -> Iterator[tuple[int, bool]]:
+    """(weight, whether it is read or, after that, converted), in the order in which transformers does it.
+
+    Without rng one after another. With it as spawn_materialize of transformers/core_model_loading.py: LOADING_THREADS
+    read in order, as far ahead as they get; the main thread converts, in order. How fast they are beside it is drawn
+    once, whose turn is next each time. A conversion is not interrupted here.
+    """
+    if rng is None:
+        yield from ((number, reading) for number in range(count) for reading in (True, False))
+        return
+    share = rng.random()
+    running, begun, arrived, converted = list[int](), 0, set[int](), 0
+    while converted < count:
+        while len(running) < LOADING_THREADS and begun < count:
+            running.append(begun)
+            begun += 1
+        if running and (converted not in arrived or rng.random() < share):
+            number = running.pop(rng.randrange(len(running)))
+            arrived.add(number)
+            yield number, True
+        else:
+            yield converted, False
+            converted += 1
+
+
+def _load_phases(
+    recipe: Recipe, weights: list[_Weight], loop: Loop, kinds: list[int], rng: Random | None = None
+) -> list[Phase]:
     """Loading: transformers' from_pretrained with a device map, k-bit preparation, the adapter. Adds to `kinds`.
 
     convert_and_load_state_dict_in_model of transformers/core_model_loading.py: one tensor after another in the natural
@@ -569,15 +607,18 @@ def _load_phases(recipe: Recipe, weights: list[_Weight], loop: Loop, kinds: list
         whole = sum(w.params // 2 if w.state else width * w.params for w in parameters)
         drop(take(whole, "temporaries"), whole)
     halves: dict[str, int] = {}  # to be copied into float32
-    for weight in stored:
+    read: dict[int, int] = {}
+    for number, reading in _turns(len(stored), rng):
+        weight = stored[number]
         upcast = recipe.kbit_upcast and weight.dtype == torch.float32
         size = 2 * weight.params if weight.state or upcast else weight.size
-        key = take(size, "temporaries" if weight.state else "weights")
-        if weight.state:
+        if reading:
+            read[number] = take(size, "temporaries" if weight.state else "weights")
+        elif weight.state:
             _pack(weight, take, drop)
-            drop(key, size)
+            drop(read[number], size)
         elif upcast:
-            halves[weight.name] = key
+            halves[weight.name] = read[number]
     for weight in parameters:
         if weight.name in halves:
             take(4 * weight.params, "weights")
