@@ -70,6 +70,32 @@ def errors_by_run(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def orders_by_run(record: dict[str, Any]) -> str:
+    """Reserved over measured, less one, in many orders of loading; of the runs in 4 bits."""
+    lines = [f"{'predicted / measured, reserved':<62}{'in turn':>9}{'lowest':>9}{'median':>9}{'highest':>9}  covered"]
+    for run in record["runs"]:
+        if "nf4" not in run["id"] and "qlora" not in run["id"]:
+            continue
+        found = run["reserved"]
+        values = (found["sequential"], *found["threads"].values())
+        errors = "".join(f"{value / found['measured'] - 1:>+9.2%}" for value in values)
+        lines.append(f"{run['id']:<62}{errors}  {'yes' if found['covered'] else 'no'}")
+    return "\n".join(lines)
+
+
+def predictability(record: dict[str, Any]) -> str:
+    """Reserved bytes of the trainer's own loop, with a measure on or off."""
+    from autoft.units import size
+
+    lines = [f"{'reserved, our loop':<28}{'in turn':>12}{'threads: lowest':>18}{'median':>12}{'highest':>12}"]
+    for run in record["predictability"]:
+        lines.append(run["id"])
+        for name, found in run["reserved"].items():
+            lowest, median, highest = (size(value) for value in found["threads"].values())
+            lines.append(f"  {name:<26}{size(found['sequential']):>12}{lowest:>18}{median:>12}{highest:>12}")
+    return "\n".join(lines)
+
+
 def gpu_report(record: dict[str, Any]) -> str:
     """What benchmarks/gpu_validate.py --report prints."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -120,6 +146,8 @@ OTHERS: dict[str, Callable[[], str]] = {
     "benchmarks/results/starter.json": starter_result,
     "benchmarks/results/measured_runs.json": of_results("measured_runs", errors_of),
     "benchmarks/results/measured_runs.json, run by run": of_results("measured_runs", errors_by_run),
+    "benchmarks/results/loading_order.json": of_results("loading_order", orders_by_run),
+    "benchmarks/results/loading_order.json, our loop": of_results("loading_order", predictability),
     "benchmarks/results/cpu_memory.json": of_results("cpu_memory", errors_on_the_cpu),
     "benchmarks/results/gpu_validate.json": of_results("gpu_validate", gpu_report),
     "benchmarks/results/planner_speed.json": of_results("planner_speed", speed),
