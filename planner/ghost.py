@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from random import Random
 from typing import Any, Literal
 
 import numpy as np
@@ -24,12 +23,14 @@ from autoft.trainer.loss import compute_loss
 from autoft.trainer.optim import build_optimizer
 from autoft.trainer.recipe import Optimizer, Recipe
 
+aten = torch.ops.aten
 CLIP_NORM = 1.0  # any norm: what is clipped does not change what is allocated
-LOADING_THREADS = 4  # GLOBAL_WORKERS of transformers/core_model_loading.py
 KEPT_MODELS, KEPT_EVALUATIONS = 8, 64
 PAGED_ELEMENTS = 1e5  # bitsandbytes.optim.optimizer.get_state_buffer: smaller states stay on the device
 
 
+# Of those by cuBLAS; one in 4 bits comes just before the products of its adapter
+_PRODUCTS = frozenset((aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default))
 OutputUntil = Literal["loss", "step", "next_forward"]
 
 
@@ -545,43 +546,7 @@ def _keep_on_meta(optimizer: Any) -> None:
     module.sync_gpu = lambda _: None
 
 
-def loaded_by_threads(rehearsal: Rehearsal, recipe: Recipe, loop: Loop, rng: Random) -> Rehearsal:
-    """`rehearsal` with its weights read by transformers' threads, in an order that `rng` draws."""
-    kinds: list[int] = []
-    phases = _load_phases(recipe, rehearsal.weights, loop, kinds, rng)
-    steps = [phase for phase in rehearsal.phases if phase.name != "load"]
-    all_kinds = np.concatenate((np.array(kinds, dtype=np.int64), rehearsal.kinds[len(kinds) :]))
-    return replace(rehearsal, phases=phases + steps, kinds=all_kinds)
-
-
-def _turns(count: int, rng: Random | None) -> Iterator[tuple[int, bool]]:
-    """(weight, whether it is read or, after that, converted), in the order in which transformers does it.
-
-    Without rng one after another. With it as spawn_materialize of transformers/core_model_loading.py: LOADING_THREADS
-    read in order, as far ahead as they get; the main thread converts, in order. How fast they are beside it is drawn
-    once, whose turn is next each time. A conversion is not interrupted here.
-    """
-    if rng is None:
-        yield from ((number, reading) for number in range(count) for reading in (True, False))
-        return
-    share = rng.random()
-    running, begun, arrived, converted = list[int](), 0, set[int](), 0
-    while converted < count:
-        while len(running) < LOADING_THREADS and begun < count:
-            running.append(begun)
-            begun += 1
-        if running and (converted not in arrived or rng.random() < share):
-            number = running.pop(rng.randrange(len(running)))
-            arrived.add(number)
-            yield number, True
-        else:
-            yield converted, False
-            converted += 1
-
-
-def _load_phases(
-    recipe: Recipe, weights: list[_Weight], loop: Loop, kinds: list[int], rng: Random | None = None
-) -> list[Phase]:
+def _load_phases(recipe: Recipe, weights: list[_Weight], loop: Loop, kinds: list[int]) -> list[Phase]:
     """Loading: transformers' from_pretrained with a device map, k-bit preparation, the adapter. Adds to `kinds`.
 
     convert_and_load_state_dict_in_model of transformers/core_model_loading.py: one tensor after another in the natural
@@ -607,18 +572,15 @@ def _load_phases(
         whole = sum(w.params // 2 if w.state else width * w.params for w in parameters)
         drop(take(whole, "temporaries"), whole)
     halves: dict[str, int] = {}  # to be copied into float32
-    read: dict[int, int] = {}
-    for number, reading in _turns(len(stored), rng):
-        weight = stored[number]
+    for weight in stored:
         upcast = recipe.kbit_upcast and weight.dtype == torch.float32
         size = 2 * weight.params if weight.state or upcast else weight.size
-        if reading:
-            read[number] = take(size, "temporaries" if weight.state else "weights")
-        elif weight.state:
+        key = take(size, "temporaries" if weight.state else "weights")
+        if weight.state:
             _pack(weight, take, drop)
-            drop(read[number], size)
+            drop(key, size)
         elif upcast:
-            halves[weight.name] = read[number]
+            halves[weight.name] = key
     for weight in parameters:
         if weight.name in halves:
             take(4 * weight.params, "weights")
@@ -706,14 +668,15 @@ def _assemble(
             events = extension.events + np.array([offset, 0])
             begun, over = _start_of(extension, "loss_backward"), _start_of(extension, "after")
             after = events[over:]
-            extra = _events([])
             for name, start, end in (("forward", 0, begun), ("backward", begun, over)):
+                piece, at = events[start:end], end - start
                 if workspace and step == 1 and number == 0:
-                    extra = _events([(num_keys, workspace)])
+                    at = _first_product(extension, start, end) - start
+                    piece = np.insert(piece, at, (num_keys, workspace), axis=0)
                     kinds.append([KIND["workspaces"]])
                     num_keys += 1
-                marks = [(m - start + len(extra), n, i) for m, n, i in extension.marks if start <= m < end]
-                phases.append(Phase(name, np.concatenate((extra, events[start:end])), marks=marks))
+                marks = [(m - start + (m - start >= at), n, i) for m, n, i in extension.marks if start <= m < end]
+                phases.append(Phase(name, piece, marks=marks))
             gradients += [(key + offset, -int(extension.sizes[key])) for key in kept]
             if number == 0 and rest:
                 _append(phases, -1, after)
@@ -751,6 +714,18 @@ def _events(events: list[Event]) -> Events:
 def _append(phases: list[Phase], number: int, *events: Events) -> None:
     """`events` to those of a phase."""
     phases[number] = replace(phases[number], events=np.concatenate((phases[number].events, *events)))
+
+
+def _first_product(extension: Extension, start: int, end: int) -> int:
+    """After which of the events from start to end cuBLAS is asked for: the first product of matrices has its result.
+
+    aten cuda/Blas.cpp takes the handle, and with it the workspace, once the result has been made; `end` without one.
+    """
+    made = extension.made
+    for place, (key, size) in enumerate(extension.events[start:end].tolist(), start):
+        if size > 0 and made[key][0] in _PRODUCTS:
+            return place + 1
+    return end
 
 
 def _start_of(extension: Extension, name: str) -> int:
