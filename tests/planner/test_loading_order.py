@@ -1,57 +1,62 @@
-"""Loading by threads: every weight is read and then converted, in an order that a seed decides."""
+"""The order in which threads load: every event of the load phase stays, only its place is drawn."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from random import Random
 
 import pytest
-import transformers
 
 from autoft.planner.depth import pairs
-from autoft.planner.ghost import PLAIN, _turns, loaded_by_threads, rehearse
+from autoft.planner.ghost import rehearse
 from autoft.planner.kernels import Device
 from autoft.trainer.recipe import Recipe
+from tests.planner.test_rehearsal import BF16, LLAMA
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.parametrize("seed", [None, 0, 1, 2])
-def test_each_weight_is_read_and_then_converted_in_order(seed) -> None:
-    turns = list(_turns(20, None if seed is None else Random(seed)))
-    assert [number for number, reading in turns if not reading] == list(range(20))
-    assert sorted(number for number, reading in turns if reading) == list(range(20))
-    assert all(turns.index((number, True)) < turns.index((number, False)) for number in range(20))
+ROOT = Path(__file__).parent.parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
-def test_the_same_seed_draws_the_same_order() -> None:
-    assert list(_turns(20, Random(1))) == list(_turns(20, Random(1))) != list(_turns(20, Random(2)))
+@pytest.fixture(scope="module")
+def loading_order():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import loading_order
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    return loading_order
 
 
-def test_threads_leave_the_same_bytes_and_never_need_less() -> None:
-    config = transformers.AutoConfig.for_model(
-        "llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=500
-    )
-    recipe = Recipe.from_dict({"method": "qlora", "quant_type": "nf4", "micro_batch": 1, "seq_len": 16})
-    alone = rehearse(recipe, config, Device((8, 6)), depth=None, loop=PLAIN)
-
-    def live(rehearsal) -> list[int]:
-        sizes = [size for phase in rehearsal.phases if phase.name == "load" for _, size in pairs(phase.events)]
-        return [sum(sizes[: end + 1]) for end in range(len(sizes))]
-
-    for seed in range(5):
-        threads = loaded_by_threads(alone, recipe, PLAIN, Random(seed))
-        assert len(threads.kinds) == len(alone.kinds)
-        assert live(threads)[-1] == live(alone)[-1]
-        assert max(live(threads)) >= max(live(alone))
+@pytest.fixture(scope="module")
+def rehearsal():
+    recipe = Recipe.from_dict({**BF16, "method": "qlora", "quant_type": "nf4", "optimizer": "adamw_torch"})
+    return rehearse(recipe, LLAMA, Device((8, 6)), depth=None)
 
 
-def test_the_recorded_orders_cover_every_measured_run() -> None:
-    record = json.loads((ROOT / "benchmarks/results/loading_order.json").read_text(encoding="utf-8"))
-    rows = [
-        json.loads(line)
-        for name in ("t4", "rtx4080")
-        for line in (ROOT / f"tests/validation/{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    assert [run["id"] for run in record["runs"]] == [row["id"] for row in rows]
+def test_a_race_tells_the_same_events_in_an_order_of_its_own(loading_order, rehearsal) -> None:
+    ordered = list(pairs(rehearsal.phases[0].events))
+    raced = [list(pairs(race.phases[0].events)) for race in loading_order.races(rehearsal)]
+    assert all(sorted(race) == sorted(ordered) for race in raced)
+    assert len({tuple(race) for race in raced}) > 1
+    for race in raced:
+        living: set[int] = set()
+        for key, size in race:
+            assert (key in living) == (size < 0)
+            living ^= {key}
+
+
+def test_a_seed_names_one_race(loading_order, rehearsal) -> None:
+    first, second = (next(loading_order.races(rehearsal)) for _ in range(2))
+    assert first.phases[0].events.tolist() == second.phases[0].events.tolist()
+
+
+def test_a_single_weight_has_nothing_to_race_with(loading_order, rehearsal) -> None:
+    load = loading_order.interleaved(rehearsal.phases[0], rehearsal.kinds, 1, seed=0)
+    assert load.events.tolist() == rehearsal.phases[0].events.tolist()
+
+
+def test_the_results_cover_every_measured_run(loading_order) -> None:
+    recorded = json.loads((RESULTS / "loading_order.json").read_text(encoding="utf-8"))
+    lines = [line for name in loading_order.FILES for line in (loading_order.ROWS / name).read_text().splitlines()]
+    assert [run["id"] for run in recorded["runs"]] == [json.loads(line)["id"] for line in lines]
