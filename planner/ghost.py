@@ -26,11 +26,11 @@ from autoft.trainer.recipe import Optimizer, Recipe
 aten = torch.ops.aten
 CLIP_NORM = 1.0  # any norm: what is clipped does not change what is allocated
 KEPT_MODELS, KEPT_EVALUATIONS = 8, 64
+# Products by cuBLAS; one in 4 bits comes just before those of its adapter
+_PRODUCTS = frozenset((aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default))
 PAGED_ELEMENTS = 1e5  # bitsandbytes.optim.optimizer.get_state_buffer: smaller states stay on the device
 
 
-# Of those by cuBLAS; one in 4 bits comes just before the products of its adapter
-_PRODUCTS = frozenset((aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default))
 OutputUntil = Literal["loss", "step", "next_forward"]
 
 
