@@ -44,6 +44,8 @@ bench: setup ## Measure start-up, planner, CPU step, starter and old runs; write
 	@$(BIN)/python benchmarks/startup.py
 	@$(BIN)/python benchmarks/planner_speed.py
 	@$(BIN)/python benchmarks/measured_runs.py
+	@$(BIN)/python benchmarks/loading_order.py
+	@$(BIN)/python benchmarks/loading_order.py
 	@$(BIN)/python benchmarks/cpu_step.py
 	@$(BIN)/python benchmarks/starter.py
 

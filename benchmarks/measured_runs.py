@@ -20,7 +20,7 @@ from autoft.planner.cases import Case, estimates, read_cases
 from autoft.planner.depth import pairs
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
-from autoft.planner.ghost import PLAIN, find_depth, rehearse
+from autoft.planner.ghost import PLAIN, Rehearsal, find_depth, rehearse
 from autoft.planner.target import target_of
 from autoft.profiles.detect import detect
 from autoft.trainer.recipe import Recipe
@@ -36,7 +36,7 @@ def main() -> None:
     for name in FILES:
         rows = [json.loads(line) for line in (ROWS / name).read_text(encoding="utf-8").splitlines()]
         for row, (case, recipe, estimate) in zip(rows, estimates(read_cases(ROWS / name), hardware), strict=True):
-            predicted = {**_peaks(estimate), **_held(case, recipe, hardware)}
+            predicted = {**_peaks(estimate), **_held(rehearsed(case, recipe, hardware))}
             runs.append(_compared(row, predicted, name.removesuffix(".jsonl")))
             print(f"{row['id']}: allocated {runs[-1]['error']['peak_allocated_bytes']:+.3%}")
     keys = dict.fromkeys(key for run in runs for key in run["error"])
@@ -56,13 +56,17 @@ def _peaks(estimate: Estimate) -> dict[str, float]:
     }
 
 
-def _held(case: Case, recipe: Recipe, hardware: Any) -> dict[str, int]:
-    """What is allocated when loading has ended, and when the first forward has; the Estimate tells peaks alone."""
+def rehearsed(case: Case, recipe: Recipe, hardware: Any) -> Rehearsal:
+    """The events of a measured run."""
     config = load_config(resolve(case.model))
     target = target_of(hardware, gpu_name=case.gpu, vram_gib=None, cpu_flops_per_s=lambda *_: 1.0)
     device = Estimator(case.model, config, target).device
     loop = replace(PLAIN, output_until=case.output_until)
-    rehearsal = rehearse(recipe, config, device, depth=find_depth(recipe, config), loop=loop, backend=case.backend)
+    return rehearse(recipe, config, device, depth=find_depth(recipe, config), loop=loop, backend=case.backend)
+
+
+def _held(rehearsal: Rehearsal) -> dict[str, int]:
+    """What is allocated when loading has ended, and when the first forward has; the Estimate tells peaks alone."""
     allocator = Allocator()
     held: dict[str, int] = {}
     for phase in rehearsal.phases:

@@ -70,6 +70,33 @@ def errors_by_run(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def loading_orders(record: dict[str, Any]) -> str:
+    """Reserved memory of the runs that were quantized while they loaded: predicted over measured, less one."""
+    title = f"reserved: predicted / measured, {record['seeds']} races"
+    lines = [f"{title:<62}{'ordered':>8}{'lowest':>8}{'median':>8}{'highest':>8}  within"]
+    for run in record["runs"]:
+        found = run["peak_reserved_bytes"]
+        if "nf4" not in run["id"] and "qlora" not in run["id"]:
+            continue
+        errors = (found[key] / found["measured"] - 1 for key in ("ordered", "lowest", "median", "highest"))
+        within = "yes" if found["inside"] else "no"
+        lines.append(f"{run['id']:<62}{''.join(f'{error:>+8.1%}' for error in errors)}  {within}")
+    return "\n".join(lines)
+
+
+def predictable(record: dict[str, Any]) -> str:
+    """Reserved memory of our own loop with each of its measures switched off, in MiB."""
+    lines = []
+    for model in record["predictable"]:
+        title = f"{model['model'].split('/')[1]}, {model['recipe']['method']}, MiB"
+        lines.append(f"{title:<48}{'allocated':>14}{'reserved':>14}{'highest':>14}")
+        for name, found in model["reserved"].items():
+            ranges = [sorted({round(bound / 2**20) for bound in found[key]}) for key in found]
+            shown = "".join("-".join(map(str, bounds)).rjust(14) for bounds in ranges)
+            lines.append(f"  {name:<46}{shown}")
+    return "\n".join(lines)
+
+
 def gpu_report(record: dict[str, Any]) -> str:
     """What benchmarks/gpu_validate.py --report prints."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -120,6 +147,8 @@ OTHERS: dict[str, Callable[[], str]] = {
     "benchmarks/results/starter.json": starter_result,
     "benchmarks/results/measured_runs.json": of_results("measured_runs", errors_of),
     "benchmarks/results/measured_runs.json, run by run": of_results("measured_runs", errors_by_run),
+    "benchmarks/results/loading_order.json": of_results("loading_order", loading_orders),
+    "benchmarks/results/loading_order.json, our own loop": of_results("loading_order", predictable),
     "benchmarks/results/cpu_memory.json": of_results("cpu_memory", errors_on_the_cpu),
     "benchmarks/results/gpu_validate.json": of_results("gpu_validate", gpu_report),
     "benchmarks/results/planner_speed.json": of_results("planner_speed", speed),

@@ -24,8 +24,11 @@ from autoft.trainer.loss import compute_loss
 from autoft.trainer.optim import build_optimizer
 from autoft.trainer.recipe import Optimizer, Recipe
 
+aten = torch.ops.aten
 CLIP_NORM = 1.0  # any norm: what is clipped does not change what is allocated
 KEPT_MODELS, KEPT_EVALUATIONS = 8, 64
+# Products by cuBLAS; one in 4 bits comes just before those of its adapter
+_PRODUCTS = frozenset((aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default))
 PAGED_ELEMENTS = 1e5  # bitsandbytes.optim.optimizer.get_state_buffer: smaller states stay on the device
 
 
@@ -709,14 +712,15 @@ def _assemble(
             events = extension.events + np.array([offset, 0])
             begun, over = _start_of(extension, "loss_backward"), _start_of(extension, "after")
             after = events[over:]
-            extra = _events([])
             for name, start, end in (("forward", 0, begun), ("backward", begun, over)):
+                piece, at = events[start:end], end - start
                 if workspace and step == 1 and number == 0:
-                    extra = _events([(num_keys, workspace)])
+                    at = _first_product(extension, start, end) - start
+                    piece = np.insert(piece, at, (num_keys, workspace), axis=0)
                     kinds.append([KIND["workspaces"]])
                     num_keys += 1
-                marks = [(m - start + len(extra), n, i) for m, n, i in extension.marks if start <= m < end]
-                phases.append(Phase(name, np.concatenate((extra, events[start:end])), marks=marks))
+                marks = [(m - start + (m - start >= at), n, i) for m, n, i in extension.marks if start <= m < end]
+                phases.append(Phase(name, piece, marks=marks))
             gradients += [(key + offset, -int(extension.sizes[key])) for key in kept]
             if number == 0 and rest:
                 _append(phases, -1, after)
@@ -754,6 +758,18 @@ def _events(events: list[Event]) -> Events:
 def _append(phases: list[Phase], number: int, *events: Events) -> None:
     """`events` to those of a phase."""
     phases[number] = replace(phases[number], events=np.concatenate((phases[number].events, *events)))
+
+
+def _first_product(extension: Extension, start: int, end: int) -> int:
+    """After which of the events from start to end cuBLAS is asked for: the first product of matrices has its result.
+
+    aten cuda/Blas.cpp takes the handle, and with it the workspace, once the result has been made; `end` without one.
+    """
+    made = extension.made
+    for place, (key, size) in enumerate(extension.events[start:end].tolist(), start):
+        if size > 0 and made[key][0] in _PRODUCTS:
+            return place + 1
+    return end
 
 
 def _start_of(extension: Extension, name: str) -> int:

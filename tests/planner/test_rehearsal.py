@@ -18,7 +18,6 @@ from autoft.planner.memory import replay
 from autoft.profiles.hardware import Hardware, Host
 from autoft.trainer.recipe import Recipe
 
-MIB = 2**20
 GIB = 2**30
 HERE = Path(__file__).parent.parent / "validation"
 HOST = Host(
@@ -57,11 +56,11 @@ def test_reserved_is_met_within_seven_percent(compared) -> None:
     assert max(off) < 0.07
 
 
-def test_runs_in_16_bits_are_met_to_the_megabyte(compared) -> None:
-    """Their loading leaves nothing to chance: what is reserved is right, too."""
+def test_runs_in_16_bits_are_met_to_the_byte(compared) -> None:
+    """Their loading leaves nothing to chance, and cuBLAS takes its workspaces where the first product does."""
     for name, estimate, measured in compared:
         if name.startswith("t4") and "fp16" in name:
-            assert abs(estimate.peak_allocated_bytes - measured["peak_allocated_bytes"]) < MIB
+            assert estimate.peak_allocated_bytes == measured["peak_allocated_bytes"]
             assert estimate.peak_reserved_bytes == measured["peak_reserved_bytes"]
 
 
