@@ -765,10 +765,14 @@ def _first_product(extension: Extension, start: int, end: int) -> int:
 
     aten cuda/Blas.cpp takes the handle, and with it the workspace, once the result has been made; `end` without one.
     """
-    made = extension.made
-    for place, (key, size) in enumerate(extension.events[start:end].tolist(), start):
-        if size > 0 and made[key][0] in _PRODUCTS:
-            return place + 1
+    key = 0
+    for section, stop in extension.parts:
+        products = (place for place, made in enumerate(section.made) if made[0] in _PRODUCTS)
+        first = next(products, None) if stop > start else None
+        if first is not None:
+            (place,) = np.flatnonzero((extension.events[:, 0] == key + first) & (extension.events[:, 1] > 0))
+            return min(int(place) + 1, end)
+        key += len(section.kinds)
     return end
 
 
