@@ -15,7 +15,7 @@ METHODS: tuple[Method, ...] = ("lora", "qlora")
 # Of the Job, what the plan decides itself or the command line has an option for.
 NOT_PINNABLE = ("model", "data", "eval_data", "recipe", "device")
 # Of the Recipe, what is right or wrong only beside another field.
-COUPLED = ("method", "quant_type", "double_quant", "experts_4bit", "autocast")
+COUPLED = ("method", "quant_type", "double_quant", "experts_4bit", "autocast", "offload_checkpoints")
 
 
 def candidates(

@@ -66,7 +66,9 @@ def choose(estimates: Sequence[tuple[Recipe, Estimate]], *, prefer: Prefer, targ
 def describe(recipe: Recipe) -> str:
     """qlora nf4, micro-batch 4, checkpointing."""
     base = f"qlora {recipe.quant_type}" if recipe.quant_type else f"lora on {recipe.base_dtype}"
-    return f"{base}, micro-batch {recipe.micro_batch}" + (", checkpointing" if recipe.gradient_checkpointing else "")
+    checkpointing = ", checkpointing" if recipe.gradient_checkpointing else ""
+    offloaded = " on the host" if recipe.offload_checkpoints else ""
+    return f"{base}, micro-batch {recipe.micro_batch}{checkpointing}{offloaded}"
 
 
 def _bits(recipe: Recipe) -> int:
@@ -92,7 +94,7 @@ def _reasons(
                 f"{_bits(recipe)}-bit buys the fit: the same step on the {recipe.base_dtype} base needs {need}"
             )
     if recipe.gradient_checkpointing:
-        plain = by_recipe.get(replace(recipe, gradient_checkpointing=False))
+        plain = by_recipe.get(replace(recipe, gradient_checkpointing=False, offload_checkpoints=False))
         if plain is not None and plain.fits != "yes":
             reasons.append(f"checkpointing buys the fit: without it the step needs {size(plain.device_bytes)}")
     return tuple(reasons)

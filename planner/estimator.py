@@ -18,7 +18,7 @@ from autoft.planner.shape import model_shape
 from autoft.planner.target import Target, usable_bytes
 from autoft.planner.time import step_timing
 from autoft.planner.work import product_dtypes
-from autoft.trainer.build import base_of, build_base, refuse_flash_attention
+from autoft.trainer.build import base_of, build_base, refuse_flash_attention, refuse_offloading
 from autoft.trainer.recipe import Attention, Method, QuantType, Recipe
 from autoft.units import GIB, size
 
@@ -81,7 +81,8 @@ class Estimator:
         device_bytes = self.target.device_bytes(memory.highest_reserved)
         work = rehearsal.work + rehearsal.optimizer_work
         fits, squeeze = self._fits(rehearsal, loop, device_bytes, self.target.available_bytes)
-        timing = step_timing(work, rehearsal.managed_bytes, self.target.rates(product_dtypes(work), self.shape))
+        rates = self.target.rates(product_dtypes(work), self.shape)
+        timing = step_timing(work, rehearsal.managed_bytes, rates, rehearsal.offloaded_bytes)
         return Estimate(
             method="rehearsal",
             peak_allocated_bytes=memory.allocated,
@@ -138,11 +139,13 @@ class Estimator:
         return Allocator(expandable_segments=expandable, limit_bytes=limit)
 
     def _why_not(self, recipe: Recipe) -> ModelError | None:
-        if recipe.attention == "flash_attention_2":
-            try:
+        try:
+            if recipe.attention == "flash_attention_2":
                 refuse_flash_attention(self.target.name, self.device.capability)
-            except ModelError as error:
-                return error
+            if recipe.offload_checkpoints:
+                refuse_offloading(self.target.device)
+        except ModelError as error:
+            return error
         key = (recipe.method, recipe.quant_type, recipe.attention, recipe.packing)
         if key not in self._refusal:
             try:

@@ -19,6 +19,7 @@ from autoft.planner.depth import Depth, Events, Extension, Ints, MismatchError, 
 from autoft.planner.kernels import CPU_RESULTS, Backend, Device, Kernels, scratch
 from autoft.planner.trace import KIND, Event, Made, Section, Trace
 from autoft.planner.work import Work
+from autoft.trainer import offload
 from autoft.trainer.build import build_base, build_model
 from autoft.trainer.loss import compute_loss
 from autoft.trainer.optim import build_optimizer
@@ -88,7 +89,7 @@ class Rehearsal:
     """phases: load, then first steps, then one steady step, in order. kinds: of every key.
 
     steady: name of the first phase of the steady step. work: of one micro-batch, and of an optimizer step.
-    managed_bytes: of paged optimizer state, outside the device's allocator.
+    managed_bytes: of paged optimizer state, outside the device's allocator. offloaded_bytes: checkpoints on the host.
     makers: what made the storages from a key on, for those of the steps. weights: what the model stores.
     evaluation: what trainer/evaluate.py does with one batch, by name, each with keys of its own.
     """
@@ -104,6 +105,7 @@ class Rehearsal:
     makers: list[tuple[int, Extension | list[Made]]]
     weights: list[_Weight]
     evaluation: dict[str, Extension] = field(default_factory=dict)
+    offloaded_bytes: int = 0
 
     @property
     def made(self) -> dict[int, Made]:
@@ -189,7 +191,9 @@ def _rehearse(
         step = kept.steps[model].of(recipe)
         first = step.micro_batch()
         rest = step.micro_batch() if accumulate else None
-    alone = replace(recipe, gradient_checkpointing=False, optimizer="adamw_torch", packing=False)
+    alone = replace(
+        recipe, gradient_checkpointing=False, offload_checkpoints=False, optimizer="adamw_torch", packing=False
+    )
     evaluated = (alone, *around)
     if evaluated not in kept.evaluations:
         with _real_masks(packed=False):  # held-out rows are never packed
@@ -197,7 +201,7 @@ def _rehearse(
     shapes = tuple((w.shape, w.dtype) for w in step.weights if w.adapter)
     optimizer = _optimizer_events(shapes, recipe.optimizer, device, loop.clip)
     rehearsal = _assemble(recipe, step.weights, first, rest, optimizer, loop, device)
-    return replace(rehearsal, evaluation=kept.evaluations[evaluated])
+    return replace(rehearsal, evaluation=kept.evaluations[evaluated], offloaded_bytes=step.offloaded_bytes)
 
 
 @dataclass(slots=True)
@@ -229,6 +233,7 @@ class _Step:
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.trace: Trace | None = None
         self.layers = 0
+        self.offloaded: dict[int | None, int] = {}
         _cast_biases(model)
         _settle_frequencies(model)
         if depth is not None:
@@ -268,6 +273,12 @@ class _Step:
             layer.register_forward_pre_hook(entering(number))
             layer.register_forward_hook(leaving(number))
 
+    @property
+    def offloaded_bytes(self) -> int:
+        """Of the last micro-batch's checkpoints, on the host, in the full depth."""
+        run = range(self.layers) if self.depth is None else (self.depth.stands_for[n] for n in range(self.depth.layers))
+        return self.offloaded.get(None, 0) + sum(self.offloaded.get(layer, 0) for layer in run)
+
     def micro_batch(self) -> tuple[Extension, list[int]]:
         """(the events for the full depth, keys of the gradients there that outlive it)."""
         recipe = self.recipe
@@ -279,7 +290,8 @@ class _Step:
                 trace.ignore(p.grad)
         recomputed = "activations" if recipe.gradient_checkpointing else None
         kernels = Kernels(self.device, self.backend, packed=recipe.packing)
-        with trace, kernels, _random_states(trace, self.device):
+        self.offloaded = {}
+        with trace, kernels, _random_states(trace, self.device), _host_copies(trace, self.offloaded):
             trace.begin("inputs", kind="inputs")
             batch = self._batch()
             trace.begin("embed", kind="activations")
@@ -432,6 +444,32 @@ def _random_states(trace: Trace, device: Device) -> Iterator[None]:
         yield
     finally:
         torch.get_rng_state = asked
+
+
+@contextmanager
+def _host_copies(trace: Trace, taken: dict[int | None, int]) -> Iterator[None]:
+    """What checkpoints leave on the host, by layer, in `taken`: pinned blocks are powers of two.
+
+    round_size in aten/src/ATen/core/CachingHostAllocator.h.
+    """
+
+    def to_host(tensor: torch.Tensor) -> torch.Tensor | tuple[torch.Size, torch.dtype]:
+        if not tensor.is_meta or not tensor.numel():
+            return tensor
+        size = tensor.numel() * tensor.element_size()
+        layer = trace.sections[-1].layer
+        taken[layer] = taken.get(layer, 0) + (1 << (size - 1).bit_length())
+        return tensor.shape, tensor.dtype
+
+    def to_device(saved: torch.Tensor | tuple[torch.Size, torch.dtype]) -> torch.Tensor:
+        return saved if isinstance(saved, torch.Tensor) else torch.empty(saved[0], dtype=saved[1], device="meta")
+
+    asked = offload.to_host, offload.to_device
+    offload.to_host, offload.to_device = to_host, to_device  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        offload.to_host, offload.to_device = asked
 
 
 # What the model is made of

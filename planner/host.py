@@ -18,13 +18,17 @@ def host_parts(rehearsal: Rehearsal, base_params: int) -> Parts:
     """RAM of the host, by phase, beside a GPU.
 
     load: one tensor at a time passes through. train: paged optimizer state, which the driver moves there when the card
-    is full. save: a copy of the adapter. merge: the base in 16 bits, and the update of one layer in float32.
+    is full, and the checkpoints of a micro-batch that wait there. save: a copy of the adapter. merge: the base in 16
+    bits, and the update of one layer in float32.
     """
     widest = max(weight.params for weight in rehearsal.weights)
     adapter = 4 * rehearsal.trainable_params
     found = {
         "load": {"the largest tensor, 16-bit": 2 * widest},
-        "train": {"paged optimizer state": rehearsal.managed_bytes},
+        "train": {
+            "paged optimizer state": rehearsal.managed_bytes,
+            **({"checkpoints, pinned": rehearsal.offloaded_bytes} if rehearsal.offloaded_bytes else {}),
+        },
         "save": {"the adapter, float32": adapter},
         "merge": {
             "the base, 16-bit": 2 * base_params,

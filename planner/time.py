@@ -94,19 +94,20 @@ class Timing:
     basis: str
 
 
-def step_timing(work: Work, paged_bytes: int, rates: Rates) -> Timing:
+def step_timing(work: Work, paged_bytes: int, rates: Rates, offloaded_bytes: int = 0) -> Timing:
     """Time and energy of the kernels in `work` on a device of those `rates`.
 
     A kernel takes the longer of its arithmetic and its traffic. Least: all at the upper rates, launches hidden behind
     them where the host runs ahead. Most: the lower rates, every launch waited for, and all paged state fetched and
-    written back.
+    written back. Offloaded checkpoints go to the host and come back in either.
     """
+    copied = 2 * offloaded_bytes
     launches = work.total()
     fast, slow = _device_s(work, rates, upper=True), _device_s(work, rates, upper=False)
     launching = launches * rates.launch_s.lower
     step = Range(
-        lower=max(fast, launching) if rates.runs_ahead else fast + launching,
-        upper=slow + launches * rates.launch_s.upper + 2 * paged_bytes / rates.host_link.lower,
+        lower=(max(fast, launching) if rates.runs_ahead else fast + launching) + copied / rates.host_link.upper,
+        upper=slow + launches * rates.launch_s.upper + (2 * paged_bytes + copied) / rates.host_link.lower,
     )
     power = rates.power_w
     energy = Range(lower=step.lower * power.lower / 3600, upper=step.upper * power.upper / 3600) if power else None

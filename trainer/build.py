@@ -39,6 +39,10 @@ def build_model(recipe: Recipe, *, config: Any, weights: Path | None, device: st
     """
     import torch
 
+    from autoft.trainer.offload import offload_checkpoints
+
+    if recipe.offload_checkpoints and weights is not None:
+        refuse_offloading(device)
     base = build_base(recipe, config, weights, device)
     if recipe.kbit_upcast:
         _upcast(base)
@@ -48,6 +52,8 @@ def build_model(recipe: Recipe, *, config: Any, weights: Path | None, device: st
     model = add_adapter(base, recipe, device)
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        if recipe.offload_checkpoints:
+            offload_checkpoints(model)
     if torch.device(device).type == "cuda":
         # what loading used in passing goes back to the device, so that the steps find it as the rehearsal does
         torch.cuda.empty_cache()
@@ -215,6 +221,15 @@ def _quantization(recipe: Recipe) -> Any:
         bnb_4bit_use_double_quant=recipe.double_quant,
         bnb_4bit_compute_dtype=torch_dtype(recipe.base_dtype),
     )
+
+
+def refuse_offloading(device: str) -> None:
+    """Refuse offload_checkpoints where there is no device but the host. Raises: ModelError."""
+    if device.startswith("cpu"):
+        raise ModelError(
+            "offload_checkpoints moves checkpoints from a GPU to the host's memory; on the CPU they are there already",
+            fix="leave offload_checkpoints out",
+        )
 
 
 def refuse_flash_attention(device: str, capability: tuple[int, int] | None) -> None:

@@ -35,6 +35,8 @@ class Recipe(Record):
     autocast: run the step under torch.autocast in base_dtype, so that float32 adapters meet a 16-bit base.
     micro_batch: sequences in one forward and backward. seq_len: tokens, the longest sequence that is trained on.
     packing: several examples share a row of exactly seq_len tokens, none of which sees another (trainer/data/pack.py).
+    gradient_checkpointing: a layer keeps its input alone and runs again in the backward (arXiv:1604.06174).
+    offload_checkpoints: these inputs wait in the host's memory (trainer/offload.py).
     kbit_upcast: norms and embeddings of a quantized base go to float32 (PEFT's prepare_model_for_kbit_training).
     loss: "fused" never builds the logits (TRL's fused head: Triton on a GPU); "selected" builds those of the columns in
         which some row of the batch trains a token, the quickest on a CPU; "logits" builds all, as Hugging Face's loss.
@@ -55,6 +57,7 @@ class Recipe(Record):
     seq_len: Annotated[int, Gt(0)] = 1024
     packing: bool = False
     gradient_checkpointing: bool = False
+    offload_checkpoints: bool = False
     attention: Attention = "sdpa"
     optimizer: Optimizer = "adamw_torch"
     kbit_upcast: bool = False
@@ -70,6 +73,8 @@ class Recipe(Record):
                 raise ValueError(f"{name} needs a quant_type of 4 bits, nf4 or fp4, not int8")
         if self.attention == "flash_attention_2" and self.base_dtype == "float32":
             raise ValueError("flash_attention_2 needs a 16-bit base_dtype")
+        if self.offload_checkpoints and not self.gradient_checkpointing:
+            raise ValueError("offload_checkpoints needs gradient_checkpointing")
         if self.autocast and self.base_dtype == "float32":
             raise ValueError("autocast needs a 16-bit base_dtype")
 

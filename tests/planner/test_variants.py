@@ -11,6 +11,7 @@ import torch
 from autoft.errors import ModelError
 from autoft.planner.allocator import Allocator
 from autoft.planner.ghost import Rehearsal, find_depth, rehearse
+from autoft.planner.host import host_parts
 from autoft.planner.kernels import Device
 from autoft.planner.memory import replay
 from autoft.trainer.recipe import Recipe
@@ -47,6 +48,7 @@ VARIANTS = [
     {"attention": "flash_attention_2", "packing": True, "gradient_checkpointing": True},
     INT8,
     INT8 | {"gradient_checkpointing": True},
+    {"gradient_checkpointing": True, "offload_checkpoints": True},
 ]
 
 
@@ -170,3 +172,28 @@ def test_a_plan_with_flash_attention_is_made_where_it_is_not_installed(autoft, t
     assert done.code == 0, done.err
     refused = autoft("run", tmp_path / "plan.toml", "-o", tmp_path / "out")
     assert refused.code == 2
+
+
+def test_offloaded_checkpoints_leave_the_device_and_wait_on_the_host() -> None:
+    """The hidden state before each of 12 layers: 2 x 96 x 64 values of 2 bytes, 24 KiB, in a pinned block of 32 KiB."""
+    kept, offloaded = (run(gradient_checkpointing=True, offload_checkpoints=o) for o in (False, True))
+    assert (kept.offloaded_bytes, offloaded.offloaded_bytes) == (0, 12 * 32 * 1024)
+    assert host_parts(offloaded, 1000)["train"]["checkpoints, pinned"] == 12 * 32 * 1024
+    assert host_parts(kept, 1000)["train"].keys() == {
+        "Python and its libraries, an assumption",
+        "paged optimizer state",
+    }
+    # the last layer's is back when its backward makes the peak
+    freed = allocated(kept) - allocated(offloaded)
+    assert 10 * 24 * 1024 <= freed <= 12 * 24 * 1024
+    # each comes back once a step, in the backward
+    hidden = ("aten.empty.memory_format", (2, 96, 64), torch.bfloat16)
+    assert made(offloaded)[hidden] - made(kept)[hidden] == 12 * 2
+
+
+def test_offloading_on_the_cpu_is_refused_in_one_line(autoft, tiny_model) -> None:
+    words = ("--set", "gradient_checkpointing=true", "--set", "offload_checkpoints=true")
+    refused = autoft("estimate", tiny_model, "--gpu", "cpu", *words)
+    assert refused.code == 2
+    assert "on the CPU they are there" in refused.err
+    assert autoft("estimate", tiny_model, "--gpu", "rtx3090", *words[2:], "--json").code == 0
