@@ -116,11 +116,15 @@ class Run:
 
     def forward(self) -> Any:
         import torch
+        from packed_rows import packed_batch
 
         from autoft.trainer.loss import compute_loss
 
-        ids_BS = torch.randint(self.vocabulary, (self.recipe.micro_batch, self.recipe.seq_len))
-        rows = {"input_ids": ids_BS, "labels": ids_BS.clone(), "attention_mask": torch.ones_like(ids_BS)}
+        if self.recipe.packing:
+            rows = packed_batch(self.recipe, self.vocabulary)
+        else:
+            ids_BS = torch.randint(self.vocabulary, (self.recipe.micro_batch, self.recipe.seq_len))
+            rows = {"input_ids": ids_BS, "labels": ids_BS.clone(), "attention_mask": torch.ones_like(ids_BS)}
         self.batch = {name: tensor.to(self.device) for name, tensor in rows.items()}
         return compute_loss(self.model, self.batch, self.recipe)
 
