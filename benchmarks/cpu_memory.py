@@ -236,24 +236,14 @@ def measure(case: Case, folder: Path, steps: int = STEPS) -> dict[str, int]:
 
 
 def a_batch(recipe: Any, config: Any) -> dict[str, Any]:
-    """Random rows, every second one padded from two thirds on: each column is trained in some row.
-
-    Packed rows hold two or three examples each, of which no two begin in the same column.
-    """
+    """Random rows, every second one padded from two thirds on: each column is trained in some row."""
     import torch
+    from packed_rows import packed_batch
 
-    from autoft.trainer.data.pack import collator, packed_row
-    from autoft.trainer.data.tokens import Example
     from autoft.trainer.loss import IGNORED
 
     if recipe.packing:
-        highest, rows = config.get_text_config().vocab_size, []
-        for row in range(recipe.micro_batch):
-            cut = recipe.seq_len // 3 + row
-            lengths = (cut, recipe.seq_len - cut) if row % 2 == 0 else (cut, recipe.seq_len // 2)
-            ids = [torch.randint(3, highest, (length,)).tolist() for length in lengths]
-            rows.append(packed_row([Example(i, i) for i in ids], recipe.seq_len, pad_id=0))
-        return collator(recipe)(rows)
+        return packed_batch(recipe, config.get_text_config().vocab_size)
     ids = torch.randint(3, config.get_text_config().vocab_size, (recipe.micro_batch, recipe.seq_len))
     labels, mask = ids.clone(), torch.ones_like(ids)
     for row in range(1, recipe.micro_batch, 2):

@@ -116,28 +116,17 @@ class Run:
 
     def forward(self) -> Any:
         import torch
+        from packed_rows import packed_batch
 
         from autoft.trainer.loss import compute_loss
 
-        ids_BS = torch.randint(self.vocabulary, (self.recipe.micro_batch, self.recipe.seq_len))
         if self.recipe.packing:
-            rows = self._packed(ids_BS.tolist())
+            rows = packed_batch(self.recipe, self.vocabulary)
         else:
+            ids_BS = torch.randint(self.vocabulary, (self.recipe.micro_batch, self.recipe.seq_len))
             rows = {"input_ids": ids_BS, "labels": ids_BS.clone(), "attention_mask": torch.ones_like(ids_BS)}
         self.batch = {name: tensor.to(self.device) for name, tensor in rows.items()}
         return compute_loss(self.model, self.batch, self.recipe)
-
-    def _packed(self, ids: list[list[int]]) -> dict[str, Any]:
-        """Rows of examples as long as the rehearsal assumes them."""
-        from autoft.planner.kernels import TOKENS_PER_EXAMPLE
-        from autoft.trainer.data.pack import collator, packed_row
-        from autoft.trainer.data.tokens import Example
-
-        seq_len = self.recipe.seq_len
-        starts = range(0, seq_len, TOKENS_PER_EXAMPLE)
-        pieces = [[row[start : start + TOKENS_PER_EXAMPLE] for start in starts] for row in ids]
-        rows = [packed_row([Example(piece, piece) for piece in row], seq_len, 0) for row in pieces]
-        return collator(self.recipe)(rows)
 
     def optimize(self) -> None:
         import torch

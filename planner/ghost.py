@@ -681,10 +681,10 @@ def _load_phases(recipe: Recipe, weights: list[_Weight], loop: Loop, kinds: list
 
 
 def _pack(weight: _Weight, take: Callable[[int, str], int], drop: Callable[[int, int], None]) -> None:
-    """bitsandbytes.functional.quantize_4bit and, for its scales, quantize_blockwise, in their order."""
+    """bitsandbytes.functional.quantize_4bit and, for its scales, quantize_blockwise, in their order; or in 8 bits."""
     kind = "quantization_state"
     state = weight.state
-    if weight.dtype == torch.int8:  # by way of float16, whatever it was stored in: nn/modules.py, Int8Params._quantize
+    if weight.dtype == torch.int8:  # Int8Params._quantize of nn/modules.py, by way of float16
         halves = take(2 * weight.params, "temporaries")
         take(state[0], kind)
         take(weight.size, "weights")

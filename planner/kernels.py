@@ -489,6 +489,8 @@ _COLUMNS_PER_OUTLIER = 1000
 @stands_for("rows in int8", "bitsandbytes/backends/cuda/ops.py, int8_vectorwise_quant")
 def _int8_rows(a: torch.Tensor, threshold: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """a_RK in int8, a float32 scale a row, and the columns with an outlier, which takes a look at every value."""
+    if a.dim() != 2:
+        raise ValueError("bitsandbytes multiplies no 8-bit layer by inputs of more than three dimensions")
     scales_R = a.new_empty(a.numel() // a.size(-1), dtype=torch.float32)
     out_RK = torch.empty_like(a, dtype=torch.int8)
     outliers = None

@@ -262,15 +262,16 @@ def _flash_attention_for_a_ghost() -> Iterator[None]:
     """Inside, models take flash_attention_2 where flash-attn is not installed: nothing is computed on meta."""
     from transformers import PreTrainedModel
 
-    def checked(model: PreTrainedModel, attention: str, *_: Any, **__: Any) -> str:
+    asked = PreTrainedModel._check_and_adjust_attn_implementation
+
+    def checked(model: PreTrainedModel, attention: str, *args: Any, **kwargs: Any) -> str:
+        if attention != "flash_attention_2":
+            return str(asked(model, attention, *args, **kwargs))
         compatible = getattr(model, "_compatible_flash_implementations", None)
-        if attention == "flash_attention_2" and not (
-            model._supports_flash_attn and (compatible is None or attention in compatible)
-        ):
+        if not (model._supports_flash_attn and (compatible is None or attention in compatible)):
             raise ValueError("its code takes no FlashAttention-2")
         return attention
 
-    asked = PreTrainedModel._check_and_adjust_attn_implementation
     PreTrainedModel._check_and_adjust_attn_implementation = checked
     try:
         yield

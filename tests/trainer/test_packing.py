@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
 from autoft.errors import ModelError
 from autoft.trainer.build import build_model
@@ -40,6 +41,10 @@ def test_flash_attention_takes_the_rows_end_to_end() -> None:
     batch = collator(Recipe(packing=True, attention="flash_attention_2", seq_len=3))(rows)
     assert batch["input_ids"].tolist() == [[5, 6, 0, 7, 8, 0]]
     assert batch["position_ids"].tolist() == [[0, 1, 0, 0, 0, 0]]
+    # transformers finds in them where each begins, padding and single tokens included
+    (starts, _), (longest, _) = prepare_fa_kwargs_from_position_ids(batch["position_ids"])
+    assert starts.tolist() == [0, 2, 3, 4, 5, 6]
+    assert longest == 2
 
 
 def examples(vocabulary: int) -> list[Example]:
@@ -86,6 +91,19 @@ def test_packed_rows_learn_what_their_examples_do_alone(family, loss, tmp_path) 
     together = losses_and_gradients(model, [packed], recipe, trained)
     torch.testing.assert_close(together, losses_and_gradients(model, apart, recipe, trained), rtol=1e-4, atol=1e-5)
     assert all(gradient.abs().sum() > 0 for gradient in together[1].values())
+
+
+def test_rows_end_to_end_learn_the_same(tiny_model) -> None:
+    """As for FlashAttention-2, but computed with a mask."""
+    recipe = Recipe(**SETTINGS)
+    config = AutoConfig.from_pretrained(tiny_model)
+    model = build_model(recipe, config=config, weights=tiny_model, device="cpu")
+    alone = examples(config.vocab_size)
+    rows = [packed_row([alone[i] for i in row], 48, 0) for row in pack([len(e.input_ids) for e in alone], 48)]
+    batches = [collator(r)(rows) for r in (recipe, Recipe(attention="flash_attention_2", packing=True, seq_len=48))]
+    assert [tuple(batch["input_ids"].shape) for batch in batches] == [(2, 48), (1, 96)]
+    stacked, end_to_end = (losses_and_gradients(model, [batch], recipe, None) for batch in batches)
+    torch.testing.assert_close(end_to_end, stacked, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

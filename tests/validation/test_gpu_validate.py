@@ -35,6 +35,7 @@ def test_the_cases_cover_what_they_must(validate) -> None:
     assert values("attention") == {"sdpa", "eager"}
     assert sum(case.get("packing", False) for case in cases) >= 3
     assert any(case.get("quant_type") == "int8" for case in cases)
+    assert any(case.get("offload_checkpoints") for case in cases)
     assert values("optimizer") == {"adamw_torch", "adamw_8bit", "paged_adamw_8bit"}
     assert values("gradient_checkpointing") == {False, True}
     assert (min(values("seq_len")), max(values("seq_len"))) == (512, 8192)
