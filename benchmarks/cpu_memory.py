@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from packed_rows import packed_batch
+
 STEPS = 3  # the first makes the optimizer's state, the last is the steady one
 PHASES = ("forward", "backward", "optimizer")
 NOTES = (
@@ -238,7 +240,6 @@ def measure(case: Case, folder: Path, steps: int = STEPS) -> dict[str, int]:
 def a_batch(recipe: Any, config: Any) -> dict[str, Any]:
     """Random rows, every second one padded from two thirds on: each column is trained in some row."""
     import torch
-    from packed_rows import packed_batch
 
     from autoft.trainer.loss import IGNORED
 

@@ -293,7 +293,7 @@ class Allocator(_Statistics):
                     self._unmap(pool, block)
             else:
                 whole = [size for size, _, block in pool.free if block.prev is None and block.next is None]
-                pool.free = [entry for entry in pool.free if entry[2].prev is not None or entry[2].next is not None]
+                pool.free[:] = [entry for entry in pool.free if entry[2].prev is not None or entry[2].next is not None]
                 self.reserved -= sum(whole)
 
     def _reserve(self, pool: _Pool, rounded: int, size: int, allocated: int) -> _Block:
