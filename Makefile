@@ -45,7 +45,6 @@ bench: setup ## Measure start-up, planner, CPU step, starter and old runs; write
 	@$(BIN)/python benchmarks/planner_speed.py
 	@$(BIN)/python benchmarks/measured_runs.py
 	@$(BIN)/python benchmarks/loading_order.py
-	@$(BIN)/python benchmarks/loading_order.py
 	@$(BIN)/python benchmarks/cpu_step.py
 	@$(BIN)/python benchmarks/starter.py
 

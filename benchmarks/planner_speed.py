@@ -16,7 +16,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -96,14 +98,23 @@ def _timed(words: list[str], home: str) -> tuple[float, int]:
     environ = {**os.environ, "AUTOFT_HOME": home, "HF_HUB_OFFLINE": "1"}
     began = time.perf_counter()
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ)
-    peak = 0
-    while process.poll() is None:
-        peak = max(peak, _family_bytes(process.pid))
-        time.sleep(0.5)
-    took = time.perf_counter() - began
+    ended = threading.Event()
+    with ThreadPoolExecutor(1) as beside:
+        peak = beside.submit(_peak_bytes, process.pid, ended)
+        process.wait()
+        took = time.perf_counter() - began
+        ended.set()
     if process.returncode not in (0, 3):
         sys.exit(f"{' '.join(words)}: exit code {process.returncode}")
-    return took, peak
+    return took, peak.result()
+
+
+def _peak_bytes(pid: int, ended: threading.Event) -> int:
+    """The most that a process and its children were seen to hold, looked at twice a second until `ended`."""
+    peak = 0
+    while not ended.wait(0.5):
+        peak = max(peak, _family_bytes(pid))
+    return peak
 
 
 def _family_bytes(pid: int) -> int:

@@ -52,20 +52,16 @@ def command(
 
     environment.prepare()
     if cases is not None:
-        return _cases(
-            model,
-            cases,
-            as_json,
-            named_settings=(rank, micro_batch, checkpointing, explain or None, trace),
-            settings=settings,
-            **words,
-        )
+        named_settings = (rank, micro_batch, checkpointing, explain or None, trace)
+        with planning.rare_collections():
+            return _cases(model, cases, as_json, named_settings=named_settings, settings=settings, **words)
     if model is None:
         raise OptionError("no model given", fix="autoft estimate MODEL, or --cases FILE")
     named = {"rank": rank, "micro_batch": micro_batch, "gradient_checkpointing": checkpointing}
     pins = tuple(f"{key}={str(value).lower()}" for key, value in named.items() if value is not None)
     wanted = planning.request(model, settings=(*settings, *pins), **words)
-    known, target = _answer(wanted, explained=explain, trace=trace, no_cache=no_cache)
+    with planning.rare_collections():
+        known, target = _answer(wanted, explained=explain, trace=trace, no_cache=no_cache)
     estimate = known.estimate
     if as_json:
         answer = {"model": model, "target": target, "recipe": known.recipe.to_dict(), **estimate.to_dict()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +93,19 @@ def plan(wanted: Request, disk_path: Path | None = None) -> tuple[Plan, Prepared
     from autoft.trainer import environment
 
     environment.prepare()
-    from autoft.planner.plan import make_plan
-    from autoft.profiles.detect import detect
+    with rare_collections():
+        from autoft.planner.plan import make_plan
+        from autoft.profiles.detect import detect
 
-    return make_plan(wanted, detect(disk_path))
+        return make_plan(wanted, detect(disk_path))
+
+
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Imports and rehearsals make objects by the million and hardly a cycle: the search for cycles took a fifth."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
