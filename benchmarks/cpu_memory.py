@@ -186,8 +186,8 @@ def predict(case: Case) -> dict[str, int]:
     from transformers import AutoConfig
 
     from autoft.planner.allocator import ByteCounter
+    from autoft.planner.device import Device
     from autoft.planner.ghost import find_depth, rehearse
-    from autoft.planner.kernels import Device
     from autoft.planner.memory import replay
     from autoft.trainer.recipe import Recipe
 

@@ -24,7 +24,8 @@ from autoft.planner.allocator import Allocator
 from autoft.planner.cases import Case, estimates, read_cases
 from autoft.planner.depth import Ints, pairs
 from autoft.planner.estimator import Estimator
-from autoft.planner.ghost import Phase, Rehearsal
+from autoft.planner.ghost import Rehearsal
+from autoft.planner.loop import Phase
 from autoft.planner.memory import replay
 from autoft.planner.parallel import spread
 from autoft.planner.target import target_of

@@ -20,7 +20,8 @@ from autoft.planner.cases import Case, estimates, read_cases
 from autoft.planner.depth import pairs
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
-from autoft.planner.ghost import PLAIN, Rehearsal, find_depth, rehearse
+from autoft.planner.ghost import Rehearsal, find_depth, rehearse
+from autoft.planner.loop import PLAIN
 from autoft.planner.target import target_of
 from autoft.profiles.detect import detect
 from autoft.trainer.recipe import Recipe

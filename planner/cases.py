@@ -13,7 +13,7 @@ from autoft.errors import FileFormatError, near
 from autoft.planner.candidates import candidates
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
-from autoft.planner.ghost import OURS, PLAIN, OutputUntil
+from autoft.planner.loop import OURS, PLAIN, OutputUntil
 from autoft.planner.parallel import spread
 from autoft.planner.target import Target, target_of
 from autoft.planner.time import measure_cpu_flops

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoft.planner.trace import Made, Section
+from autoft.planner.trace import Event, Made, Section
 from autoft.planner.work import Work
 
 Ints = NDArray[np.int64]
@@ -107,6 +107,10 @@ def shortened(config: Any, layers: int) -> Any:
         text.__dict__[key] = value[:layers]
     text.num_hidden_layers = layers
     return config
+
+
+def as_events(events: list[Event]) -> Events:
+    return np.array(events, dtype=np.int64).reshape(-1, 2)
 
 
 def pairs(events: Events) -> Iterator[tuple[int, int]]:

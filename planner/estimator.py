@@ -7,12 +7,14 @@ from typing import Any
 
 from autoft.errors import ModelError
 from autoft.planner.allocator import Allocator, ByteCounter
+from autoft.planner.attention import TOKENS_PER_EXAMPLE, Backend
 from autoft.planner.depth import Depth, depth_of, shortened
+from autoft.planner.device import Device
 from autoft.planner.estimate import Estimate, Fits
-from autoft.planner.ghost import OURS, Kept, Loop, Rehearsal, find_depth, rehearse
+from autoft.planner.ghost import Kept, Rehearsal, find_depth, rehearse
 from autoft.planner.host import ASSUMPTION as HOST_ASSUMPTION
 from autoft.planner.host import disk_parts, host_parts, totals
-from autoft.planner.kernels import TOKENS_PER_EXAMPLE, Backend, Device
+from autoft.planner.loop import OURS, Loop
 from autoft.planner.memory import least_bytes, replay, squeezed
 from autoft.planner.shape import model_shape
 from autoft.planner.target import Target, usable_bytes

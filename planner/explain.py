@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoft.planner.allocator import CPU_ALIGNMENT, LARGE_SEGMENT, MIN_BLOCK, SMALL_SEGMENT, round_up
+from autoft.planner.device import Device
 from autoft.planner.host import disk_parts, host_parts
-from autoft.planner.kernels import Device
 from autoft.planner.kernels import scratch as scratch_rules
 from autoft.planner.plan import Answer
 from autoft.planner.recording import SECTIONS, Recording

@@ -2,86 +2,34 @@
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import transformers.masking_utils
-from torch.utils._python_dispatch import _disable_current_modes
 
 from autoft.errors import ModelError
-from autoft.planner.depth import Depth, Events, Extension, Ints, MismatchError, depth_of, shortened
-from autoft.planner.kernels import CPU_RESULTS, Backend, Device, Kernels, scratch
-from autoft.planner.trace import KIND, Event, Made, Section, Trace
+from autoft.planner.attention import Backend
+from autoft.planner.depth import Depth, Events, Extension, Ints, MismatchError, as_events, depth_of, shortened
+from autoft.planner.device import Device
+from autoft.planner.kernels import CPU_RESULTS, Kernels, scratch
+from autoft.planner.loading import Weight, full_depth, load_phases, stored_tensors, weights_of
+from autoft.planner.loop import OURS, Loop, Phase
+from autoft.planner.trace import KIND, Made, Section, Trace
+from autoft.planner.updates import optimizer_events
 from autoft.planner.work import Work
 from autoft.trainer import offload
 from autoft.trainer.build import build_base, build_model
 from autoft.trainer.loss import compute_loss
-from autoft.trainer.optim import build_optimizer
-from autoft.trainer.recipe import Optimizer, Recipe
+from autoft.trainer.recipe import Recipe
 
 aten = torch.ops.aten
-CLIP_NORM = 1.0  # any norm: what is clipped does not change what is allocated
 KEPT_MODELS, KEPT_EVALUATIONS = 8, 64
 # Products by cuBLAS; one in 4 bits comes just before those of its adapter
 _PRODUCTS = frozenset((aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default))
-PAGED_ELEMENTS = 1e5  # bitsandbytes.optim.optimizer.get_state_buffer: smaller states stay on the device
-
-
-OutputUntil = Literal["loss", "step", "next_forward"]
-
-
-@dataclass(frozen=True, slots=True)
-class Loop:
-    """How a step is run around the recipe.
-
-    clip: gradients are clipped by their norm. device_map: weights that stay in 16 bits too are loaded right onto the
-    device; loading then begins with one block as large as the model (transformers' caching_allocator_warmup).
-    kbit_empties_cache: k-bit preparation gives back what it left free (PEFT from 0.20 on). empty_cache: what loading
-    leaves free is given back. expandable_segments: of PyTorch's allocator.
-    mask: the batch carries an attention mask and labels of its own. output_until: how long the model's output, logits
-    and all, lives: "loss" is computed, the optimizer's "step" is done, or the "next_forward" has given another, as
-    `out = model(...); out.loss.backward()` in a plain loop makes it.
-    """
-
-    clip: bool = True
-    device_map: bool = True
-    kbit_empties_cache: bool = False
-    empty_cache: bool = True
-    expandable_segments: bool = True
-    mask: bool = True
-    output_until: OutputUntil = "loss"
-
-
-OURS = Loop()
-# Hugging Face's own loop, as its documentation writes it
-PLAIN = Loop(
-    clip=False,
-    device_map=False,
-    kbit_empties_cache=True,
-    empty_cache=False,
-    expandable_segments=False,
-    mask=False,
-    output_until="step",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """Events of one phase. empty_cache: the allocator gives back what is free when it ends.
-
-    marks: (first event, section, layer) of each section that begins in it.
-    """
-
-    name: str
-    events: Events
-    empty_cache: bool = False
-    marks: list[tuple[int, str, int | None]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +51,7 @@ class Rehearsal:
     total_params: int
     managed_bytes: int
     makers: list[tuple[int, Extension | list[Made]]]
-    weights: list[_Weight]
+    weights: list[Weight]
     evaluation: dict[str, Extension] = field(default_factory=dict)
     offloaded_bytes: int = 0
 
@@ -114,24 +62,6 @@ class Rehearsal:
         for first, maker in self.makers:
             found.update(enumerate(maker.made if isinstance(maker, Extension) else maker, first))
         return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Weight:
-    """One stored tensor of the model. size: in bytes. state: sizes of its quantization state, if it is packed.
-
-    stored: in the checkpoint; other buffers are made with the model. params: how many weights it holds, packed or not.
-    """
-
-    name: str
-    layer: int | None
-    size: int
-    state: tuple[int, ...]
-    adapter: bool
-    stored: bool
-    params: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
 
 
 def rehearse(
@@ -199,7 +129,7 @@ def _rehearse(
         with _real_masks(packed=False):  # held-out rows are never packed
             kept.evaluations[evaluated] = step.of(replace(step.recipe, packing=False)).evaluation()
     shapes = tuple((w.shape, w.dtype) for w in step.weights if w.adapter)
-    optimizer = _optimizer_events(shapes, recipe.optimizer, device, loop.clip)
+    optimizer = optimizer_events(shapes, recipe.optimizer, device, loop.clip)
     rehearsal = _assemble(recipe, step.weights, first, rest, optimizer, loop, device)
     return replace(rehearsal, evaluation=kept.evaluations[evaluated], offloaded_bytes=step.offloaded_bytes)
 
@@ -229,7 +159,7 @@ class _Step:
             recipe, config=shortened(config, depth.rehearsed) if depth else config, weights=None, device="meta"
         )
         model.config.use_cache = False
-        self.weights = _full(_weights(model, depth), depth)
+        self.weights = full_depth(weights_of(model, depth), depth)
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.trace: Trace | None = None
         self.layers = 0
@@ -283,7 +213,7 @@ class _Step:
         """(the events for the full depth, keys of the gradients there that outlive it)."""
         recipe = self.recipe
         trace = self.trace = Trace(scratch(self.device), None if self.device.cuda else CPU_RESULTS)
-        for tensor in _stored(self.model):
+        for tensor in stored_tensors(self.model):
             trace.ignore(tensor)
         for p in self.trainable:
             if p.grad is not None:
@@ -337,7 +267,7 @@ class _Step:
 
     def _evaluated(self, call: Callable[[], Any]) -> Extension:
         trace = self.trace = Trace(scratch(self.device), None if self.device.cuda else CPU_RESULTS)
-        for tensor in (*_stored(self.model), *(p.grad for p in self.trainable if p.grad is not None)):
+        for tensor in (*stored_tensors(self.model), *(p.grad for p in self.trainable if p.grad is not None)):
             trace.ignore(tensor)
         try:
             with trace, Kernels(self.device, self.backend), torch.no_grad():
@@ -475,249 +405,12 @@ def _host_copies(trace: Trace, taken: dict[int | None, int]) -> Iterator[None]:
 # What the model is made of
 
 
-def _stored(model: Any) -> Iterator[torch.Tensor]:
-    for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                yield tensor
-                yield from _state_tensors(module, tensor)
-
-
-def _state_tensors(module: Any, weight: torch.Tensor) -> Iterator[torch.Tensor]:
-    """absmax, code and, of scales that are quantized too, offset, absmax and code; the scales of an 8-bit weight."""
-    import bitsandbytes as bnb
-
-    if isinstance(module, bnb.nn.Linear8bitLt) and weight is module.weight:
-        yield module.state.SCB
-    state: Any = getattr(weight, "quant_state", None)
-    if state is None:
-        return
-    for part in filter(None, (state, state.state2)):
-        for tensor in (part.absmax, part.code, part.offset):
-            if tensor is not None:
-                yield tensor
-
-
-def _weights(model: Any, depth: Depth | None) -> list[_Weight]:
-    """Every tensor once, in the order of the modules."""
-    found: dict[int, _Weight] = {}
-    pattern = re.compile(rf"{re.escape(depth.path)}\.(\d+)\." if depth else r"$^(\d)")
-    tensors = [
-        (f"{path}.{name}", tensor, name not in module._non_persistent_buffers_set, module)
-        for path, module in model.named_modules()
-        for name, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None
-    ]
-    for name, tensor, stored, module in tensors:
-        if id(tensor) in found:
-            continue
-        state = getattr(tensor, "quant_state", None)
-        match = pattern.search(name)
-        found[id(tensor)] = _Weight(
-            name=name,
-            layer=int(match[1]) if match else None,
-            size=tensor.numel() * tensor.element_size(),
-            state=tuple(t.numel() * t.element_size() for t in _state_tensors(module, tensor)),
-            adapter="lora_" in name,
-            stored=stored,
-            params=state.shape.numel() if state is not None else tensor.numel(),
-            shape=tuple(tensor.shape),
-            dtype=tensor.dtype,
-        )
-    return list(found.values())
-
-
-def _full(weights: list[_Weight], depth: Depth | None) -> list[_Weight]:
-    """The tensors of the full depth, each layer's own in the place of the layer that stands for it."""
-    if depth is None:
-        return weights
-    by_layer: dict[int, list[_Weight]] = {}
-    for weight in weights:
-        if weight.layer is not None:
-            by_layer.setdefault(weight.layer, []).append(weight)
-    full: list[_Weight] = []
-    done = False
-    for weight in weights:
-        if weight.layer is None:
-            full.append(weight)
-        elif not done:
-            done = True
-            for layer in range(depth.layers):
-                for like in by_layer[depth.stands_for[layer]]:
-                    name = like.name.replace(f"{depth.path}.{like.layer}.", f"{depth.path}.{layer}.")
-                    full.append(replace(like, name=name, layer=layer))
-    return full
-
-
 # The other phases
-
-
-@functools.lru_cache(maxsize=16)
-def _optimizer_events(
-    shapes: tuple[tuple[tuple[int, ...], torch.dtype], ...], name: Optimizer, device: Device, clip: bool
-) -> tuple[Events, Events, list[int], int, list[Made], Work]:
-    """(events of the first step, of a steady one, kinds of the keys, bytes of paged state, what made each key,
-    work of a steady one)."""
-    parameters = [torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")) for shape, dtype in shapes]
-    recipe = Recipe(optimizer=name)
-    for parameter in parameters:
-        parameter.grad = torch.empty_like(parameter)
-    trace = Trace(scratch(device))
-    for parameter in parameters:
-        trace.ignore(parameter)
-        assert parameter.grad is not None
-        trace.ignore(parameter.grad)
-    optimizer = build_optimizer(parameters, recipe, learning_rate=1e-4, foreach=device.cuda or None)
-    managed = 0
-    if name == "paged_adamw_8bit" and device.cuda:
-        paged_optimizer: Any = optimizer
-        on_device = paged_optimizer.get_state_buffer
-
-        def state_buffer(p: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            nonlocal managed
-            if p.numel() < PAGED_ELEMENTS:
-                return on_device(p, dtype)  # type: ignore[no-any-return]
-            with _disable_current_modes():
-                paged = torch.empty(p.shape, dtype=dtype, device="meta")
-            trace.ignore(paged)
-            managed += paged.numel() * paged.element_size()
-            return paged
-
-        paged_optimizer.get_state_buffer = state_buffer
-    if name != "adamw_torch":
-        _keep_on_meta(optimizer)
-    steps = []
-    with trace:
-        for _ in range(2):
-            trace.begin("optimizer")
-            if clip:
-                _clip(parameters, at_once=device.cuda)
-            optimizer.step()
-            steps.append(trace.sections[-1])
-            for parameter in parameters:
-                trace.ignore(parameter.grad)  # type: ignore[arg-type]
-    kinds = [KIND["temporaries"]] * (steps[-1].first_key + len(steps[-1].kinds))
-    for key in trace.live_keys():
-        kinds[key] = KIND["optimizer"]
-    made = [made for section in trace.sections for made in section.made]
-    return _events(steps[0].events), _events(steps[1].events), kinds, managed, made, steps[1].work
-
-
-def _clip(parameters: list[torch.nn.Parameter], *, at_once: bool) -> None:
-    """torch.nn.utils.clip_grad_norm_; at once, as on a GPU, in its own two steps: it refuses to on meta."""
-    if not at_once:
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(gradients)
-    factor = CLIP_NORM / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6)
-    torch._foreach_mul_(gradients, torch.clamp(factor, max=1.0))
-
-
-def _keep_on_meta(optimizer: Any) -> None:
-    """bitsandbytes moves state and looks for a GPU before its first step; there is nothing to move."""
-    import bitsandbytes.optim.optimizer as module
-
-    optimizer.to_gpu = lambda: None
-    module.sync_gpu = lambda _: None
-
-
-def _load_phases(recipe: Recipe, weights: list[_Weight], loop: Loop, kinds: list[int]) -> list[Phase]:
-    """Loading: transformers' from_pretrained with a device map, k-bit preparation, the adapter. Adds to `kinds`.
-
-    convert_and_load_state_dict_in_model of transformers/core_model_loading.py: one tensor after another in the natural
-    order of their names, read in 16 bits, packed, and dropped; prepare_model_for_kbit_training of peft/utils/other.py:
-    float32 copies in the order of the modules, then the cache is emptied.
-    """
-    events: list[Event] = []
-
-    def take(size: int, kind: str) -> int:
-        kinds.append(KIND[kind])
-        events.append((len(kinds) - 1, size))
-        return len(kinds) - 1
-
-    def drop(key: int, size: int) -> None:
-        events.append((key, -size))
-
-    quantized, bits = recipe.quant_type is not None, 8 if recipe.quant_type == "int8" else 4
-    parameters = [w for w in weights if not w.adapter and w.stored]
-    stored = parameters
-    if loop.device_map or quantized:
-        stored = sorted(parameters, key=lambda w: _natural(w.name))
-        width = 4 if recipe.base_dtype == "float32" else 2
-        whole = sum(w.params * bits // 8 if w.state else width * w.params for w in parameters)
-        drop(take(whole, "temporaries"), whole)
-    halves: dict[str, int] = {}  # to be copied into float32
-    for weight in stored:
-        upcast = recipe.kbit_upcast and weight.dtype == torch.float32
-        size = 2 * weight.params if weight.state or upcast else weight.size
-        key = take(size, "temporaries" if weight.state else "weights")
-        if weight.state:
-            _pack(weight, take, drop)
-            drop(key, size)
-        elif upcast:
-            halves[weight.name] = key
-    for weight in parameters:
-        if weight.name in halves:
-            take(4 * weight.params, "weights")
-            drop(halves[weight.name], 2 * weight.params)
-    phases = []
-    if recipe.kbit_upcast and loop.kbit_empties_cache:
-        phases.append(Phase("load", _events(events), empty_cache=True))
-        events = []
-    for weight in weights:
-        if not weight.stored:
-            take(weight.size, "weights")
-    adapters = [w for w in weights if w.adapter]
-    # PEFT makes them in the dtype of their layer and casts them all afterwards
-    halved = [] if quantized or recipe.adapter_dtype != "float32" or recipe.base_dtype == "float32" else adapters
-    first = [take(2 * w.params, "temporaries") for w in halved]
-    for number, weight in enumerate(adapters):
-        take(weight.size, "adapter")
-        if halved:
-            drop(first[number], 2 * weight.params)
-    phases.append(Phase("load", _events(events), loop.empty_cache))
-    return phases
-
-
-def _pack(weight: _Weight, take: Callable[[int, str], int], drop: Callable[[int, int], None]) -> None:
-    """bitsandbytes.functional.quantize_4bit and, for its scales, quantize_blockwise, in their order; or in 8 bits."""
-    kind = "quantization_state"
-    state = weight.state
-    if weight.dtype == torch.int8:  # Int8Params._quantize of nn/modules.py, by way of float16
-        halves = take(2 * weight.params, "temporaries")
-        take(state[0], kind)
-        take(weight.size, "weights")
-        drop(halves, 2 * weight.params)
-        return
-    if len(state) == 2:  # absmax, code
-        take(state[0], kind)
-    else:
-        scales = 4 * state[0]  # before they are 8 bits wide themselves
-        plain = take(scales, "temporaries")
-    take(weight.size, "weights")
-    take(state[1], kind)
-    for size in (state[1], 4):  # get_4bit_type: data.div_(data.abs().max())
-        drop(take(size, "temporaries"), size)
-    if len(state) > 2:
-        _, _, offset, outer_absmax, outer_code = state
-        take(offset, kind)
-        centred = take(scales, "temporaries")
-        take(outer_absmax, kind)
-        take(state[0], kind)
-        take(outer_code, kind)
-        drop(centred, scales)
-        drop(plain, scales)
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    name = re.sub(r"base_model\.model\.|\.base_layer", "", name)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
 
 
 def _assemble(
     recipe: Recipe,
-    weights: list[_Weight],
+    weights: list[Weight],
     first: tuple[Extension, list[int]],
     rest: tuple[Extension, list[int]] | None,
     optimizer: tuple[Events, Events, list[int], int, list[Made], Work],
@@ -726,7 +419,7 @@ def _assemble(
 ) -> Rehearsal:
     """Loading, then two optimizer steps, every key of its own."""
     load_kinds: list[int] = []
-    phases = _load_phases(recipe, weights, loop, load_kinds)
+    phases = load_phases(recipe, weights, loop, load_kinds)
     kinds: list[Any] = [load_kinds]
     num_keys = len(load_kinds)
     workspace = device.cublas_workspace_bytes if device.cuda else 0
@@ -774,7 +467,7 @@ def _assemble(
             outlived = [after]
         else:
             _append(phases, -1, after)
-        _append(phases, -1, _events(gradients))
+        _append(phases, -1, as_events(gradients))
     return Rehearsal(
         phases=phases,
         kinds=np.concatenate([np.array(piece, dtype=np.int64) for piece in kinds]),
@@ -787,10 +480,6 @@ def _assemble(
         makers=makers,
         weights=weights,
     )
-
-
-def _events(events: list[Event]) -> Events:
-    return np.array(events, dtype=np.int64).reshape(-1, 2)
 
 
 def _append(phases: list[Phase], number: int, *events: Events) -> None:

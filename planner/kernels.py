@@ -9,10 +9,8 @@ import ast
 import contextlib
 import functools
 import itertools
-import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,330 +23,20 @@ import transformers.utils.generic
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from autoft.planner.attention import (
+    Backend,
+    EfficientAttention,
+    FlashAttention,
+    aligned,
+    as_bias,
+    attention_backend,
+    flash_package,
+    flash_splits,
+    math_attention,
+)
+from autoft.planner.device import Device
 from autoft.planner.trace import Scratch, count, stands_for
-from autoft.planner.work import Kernel, attention, passed_over, product
-from autoft.units import MIB
-
-Backend = Literal["flash", "efficient", "math"]
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """capability: compute capability of a CUDA card; None is the CPU. multiprocessors: how many the card has."""
-
-    capability: tuple[int, int] | None
-    multiprocessors: int | None = None
-
-    @property
-    def cuda(self) -> bool:
-        return self.capability is not None
-
-    @property
-    def cublas_workspace_bytes(self) -> int:
-        """Of a cuBLAS handle: 4096 KiB twice and 16 KiB 8 times, from Hopper on 32 MiB (but Thor, 11.x).
-
-        parseChosenWorkspaceSize in aten .../cuda/CublasHandlePool.cpp.
-        """
-        assert self.capability is not None
-        return 32 * MIB if self.capability[0] in (9, 10, 12) else 2 * 4096 * 1024 + 8 * 16 * 1024
-
-
-def attention_backend(
-    device: Device, *, dtype: torch.dtype, head_dim: int, value_dim: int, grouped: bool, masked: bool
-) -> Backend:
-    """Which SDPA kernel CUDA takes, flash before efficient before math; aten .../transformers/cuda/sdp_utils.cpp.
-
-    flash: 16 bits, compute capability from 8.0, no mask, head_dim to 256, equal for values.
-    efficient: no grouped heads; bfloat16 from 8.0 on.
-    """
-    assert device.capability is not None
-    half = dtype in (torch.float16, torch.bfloat16)
-    if half and device.capability >= (8, 0) and not masked and head_dim == value_dim <= 256:
-        return "flash"
-    if not grouped and (dtype != torch.bfloat16 or device.capability >= (8, 0)):
-        return "efficient"
-    return "math"
-
-
-class _FlashAttention(torch.autograd.Function):
-    """q_BHSD, k_BGTD, v_BGTD -> out_BHSD; aten .../transformers/cuda/flash_attn/flash_api.cpp, mha_fwd and mha_bwd.
-
-    Keeps its inputs, its output, a float32 log-sum-exp a query and the state of the random generator. The backward
-    sums in float32, the sequence rounded up to 128 and the head to 32, and the gradients of grouped keys for all heads.
-    """
-
-    @staticmethod
-    @stands_for("flash attention", "aten .../transformers/cuda/flash_attn/flash_api.cpp, mha_fwd")
-    def forward(ctx: Any, q: Any, k: Any, v: Any, splits: int, causal: bool) -> Any:
-        batch, heads, length, dim = q.shape
-        out = q.new_empty(batch, length, heads, dim).transpose(1, 2)
-        logsumexp = q.new_empty(batch, heads, length, dtype=torch.float32)
-        if splits > 1:
-            parts = (
-                q.new_empty(splits, batch, heads, length, dtype=torch.float32),
-                q.new_empty(splits, batch, heads, length, _rounded_head(dim), dtype=torch.float32),
-            )
-            del parts
-        generator = (q.new_empty(2, dtype=torch.int64), q.new_empty((), dtype=torch.int64))
-        ctx.save_for_backward(q, k, v, out, logsumexp, *generator)
-        ctx.causal = causal
-        count(attention(q, k, v, causal=causal))
-        return out
-
-    @staticmethod
-    @stands_for("flash attention", "aten .../transformers/cuda/flash_attn/flash_api.cpp, mha_bwd")
-    def backward(ctx: Any, grad: Any) -> Any:
-        q, k, v, *_ = ctx.saved_tensors
-        batch, heads, length, dim = q.shape
-        grad = grad.transpose(1, 2).contiguous()
-        like = [torch.empty_like(t) for t in (q, k, v)]
-        rounded = -(-length // 128) * 128
-        delta = q.new_empty(batch, heads, rounded, dtype=torch.float32)
-        accumulator = q.new_empty(batch, rounded, heads, _rounded_head(dim), dtype=torch.float32)
-        if k.size(1) != heads:
-            expanded = [t.new_empty(batch, t.size(2), heads, t.size(3)) for t in (k, v)]
-            del expanded
-        del delta, accumulator
-        count(attention(q, k, v, causal=ctx.causal, backward=True))
-        return (*like, None, None)
-
-
-def _rounded_head(dim: int) -> int:
-    multiple = 32 if dim <= 128 else 64
-    return -(-dim // multiple) * multiple
-
-
-# Assumption, as lengths are not known: packed examples have so many tokens
-TOKENS_PER_EXAMPLE = 256
-
-
-class _FlashOfManyLengths(torch.autograd.Function):
-    """q_THD, k_THD, v_THD of examples end to end -> out_THD; flash-attn's flash_api.cpp, mha_varlen_fwd and _bwd.
-
-    Keeps its inputs, its output, a float32 log-sum-exp a query, where the examples begin, and the random generator's
-    state. The backward's float32 sums leave 128 tokens of room after every example.
-    """
-
-    @staticmethod
-    @stands_for("flash attention of many lengths", "flash-attn csrc/flash_attn/flash_api.cpp, mha_varlen_fwd")
-    def forward(ctx: Any, q: Any, k: Any, v: Any, causal: bool) -> Any:
-        tokens, heads, _ = q.shape
-        out = q.new_empty(tokens, heads, v.size(-1))
-        logsumexp = q.new_empty(heads, tokens, dtype=torch.float32)
-        generator = q.new_empty(2, dtype=torch.int64)
-        starts = q.new_empty(-(-tokens // TOKENS_PER_EXAMPLE) + 1, dtype=torch.int32)
-        ctx.save_for_backward(q, k, v, out, logsumexp, starts, generator)
-        ctx.causal = causal
-        count(_attention_of_examples(q, k, v, causal=causal))
-        return out
-
-    @staticmethod
-    @stands_for("flash attention of many lengths", "flash-attn csrc/flash_attn/flash_api.cpp, mha_varlen_bwd")
-    def backward(ctx: Any, _grad: Any) -> Any:
-        q, k, v, *_ = ctx.saved_tensors
-        tokens, heads, dim = q.shape
-        like = [torch.empty_like(t) for t in (q, k, v)]
-        room = tokens + 128 * -(-tokens // TOKENS_PER_EXAMPLE)
-        delta = q.new_empty(heads, room, dtype=torch.float32)
-        accumulator = q.new_empty(room, heads, _rounded_head(dim), dtype=torch.float32)
-        if k.size(1) != heads:
-            expanded = [t.new_empty(tokens, heads, t.size(2)) for t in (k, v)]
-            del expanded
-        del delta, accumulator
-        count(_attention_of_examples(q, k, v, causal=ctx.causal, backward=True))
-        return (*like, None)
-
-
-def _attention_of_examples(q: Any, k: Any, v: Any, *, causal: bool, backward: bool = False) -> Kernel:
-    examples = -(-q.size(0) // TOKENS_PER_EXAMPLE)
-    one = attention(
-        *(t[:TOKENS_PER_EXAMPLE].transpose(0, 1)[None] for t in (q, k, v)), causal=causal, backward=backward
-    )
-    return one._replace(flops=examples * one.flops, moved_bytes=examples * one.moved_bytes)
-
-
-def _flash_package(
-    device: Device,
-    packed: bool,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    is_causal: bool,
-    position_ids: torch.Tensor | None = None,
-    target_dtype: torch.dtype | None = None,
-    **_: Any,
-) -> torch.Tensor:
-    """q_BSHD and the like -> out_BSHD, by the package flash-attn; transformers/modeling_flash_attention_utils.py.
-
-    Raises: ValueError where packed examples would see each other.
-    """
-    assert attention_mask is None  # compute_loss hands none on
-    q, k, v = transformers.modeling_flash_attention_utils.fa_peft_integration_check(q, k, v, target_dtype)
-    if position_ids is not None and q.size(0) == 1:  # _is_packed_sequence
-        places = torch.arange(position_ids.size(1), device=q.device) + position_ids.min()
-        (places - position_ids).abs().sum()
-        del places
-    elif packed:
-        raise ValueError("its attention is not told where packed examples begin")
-    dim = q.size(-1)
-    if dim % 8:
-        q, k, v = (functional.pad(t, (0, -dim % 8)) for t in (q, k, v))
-    out: torch.Tensor
-    if packed:
-        rows = (t.contiguous().view(-1, t.size(-2), t.size(-1)) for t in (q, k, v))
-        out = _FlashOfManyLengths.apply(*rows, is_causal).unsqueeze(0)  # type: ignore[no-untyped-call]
-    else:
-        splits = flash_splits(device, q.size(0), q.size(2), q.size(1), k.size(1), q.size(-1))
-        heads_first = (t.transpose(1, 2) for t in (q, k, v))
-        out = _FlashAttention.apply(*heads_first, splits, is_causal).transpose(1, 2)  # type: ignore[no-untyped-call]
-    return out[..., :dim] if dim % 8 else out
-
-
-def flash_splits(device: Device, batch: int, heads: int, length: int, keys: int, dim: int) -> int:
-    """How many parts of the keys a small grid works on at once, without dropout; flash_api.cpp num_splits_heuristic."""
-    if device.multiprocessors is None:
-        return 1
-    blocks = -(-keys // (256 if dim <= 64 else 128 if dim <= 128 else 64))
-    tiles, room = batch * heads * -(-length // 64), 2 * device.multiprocessors
-    if tiles >= 0.8 * room:
-        return 1
-    efficiency = {}
-    for splits in range(1, min(128, room, blocks) + 1):
-        if splits == 1 or -(-blocks // splits) != -(-blocks // (splits - 1)):
-            waves = tiles * splits / room
-            efficiency[splits] = waves / math.ceil(waves)
-    best = max(efficiency.values())
-    return min(splits for splits, reached in efficiency.items() if reached >= 0.85 * best)
-
-
-class _EfficientAttention(torch.autograd.Function):
-    """As flash, with a mask; aten .../transformers/cuda/attention.cu and attention_backward.cu.
-
-    The log-sum-exp is rounded up to 32 queries. Heads above 128 are summed in float32 beside a 16-bit output.
-    """
-
-    @staticmethod
-    @stands_for("memory-efficient attention", "aten .../transformers/cuda/attention.cu")
-    def forward(ctx: Any, q: Any, k: Any, v: Any, bias: Any, capability: tuple[int, int], causal: bool) -> Any:
-        batch, heads, length, _ = q.shape
-        out = q.new_empty(batch, length, heads, v.size(-1)).transpose(1, 2)
-        logsumexp = q.new_empty(batch, heads, -(-length // 32) * 32, dtype=torch.float32)
-        if v.size(-1) > 128 and q.dtype != torch.float32:
-            sums = q.new_empty(batch, length, heads, v.size(-1), dtype=torch.float32)
-            del sums
-        ctx.save_for_backward(q, k, v, out, logsumexp, *(() if bias is None else (bias,)))
-        ctx.capability, ctx.causal = capability, causal
-        count(attention(q, k, v, causal=causal))
-        return out
-
-    @staticmethod
-    @stands_for("memory-efficient attention", "aten .../transformers/cuda/attention_backward.cu")
-    def backward(ctx: Any, grad: Any) -> Any:
-        q, k, v, *_ = ctx.saved_tensors
-        batch, heads, length, dim = q.shape
-        grad = grad.transpose(1, 2).contiguous()
-        like = [t.new_empty(t.size(0), t.size(2), t.size(1), t.size(3)).transpose(1, 2) for t in (q, k, v)]
-        if q.dtype == torch.float32:
-            product = torch.empty_like(grad)
-            delta = q.new_empty(batch, length, heads)
-            del product
-        delta = q.new_empty(batch, heads, length, dtype=torch.float32)
-        widest = max(dim, v.size(-1))
-        floats = _efficient_workspace_floats(ctx.capability, q.dtype, length, k.size(2), widest, batch * heads)
-        workspace = q.new_empty(batch * heads * floats, dtype=torch.float32)
-        del delta, workspace
-        count(attention(q, k, v, causal=ctx.causal, backward=True))
-        return (*like, None, None, None)
-
-
-def _efficient_workspace_floats(
-    capability: tuple[int, int], dtype: torch.dtype, length: int, keys: int, dim: int, heads: int
-) -> int:
-    """float32 workspace of a head; gradQ_workspace_elements and its like in mem_eff_attention/kernel_backward.h.
-
-    The kernel is the first, of those that generate_kernels.py makes, that takes the head and the shared memory of the
-    card. heads: batch times heads.
-    """
-    half = dtype != torch.float32
-    large_shared_memory = capability in ((8, 0), (8, 7), (9, 0), (10, 0), (10, 3))
-    queries, columns, longest = 64, 64, 2**16
-    if dim <= 64:
-        longest = 32 if dim <= 32 else 64
-    elif half and capability in ((8, 6), (8, 9)) and dim <= 96:
-        queries, longest = 128, 96
-    elif dim <= 128:
-        longest = 128
-        if half and large_shared_memory:
-            queries, columns = 128, 128
-        elif large_shared_memory:
-            queries = 128
-    elif large_shared_memory:
-        queries = 128
-    of_queries = -(-length // queries) * -(-dim // columns) * (4 + queries * columns)
-    of_keys = 0
-    if half and longest > queries:
-        splits = -(-keys // columns)
-        if heads >= 256 and keys <= 2 * columns:
-            splits = 1
-        splits = max(1, min(splits, 200 // heads))
-        of_keys = splits * columns * (-(-dim // queries) * queries)
-    return -(-(of_queries + 2 * of_keys) // 4) * 4
-
-
-def _math_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: Any,
-    dropout: float,
-    causal: bool,
-    scale: Any,
-    *,
-    grouped: bool,
-    cuda: bool,
-) -> torch.Tensor:
-    """_scaled_dot_product_attention_math of aten .../transformers/attention.cpp, in float32 throughout.
-
-    Written out because it adds the mask in place, but not while a dispatch mode looks on.
-    """
-    dtype, heads = q.dtype, q.size(1)
-    q, k, v = (t.float() for t in (q, k, v))
-    root = math.sqrt(scale if scale is not None else 1 / math.sqrt(q.size(-1)))
-    q = q * root
-    if causal:
-        mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
-    if mask is not None:
-        mask = _as_bias(mask, torch.float32)
-    if grouped:
-        k, v = (t.repeat_interleave(heads // t.size(1), 1) for t in (k, v))
-    weights = q @ (k.transpose(-2, -1) * root)
-    if mask is not None:
-        weights.add_(mask)
-    weights = torch.ops.aten._safe_softmax(weights, -1)
-    if dropout:  # on the CPU it keeps a mask as wide as the weights
-        weights = (
-            torch.ops.aten.native_dropout(weights, dropout, True)[0] if cuda else torch.dropout(weights, dropout, True)
-        )
-    returned = weights.to(dtype)
-    out: torch.Tensor = (weights @ v).to(dtype)
-    del returned
-    return out
-
-
-def _as_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What attention adds to its scores, made anew in every layer of a mask of booleans; convert_boolean_attn_mask."""
-    if mask.dtype != torch.bool:
-        return mask
-    zero, refused = (torch.empty((), dtype=dtype, device=mask.device) for _ in range(2))
-    return torch.where(mask, zero, refused)
-
-
-def _aligned(bias: torch.Tensor) -> torch.Tensor:
-    """As the memory-efficient kernel wants it, in a storage whose rows are padded; attention.cpp, preprocess_mask."""
-    keys = bias.size(-1)
-    return functional.pad(bias, (0, -keys % 8))[..., :keys] if keys % 8 else bias
+from autoft.planner.work import passed_over, product
 
 
 class _HalfToFloatSoftmax(torch.autograd.Function):
@@ -680,7 +368,7 @@ class Kernels(TorchFunctionMode):
             self._stand_in(stack, bitsandbytes, "matmul", functools.partial(_int8_matmul, self.device))
             self._stand_in(stack, bitsandbytes.functional, "int8_vectorwise_quant", _int8_rows)
             self._stand_in(stack, torch.ops.bitsandbytes, "int8_mixed_scaled_mm", _int8_product)
-            flash = functools.partial(_flash_package, self.device, self.packed)
+            flash = functools.partial(flash_package, self.device, self.packed)
             self._stand_in(stack, transformers.integrations.flash_attention, "_flash_attention_forward", flash)
             if self.device.cuda:
                 # transformers/integrations/moe.py: below 8.0 its own loop over the experts takes torch's place
@@ -780,7 +468,7 @@ class Kernels(TorchFunctionMode):
         backend: Backend
         if not self.device.cuda:
             if attn_mask is not None:
-                attn_mask = _as_bias(attn_mask, query.dtype)
+                attn_mask = as_bias(attn_mask, query.dtype)
             # aten .../transformers/sdp_utils_cpp.cpp, use_flash_attention_cpp
             heads_fit = enable_gqa or query.size(-3) == key.size(-3) == value.size(-3)
             dims_fit = query.size(-1) == key.size(-1) == value.size(-1)
@@ -799,9 +487,7 @@ class Kernels(TorchFunctionMode):
             key, value = key.repeat_interleave(repeats, dim=-3), value.repeat_interleave(repeats, dim=-3)
         if backend == "math":
             cuda = self.device.cuda
-            return _math_attention(
-                query, key, value, attn_mask, dropout_p, is_causal, scale, grouped=grouped, cuda=cuda
-            )
+            return math_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, grouped=grouped, cuda=cuda)
         if not self.device.cuda:
             out: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
@@ -815,10 +501,10 @@ class Kernels(TorchFunctionMode):
                 query, key, value = (functional.pad(t, (0, padding)) for t in (query, key, value))
             batch, heads, length, _ = query.shape
             splits = flash_splits(self.device, batch, heads, length, key.size(2), dim + padding)
-            fused = _FlashAttention.apply(query, key, value, splits, is_causal)  # type: ignore[no-untyped-call]
+            fused = FlashAttention.apply(query, key, value, splits, is_causal)  # type: ignore[no-untyped-call]
             return fused[..., :dim] if padding else fused
-        bias = None if attn_mask is None else _aligned(_as_bias(attn_mask, query.dtype))
-        fused = _EfficientAttention.apply(query, key, value, bias, capability, is_causal)  # type: ignore[no-untyped-call]
+        bias = None if attn_mask is None else aligned(as_bias(attn_mask, query.dtype))
+        fused = EfficientAttention.apply(query, key, value, bias, capability, is_causal)  # type: ignore[no-untyped-call]
         return fused
 
 

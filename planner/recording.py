@@ -9,7 +9,8 @@ import numpy as np
 
 from autoft.planner.allocator import Allocator, ByteCounter
 from autoft.planner.depth import Ints, pairs
-from autoft.planner.ghost import Phase, Rehearsal
+from autoft.planner.ghost import Rehearsal
+from autoft.planner.loop import Phase
 from autoft.planner.trace import KINDS
 
 # In words, the sections that no layer has

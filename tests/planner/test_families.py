@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 from autoft.errors import ModelError
 from autoft.planner.allocator import Allocator, ByteCounter
 from autoft.planner.depth import Depth
-from autoft.planner.ghost import OURS, PLAIN, Rehearsal, find_depth, rehearse
-from autoft.planner.kernels import Device
+from autoft.planner.device import Device
+from autoft.planner.ghost import Rehearsal, find_depth, rehearse
+from autoft.planner.loop import OURS, PLAIN
 from autoft.planner.memory import Memory, replay
 from autoft.trainer.build import base_of, build_base, build_model
 from autoft.trainer.loss import compute_loss

@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from autoft.planner.ghost import OURS, _backward, rehearse
-from autoft.planner.kernels import Device, Kernels, flash_splits, fused_4bit_product, scratch
+from autoft.planner.attention import flash_splits
+from autoft.planner.device import Device
+from autoft.planner.ghost import _backward, rehearse
+from autoft.planner.kernels import Kernels, fused_4bit_product, scratch
+from autoft.planner.loop import OURS
 from autoft.planner.trace import KIND, Trace
 from autoft.trainer.recipe import Recipe
 from autoft.units import MIB

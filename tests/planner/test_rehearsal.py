@@ -11,9 +11,10 @@ import transformers
 
 from autoft.errors import FileFormatError
 from autoft.planner.allocator import Allocator
+from autoft.planner.attention import attention_backend
 from autoft.planner.cases import estimates, read_cases
+from autoft.planner.device import Device
 from autoft.planner.ghost import rehearse
-from autoft.planner.kernels import Device, attention_backend
 from autoft.planner.memory import replay
 from autoft.planner.target import GPU_MARGIN
 from autoft.profiles.hardware import Hardware, Host

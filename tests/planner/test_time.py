@@ -11,9 +11,9 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from autoft.planner.device import Device
 from autoft.planner.estimate import Range
 from autoft.planner.ghost import Rehearsal, find_depth, rehearse
-from autoft.planner.kernels import Device
 from autoft.planner.target import target_of
 from autoft.planner.time import NEW_PAGES_BYTES, Rate, Rates, cpu_rates, gpu_rates, step_timing
 from autoft.planner.trace import Trace

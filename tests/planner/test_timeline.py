@@ -18,7 +18,7 @@ import pytest
 from autoft.errors import OutputError
 from autoft.planner.allocator import Allocator
 from autoft.planner.explain import explain
-from autoft.planner.ghost import Phase
+from autoft.planner.loop import Phase
 from autoft.planner.plan import Answer, make_estimate
 from autoft.planner.recording import Recording, record
 from autoft.planner.request import Request

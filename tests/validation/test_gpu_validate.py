@@ -67,7 +67,7 @@ def test_a_smoke_run_measures_in_fresh_processes_and_goes_on_where_it_stopped(tm
     assert code == 0
     record = json.loads(out.read_text())
     free, small, large = (next(r for r in record["runs"] if r["cap_gib"] == cap) for cap in (None, 0.1, 8))
-    assert set(free["measured"]["phases"]) == set(free["predicted"]["phases"])
+    assert set(free["predicted"]["phases"]) - set(free["measured"]["phases"]) == {"evaluation", "save"}
     # the growth of a process holds at least the tensors, and not many times as much
     assert 0.3 < free["predicted"]["peak_allocated_bytes"] / free["measured"]["peak_allocated_bytes"] < 1.1
     assert (small["predicted"]["fits"], small["measured"]["died_in"]) == ("no", "forward of step 1")

@@ -1,0 +1,200 @@
+"""What a model stores, and the events of loading it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from autoft.planner.depth import Depth, as_events
+from autoft.planner.loop import Loop, Phase
+from autoft.planner.trace import KIND, Event
+from autoft.trainer.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One stored tensor of the model. size: in bytes. state: sizes of its quantization state, if it is packed.
+
+    stored: in the checkpoint; other buffers are made with the model. params: how many weights it holds, packed or not.
+    """
+
+    name: str
+    layer: int | None
+    size: int
+    state: tuple[int, ...]
+    adapter: bool
+    stored: bool
+    params: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def stored_tensors(model: Any) -> Iterator[torch.Tensor]:
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                yield tensor
+                yield from _state_tensors(module, tensor)
+
+
+def _state_tensors(module: Any, weight: torch.Tensor) -> Iterator[torch.Tensor]:
+    """absmax, code and, of scales that are quantized too, offset, absmax and code; the scales of an 8-bit weight."""
+    import bitsandbytes as bnb
+
+    if isinstance(module, bnb.nn.Linear8bitLt) and weight is module.weight:
+        yield module.state.SCB
+    state: Any = getattr(weight, "quant_state", None)
+    if state is None:
+        return
+    for part in filter(None, (state, state.state2)):
+        for tensor in (part.absmax, part.code, part.offset):
+            if tensor is not None:
+                yield tensor
+
+
+def weights_of(model: Any, depth: Depth | None) -> list[Weight]:
+    """Every tensor once, in the order of the modules."""
+    found: dict[int, Weight] = {}
+    pattern = re.compile(rf"{re.escape(depth.path)}\.(\d+)\." if depth else r"$^(\d)")
+    tensors = [
+        (f"{path}.{name}", tensor, name not in module._non_persistent_buffers_set, module)
+        for path, module in model.named_modules()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    ]
+    for name, tensor, stored, module in tensors:
+        if id(tensor) in found:
+            continue
+        state = getattr(tensor, "quant_state", None)
+        match = pattern.search(name)
+        found[id(tensor)] = Weight(
+            name=name,
+            layer=int(match[1]) if match else None,
+            size=tensor.numel() * tensor.element_size(),
+            state=tuple(t.numel() * t.element_size() for t in _state_tensors(module, tensor)),
+            adapter="lora_" in name,
+            stored=stored,
+            params=state.shape.numel() if state is not None else tensor.numel(),
+            shape=tuple(tensor.shape),
+            dtype=tensor.dtype,
+        )
+    return list(found.values())
+
+
+def full_depth(weights: list[Weight], depth: Depth | None) -> list[Weight]:
+    """The tensors of the full depth, each layer's own in the place of the layer that stands for it."""
+    if depth is None:
+        return weights
+    by_layer: dict[int, list[Weight]] = {}
+    for weight in weights:
+        if weight.layer is not None:
+            by_layer.setdefault(weight.layer, []).append(weight)
+    full: list[Weight] = []
+    done = False
+    for weight in weights:
+        if weight.layer is None:
+            full.append(weight)
+        elif not done:
+            done = True
+            for layer in range(depth.layers):
+                for like in by_layer[depth.stands_for[layer]]:
+                    name = like.name.replace(f"{depth.path}.{like.layer}.", f"{depth.path}.{layer}.")
+                    full.append(replace(like, name=name, layer=layer))
+    return full
+
+
+def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[int]) -> list[Phase]:
+    """Loading: transformers' from_pretrained with a device map, k-bit preparation, the adapter. Adds to `kinds`.
+
+    convert_and_load_state_dict_in_model of transformers/core_model_loading.py: one tensor after another in the natural
+    order of their names, read in 16 bits, packed, and dropped; prepare_model_for_kbit_training of peft/utils/other.py:
+    float32 copies in the order of the modules, then the cache is emptied.
+    """
+    events: list[Event] = []
+
+    def take(size: int, kind: str) -> int:
+        kinds.append(KIND[kind])
+        events.append((len(kinds) - 1, size))
+        return len(kinds) - 1
+
+    def drop(key: int, size: int) -> None:
+        events.append((key, -size))
+
+    quantized, bits = recipe.quant_type is not None, 8 if recipe.quant_type == "int8" else 4
+    parameters = [w for w in weights if not w.adapter and w.stored]
+    stored = parameters
+    if loop.device_map or quantized:
+        stored = sorted(parameters, key=lambda w: _natural(w.name))
+        width = 4 if recipe.base_dtype == "float32" else 2
+        whole = sum(w.params * bits // 8 if w.state else width * w.params for w in parameters)
+        drop(take(whole, "temporaries"), whole)
+    halves: dict[str, int] = {}  # to be copied into float32
+    for weight in stored:
+        upcast = recipe.kbit_upcast and weight.dtype == torch.float32
+        size = 2 * weight.params if weight.state or upcast else weight.size
+        key = take(size, "temporaries" if weight.state else "weights")
+        if weight.state:
+            _pack(weight, take, drop)
+            drop(key, size)
+        elif upcast:
+            halves[weight.name] = key
+    for weight in parameters:
+        if weight.name in halves:
+            take(4 * weight.params, "weights")
+            drop(halves[weight.name], 2 * weight.params)
+    phases = []
+    if recipe.kbit_upcast and loop.kbit_empties_cache:
+        phases.append(Phase("load", as_events(events), empty_cache=True))
+        events = []
+    for weight in weights:
+        if not weight.stored:
+            take(weight.size, "weights")
+    adapters = [w for w in weights if w.adapter]
+    # PEFT makes them in the dtype of their layer and casts them all afterwards
+    halved = [] if quantized or recipe.adapter_dtype != "float32" or recipe.base_dtype == "float32" else adapters
+    first = [take(2 * w.params, "temporaries") for w in halved]
+    for number, weight in enumerate(adapters):
+        take(weight.size, "adapter")
+        if halved:
+            drop(first[number], 2 * weight.params)
+    phases.append(Phase("load", as_events(events), loop.empty_cache))
+    return phases
+
+
+def _pack(weight: Weight, take: Callable[[int, str], int], drop: Callable[[int, int], None]) -> None:
+    """bitsandbytes.functional.quantize_4bit and, for its scales, quantize_blockwise, in their order; or in 8 bits."""
+    kind = "quantization_state"
+    state = weight.state
+    if weight.dtype == torch.int8:  # Int8Params._quantize of nn/modules.py, by way of float16
+        halves = take(2 * weight.params, "temporaries")
+        take(state[0], kind)
+        take(weight.size, "weights")
+        drop(halves, 2 * weight.params)
+        return
+    if len(state) == 2:  # absmax, code
+        take(state[0], kind)
+    else:
+        scales = 4 * state[0]  # before they are 8 bits wide themselves
+        plain = take(scales, "temporaries")
+    take(weight.size, "weights")
+    take(state[1], kind)
+    for size in (state[1], 4):  # get_4bit_type: data.div_(data.abs().max())
+        drop(take(size, "temporaries"), size)
+    if len(state) > 2:
+        _, _, offset, outer_absmax, outer_code = state
+        take(offset, kind)
+        centred = take(scales, "temporaries")
+        take(outer_absmax, kind)
+        take(state[0], kind)
+        take(outer_code, kind)
+        drop(centred, scales)
+        drop(plain, scales)
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    name = re.sub(r"base_model\.model\.|\.base_layer", "", name)
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
