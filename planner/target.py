@@ -10,8 +10,8 @@ from typing import Literal
 
 from autoft.errors import OptionError
 from autoft.planner.time import Rates, cpu_rates, gpu_rates, measure_cpu_bandwidth
-from autoft.profiles.catalogue import find_gpu
 from autoft.profiles.detect import gpu_from_profile
+from autoft.profiles.gpu_catalogue import find_gpu
 from autoft.profiles.hardware import Gpu, Hardware
 from autoft.profiles.model_shape import ModelShape
 from autoft.trainer.recipe import Dtype

@@ -47,7 +47,7 @@ def gpu_from_profile(name: str) -> Gpu:
 
     Raises: OptionError for a name that the catalogue does not know.
     """
-    from autoft.profiles.catalogue import find_gpu
+    from autoft.profiles.gpu_catalogue import find_gpu
 
     profile = find_gpu(name)
     half, single, memory = profile.half_flops_per_s, profile.float32_flops_per_s, profile.memory_bytes_per_s

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from autoft.errors import ModelError, near
-from autoft.profiles.catalogue import ModelProfile, find_model, model_profiles
+from autoft.profiles.model_catalogue import ModelProfile, find_model, model_profiles
 
 Say = Callable[[str], None]
 T = TypeVar("T")

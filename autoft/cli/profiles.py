@@ -11,7 +11,9 @@ from rich.text import Text
 
 from autoft import render, units
 from autoft.cli import options
-from autoft.profiles.catalogue import Figure, GpuProfile, ModelProfile, gpu_profiles, model_profiles
+from autoft.profiles.catalogue import Figure
+from autoft.profiles.gpu_catalogue import GpuProfile, gpu_profiles
+from autoft.profiles.model_catalogue import ModelProfile, model_profiles
 
 KINDS = ("gpus", "models")
 WIDE = 60

@@ -18,8 +18,8 @@ from autoft.planner.target import target_of
 from autoft.planner.time import NEW_PAGES_BYTES, Rate, Rates, cpu_rates, gpu_rates, step_timing
 from autoft.planner.trace import Trace
 from autoft.planner.work import Kernel, Work, attention, product_dtypes
-from autoft.profiles.catalogue import gpu_profiles
 from autoft.profiles.detect import gpu_from_profile
+from autoft.profiles.gpu_catalogue import gpu_profiles
 from autoft.profiles.hardware import Gpu, Hardware, Host
 from autoft.trainer.recipe import Recipe
 

@@ -7,15 +7,8 @@ from typing import Any
 import pytest
 
 from autoft.errors import FileFormatError, OptionError
-from autoft.profiles.catalogue import (
-    Figure,
-    GpuProfile,
-    ModelProfile,
-    find_gpu,
-    find_model,
-    gpu_profiles,
-    model_profiles,
-)
+from autoft.profiles.catalogue import Figure
+from autoft.profiles.gpu_catalogue import GpuProfile, find_gpu, gpu_profiles
 
 GPUS = [
     *(
@@ -126,8 +119,6 @@ def as_dict(name: str) -> dict[str, Any]:
 def test_a_profile_survives_its_own_toml() -> None:
     for gpu in gpu_profiles().values():
         assert GpuProfile.from_toml(gpu.to_toml()) == gpu
-    for model in model_profiles().values():
-        assert ModelProfile.from_toml(model.to_toml()) == model
 
 
 def test_unknown_keys_are_refused_with_their_path() -> None:
@@ -135,8 +126,6 @@ def test_unknown_keys_are_refused_with_their_path() -> None:
     data["tdp_w"]["sauce"] = "hearsay"
     with pytest.raises(FileFormatError, match=r"^t4\.toml: unknown key tdp_w\.sauce\. Did you mean source, value\?"):
         GpuProfile.from_dict(data, where="t4.toml")
-    with pytest.raises(FileFormatError, match="unknown key licence_url"):
-        ModelProfile.from_dict({**model_profiles()["smollm2-135m"].to_dict(), "licence_url": ""})
 
 
 @pytest.mark.parametrize("key", ["basis", "source"])
@@ -148,26 +137,3 @@ def test_a_figure_must_say_its_basis_and_source(key: str) -> None:
     del data["tdp_w"][key]
     with pytest.raises(FileFormatError, match=f"tdp_w.{key} is missing"):
         GpuProfile.from_dict(data)
-
-
-def test_models() -> None:
-    assert {model.hub_id for model in model_profiles().values()} == {
-        "Qwen/Qwen2.5-0.5B-Instruct",
-        "Qwen/Qwen2.5-1.5B-Instruct",
-        "Qwen/Qwen2.5-3B-Instruct",
-        "HuggingFaceTB/SmolLM2-135M",
-        "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
-    }
-    assert model_profiles()["qwen2.5-3b-instruct"].licence == "qwen-research"
-    assert all({"model_type", "hidden_size", "num_hidden_layers"} <= set(m.config) for m in model_profiles().values())
-
-
-@pytest.mark.parametrize("name", ["qwen2.5-1.5b-instruct", "Qwen/Qwen2.5-1.5B-Instruct", "qwen/qwen2.5-1.5b-instruct"])
-def test_a_model_by_name_or_hub_id(name: str) -> None:
-    model = find_model(name)
-    assert model is not None
-    assert model.hub_id == "Qwen/Qwen2.5-1.5B-Instruct"
-
-
-def test_an_unknown_model_is_none() -> None:
-    assert find_model("somebody/else") is None
