@@ -36,7 +36,8 @@ class Record:
         from pydantic import ValidationError
 
         try:
-            record: Self = _adapter(cls).validate_json(json.dumps(data))  # type: ignore[arg-type]
+            # a TOML date has no JSON form: as text it is refused with its path, like any other wrong value
+            record: Self = _adapter(cls).validate_json(json.dumps(data, default=str))  # type: ignore[arg-type]
         except ValidationError as error:
             raise _explain(cls, error, where) from None
         return record
@@ -57,9 +58,10 @@ def parse_toml(text: str, *, where: str) -> dict[str, Any]:
     """Raises: FileFormatError with the line of the first mistake."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # besides its own, a number of 5,000 digits, or 5,000 brackets
+        reason = str(error).split(";")[0]
         raise FileFormatError(
-            f"{where}: not valid TOML: {error}", fix="correct that line, or write the file anew"
+            f"{where}: not valid TOML: {reason}", fix="correct that line, or write the file anew"
         ) from None
 
 

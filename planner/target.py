@@ -11,7 +11,7 @@ from typing import Literal
 from autoft.errors import OptionError
 from autoft.planner.time import Rates, cpu_rates, gpu_rates, measure_cpu_bandwidth
 from autoft.profiles.detect import gpu_from_profile
-from autoft.profiles.gpu_catalogue import find_gpu
+from autoft.profiles.gpu_catalogue import candidates, gpu_for
 from autoft.profiles.hardware import Gpu, Hardware
 from autoft.profiles.model_shape import ModelShape
 from autoft.trainer.recipe import Dtype
@@ -120,27 +120,23 @@ def _gpu(hardware: Hardware, gpu_name: str | None, vram_gib: float | None) -> Gp
 
 def _single(gpu_name: str) -> str:
     """The card's name without a count of one ("t4x1"). Raises: OptionError for several cards."""
-    match = re.fullmatch(r"(?P<name>.+?)\s*x\s*(?P<count>\d{1,2})", gpu_name)
-    if match is None or not _is_known(match["name"]):
-        return gpu_name
-    if match["count"] != "1":
-        raise OptionError(f"--gpu {gpu_name}: autoft trains on one GPU today", fix=f"--gpu {match['name']}")
-    return match["name"]
-
-
-def _is_known(gpu_name: str) -> bool:
-    try:
-        find_gpu(gpu_name)
-    except OptionError:
-        return False
-    return True
+    cards = [word.strip() for word in gpu_name.split(",") if word.strip()]
+    if len(cards) > 1:
+        choices = " or ".join(f"--gpu {card}" for card in dict.fromkeys(cards))
+        raise OptionError(f"--gpu {gpu_name}: autoft trains on one GPU today", fix=choices)
+    for form in (r"(?P<name>.+?)\s*x\s*(?P<count>\d{1,2})", r"(?P<count>\d{1,2})\s*x\s*(?P<name>.+)"):
+        match = re.fullmatch(form, gpu_name)
+        if match is not None and candidates(match["name"]):
+            if match["count"] != "1":
+                raise OptionError(f"--gpu {gpu_name}: autoft trains on one GPU today", fix=f"--gpu {match['name']}")
+            return match["name"]
+    return gpu_name
 
 
 def _with_data_sheet(gpu: Gpu) -> Gpu:
     """A card of this machine with the catalogue's throughput, where the catalogue knows it."""
-    try:
-        profile = find_gpu(gpu.name)
-    except OptionError:
+    profile = gpu_for(gpu.name, gpu.total_bytes)
+    if profile is None:
         return gpu
     known = gpu_from_profile(profile.name)
     return replace(

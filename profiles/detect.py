@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 import pynvml
 
+from autoft.profiles.gpu_catalogue import BF16_SINCE, find_gpu
 from autoft.profiles.hardware import Gpu, GpuProcess, Hardware, Host
 
-BF16_SINCE = (8, 0)
 # Of /proc/cpuinfo: AVX-512 and AMX on x86, the Arm extension
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
@@ -47,8 +47,6 @@ def gpu_from_profile(name: str) -> Gpu:
 
     Raises: OptionError for a name that the catalogue does not know.
     """
-    from autoft.profiles.gpu_catalogue import find_gpu
-
     profile = find_gpu(name)
     half, single, memory = profile.half_flops_per_s, profile.float32_flops_per_s, profile.memory_bytes_per_s
     return Gpu(
@@ -58,7 +56,7 @@ def gpu_from_profile(name: str) -> Gpu:
         free_bytes=profile.memory_bytes,
         compute_capability=profile.compute_capability,
         multiprocessors=int(profile.multiprocessors.value) if profile.multiprocessors else None,
-        bf16=profile.compute_capability >= BF16_SINCE,
+        bf16=profile.native_bf16,
         half_flops_per_s=half.value if half else None,
         float32_flops_per_s=single.value if single else None,
         memory_bytes_per_s=memory.value if memory else None,
