@@ -48,5 +48,6 @@ bench: setup ## Measure start-up, planner, CPU step, starter and old runs; write
 	@$(BIN)/python benchmarks/cpu_step.py
 	@$(BIN)/python benchmarks/starter.py
 
-readme: setup ## Regenerate the output blocks of README.md and docs/how-estimates-work.md
+readme: setup ## Regenerate the output blocks of README.md and docs/how-estimates-work.md, and docs/catalogue.md
 	@$(BIN)/python docs/readme_blocks.py
+	@$(BIN)/python docs/catalogue.py

@@ -10,7 +10,7 @@ from typing import Literal
 
 from autoft.errors import OptionError
 from autoft.planner.time import Rates, cpu_rates, gpu_rates, measure_cpu_bandwidth
-from autoft.profiles.detect import gpu_from_profile
+from autoft.profiles.detect import UNIFIED_FREE, gpu_from_profile
 from autoft.profiles.gpu_catalogue import candidates, gpu_for
 from autoft.profiles.hardware import Gpu, Hardware
 from autoft.profiles.model_shape import ModelShape
@@ -67,8 +67,17 @@ class Target:
         margin = f"memory: {GPU_MARGIN:.0%} is kept free: of 25 measured runs the worst took 6% more than predicted"
         if self.gpu.compute_capability in MEASURED_CONTEXT_BYTES:
             return (margin,)
-        context = f"memory: a CUDA context of {size(CUDA_CONTEXT_BYTES)} is assumed, not measured, for this card"
-        return (margin, context)
+        notes = [
+            margin,
+            f"memory: a CUDA context of {size(CUDA_CONTEXT_BYTES)} is assumed, not measured, for this card",
+        ]
+        if self.gpu.origin == "profile" and self.gpu.compute_capability is None:
+            notes.append(
+                "memory: the rules are those of CUDA's kernels and allocator; on AMD cards nothing was measured"
+            )
+        if self.gpu.origin == "profile" and self.gpu.free_bytes < self.gpu.total_bytes:
+            notes.append(f"memory: shared with the host, of which {UNIFIED_FREE:.0%} is assumed to be free")
+        return tuple(notes)
 
 
 def target_of(

@@ -74,13 +74,19 @@ def shelf(folder: str, cls: type[Profile]) -> Shelf[Profile]:
     return found
 
 
+def built_in(folder: str, cls: type[Profile]) -> dict[str, Profile]:
+    """As `load`, without the user's own."""
+    found: dict[str, Profile] = _built_in(folder, cls)
+    return dict(found)
+
+
 def own_folder(folder: str) -> Path:
     """Where the user's profiles of a kind lie. Not created here."""
     return home() / "profiles" / folder
 
 
 def forget() -> None:
-    """Read the files anew when they are next asked for."""
+    """Read the user's files anew when they are next asked for."""
     _shelf.cache_clear()
 
 
@@ -113,11 +119,17 @@ def problems_of(folder: str, cls: type[Named]) -> tuple[int, list[FileFormatErro
 
 
 @functools.cache
-def _shelf(folder: str, cls: type[Any], own: Path) -> Shelf[Any]:
-    profiles: dict[str, Any] = {}
+def _built_in(folder: str, cls: type[Named]) -> dict[str, Any]:
+    profiles = {}
     for file in _built_in_files(folder):
         profile = parse(_text(file), cls, where=f"profiles/{folder}/{file.name}", file_name=file.name)
         profiles[profile.name] = profile
+    return profiles
+
+
+@functools.cache
+def _shelf(folder: str, cls: type[Named], own: Path) -> Shelf[Any]:
+    profiles: dict[str, Any] = dict(_built_in(folder, cls))
     files: dict[str, Path] = {}
     problems = []
     for path in _own_files(own):
@@ -134,7 +146,9 @@ def _shelf(folder: str, cls: type[Any], own: Path) -> Shelf[Any]:
 
 def _built_in_files(folder: str) -> list[Any]:
     files = importlib.resources.files(f"autoft.profiles.{folder}").iterdir()
-    return sorted((file for file in files if file.name.endswith(".toml")), key=lambda file: file.name)
+    return sorted(
+        (file for file in files if file.name.endswith(".toml")), key=lambda file: file.name.removesuffix(".toml")
+    )
 
 
 def _own_files(own: Path) -> list[Path]:

@@ -21,6 +21,8 @@ import pynvml
 from autoft.profiles.gpu_catalogue import BF16_SINCE, find_gpu
 from autoft.profiles.hardware import Gpu, GpuProcess, Hardware, Host
 
+# Assumption: of memory that a GPU shares with its host, what an idle host leaves
+UNIFIED_FREE = 0.85
 # Of /proc/cpuinfo: AVX-512 and AMX on x86, the Arm extension
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
@@ -43,7 +45,7 @@ def detect(disk_path: Path | None = None) -> Hardware:
 
 
 def gpu_from_profile(name: str) -> Gpu:
-    """A catalogue card, idle, as if it were here.
+    """A catalogue card, idle, as if it were here; of memory that it shares with its host, the host takes its part.
 
     Raises: OptionError for a name that the catalogue does not know.
     """
@@ -53,7 +55,7 @@ def gpu_from_profile(name: str) -> Gpu:
         name=profile.product,
         origin="profile",
         total_bytes=profile.memory_bytes,
-        free_bytes=profile.memory_bytes,
+        free_bytes=int(profile.memory_bytes * (UNIFIED_FREE if profile.unified_memory else 1)),
         compute_capability=profile.compute_capability,
         multiprocessors=int(profile.multiprocessors.value) if profile.multiprocessors else None,
         bf16=profile.native_bf16,

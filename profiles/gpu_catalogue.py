@@ -60,7 +60,8 @@ class GpuProfile(Record):
     name: the catalogue's name; product: what the driver calls the card; aliases: other ways to ask for it.
     compute_capability: (major, minor), NVIDIA's cards only. bf16: native bfloat16; left out, it follows from that.
     unified_memory: the memory is the host's too, so less of it is free.
-    memory_gib: the size it is sold with. total_bytes: what NVML reports, a little less on many cards.
+    memory_gib: the size it is sold with. total_bytes: what NVML reports, or CUDA where NVML does not; a little less on
+    many cards.
     multiprocessors: how many (AMD: compute units), where it decides which kernels are chosen.
     Operations a second are dense, never sparse:
     half_flops_per_s: 16-bit matrix throughput with 32-bit accumulation, on tensor cores where there are any.

@@ -1,4 +1,4 @@
-"""README.md and docs/how-estimates-work.md show what the commands print, and name what is there."""
+"""README.md and the pages in docs/ show what the commands print, and name what is there."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ ESTIMATES = (ROOT / "docs" / "how-estimates-work.md").read_text(encoding="utf-8"
 
 def test_output_blocks_are_what_the_commands_print() -> None:
     words = [sys.executable, str(ROOT / "docs" / "readme_blocks.py"), "--check"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_page_of_the_catalogue_is_what_the_profiles_say() -> None:
+    words = [sys.executable, str(ROOT / "docs" / "catalogue.py"), "--check"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
