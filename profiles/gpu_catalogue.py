@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from autoft.errors import OptionError, near
-from autoft.profiles.catalogue import Figure, load
+from autoft.profiles.catalogue import Figure, load, shelf
 from autoft.schema import Record
 
 BF16_SINCE = (8, 0)
@@ -147,24 +147,30 @@ def find_gpu(name: str) -> GpuProfile:
 
 
 def candidates(name: str) -> tuple[GpuProfile, ...]:
-    """The cards that may be meant by `name`, none if it is unknown."""
+    """The cards that may be meant by `name`, none if it is unknown. The user's own go before the built-in ones."""
     known = _known()
     spelling = _spelling(name)
-    return known.exact.get(spelling) or known.loose.get(spelling, ())
+    return _own_first(known.exact.get(spelling, ())) or _own_first(known.loose.get(spelling, ()))
 
 
 def gpu_for(name: str, total_bytes: int) -> GpuProfile | None:
     """The card that the driver calls `name` and whose memory comes closest to `total_bytes`, None if not known.
 
-    One name may stand for two cards (RTX 3080 of 10 and of 12 GiB): only the memory tells them apart.
+    One name may stand for two cards (RTX 3080 of 10 and of 12 GiB): only the memory tells them apart. The user's own
+    go before the built-in ones.
     """
     known = _known()
     spelling = _spelling(name)
-    found = known.products.get(spelling) or known.loose.get(spelling, ())
+    found = _own_first(known.products.get(spelling, ())) or _own_first(known.loose.get(spelling, ()))
     distances = sorted((abs(profile.memory_bytes - total_bytes), profile.name) for profile in found)
     if not distances or (len(distances) > 1 and distances[0][0] == distances[1][0]):
         return None
     return gpu_profiles()[distances[0][1]]
+
+
+def _own_first(profiles: tuple[GpuProfile, ...]) -> tuple[GpuProfile, ...]:
+    own = shelf("gpus", GpuProfile).own
+    return tuple(profile for profile in profiles if profile.name in own) or profiles
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,8 +79,9 @@ KINDS = {
 @options.command(
     "The GPUs and models that autoft knows by name, and your own in AUTOFT_HOME/profiles, which add to them or "
     "override them.\n\n"
-    "KIND is gpus or models; left out, all. ACTION is list (the default), show NAME, add FILE or check [FILE...]: "
-    "show tells each figure with its source, add checks a file and keeps it, check reads built-in files and yours."
+    f"KIND is {' or '.join(KINDS)}; left out, all. ACTION is list (the default), show NAME, add FILE or check "
+    "[FILE...]: show tells each figure with its source, add checks a file and keeps it, check reads built-in files and "
+    "yours."
 )
 @click.argument("kind", required=False)
 @click.argument("action", required=False)

@@ -97,6 +97,18 @@ def test_check_tells_what_is_wrong_and_exits_with_two(autoft) -> None:
     assert [problem["what"].split(": ")[0] for problem in found["problems"]] == [str(broken)]
 
 
+def test_a_card_of_one_s_own_can_be_planned_for_and_a_broken_one_only_warns(autoft, caplog) -> None:
+    folder = own_folder("gpus")
+    folder.mkdir(parents=True)
+    text = T4.read_text(encoding="utf-8").replace('"t4"', '"mine"').replace("16_106_127_360", "4_294_967_296")
+    (folder / "mine.toml").write_text(text.replace("value = 16,", "value = 4,"), encoding="utf-8")
+    (folder / "broken.toml").write_text("", encoding="utf-8")
+    done = autoft("estimate", "tinyllama-1.1b-chat-v1.0", "--gpu", "mine", "--seq-len", 64, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["available_bytes"] < 2**32
+    assert caplog.messages == [f"Warning: {folder / 'broken.toml'}: name is missing; that profile is left out"]
+
+
 @pytest.mark.parametrize(
     ("words", "error", "fix"),
     [

@@ -90,7 +90,32 @@ def test_a_card_may_be_named_in_several_ways(spelling: str) -> None:
 def test_several_cards_are_refused_until_they_are_supported() -> None:
     with pytest.raises(OptionError, match="one GPU today"):
         target("rtx-4090x2")
+    for several, fix in (
+        ("4090,3060", "--gpu 4090 or --gpu 3060"),
+        ("2x 4090", "--gpu 4090"),
+        ("3080x2", "--gpu 3080"),
+    ):
+        with pytest.raises(OptionError) as error:
+            target(several)
+        assert str(error.value) == f"--gpu {several}: autoft trains on one GPU today\nTo fix: {fix}"
     assert target("rtx-4090").gpu is not None
+
+
+def test_two_cards_of_one_name_are_told_apart_by_their_memory() -> None:
+    for name in ("rtx-3080", "rtx-3080-12gb"):
+        here = replace(gpu_from_profile(name), origin="nvml", profile=None, memory_bytes_per_s=None)
+        found = target(hardware=Hardware(host=HOST, gpus=(here,))).gpu
+        assert found is not None
+        assert found.profile == name
+        assert found.memory_bytes_per_s == gpu_from_profile(name).memory_bytes_per_s
+
+
+def test_what_is_taken_for_granted_of_unusual_cards_is_said() -> None:
+    assert any("on AMD cards nothing was measured" in note for note in target("mi300x").assumptions)
+    shared = target("dgx-spark")
+    assert any("shared with the host, of which 85% is assumed to be free" in note for note in shared.assumptions)
+    assert shared.available_bytes < 0.85 * 120 * GIB
+    assert len(target("rtx-4090").assumptions) == 2
 
 
 def test_the_gpu_with_the_most_free_memory_is_taken() -> None:

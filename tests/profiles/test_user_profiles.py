@@ -11,7 +11,7 @@ import pytest
 
 from autoft.errors import FileFormatError, OptionError
 from autoft.profiles.catalogue import forget, own_folder, parse, problems_of, shelf
-from autoft.profiles.gpu_catalogue import GpuProfile, find_gpu, gpu_profiles
+from autoft.profiles.gpu_catalogue import GpuProfile, find_gpu, gpu_for, gpu_profiles
 from autoft.profiles.hardware import Gpu
 from autoft.profiles.probe_profile import profile_of
 
@@ -50,6 +50,15 @@ def test_a_file_of_the_user_s_overrides_a_built_in_one(own: Path) -> None:
     write(own, MINE.replace('"my-card"', '"t4"'), "t4")
     assert find_gpu("t4").product == "NVIDIA My Card"
     assert len(gpu_profiles()) == count
+
+
+def test_a_card_of_the_user_s_goes_before_built_in_ones_of_its_name(own: Path) -> None:
+    write(own, MINE.replace("NVIDIA My Card", "NVIDIA GeForce RTX 4090") + 'aliases = ["a100"]\n')
+    assert find_gpu("a100").name == "my-card"
+    found = gpu_for("NVIDIA GeForce RTX 4090", 24564 * 2**20)
+    assert found is not None
+    assert found.name == "my-card"
+    assert find_gpu("rtx-4090").name == "rtx-4090"
 
 
 @pytest.mark.parametrize(
