@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from autoft.profiles.detect import gpu_from_profile
@@ -227,6 +229,18 @@ def test_triton_and_nccl_are_not_needed_without_gpus_and_told_of_with(workers) -
         assert missing.status == "failed"
         assert str(missing.fix).startswith("pip install triton")
         assert doctor.nccl(machine("rtx-4090", "rtx-4090"), workers).status == "warning"
+
+
+def test_the_triton_kernel_doubles_in_triton_s_interpreter() -> None:
+    pytest.importorskip("triton", reason="needs Triton, which comes with torch for CUDA")
+    code = (
+        "import torch\nfrom autoft.trainer.doctor.triton_kernel import double\n"
+        "source = torch.arange(1000.0)\ntarget = torch.empty_like(source)\n"
+        "double[(1,)](source, target, 1000, BLOCK=1024)\nassert torch.equal(target, 2 * source)\n"
+    )
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # --- folders
@@ -484,6 +498,24 @@ def test_closing_ends_what_still_runs() -> None:
             asked.result(timeout=20)
     with pytest.raises(Unanswered, match="stopped"):
         workers.ask("time:sleep", 0, timeout_s=1)
+
+
+def test_an_examination_that_is_broken_off_leaves_nothing_running() -> None:
+    examination = doctor.examine(NO_GPU)
+    assert next(examination).name == "driver"
+    examination.close()
+    for _ in range(200):
+        if not [child for child in psutil.Process().children() if "doctor.worker" in " ".join(_words(child))]:
+            return
+        time.sleep(0.05)
+    pytest.fail("a worker is still there")
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def test_a_check_that_crashes_is_a_failed_line() -> None:
