@@ -170,6 +170,7 @@ def test_a_card_on_the_bus_without_a_driver_fails(tmp_path) -> None:
     assert cuda.driver(machine(), 1).status == "ok"
     hidden = replace(NO_GPU, no_gpu_reason="CUDA_VISIBLE_DEVICES='' leaves none of the 1 GPUs here visible")
     assert cuda.driver(hidden, 1).status == "warning"
+    assert cuda.torch_build(CPU_TORCH, hidden, 1).status == "ok"
 
 
 # --- arithmetic
@@ -281,8 +282,11 @@ def test_a_disk_with_little_room_warns_and_a_full_one_fails(tmp_path) -> None:
     little = places.folder("HF_HOME", tmp_path, 2**80)
     assert little.status == "warning"
     assert "another" in str(little.fix)
-    assert places.room("HF_HOME", tmp_path, places.LEAST_BYTES - 1, 20 * GIB).status == "failed"
-    assert places.room("HF_HOME", tmp_path, 20 * GIB, 20 * GIB).status == "ok"
+    assert "set HF_HOME to" in str(little.fix)
+    moved = places.folder("HF_HOME", tmp_path, 2**80, setting="HF_HUB_CACHE")
+    assert (moved.name, "set HF_HUB_CACHE to" in str(moved.fix)) == ("HF_HOME", True)
+    assert places.room("HF_HOME", "HF_HOME", tmp_path, places.LEAST_BYTES - 1, 20 * GIB).status == "failed"
+    assert places.room("HF_HOME", "HF_HOME", tmp_path, 20 * GIB, 20 * GIB).status == "ok"
 
 
 def test_folders_are_where_huggingface_hub_has_them(tmp_path, monkeypatch, workers) -> None:
@@ -292,7 +296,7 @@ def test_folders_are_where_huggingface_hub_has_them(tmp_path, monkeypatch, worke
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
         theirs = workers.ask("huggingface_hub.constants:__getattribute__", "HF_HUB_CACHE", timeout_s=60)
-        assert str(places.hub_cache()) == theirs
+        assert str(places.hub_cache()[0]) == theirs
 
 
 # --- hub and token

@@ -54,6 +54,7 @@ def guarded(name: str, check: Check, fix: str) -> Finding:
 def checks(hardware: Hardware, workers: Workers, pool: ThreadPoolExecutor) -> dict[str, Check]:
     """Name and check, in the order in which they are shown. What several need is asked once, in `pool`, from now on."""
     on_bus = cuda.cards_on_the_bus()
+    cache, cache_setting = places.hub_cache()
     facts = pool.submit(lambda: TorchFacts.from_dict(workers.ask(f"{HERE}.cuda:torch_facts", timeout_s=START_S)))
     packed = pool.submit(lambda: FourBit.from_dict(workers.ask(f"{HERE}.compute:four_bit", timeout_s=START_S)))
 
@@ -77,7 +78,7 @@ def checks(hardware: Hardware, workers: Workers, pool: ThreadPoolExecutor) -> di
         "requirements": lambda: versions.requirements("autoft", *TESTED),
         "companions": lambda: versions.companions(workers.ask(f"{HERE}.versions:import_companions", timeout_s=START_S)),
         "AUTOFT_HOME": lambda: places.folder("AUTOFT_HOME", home(), places.OWN_ROOM_BYTES),
-        "HF_HOME": lambda: places.folder("HF_HOME", places.hub_cache(), places.HF_ROOM_BYTES),
+        "HF_HOME": lambda: places.folder("HF_HOME", cache, places.HF_ROOM_BYTES, cache_setting),
         "hub": lambda: hub(workers),
         "token": places.token,
     }

@@ -87,13 +87,18 @@ def cards_on_the_bus(root: Path = Path("/")) -> int:
     return found
 
 
+def hidden(hardware: Hardware) -> bool:
+    """Whether CUDA_VISIBLE_DEVICES hides every GPU: then nobody wants one."""
+    return not hardware.gpus and "CUDA_VISIBLE_DEVICES" in (hardware.no_gpu_reason or "")
+
+
 def driver(hardware: Hardware, on_bus: int) -> Finding:
     """The NVIDIA driver answers and shows the cards. on_bus: NVIDIA cards on the PCI bus."""
     name, reason = "driver", hardware.no_gpu_reason or "no GPU"
     if hardware.gpus:
         cards = ", ".join(gpu.name for gpu in hardware.gpus)
         return Finding(name=name, status="ok", found=f"{hardware.driver_version or 'unknown version'}: {cards}")
-    if "CUDA_VISIBLE_DEVICES" in reason:
+    if hidden(hardware):
         return Finding(name=name, status="warning", found=reason, fix="unset CUDA_VISIBLE_DEVICES to train on the GPU")
     if on_bus:
         return Finding(
@@ -112,7 +117,7 @@ def torch_build(facts: TorchFacts, hardware: Hardware, on_bus: int) -> Finding:
     found = f"{facts.version}, built for {built_for}"
     if facts.cuda is not None:
         return Finding(name=name, status="ok", found=found if gpus else f"{found}; no GPU is used here")
-    if gpus or on_bus:
+    if gpus or (on_bus and not hidden(hardware)):
         card = gpus[0].name if gpus else "an NVIDIA card"
         capability = gpus[0].compute_capability if gpus else None
         return Finding(

@@ -29,32 +29,35 @@ def hf_home(environ: Mapping[str, str] | None = None) -> Path:
     return Path(named or f"{cache}/huggingface").expanduser().absolute()
 
 
-def hub_cache(environ: Mapping[str, str] | None = None) -> Path:
-    """Where models from the hub go: HF_HUB_CACHE, or hub in HF_HOME."""
+def hub_cache(environ: Mapping[str, str] | None = None) -> tuple[Path, str]:
+    """Where models from the hub go, HF_HUB_CACHE or hub in HF_HOME, and which setting moves that folder."""
     environ = os.environ if environ is None else environ
-    named = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
-    return Path(named).expanduser().absolute() if named else hf_home(environ) / "hub"
+    for setting in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if named := environ.get(setting):
+            return Path(named).expanduser().absolute(), setting
+    return hf_home(environ) / "hub", "HF_HOME"
 
 
-def folder(name: str, path: Path, room_bytes: int) -> Finding:
+def folder(name: str, path: Path, room_bytes: int, setting: str | None = None) -> Finding:
     """A real file can be written to `path`, read back and deleted, and so much is free there.
 
-    Folders that are missing are made, and gone again afterwards. name: the setting that moves the folder.
+    Folders that are missing are made, and gone again afterwards. setting: what moves the folder, if it is not `name`.
     """
-    fix = f"make it writable, or set {name} to a folder that is"
+    setting = setting or name
+    fix = f"make it writable, or set {setting} to a folder that is"
     try:
         free_bytes = _written_and_free(path)
     except OSError as error:
         return Finding(name=name, status="failed", found=f"{path}: {error.strerror or error}", fix=fix)
-    return room(name, path, free_bytes, room_bytes)
+    return room(name, setting, path, free_bytes, room_bytes)
 
 
-def room(name: str, path: Path, free_bytes: int, room_bytes: int) -> Finding:
+def room(name: str, setting: str, path: Path, free_bytes: int, room_bytes: int) -> Finding:
     """Whether `free_bytes` are enough. room_bytes: what should be free."""
     found = f"{path}: writable, {size(free_bytes)} free"
     if free_bytes >= room_bytes:
         return Finding(name=name, status="ok", found=found)
-    fix = f"free some of that disk, or set {name} to a folder on another; {size(room_bytes)} are comfortable"
+    fix = f"free some of that disk, or set {setting} to a folder on another; {size(room_bytes)} are comfortable"
     return Finding(name=name, status="failed" if free_bytes < LEAST_BYTES else "warning", found=found, fix=fix)
 
 
