@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import tomllib
@@ -269,11 +270,16 @@ def test_a_read_only_folder_fails() -> None:
     assert places.folder("HF_HOME", Path("/proc"), 1).status == "failed"
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_of_another_user_fails(tmp_path) -> None:
-    tmp_path.chmod(0o555)
-    found = places.folder("HF_HOME", tmp_path, 1)
-    tmp_path.chmod(0o755)
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs Unix permissions")
+def test_a_folder_without_permission_fails() -> None:
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o555)
+        if user == 0:  # root may write anywhere
+            os.seteuid(65534)
+        found = places.folder("HF_HOME", Path(name), 1)
+        os.seteuid(user)
+        Path(name).chmod(0o755)
     assert found.status == "failed"
     assert "Permission denied" in found.found
 
