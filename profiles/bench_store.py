@@ -79,7 +79,7 @@ class Bench(Record):
 
 def gpu_key(gpu: Gpu, driver_version: str | None) -> BenchKey | None:
     """The key of a card of this machine, by its place where it tells no UUID; None for one of the catalogue."""
-    if gpu.origin != "nvml":
+    if gpu.origin in ("profile", "user"):
         return None
     return BenchKey(
         device=gpu.uuid or f"gpu {gpu.index}",
