@@ -14,7 +14,7 @@ from autoft.errors import AutoftError, OptionError, OutputError
 from autoft.profiles.bench_store import BYTES, Bench, Reading, cpu_key, folder, gpu_key, keep, kept
 from autoft.profiles.hardware import Gpu, Hardware
 
-LEAST_S = 1.0
+DEFAULT_S, LEAST_S = 30.0, 1.0
 # What there is to show, in the order shown: of a Reading's `what`, and how a person calls it
 ROWS = {
     "product": "Product",
@@ -32,14 +32,16 @@ ROWS = {
 }
 
 
-def benches(hardware: Hardware, *, measure_s: float | None) -> list[tuple[Gpu | None, Bench]]:
+def benches(hardware: Hardware, *, measure: bool, seconds: float | None) -> list[tuple[Gpu | None, Bench]]:
     """The bench of each GPU, or of the CPU (None) where it is what trains; those kept, or measured anew and kept.
 
-    measure_s: seconds to measure for; None only looks for those kept.
-    Raises: OptionError for too little time, OutputError where AUTOFT_HOME cannot be written to, AutoftError.
+    measure: anew, for `seconds`; else only those kept are looked for.
+    Raises: OptionError for too little time or for time without a measurement, OutputError where AUTOFT_HOME cannot be written to, AutoftError.
     """
-    if measure_s is not None:
-        return _measured(hardware, measure_s)
+    if measure:
+        return _measured(hardware, DEFAULT_S if seconds is None else seconds)
+    if seconds is not None:
+        raise OptionError("--seconds goes with --bench", fix="autoft probe --bench, or leave it out")
     gpus = [(gpu, kept(gpu_key(gpu, hardware.driver_version))) for gpu in hardware.gpus]
     found: list[tuple[Gpu | None, Bench]] = [(gpu, bench) for gpu, bench in gpus if bench]
     cpu = kept(cpu_key(hardware.host))

@@ -15,10 +15,10 @@ from autoft.profiles.hardware import Gpu, GpuProcess, Hardware, Host
 
 @options.command("Show what this machine is: GPUs with their memory and who holds it, driver, processor, memory, disk.")
 @click.option("--bench", is_flag=True, help="Measure what it does in a second, within 30 s; plans then use that.")
-@click.option("--seconds", type=float, default=30.0, metavar="S", help="How long --bench may take in all. Default: 30.")
-def command(bench: bool, seconds: float, as_json: bool) -> None:
+@click.option("--seconds", type=float, metavar="S", help="Of --bench: how long it may take in all. Default: 30.")
+def command(bench: bool, seconds: float | None, as_json: bool) -> None:
     hardware = detect()
-    found = benches(hardware, measure_s=seconds if bench else None)
+    found = benches(hardware, measure=bench, seconds=seconds)
     if as_json:
         told = {"bench": [each.to_dict() for _, each in found]} if found else {}
         options.print_json({**hardware.to_dict(), **told})

@@ -65,6 +65,8 @@ def test_too_little_time_and_a_home_that_takes_nothing(tmp_path) -> None:
     short = autoft("probe", "--bench", "--seconds", "0.5")
     assert (short.returncode, short.stdout) == (2, "")
     assert "too short" in short.stderr
+    alone = autoft("probe", "--seconds", "5")
+    assert (alone.returncode, "--seconds goes with --bench" in alone.stderr) == (2, True)
     nothing = autoft(
         "probe", "--bench", "--seconds", "1", PYTHONPATH=os.pathsep.join([_slow_torch(tmp_path), *sys.path])
     )
