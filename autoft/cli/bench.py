@@ -36,7 +36,8 @@ def benches(hardware: Hardware, *, measure: bool, seconds: float | None) -> list
     """The bench of each GPU, or of the CPU (None) where it is what trains; those kept, or measured anew and kept.
 
     measure: anew, for `seconds`; else only those kept are looked for.
-    Raises: OptionError for too little time or for time without a measurement, OutputError where AUTOFT_HOME cannot be written to, AutoftError.
+    Raises: OptionError for too little time or for time without a measurement, OutputError where AUTOFT_HOME cannot be
+        written to, AutoftError where nothing can be measured.
     """
     if measure:
         return _measured(hardware, DEFAULT_S if seconds is None else seconds)
