@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -155,6 +157,14 @@ def test_what_else_was_at_work_widens_the_range() -> None:
     wide = bench_rates(gpu_rates(CARD), replace(of_card(), readings=tuple(disturbed)), 2048).products["bfloat16"]
     assert wide.lower == steady.lower
     assert wide.upper == 2 * steady.upper
+
+
+def test_real_steps_were_within_what_a_bench_predicts() -> None:
+    path = Path(__file__).parents[2] / "benchmarks/results/step_time_bench.json"
+    cases = json.loads(path.read_text(encoding="utf-8"))["cases"]
+    assert len(cases) == 12
+    for case in cases:
+        assert case["predicted_lower_s"] <= case["measured_s"] <= case["predicted_upper_s"], case
 
 
 def test_a_bench_of_another_card_or_other_versions_is_not_used(monkeypatch) -> None:
