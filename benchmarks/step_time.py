@@ -1,10 +1,12 @@
 """Is a step as quick as predicted? Real steps on this CPU, each case in a process of its own, against their ranges.
 
-    python benchmarks/step_time.py [--shared]
+    python benchmarks/step_time.py [--shared] [--bench]
 
 Models have real shapes and random weights. A step is forward, backward, clipping and the optimizer, as the trainer's.
 --shared, on a machine that others use: one thread, and seconds of processor time. Threads that wait for each other on
 cores that others hold make the wall clock vary tenfold.
+--bench: predicted from one bench (autoft probe --bench) for all cases, instead of what planning itself measures beside
+each; written to step_time_bench.json.
 """
 
 from __future__ import annotations
@@ -80,16 +82,29 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def main(shared: bool) -> None:
+BENCH_S = 40.0
+
+
+def main(shared: bool, bench: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "bench.json"
+        if bench:
+            way = ["--measure-bench", str(file), *(["--shared"] if shared else [])]
+            subprocess.run([sys.executable, __file__, *way], check=True)
+        compare_all(shared, file if bench else None)
+
+
+def compare_all(shared: bool, bench: Path | None) -> None:
     found = []
     for name in CASES:
         load = os.getloadavg()[0]
         command = [sys.executable, __file__, "--case", name, *(["--shared"] if shared else [])]
+        command += ["--with-bench", str(bench)] if bench else []
         result = subprocess.run(command, check=True, capture_output=True, text=True)
         found.append({"case": name, "load_before": round(load, 2), **json.loads(result.stdout.splitlines()[-1])})
         print(found[-1], file=sys.stderr, flush=True)
     write_results(
-        "step_time",
+        "step_time_bench" if bench else "step_time",
         {
             "steps": STEPS,
             "clock": "processor time of one thread, others at work" if shared else "wall, all cores",
@@ -100,7 +115,30 @@ def main(shared: bool) -> None:
     )
 
 
-def compare(name: str, shared: bool) -> dict[str, Any]:
+def measure_bench(file: Path, shared: bool) -> None:
+    """A bench of this CPU, with the clock that its steps are timed by."""
+    import torch
+
+    from autoft.planner.bench import readings
+
+    if shared:
+        torch.set_num_threads(1)
+    clock = time.process_time if shared else time.perf_counter
+    found = [each for each in readings("cpu", BENCH_S, clock) if not isinstance(each, str)]
+    file.write_text(json.dumps([each.to_dict() for each in found]))
+
+
+def read_bench(file: Path) -> Any:
+    """The Bench of what measure_bench has written."""
+    from autoft.profiles.bench_store import Bench, Reading, cpu_key
+    from autoft.profiles.detect import detect
+
+    data = json.loads(file.read_text())
+    readings = tuple(Reading(**{**each, "shape": tuple(each["shape"])}) for each in data)
+    return Bench(key=cpu_key(detect().host), date="2000-01-01", readings=readings)
+
+
+def compare(name: str, shared: bool, bench: Path | None) -> dict[str, Any]:
     """One case, measured and predicted."""
     import torch
     import transformers
@@ -131,6 +169,7 @@ def compare(name: str, shared: bool) -> dict[str, Any]:
     target = dataclasses.replace(
         target_of(detect(), gpu_name="cpu", vram_gib=None, cpu_flops_per_s=lambda dtype, _: flops[dtype]),
         cpu_bytes_per_s=lambda: (in_pieces, at_once),
+        bench=read_bench(bench) if bench else None,
     )
     predicted = Estimator(name, config, target).estimate(recipe).step_time_s
     median = statistics.median(seconds)
@@ -175,9 +214,14 @@ def measured_steps(config: Any, recipe: Any, clock: Callable[[], float]) -> list
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--shared", action="store_true")
-    parser.add_argument("--case")
+    parser.add_argument("--bench", action="store_true")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--measure-bench", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--with-bench", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        print(json.dumps(compare(options.case, options.shared)))
+        print(json.dumps(compare(options.case, options.shared, options.with_bench)))
+    elif options.measure_bench:
+        measure_bench(options.measure_bench, options.shared)
     else:
-        main(options.shared)
+        main(options.shared, options.bench)

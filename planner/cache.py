@@ -1,7 +1,8 @@
 """Answers kept: a question that `autoft estimate` was asked before is answered without importing torch.
 
 The key of an entry is a digest of everything that shapes the answer, down to the source of the planner and trainer.
-What depends on the moment is not kept: free memory is compared anew, and a measured CPU throughput holds for a day.
+What depends on the moment is not kept: free memory is compared anew, and a CPU throughput that planning measured itself
+holds for a day. A kept bench is part of the question.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from autoft.planner.estimate import Estimate
 from autoft.planner.request import Request
 from autoft.planner.target import Target, target_of
 from autoft.planner.time import measure_cpu_flops
+from autoft.profiles.bench_store import THREADS
 from autoft.profiles.hardware import Hardware
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.resolve import config_source, resolve
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "trl", "accelerate")
 KEPT_ENTRIES = 500
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # on a CPU each thread of PyTorch takes memory of its own
 # Of the Target and its card: words, and what differs from one moment to the next
 MOMENTARY = ("name", "available_bytes", "free_bytes", "index", "uuid", "processes")
 
@@ -99,7 +100,7 @@ def recall(question: Question, *, explained: bool = False) -> Kept | None:
     elif estimate.available_bytes != available:
         return None  # tight or no: only a replay under today's limit can tell
     notes = estimate.assumptions
-    if target.gpu is None:
+    if target.gpu is None and target.bench is None:
         notes = (*notes, f"time: measured earlier today, {kept.at} UTC; --no-cache measures anew")
     return replace(kept, estimate=replace(estimate, available_bytes=available, assumptions=notes))
 
@@ -140,11 +141,15 @@ def _target_facts(target: Target, hardware: Hardware) -> dict[str, Any]:
     values = {field.name: getattr(target, field.name) for field in fields(target)}
     facts = {name: value for name, value in values.items() if name not in MOMENTARY and not callable(value)}
     facts["context"] = [target.device_bytes(0), target.assumptions]
+    facts["bench"] = target.bench.to_dict() if target.bench else None
     if target.gpu is not None:
         facts["gpu"] = {key: value for key, value in target.gpu.to_dict().items() if key not in MOMENTARY}
     else:
+        # each thread of PyTorch takes memory of its own
         host, threads = hardware.host, [os.environ.get(name) for name in THREADS]
-        facts["cpu"] = [host.cpu, host.cores, host.bf16, threads, datetime.datetime.now(datetime.UTC).date()]
+        facts["cpu"] = [host.cpu, host.cores, host.bf16, threads]
+        if target.measures_now:
+            facts["day"] = datetime.datetime.now(datetime.UTC).date()
     return facts
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from autoft.errors import OptionError
-from autoft.planner.time import Rates, cpu_rates, gpu_rates, measure_cpu_bandwidth
+from autoft.planner.time import Rates, bench_rates, cpu_rates, gpu_rates, measure_cpu_bandwidth
+from autoft.profiles.bench_store import Bench, cpu_key, gpu_key, kept
 from autoft.profiles.detect import UNIFIED_FREE, gpu_from_profile
 from autoft.profiles.gpu_catalogue import candidates, gpu_for
 from autoft.profiles.hardware import Gpu, Hardware
@@ -36,6 +37,7 @@ class Target:
     """device: where to train. available_bytes: what a run may take of it. half_dtype: its true 16-bit format, if any.
 
     cpu_flops_per_s, cpu_bytes_per_s: measure the CPU's throughput, for a model in a dtype, and its memory's.
+    bench: what `autoft probe --bench` has measured of this device with the software that is installed now.
     """
 
     device: Literal["cuda", "cpu"]
@@ -45,13 +47,33 @@ class Target:
     gpu: Gpu | None = None
     cpu_flops_per_s: Callable[[Dtype, ModelShape], float] | None = None
     cpu_bytes_per_s: Callable[[], tuple[float, float]] = _bandwidth
+    bench: Bench | None = None
 
-    def rates(self, dtypes: Iterable[Dtype], shape: ModelShape) -> Rates:
+    def rates(self, dtypes: Iterable[Dtype], shape: ModelShape | None) -> Rates:
         """What the device does in a second. dtypes: of the products that are asked for."""
-        if self.gpu is not None:
-            return gpu_rates(self.gpu)
+        rates = gpu_rates(self.gpu) if self.gpu is not None else self._cpu_rates(dtypes, shape)
+        if self.bench is None:
+            return rates
+        return bench_rates(rates, self.bench, shape.hidden_size if shape else None)
+
+    @property
+    def measures_now(self) -> bool:
+        """Whether planning itself measures something: a CPU's throughput where no bench tells it."""
+        told = [self._benched("product", dtype) for dtype in ("float32", "bfloat16", "float16")]
+        return self.gpu is None and None in (*told, self._benched("memory"), self._benched("new pages"))
+
+    def _cpu_rates(self, dtypes: Iterable[Dtype], shape: ModelShape | None) -> Rates:
+        flops = {dtype: self._benched("product", dtype) or self._measured_now(dtype, shape) for dtype in dtypes}
+        in_pieces, at_once = self._benched("memory"), self._benched("new pages")
+        return cpu_rates(flops, (in_pieces, at_once) if in_pieces and at_once else self.cpu_bytes_per_s())
+
+    def _benched(self, what: str, dtype: str = "") -> float | None:
+        found = self.bench.find(what, dtype) if self.bench else ()
+        return found[0].median if found else None
+
+    def _measured_now(self, dtype: Dtype, shape: ModelShape | None) -> float:
         assert self.cpu_flops_per_s is not None
-        return cpu_rates({dtype: self.cpu_flops_per_s(dtype, shape) for dtype in dtypes}, self.cpu_bytes_per_s())
+        return self.cpu_flops_per_s(dtype, shape)  # type: ignore[arg-type]
 
     def device_bytes(self, reserved_bytes: int) -> int:
         """What a run that reserves so much takes of the device in all."""
@@ -97,12 +119,18 @@ def target_of(
     gpu = _gpu(hardware, gpu_name, vram_gib)
     if gpu is not None:
         half: Dtype = "bfloat16" if gpu.bf16 else "float16"
-        return Target("cuda", f"{gpu.name} ({size(gpu.total_bytes)})", usable_bytes(gpu.free_bytes), half, gpu=gpu)
+        name, usable = f"{gpu.name} ({size(gpu.total_bytes)})", usable_bytes(gpu.free_bytes)
+        return Target("cuda", name, usable, half, gpu=gpu, bench=kept(gpu_key(gpu, hardware.driver_version)))
     host = hardware.host
     ram = int(vram_gib * GIB) if vram_gib is not None else host.ram_available_bytes
     name = f"CPU ({host.cpu}, {host.cores} cores, {size(ram)} free)"
     return Target(
-        "cpu", name, int(ram * RAM_USABLE), "bfloat16" if host.bf16 else None, cpu_flops_per_s=cpu_flops_per_s
+        "cpu",
+        name,
+        int(ram * RAM_USABLE),
+        "bfloat16" if host.bf16 else None,
+        cpu_flops_per_s=cpu_flops_per_s,
+        bench=kept(cpu_key(host)),
     )
 
 
@@ -117,7 +145,7 @@ def _gpu(hardware: Hardware, gpu_name: str | None, vram_gib: float | None) -> Gp
     if gpu_name is not None:
         gpu = gpu_from_profile(_single(gpu_name))
     elif hardware.gpus:
-        gpu = _with_data_sheet(max(hardware.gpus, key=lambda gpu: gpu.free_bytes))
+        gpu = with_data_sheet(max(hardware.gpus, key=lambda gpu: gpu.free_bytes))
     elif vram_gib is not None:
         gpu = Gpu(name="a GPU", origin="user", total_bytes=0, free_bytes=0, compute_capability=(8, 0), bf16=True)
     else:
@@ -142,7 +170,7 @@ def _single(gpu_name: str) -> str:
     return gpu_name
 
 
-def _with_data_sheet(gpu: Gpu) -> Gpu:
+def with_data_sheet(gpu: Gpu) -> Gpu:
     """A card of this machine with the catalogue's throughput, where the catalogue knows it."""
     profile = gpu_for(gpu.name, gpu.total_bytes)
     if profile is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from autoft.planner.estimate import Range
+from autoft.profiles.bench_store import Bench, Reading
 from autoft.profiles.hardware import Gpu
 from autoft.profiles.model_shape import ModelShape
 from autoft.trainer.recipe import Dtype
@@ -40,6 +42,14 @@ UNPACK_SHARE = (0.25, 1.0)
 # write a third or in place, the quickest get two and a half times as much.
 NEW_PAGES_BYTES = 2 * 32 * MIB
 NEW_PAGES_SHARE = (0.5, 2.5)
+# Of what a bench has measured of this very thing, the median of its slowest shape and the best of its quickest: what
+# else was at work widens the range. Products and a CPU's memory as above. Assumptions, met by the 12 steps of
+# benchmarks/step_time.py --bench on a CPU; no card's bench was compared with a step on it. A copy on a card is quicker
+# than most kernels.
+BENCH_MEMORY = (0.5, 1.35)
+BENCH_ATTENTION = (0.4, 1.3)
+BENCH_UNPACK = (0.5, 1.3)
+BENCH_HOST_LINK = (0.6, 1.05)
 # Assumptions for a card that no data sheet is known of.
 UNKNOWN_HALF = (10e12, 100e12)
 UNKNOWN_MEMORY = (200e9, 1000e9)
@@ -57,16 +67,17 @@ POWER_SHARE = (0.3, 1.0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rate:
-    """So much a second. lower, upper: of what a step gets. basis: where the figure is from."""
+    """So much a second. lower, upper: of what a step gets. basis: where the figure is from. on: the day of a bench."""
 
     lower: float
     upper: float
     basis: Basis
+    on: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rates:
-    """What a device does. The place to put what a bench of this machine has measured.
+    """What a device does.
 
     products, attention: FLOP/s by dtype. memory: bytes/s read and written; new_pages: of kernels from NEW_PAGES_BYTES
     on, where that differs. unpack: bytes/s of 4-bit weights and what they become. launch_s: host seconds a kernel.
@@ -144,9 +155,13 @@ def _short(value: float) -> str:
 def _basis(rates: Rates) -> str:
     product, memory = max(rates.products.values(), key=lambda rate: rate.upper), rates.memory
     known = {"measured": "measured just now", "data sheet": "from the data sheet", "assumption": "assumed"}
+    basis = known[product.basis]
+    if product.on is not None:
+        least, most = PRODUCTS["measured"]
+        basis = f"measured on {product.on}, of which a step is taken to get {least:.0%} to {most:.0%}"
     return (
         f"time: products at {_short(product.lower / 1e12)} to {_short(product.upper / 1e12)} TFLOP/s, memory at "
-        f"{_short(memory.lower / 1e9)} to {_short(memory.upper / 1e9)} GB/s, {known[product.basis]}"
+        f"{_short(memory.lower / 1e9)} to {_short(memory.upper / 1e9)} GB/s, {basis}"
     )
 
 
@@ -189,6 +204,49 @@ def cpu_rates(flops_per_s: Mapping[Dtype, float], bytes_per_s: tuple[float, floa
         runs_ahead=False,
         host_link=memory,
     )
+
+
+def bench_rates(rates: Rates, bench: Bench, hidden_size: int | None = None) -> Rates:
+    """`rates` with what the bench has measured in place of data sheet and assumption; the rest stays.
+
+    Products: those of the layer whose width is nearest to hidden_size; None: of the slowest and the quickest layer.
+    """
+
+    def measured(readings: tuple[Reading, ...], share: tuple[float, float], otherwise: Rate) -> Rate:
+        if not readings:
+            return otherwise
+        slowest, quickest = min(reading.median for reading in readings), max(reading.most for reading in readings)
+        rate = _share((slowest, quickest), share, "measured")
+        return replace(rate, on=bench.date)
+
+    # on a CPU the smaller kernels' memory, of which cpu_rates takes other shares
+    memory = bench.find("memory")
+    on_gpu = bench.find("copy") if not memory else ()
+    return replace(
+        rates,
+        products={
+            dtype: measured(_nearest(bench.find("product", dtype), hidden_size), PRODUCTS["measured"], rate)
+            for dtype, rate in rates.products.items()
+        },
+        attention={
+            dtype: measured(bench.find("attention", dtype), BENCH_ATTENTION, rate)
+            for dtype, rate in rates.attention.items()
+        },
+        memory=measured(memory or on_gpu, MEMORY["measured"] if memory else BENCH_MEMORY, rates.memory),
+        new_pages=measured(bench.find("new pages"), NEW_PAGES_SHARE, rates.new_pages) if rates.new_pages else None,
+        unpack=measured(
+            tuple(reading for reading in bench.readings if reading.what == "unpack"), BENCH_UNPACK, rates.unpack
+        ),
+        host_link=measured(bench.find("to device"), BENCH_HOST_LINK, rates.host_link),
+    )
+
+
+def _nearest(readings: tuple[Reading, ...], hidden_size: int | None) -> tuple[Reading, ...]:
+    """Those of the inner size nearest to hidden_size, by ratio."""
+    if hidden_size is None or not readings:
+        return readings
+    nearest = min(abs(math.log(reading.shape[1] / hidden_size)) for reading in readings)
+    return tuple(r for r in readings if abs(math.log(r.shape[1] / hidden_size)) == nearest)
 
 
 def _share(figure: tuple[float, float], share: tuple[float, float], basis: Basis) -> Rate:

@@ -17,6 +17,7 @@ from autoft.errors import AutoftError, Interrupted, OptionError, near
 # Name, and the line that `autoft --help` shows: kept here so that help imports no command.
 COMMANDS = {
     "probe": "Show what this machine is: GPUs, memory, disk, processor.",
+    "doctor": "Check what ruins an evening: driver, torch, kernels, versions, folders, hub.",
     "plan": "Find the best fine-tune of a model that this machine can run, and say why.",
     "estimate": "Memory and time of one exact recipe.",
     "run": "Plan, train, evaluate and save, in one shot.",

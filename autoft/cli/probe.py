@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import click
 from rich.console import Console
 from rich.text import Text
 
 from autoft import render, units
 from autoft.cli import options
+from autoft.cli.bench import benches, show_bench
 from autoft.profiles.detect import detect
 from autoft.profiles.hardware import Gpu, GpuProcess, Hardware, Host
 
 
 @options.command("Show what this machine is: GPUs with their memory and who holds it, driver, processor, memory, disk.")
-def command(as_json: bool) -> None:
+@click.option("--bench", is_flag=True, help="Measure what it does in a second, within 30 s; plans then use that.")
+@click.option("--seconds", type=float, metavar="S", help="Of --bench: how long it may take in all. Default: 30.")
+def command(bench: bool, seconds: float | None, as_json: bool) -> None:
     hardware = detect()
+    found = benches(hardware, measure=bench, seconds=seconds)
     if as_json:
-        options.print_json(hardware.to_dict())
+        told = {"bench": [each.to_dict() for _, each in found]} if found else {}
+        options.print_json({**hardware.to_dict(), **told})
     else:
-        _print(hardware, render.console())
+        console = render.console()
+        _print(hardware, console)
+        show_bench(found, console)
 
 
 def _print(hardware: Hardware, console: Console) -> None:

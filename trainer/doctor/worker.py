@@ -1,0 +1,31 @@
+"""The other end of `workers.py`: `python -m autoft.trainer.doctor.worker MODULE:FUNCTION ARGS`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from typing import Any
+
+from autoft.trainer import environment
+from autoft.trainer.doctor.finding import one_line
+
+
+def main(function: str, args: str) -> None:
+    """One object on stdout: {"answer": ...} or {"error": "one line"}. All that libraries print goes to stderr."""
+    answer_to = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    environment.prepare()
+    module, _, name = function.partition(":")
+    told: dict[str, Any]
+    try:
+        told = {"answer": getattr(importlib.import_module(module), name)(*json.loads(args))}
+    except Exception as error:  # noqa: BLE001 - what is asked here is whether it works, and why not
+        told = {"error": one_line(error)}
+    with answer_to:
+        answer_to.write(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
