@@ -77,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(failure.exit_code)
     except KeyboardInterrupt:
         _report(Interrupted("interrupted"), as_json="--json" in args)
+        # Interrupted in text compiled on the fly, as dataclasses do, `python -m` remembers to end itself by the
+        # signal, exit code or not (unhandled_keyboard_interrupt in pythonrun.c); text that ends well makes it forget
+        exec("")
         sys.exit(Interrupted.exit_code)
 
 

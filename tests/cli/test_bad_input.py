@@ -542,6 +542,16 @@ def test_ctrl_c(own_home, tiny_model, data_file, tmp_path, seen, later_s, says):
     assert not out.exists()
 
 
+def test_ctrl_c_in_text_compiled_on_the_fly_has_the_same_exit_code(tmp_path):
+    (tmp_path / "interrupted.py").write_text(
+        "from autoft.cli import main\nmain.cli.main = lambda **_: exec('raise KeyboardInterrupt')\nmain.main([])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.strip()) == (130, "Error: interrupted")
+
+
 def test_ctrl_c_before_anything_is_printed(own_home, tmp_path):
     """During the heavy imports of a command that says nothing before them."""
     with start(own_home, ["estimate", "qwen2.5-0.5b-instruct"], tmp_path) as process:
