@@ -86,7 +86,7 @@ def test_every_model_is_estimated_or_refused_in_a_line() -> None:
     for model in PROFILES.values():
         request = Request(model=model.name, gpu="rtx-4090", seq_len=512, settings=settings)
         if model.name in REFUSED:
-            with pytest.raises(InputError, match=f"^{REFUSED[model.name]}.*$"):
+            with pytest.raises(InputError, match=REFUSED[model.name]):
                 make_estimate(request, hardware)
         else:
             estimate = make_estimate(request, hardware).estimate
