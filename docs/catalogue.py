@@ -1,4 +1,4 @@
-"""Write docs/catalogue.md: the built-in GPUs and models with their figures, and the documents these come from.
+"""Write docs/catalogue.md: the built-in GPUs, models and presets with their figures, and the documents these come from.
 
 python docs/catalogue.py            writes it
 python docs/catalogue.py --check    exits with 1 where it is not what the files in profiles/ say
@@ -14,6 +14,7 @@ from pathlib import Path
 from autoft.profiles.catalogue import Figure, built_in
 from autoft.profiles.gpu_catalogue import GpuProfile
 from autoft.profiles.model_catalogue import ModelProfile
+from autoft.profiles.preset_catalogue import Preset
 
 PAGE = Path(__file__).parent / "catalogue.md"
 HEAD = """# The catalogue
@@ -28,6 +29,10 @@ the card is sold with and, where it was found, what the driver reports. Power of
 """
 
 
+PRESETS = """Defaults for a purpose: `autoft plan MODEL --preset NAME`. Options and `--set` win over them.
+"""
+
+
 def page() -> str:
     """The whole text of the page."""
     gpus, models = built_in("gpus", GpuProfile), built_in("models", ModelProfile)
@@ -35,7 +40,11 @@ def page() -> str:
     for family, found in families(gpus.values()).items():
         parts.append(f"### {family}\n{table(GPU_COLUMNS, map(gpu_row, found))}")
     parts.append(f"### Where the figures come from\n{sources(gpus.values())}")
-    parts.append(f"## {len(models)} models\n{table(('Model', 'Hub id', 'Licence'), map(model_row, models.values()))}")
+    parts.append(f"## {len(models)} models\n{table(MODEL_COLUMNS, map(model_row, models.values()))}")
+    presets = built_in("presets", Preset)
+    parts.append(f"## {len(presets)} presets\n{PRESETS}")
+    for preset in presets.values():
+        parts.append(f"### `{preset.name}`: {preset.summary}\n{table(PRESET_COLUMNS, preset_rows(preset))}")
     return "\n".join(parts)
 
 
@@ -68,8 +77,27 @@ def gpu_row(gpu: GpuProfile) -> list[str]:
     ]
 
 
+MODEL_COLUMNS = ("Model", "Hub id", "Licence", "Parameters", "Chat template", "Base in", "Revision")
+
+
 def model_row(model: ModelProfile) -> list[str]:
-    return [f"`{model.name}`", model.hub_id, model.licence + (", gated" if model.gated else "")]
+    return [
+        f"`{model.name}`",
+        model.hub_id,
+        model.licence + (", gated" if model.gated else ""),
+        f"{model.parameters:,}" if model.parameters else "",
+        model.chat_template or "",
+        model.base_dtype or "",
+        (model.revision or "")[:7],
+    ]
+
+
+PRESET_COLUMNS = ("Setting", "Value", "Why", "Source")
+
+
+def preset_rows(preset: Preset) -> list[list[str]]:
+    settings = {**preset.settings, **preset.advice}
+    return [[name.replace("_", " "), str(s.value), s.reason, s.source] for name, s in settings.items()]
 
 
 def families(gpus: Iterable[GpuProfile]) -> dict[str, list[GpuProfile]]:

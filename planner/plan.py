@@ -15,6 +15,7 @@ from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator import Estimator
 from autoft.planner.ghost import Rehearsal
 from autoft.planner.plan_file import Plan
+from autoft.planner.preset import Defaults, defaults
 from autoft.planner.request import Request
 from autoft.planner.target import Target, target_of
 from autoft.planner.time import measure_cpu_flops
@@ -51,19 +52,25 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
     Raises: InputError of several kinds; DoesNotFit when no candidate fits.
     """
     recipe_pins, job_pins = parse_settings(request.settings)
+    seq_len = request.seq_len or recipe_pins.pop("seq_len", None)
+    preset = _preset(request, {*recipe_pins, *job_pins}, seq_len)
     target = _target(request, hardware)
     ref = resolve(request.model)
     estimator = Estimator(request.model, load_config(ref), target)
     shape = estimator.shape
-    seq_len = request.seq_len or recipe_pins.pop("seq_len", None)
     _check_seq_len(seq_len, shape)
+    job_pins = {**preset.job, **job_pins}
     prepared = None
     if request.data is not None:
         eval_rows = job_pins.get("eval_rows", Job.__dataclass_fields__["eval_rows"].default)
         max_tokens = seq_len or shape.max_position
         prepared = prepare(ref, request.data, request.eval_data, eval_rows=eval_rows, max_tokens=max_tokens)
     workload = measure(prepared) if prepared else None
-    seq_len = seq_len or _seq_len(workload, shape)
+    if preset.packing:
+        preset = _packable(preset, estimator, prepared, seq_len or _seq_len(workload, shape, preset), job_pins)
+    seq_len_counts = seq_len is None and (workload is None or preset.packing)
+    seq_len = seq_len or _seq_len(workload, shape, preset)
+    recipe_pins = {**preset.recipe, **recipe_pins}
     rows = _rows(prepared, seq_len, packing=bool(recipe_pins.get("packing")))
     schedule = {**_schedule(request, workload, rows), **job_pins}
     rows_per_step = schedule.pop("rows_per_step")
@@ -77,7 +84,7 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
         return [(r, estimator.estimate(r, accumulate=r.micro_batch < rows_per_step)) for r in taken]
 
     try:
-        choice = choose(estimates(seq_len), prefer=request.prefer, target=target.name)
+        choice = choose(estimates(seq_len), prefer=preset.prefer, target=target.name)
     except DoesNotFit as error:
         raise DoesNotFit(error.what, fix=_way_out(seq_len, estimates)) from None
     accumulation = schedule.pop("accumulation", max(1, rows_per_step // choice.recipe.micro_batch))
@@ -98,9 +105,10 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
     plan = Plan(
         autoft_version=__version__,
         target=target.name,
-        prefer=request.prefer,
-        reasons=choice.reasons,
-        notes=_notes(prepared, seq_len),
+        prefer=preset.prefer,
+        preset=preset.name,
+        reasons=(*choice.reasons, *preset.reasons(seq_len_counts=seq_len_counts)),
+        notes=(*_notes(prepared, seq_len), *preset.notes()),
         steps=steps,
         run_time_s=run_time_s,
         run_energy_kwh=run_energy_kwh,
@@ -128,7 +136,7 @@ def make_estimate(request: Request, hardware: Hardware) -> Answer:
     estimator = Estimator(request.model, load_config(resolve(request.model)), target)
     seq_len = request.seq_len or pins.get("seq_len")
     _check_seq_len(seq_len, estimator.shape)
-    seq_len = seq_len or _seq_len(None, estimator.shape)
+    seq_len = seq_len or _seq_len(None, estimator.shape, Defaults())
     recipe = candidates(target, seq_len=seq_len, rows_per_step=1, attention=estimator.attention, pinned=pins)[0]
     rehearsal = estimator.rehearse(recipe)
     estimate = estimator.estimate_of(recipe, rehearsal)
@@ -142,12 +150,34 @@ def _target(request: Request, hardware: Hardware) -> Target:
     )
 
 
-def _seq_len(workload: Workload | None, shape: ModelShape) -> int:
-    """Room for the longest row, so that none is cut; without data, DEFAULT_SEQ_LEN; never more than the model takes."""
+def _preset(request: Request, pinned: set[str], seq_len: int | None) -> Defaults:
+    """What the request's preset sets that the request does not, and what to prefer."""
+    options = {"seq_len": seq_len, "prefer": request.prefer}
+    preset = defaults(request.preset, {*pinned, *(name for name, value in options.items() if value is not None)})
+    return replace(preset, prefer=request.prefer or preset.prefer)
+
+
+def _packable(
+    preset: Defaults, estimator: Estimator, prepared: Prepared | None, seq_len: int, job_pins: dict[str, Any]
+) -> Defaults:
+    """The preset, without its packing where the model or the data is not made for that."""
+    if not estimator.takes(Recipe(packing=True, attention=estimator.attention)):
+        return preset.without_packing("this model cannot keep packed examples apart")
+    rows = _rows(prepared, seq_len, packing=True)
+    if rows is not None and rows * job_pins.get("epochs", 1.0) < MIN_STEPS:
+        return preset.without_packing(f"{rows} packed rows are too few for {MIN_STEPS} optimizer steps")
+    return preset
+
+
+def _seq_len(workload: Workload | None, shape: ModelShape, preset: Defaults) -> int:
+    """Room for the longest row, so that none is cut, and for as many tokens as the preset packs into one.
+
+    Without data the preset's length, else DEFAULT_SEQ_LEN; never more than the model takes.
+    """
     if workload is None:
-        return min(DEFAULT_SEQ_LEN, shape.max_position)
+        return min(preset.seq_len or DEFAULT_SEQ_LEN, shape.max_position)
     rounded = -(-workload.longest_tokens // PAD_MULTIPLE) * PAD_MULTIPLE
-    return min(rounded, shape.max_position)
+    return min(max(rounded, preset.seq_len or 0) if preset.packing else rounded, shape.max_position)
 
 
 def _check_seq_len(seq_len: int | None, shape: ModelShape) -> None:

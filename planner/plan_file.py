@@ -35,7 +35,8 @@ class Alternative(Record):
 class Plan(Record):
     """What to run and why. job is all that the trainer takes; the rest says how it was chosen.
 
-    target: the device planned for, in words. steps: optimizer steps of the whole run, None without data.
+    target: the device planned for, in words. preset: the name of the one it was planned with.
+    steps: optimizer steps of the whole run, None without data.
     run_time_s, run_energy_kwh: of all its steps; evaluation is not in them. Energy is the device's, None where unknown.
     """
 
@@ -43,6 +44,7 @@ class Plan(Record):
     autoft_version: str
     target: str
     prefer: str
+    preset: str | None = None
     reasons: tuple[str, ...]
     notes: tuple[str, ...] = ()
     steps: int | None = None

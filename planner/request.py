@@ -10,7 +10,11 @@ Prefer = Literal["balanced", "quality", "speed", "memory"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """What the user asks for. settings: `key=value` words that pin fields of the Recipe or the Job."""
+    """What the user asks for. settings: `key=value` words that pin fields of the Recipe or the Job.
+
+    prefer: None is the preset's, else balanced. preset: a name of profiles/presets, whose values stand where the user
+    said nothing.
+    """
 
     model: str
     data: str | None = None
@@ -18,5 +22,6 @@ class Request:
     gpu: str | None = None
     vram_gib: float | None = None
     seq_len: int | None = None
-    prefer: Prefer = "balanced"
+    prefer: Prefer | None = None
+    preset: str | None = None
     settings: tuple[str, ...] = ()

@@ -67,7 +67,8 @@ def open_run(folder: Path) -> Talker:
     base_name = result.base if Path(result.base).is_dir() else result.job.model
     ref = resolve(base_name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = build_base(result.job.recipe, load_config(ref), fetch(ref), device)
+    weights = fetch(ref)
+    base = build_base(result.job.recipe, load_config(ref, weights), weights, device)
     base.config.use_cache = True
     model = PeftModel.from_pretrained(base, folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -71,9 +71,10 @@ def resolve(name: str) -> ModelRef:
     )
 
 
-def load_config(ref: ModelRef) -> Any:
+def load_config(ref: ModelRef, weights: Path | None = None) -> Any:
     """The transformers configuration. Weights are not touched; a hub model costs one small file.
 
+    weights: the folder that `fetch` gave; training takes the configuration beside them, not the catalogue's copy.
     Raises: ModelError when there is none, or transformers cannot read it.
     """
     from transformers import AutoConfig
@@ -84,10 +85,10 @@ def load_config(ref: ModelRef) -> Any:
         return AutoConfig.from_pretrained(starter_folder())
     if ref.kind == "gguf":
         return _reading(ref, lambda: AutoConfig.from_pretrained(ref.local.parent, gguf_file=ref.local.name))
-    if ref.profile is not None:
-        config = dict(ref.profile.config)
+    if ref.profile is not None and weights is None:
+        config = ref.profile.full_config
         return _reading(ref, lambda: AutoConfig.for_model(config.pop("model_type"), **config))
-    folder = ref.path or _hub_file(ref, "config.json").parent
+    folder = ref.path or weights or _hub_file(ref, "config.json").parent
     return _reading(ref, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False))
 
 
@@ -100,7 +101,7 @@ def config_source(ref: ModelRef) -> bytes | None:
         with ref.local.open("rb") as file:
             return file.read(GGUF_HEADER_BYTES)
     if ref.profile is not None:
-        return json.dumps(ref.profile.config, sort_keys=True).encode()
+        return json.dumps(ref.profile.full_config, sort_keys=True).encode()
     if ref.kind == "starter":
         from autoft.trainer.starter import starter_folder
 

@@ -116,7 +116,7 @@ def _load(job: Job, prepared: Prepared | None, listener: Listener) -> _Loaded:
 
     environment.quiet()
     baseline = resident_bytes()
-    model = build_model(job.recipe, config=load_config(ref), weights=weights, device=job.device, seed=job.seed)
+    model = build_model(job.recipe, config=load_config(ref, weights), weights=weights, device=job.device, seed=job.seed)
     return _Loaded(ref, weights, prepared, model, stop_ids(prepared.tokenizer, model_stop_ids(model)), baseline)
 
 

@@ -46,6 +46,7 @@ DATA = (
         type=options.Choice(PREFERENCES),
         help="What to look at first. Default: balanced.",
     ),
+    click.option("--preset", metavar="NAME", help="Defaults for a purpose, such as chatbot, code or edge."),
 )
 
 
@@ -71,6 +72,7 @@ def request(
     data: str | None = None,
     eval_data: str | None = None,
     prefer: str | None = None,
+    preset: str | None = None,
 ) -> Request:
     """The Request that the options make; the named ones are shorthand for --set and win over it."""
     from autoft.planner.request import Request
@@ -83,7 +85,8 @@ def request(
         gpu=gpu,
         vram_gib=vram_gib,
         seq_len=seq_len,
-        prefer=prefer or "balanced",  # type: ignore[arg-type]
+        prefer=prefer,  # type: ignore[arg-type]
+        preset=preset,
         settings=pins,
     )
 

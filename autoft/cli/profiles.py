@@ -1,4 +1,4 @@
-"""`autoft profiles`: the GPUs and models that autoft knows by name, and the user's own beside them."""
+"""`autoft profiles`: the GPUs, models and presets that autoft knows by name, and the user's own beside them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from autoft.home import write_text
 from autoft.profiles.catalogue import Figure, own_folder, parse, problems_of, shelf
 from autoft.profiles.gpu_catalogue import GpuProfile, find_gpu
 from autoft.profiles.model_catalogue import ModelProfile, find_model
+from autoft.profiles.preset_catalogue import Preset, find_preset
 from autoft.schema import Record, read_text
 
 WIDE = 60
@@ -73,13 +74,20 @@ KINDS = {
     "models": Kind(
         record=ModelProfile, find=find_model, columns=("Model", "Hub id", "Licence"), row=_model_row, narrow=3
     ),
+    "presets": Kind(
+        record=Preset,
+        find=find_preset,
+        columns=("Preset", "For"),
+        row=lambda preset: (preset.name, preset.summary),
+        narrow=2,
+    ),
 }
 
 
 @options.command(
-    "The GPUs and models that autoft knows by name, and your own in AUTOFT_HOME/profiles, which add to them or "
-    "override them.\n\n"
-    f"KIND is {' or '.join(KINDS)}; left out, all. ACTION is list (the default), show NAME, add FILE or check "
+    "The GPUs, models and presets that autoft knows by name, and your own in AUTOFT_HOME/profiles, which add to them "
+    "or override them.\n\n"
+    f"KIND is {', '.join(KINDS)}; left out, all. ACTION is list (the default), show NAME, add FILE or check "
     "[FILE...]: show tells each figure with its source, add checks a file and keeps it, check reads built-in files and "
     "yours."
 )
@@ -189,10 +197,10 @@ def _facts(profile: Record) -> list[tuple[str, str]]:
 
 def _fact(name: str, value: Any) -> tuple[str, str]:
     if isinstance(value, dict):
-        inner = {key: text for key, text in value.items() if key not in ("value", "basis", "source")}
+        inner = {key: text for key, text in value.items() if key not in ("value", "basis", "reason", "source")}
         label, lines = _with_unit(name, value["value"]) if "value" in value else (name.replace("_", " "), "")
         texts = [lines, *(f"{key.replace('_', ' ')} {_plain(text)}" for key, text in inner.items())]
-        texts += [value["basis"]] if value.get("basis") else []
+        texts += [value[key] for key in ("basis", "reason") if value.get(key)]
         texts += [f"source: {value['source']}"] if value.get("source") else []
         return label, "\n".join(filter(None, texts))
     return name.replace("_", " "), ".".join(map(str, value)) if name == "compute_capability" else _plain(value)

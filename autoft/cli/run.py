@@ -110,6 +110,7 @@ def _from_file(path: Path, words: dict[str, Any]) -> Plan:
 
     named = {
         "--prefer": "prefer",
+        "--preset": "preset",
         "--gpu": "gpu",
         "--vram": "vram_gib",
         "--method": "method",

@@ -10,6 +10,7 @@ import pytest
 from autoft.profiles.catalogue import forget, own_folder
 from autoft.profiles.gpu_catalogue import find_gpu, gpu_profiles
 from autoft.profiles.model_catalogue import model_profiles
+from autoft.profiles.preset_catalogue import preset_profiles
 
 T4 = Path(__file__).parents[2] / "profiles" / "gpus" / "t4.toml"
 
@@ -25,6 +26,7 @@ def test_a_list_of_all_kinds_or_of_one(autoft) -> None:
     everything = json.loads(autoft("profiles", "--json").out)
     assert [gpu["name"] for gpu in everything["gpus"]] == list(gpu_profiles())
     assert [model["name"] for model in everything["models"]] == list(model_profiles())
+    assert [preset["name"] for preset in everything["presets"]] == list(preset_profiles())
     for words in (("gpus",), ("gpus", "list")):
         only = json.loads(autoft("profiles", *words, "--json").out)
         assert only == {"gpus": everything["gpus"]}
@@ -58,7 +60,11 @@ def test_show_as_json_has_the_profile_and_its_file(autoft) -> None:
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_show_fits_the_width(autoft, monkeypatch, width) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    for words in (("gpus", "show", "h100-80gb"), ("models", "show", "qwen2.5-3b-instruct")):
+    for words in (
+        ("gpus", "show", "h100-80gb"),
+        ("models", "show", "qwen2.5-3b-instruct"),
+        ("presets", "show", "edge"),
+    ):
         assert max(map(len, autoft("profiles", *words).out.splitlines())) <= width
 
 
@@ -82,7 +88,7 @@ def test_add_refuses_a_file_that_is_wrong(autoft, tmp_path) -> None:
 
 
 def test_check_tells_what_is_wrong_and_exits_with_two(autoft) -> None:
-    files = len(gpu_profiles()) + len(model_profiles())
+    files = len(gpu_profiles()) + len(model_profiles()) + len(preset_profiles())
     assert autoft("profiles", "check").out == f"{files} files checked, none wrong\n"
     assert autoft("profiles", "gpus", "check", T4).out == "1 file checked, none wrong\n"
     own_folder("gpus").mkdir(parents=True)
@@ -112,11 +118,12 @@ def test_a_card_of_one_s_own_can_be_planned_for_and_a_broken_one_only_warns(auto
 @pytest.mark.parametrize(
     ("words", "error", "fix"),
     [
-        ("gpu", "kind gpu: not known. Did you mean gpus?", "one of: gpus, models"),
+        ("gpu", "kind gpu: not known. Did you mean gpus?", "one of: gpus, models, presets"),
         ("gpus shwo", "action shwo: not known. Did you mean show?", "one of: list, show, add, check"),
         ("gpus list t4", "list takes no name: t4", "autoft profiles gpus show t4"),
         ("show", "show takes one name", "autoft profiles gpus show rtx-4090"),
         ("models show qwen", "no profile 'qwen'.", "autoft profiles models list"),
+        ("presets show chat", "no preset 'chat'. Did you mean chatbot?", "one of: chatbot"),
         ("gpus show rtx-4091", "no GPU 'rtx-4091' in the catalogue. Did you mean rtx-4090", "autoft profiles gpus"),
         ("add x.toml", "add takes a kind and one file", "autoft profiles gpus add FILE"),
         ("gpus add x.toml", "x.toml: No such file or directory", "check the path"),

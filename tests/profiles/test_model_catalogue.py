@@ -1,21 +1,96 @@
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import time
+from typing import Any
+
 import pytest
 
 from autoft.errors import FileFormatError
 from autoft.profiles.model_catalogue import ModelProfile, find_model, model_profiles
 
+PROFILES = model_profiles()
+# What QLoRA refuses, and how it begins
+REFUSED = {"falcon-7b": "no layer of FalconForCausalLM can be quantized to 4 bits"}
 
-def test_models() -> None:
-    assert {model.hub_id for model in model_profiles().values()} == {
-        "Qwen/Qwen2.5-0.5B-Instruct",
-        "Qwen/Qwen2.5-1.5B-Instruct",
-        "Qwen/Qwen2.5-3B-Instruct",
-        "HuggingFaceTB/SmolLM2-135M",
-        "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
-    }
-    assert model_profiles()["qwen2.5-3b-instruct"].licence == "qwen-research"
-    assert all({"model_type", "hidden_size", "num_hidden_layers"} <= set(m.config) for m in model_profiles().values())
+
+def test_models_of_every_size_and_family() -> None:
+    assert len(PROFILES) >= 60
+    counts = sorted(model.parameters or 0 for model in PROFILES.values())
+    assert (counts[0], counts[-1]) == (124_439_808, 72_706_203_648)
+    assert {model.config["model_type"] for model in PROFILES.values()} >= {
+        "llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "mixtral", "gemma", "gemma2", "gemma3", "gemma3_text", "phi",
+        "phi3", "gpt_neox", "gpt2", "opt", "bloom", "falcon", "stablelm", "olmo2", "olmoe", "granite", "starcoder2",
+        "cohere2", "internlm3", "exaone4", "nemotron", "deepseek_v2", "glm4", "gpt_oss", "smollm3",
+    }  # fmt: skip
+
+
+def test_hub_ids_and_names_are_unique() -> None:
+    names = [name.casefold() for m in PROFILES.values() for name in (m.name, m.hub_id)]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("model", PROFILES.values(), ids=list(PROFILES))
+def test_a_profile_says_all_but_its_revision(model: ModelProfile) -> None:
+    for field in dataclasses.fields(model):
+        if field.name not in ("revision", "gated", "notes", "config_null"):
+            assert getattr(model, field.name), field.name
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", model.hub_id)
+    assert ("vocab_size" in model.config) or "text_config" in model.config
+    assert all(note == note.strip() and not note.endswith(".") for note in model.notes)
+
+
+def config_of(model: ModelProfile) -> Any:
+    from transformers import AutoConfig
+
+    settings = model.full_config
+    return AutoConfig.for_model(settings.pop("model_type"), **settings)
+
+
+@pytest.mark.parametrize("model", PROFILES.values(), ids=list(PROFILES))
+def test_transformers_builds_as_many_parameters_as_were_published(model: ModelProfile) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(config_of(model), dtype=torch.bfloat16)
+        built.tie_weights()
+    assert sum(parameter.numel() for parameter in built.parameters()) == model.parameters
+
+
+FORMULA = re.compile(r"counted from the figures of config[^:]*: ([\d x+()]+)$")
+
+
+@pytest.mark.parametrize(
+    "model", [m for m in PROFILES.values() if FORMULA.search(m.parameters_source)], ids=lambda m: m.name
+)
+def test_counts_that_are_written_out_are_right(model: ModelProfile) -> None:
+    found = FORMULA.search(model.parameters_source)
+    assert found is not None
+    assert eval(found[1].replace("x", "*")) == model.parameters  # digits, x, + and parentheses alone
+
+
+@pytest.mark.slow
+def test_every_model_is_estimated_or_refused_in_a_line() -> None:
+    from autoft.errors import InputError
+    from autoft.planner.plan import make_estimate
+    from autoft.planner.request import Request
+    from autoft.profiles.detect import detect
+
+    hardware = dataclasses.replace(detect(), gpus=())
+    settings = ("method=qlora", "gradient_checkpointing=true")
+    for model in PROFILES.values():
+        request = Request(model=model.name, gpu="rtx-4090", seq_len=512, settings=settings)
+        if model.name in REFUSED:
+            with pytest.raises(InputError, match=REFUSED[model.name]):
+                make_estimate(request, hardware)
+        else:
+            estimate = make_estimate(request, hardware).estimate
+            assert estimate.total_params - estimate.trainable_params == model.parameters
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-1.5b-instruct", "Qwen/Qwen2.5-1.5B-Instruct", "qwen/qwen2.5-1.5b-instruct"])
@@ -30,10 +105,42 @@ def test_an_unknown_model_is_none() -> None:
 
 
 def test_a_profile_survives_its_own_toml() -> None:
-    for model in model_profiles().values():
+    for model in PROFILES.values():
         assert ModelProfile.from_toml(model.to_toml()) == model
 
 
-def test_unknown_keys_are_refused() -> None:
-    with pytest.raises(FileFormatError, match="unknown key licence_url"):
-        ModelProfile.from_dict({**model_profiles()["smollm2-135m"].to_dict(), "licence_url": ""})
+def test_keys_that_are_null_reach_transformers() -> None:
+    assert "q_lora_rank" in PROFILES["deepseek-v2-lite"].config_null
+    assert config_of(PROFILES["deepseek-v2-lite"]).q_lora_rank is None
+    assert config_of(PROFILES["mistral-7b-v0.3"]).sliding_window is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"licence_url": ""}, "unknown key licence_url"),
+        ({"revision": "main"}, "revision must be a commit, 40 hexadecimal digits"),
+        ({"parameters": 0}, "parameters = 0"),
+        ({"parameters_source": " "}, "parameters need a parameters_source"),
+        ({"base_dtype": "bf16"}, "base_dtype = 'bf16' is not known"),
+        ({"config": {}}, "config has no model_type"),
+        ({"config_null": ["vocab_size"]}, "a key is in config and in config_null"),
+    ],
+)
+def test_wrong_profiles_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(FileFormatError, match=re.escape(message)):
+        ModelProfile.from_dict({**PROFILES["smollm2-135m"].to_dict(), **change})
+
+
+def test_the_catalogue_is_listed_quickly_and_without_torch() -> None:
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "autoft", "profiles", "models", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    took_s = time.perf_counter() - start
+    assert len(json.loads(done.stdout)["models"]) == len(PROFILES)
+    assert not re.search(r"\| +(torch|transformers|huggingface_hub)$", done.stderr, re.MULTILINE)
+    assert took_s < 3  # 0.3 s on an idle machine with two cores

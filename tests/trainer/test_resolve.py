@@ -183,6 +183,12 @@ def test_a_catalogue_name_has_its_config_without_the_network():
     assert (config.model_type, config.hidden_size, config.num_hidden_layers) == ("qwen2", 896, 24)
 
 
+def test_training_takes_the_configuration_beside_the_weights(tiny_model):
+    ref = resolve("qwen2.5-0.5b-instruct")
+    assert load_config(ref, tiny_model).hidden_size == load_config(resolve(str(tiny_model))).hidden_size
+    assert load_config(ref, tiny_model).model_type == "llama"
+
+
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch):
     """An empty cache of the hub, and no network. The library reads both when it is imported."""

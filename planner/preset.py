@@ -1,0 +1,113 @@
+"""What a preset puts where the user said nothing, and what the plan says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from autoft.planner.request import Prefer
+from autoft.profiles.preset_catalogue import Preset, Setting, find_preset
+from autoft.trainer.job import Job
+from autoft.trainer.recipe import Recipe
+
+# Of a pair the first is nothing without the second: who sets the second sets both.
+TOGETHER = {"alpha": "rank", "max_steps": "epochs"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Defaults:
+    """A preset's values that stand.
+
+    recipe, job: fields of theirs. overruled: names of what the user set otherwise. unpacked: why its packing does not.
+    """
+
+    preset: Preset | None = None
+    prefer: Prefer = "balanced"
+    seq_len: int | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    job: dict[str, Any] = field(default_factory=dict)
+    overruled: tuple[str, ...] = ()
+    unpacked: str | None = None
+
+    @property
+    def name(self) -> str | None:
+        return self.preset.name if self.preset else None
+
+    @property
+    def packing(self) -> bool:
+        return bool(self.recipe.get("packing"))
+
+    def without_packing(self, why: str) -> Defaults:
+        return replace(self, recipe={k: v for k, v in self.recipe.items() if k != "packing"}, unpacked=why)
+
+    def reasons(self, *, seq_len_counts: bool) -> list[str]:
+        """One line a value, with its reason and source. seq_len_counts: the plan took over the length."""
+        if self.preset is None:
+            return []
+        lines = [f"preset: {self.preset.name}, {self.preset.summary}"]
+        for name, setting in self.preset.settings.items():
+            stands = {"seq_len": seq_len_counts, "packing": self.unpacked is None}.get(name, True)
+            if name not in self.overruled and stands:
+                lines.append(_line(name, setting))
+        return lines
+
+    def notes(self) -> list[str]:
+        """What gave way, and what nothing acts on."""
+        if self.preset is None:
+            return []
+        lines = []
+        if self.overruled:
+            lines.append(
+                f"preset {self.preset.name}: your own settings stand for {', '.join(map(_words, self.overruled))}"
+            )
+        if self.unpacked is not None:
+            lines.append(f"preset {self.preset.name}: no packing, for {self.unpacked}")
+        for name, setting in self.preset.advice.items():
+            lines.append(f"preset {self.preset.name} advises, and nothing acts on it yet: {_line(name, setting)}")
+        return lines
+
+
+def defaults(name: str | None, given: Collection[str]) -> Defaults:
+    """The values of the preset `name` but for those in `given`, fields that the user set.
+
+    Raises: OptionError for an unknown preset, FileFormatError for a value that is none of its field.
+    """
+    if name is None:
+        return Defaults()
+    preset = find_preset(name)
+    overruled = {key for key in preset.settings if key in given or TOGETHER.get(key) in given}
+    values = {key: setting.value for key, setting in preset.settings.items() if key not in overruled}
+    prefer, seq_len = values.pop("prefer", "balanced"), values.pop("seq_len", None)
+    recipe_keys, job_keys = ({f.name for f in dataclasses.fields(record)} for record in (Recipe, Job))
+    recipe = {key: value for key, value in values.items() if key in recipe_keys}
+    where = f"preset {preset.name}"
+    for key, value in recipe.items():
+        if key != "method":
+            Recipe.from_dict({key: value}, where=where)
+    job = {key: value for key, value in values.items() if key in job_keys}
+    Job.from_dict({"model": "", "recipe": {}, **job}, where=where)
+    return Defaults(
+        preset=preset,
+        prefer=cast(Prefer, prefer),
+        seq_len=seq_len if isinstance(seq_len, int) else None,
+        recipe=recipe,
+        job=job,
+        overruled=tuple(key for key in preset.settings if key in overruled),
+    )
+
+
+def _line(name: str, setting: Setting) -> str:
+    """rank 16: the reason (the source)."""
+    return f"{_words(name)} {_shown(setting.value)}: {setting.reason} ({setting.source})"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else ", ".join(value) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+
+from autoft.errors import FileFormatError, OptionError
+from autoft.planner.choose import PREFERENCES
+from autoft.profiles.preset_catalogue import ADVICE, Preset, find_preset, preset_profiles
+from autoft.trainer.job import Job
+from autoft.trainer.recipe import Recipe
+from autoft.trainer.result import Evaluation
+
+PRESETS = preset_profiles()
+RECIPE, JOB = ({field.name for field in dataclasses.fields(record)} for record in (Recipe, Job))
+
+
+def test_the_presets() -> None:
+    assert set(PRESETS) == {
+        "chatbot", "document-extraction", "classification", "code", "style-and-tone", "continued-pretraining",
+        "prototype", "edge",
+    }  # fmt: skip
+
+
+def test_a_preset_has_only_keys_that_the_plan_knows() -> None:
+    keys = {field.name for field in dataclasses.fields(Preset)} - {"name", "summary"}
+    assert keys - set(ADVICE) - {"prefer"} <= RECIPE | JOB
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
+def test_every_value_fits_its_field_and_says_why(preset: Preset) -> None:
+    values = {name: setting.value for name, setting in preset.settings.items()}
+    assert values.pop("prefer", "balanced") in PREFERENCES
+    method = {"quant_type": "nf4"} if values.get("method") == "qlora" else {}
+    Recipe.from_dict({**{key: value for key, value in values.items() if key in RECIPE}, **method})
+    Job.from_dict({"model": "", "recipe": {}, **{key: value for key, value in values.items() if key in JOB}})
+    assert {"rank", "target_modules", "learning_rate", "epochs", "packing", "seq_len"} <= values.keys()
+    assert values["alpha"] == 2 * values["rank"]
+    assert set(preset.advice) == set(ADVICE)
+    assert preset.advice["evaluation_metric"].value in {field.name for field in dataclasses.fields(Evaluation)}
+    for setting in (*preset.settings.values(), *preset.advice.values()):
+        assert not setting.reason.endswith(".")
+
+
+def test_a_preset_survives_its_own_toml() -> None:
+    for preset in PRESETS.values():
+        assert Preset.from_toml(preset.to_toml()) == preset
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("[lr]\nvalue = 1e-4\nreason = 'r'\nsource = 's'", "unknown key lr"),
+        ("[rank]\nvalue = 8\nreason = ' '\nsource = 's'", "rank: reason and source must say something"),
+        ("[rank]\nvalue = 8\nreason = 'r'", "rank.source is missing"),
+        ("[rank]\nvalue = 8\nreason = 'r'\nsource = 's'\nbasis = 'b'", "unknown key rank.basis"),
+    ],
+)
+def test_wrong_presets_are_refused(toml: str, message: str) -> None:
+    with pytest.raises(FileFormatError, match=re.escape(message)):
+        Preset.from_toml(f"name = 'x'\nsummary = 'y'\n{toml}")
+
+
+def test_presets_are_found_by_name() -> None:
+    assert find_preset("Chatbot ").name == "chatbot"
+    with pytest.raises(OptionError, match=r"no preset 'extraction'\. Did you mean document-extraction\?"):
+        find_preset("extraction")
