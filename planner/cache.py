@@ -36,7 +36,19 @@ LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "trl", "accelerate
 KEPT_ENTRIES = 500
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # on a CPU each thread of PyTorch takes memory of its own
 # Of the Target and its card: words, and what differs from one moment to the next
-MOMENTARY = ("name", "available_bytes", "free_bytes", "index", "uuid", "processes")
+MOMENTARY = (
+    "name",
+    "available_bytes",
+    "free_bytes",
+    "used_bytes",
+    "index",
+    "uuid",
+    "pcie",
+    "processes",
+    "desktop_bytes",
+    "status",
+    "unknown",
+)
 
 
 @dataclass(frozen=True, slots=True)
