@@ -37,7 +37,19 @@ from autoft.trainer.resolve import config_source, resolve
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "trl", "accelerate")
 KEPT_ENTRIES = 500
 # Of the Target and its card: words, and what differs from one moment to the next
-MOMENTARY = ("name", "available_bytes", "free_bytes", "index", "uuid", "processes")
+MOMENTARY = (
+    "name",
+    "available_bytes",
+    "free_bytes",
+    "used_bytes",
+    "index",
+    "uuid",
+    "pcie",
+    "processes",
+    "desktop_bytes",
+    "status",
+    "unknown",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
         prefer=preset.prefer,
         preset=preset.name,
         reasons=(*choice.reasons, *preset.reasons(seq_len_counts=seq_len_counts)),
-        notes=(*_notes(prepared, seq_len), *preset.notes()),
+        notes=(*_notes(prepared, seq_len), *preset.notes(), *_machine_notes(request, hardware)),
         steps=steps,
         run_time_s=run_time_s,
         run_energy_kwh=run_energy_kwh,
@@ -116,7 +116,7 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
         estimate=choice.estimate,
         shape=shape,
         workload=workload,
-        hardware=hardware,
+        hardware=_lasting(hardware),
         alternatives=choice.alternatives,
     )
     return plan, prepared
@@ -258,6 +258,16 @@ def _notes(prepared: Prepared | None, seq_len: int) -> tuple[str, ...]:
     if prepared is None:
         return (f"no data given: planned for sequences of {seq_len} tokens; name the data with --data",)
     return tuple(prepared.notes(seq_len))
+
+
+def _machine_notes(request: Request, hardware: Hardware) -> tuple[str, ...]:
+    """What to know of this machine; nothing where the plan is for a card that was named."""
+    return hardware.notes if request.gpu is None else ()
+
+
+def _lasting(hardware: Hardware) -> Hardware:
+    """The machine without clocks, temperatures and the like, which a plan does not depend on."""
+    return replace(hardware, gpus=tuple(replace(gpu, status=None, unknown={}) for gpu in hardware.gpus))
 
 
 def _way_out(seq_len: int, estimates: Callable[[int], list[tuple[Recipe, Estimate]]]) -> str:

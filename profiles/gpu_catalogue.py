@@ -10,10 +10,9 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from autoft.errors import OptionError, near
+from autoft.profiles.capability import BF16_SINCE
 from autoft.profiles.catalogue import Figure, load, shelf
 from autoft.schema import Record
-
-BF16_SINCE = (8, 0)
 
 # What a figure can be at all, from the smallest board to the largest module: a slipped unit falls outside.
 SANE = {

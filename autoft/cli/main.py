@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import sys
 import traceback
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from autoft import __version__
+from autoft.cli.options import takes_all_text
 from autoft.errors import AutoftError, Interrupted, OptionError, near
 
 # Name, and the line that `autoft --help` shows: kept here so that help imports no command.
@@ -64,6 +66,7 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed, 2 bad input, 3 nothing fits, 130 interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
+    _take_any_text()
     try:
         sys.exit(_exit_code(cli.main(args=args, prog_name="autoft", standalone_mode=False)))
     except click.exceptions.NoArgsIsHelpError as error:
@@ -81,6 +84,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         # signal, exit code or not (unhandled_keyboard_interrupt in pythonrun.c); text that ends well makes it forget
         exec("")
         sys.exit(Interrupted.exit_code)
+
+
+def _take_any_text() -> None:
+    """Where the terminal cannot show a character, a question mark stands for it instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _exit_code(result: Any) -> int:
@@ -113,4 +123,4 @@ def _report(failure: AutoftError, *, as_json: bool) -> None:
     print(f"Error: {failure}", file=sys.stderr)
     if as_json:
         error = {"what": failure.what, "fix": failure.fix, "exit_code": failure.exit_code}
-        print(json.dumps({"error": error}, ensure_ascii=False))
+        print(json.dumps({"error": error}, ensure_ascii=not takes_all_text()))

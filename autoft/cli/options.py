@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,4 +42,9 @@ class Choice(click.Choice[str]):
 
 def print_json(data: dict[str, Any] | Sequence[Any]) -> None:
     """One JSON object on stdout."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    click.echo(json.dumps(data, indent=2, ensure_ascii=not takes_all_text()))
+
+
+def takes_all_text() -> bool:
+    """Whether stdout's encoding has every character; where not, JSON escapes them."""
+    return (getattr(sys.stdout, "encoding", None) or "utf-8").casefold().startswith("utf")

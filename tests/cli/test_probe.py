@@ -67,12 +67,12 @@ def test_lines_fit(command: str, width: int) -> None:
     assert max(map(len, done.stdout.splitlines())) <= width
 
 
-def test_profiles_lists_one_kind_or_both() -> None:
+def test_profiles_lists_one_kind_or_all() -> None:
     assert "rtx-4090" in autoft("profiles", "gpus").stdout
     assert "Qwen" not in autoft("profiles", "gpus").stdout
     assert "Qwen/Qwen2.5-3B-Instruct" in autoft("profiles", "models").stdout
     data = json.loads(autoft("profiles", "--json").stdout)
-    assert set(data) == {"gpus", "models"}
+    assert set(data) == {"gpus", "models", "presets"}
     assert next(g for g in data["gpus"] if g["name"] == "rtx-4090")["half_flops_per_s"]["source"]
 
 

@@ -24,13 +24,16 @@ class FakeDriver:
     def log(self) -> Path:
         return self.folder / "log"
 
-    def autoft(self, scenario: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
-        self.log.unlink(missing_ok=True)
+    def environment(self, scenario: str, **env: str) -> dict[str, str]:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("CUDA_", "FAKE_", "COLUMNS"))}
         own = {"LD_LIBRARY_PATH": str(self.folder), "FAKE_NVML": scenario, "FAKE_NVML_LOG": str(self.log)}
+        return {**clean, **own, **env}
+
+    def autoft(self, scenario: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        self.log.unlink(missing_ok=True)
         return subprocess.run(
             [sys.executable, "-m", "autoft", *args],
-            env={**clean, **own, "FAKE_NVML_PID": str(os.getpid()), **env},
+            env=self.environment(scenario, **env),
             capture_output=True,
             text=True,
             timeout=60,
@@ -38,15 +41,24 @@ class FakeDriver:
         )
 
 
-@pytest.fixture(scope="session")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> FakeDriver:
+def _compiled(folder: Path, *flags: str) -> FakeDriver:
     compiler = shutil.which("gcc")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("the stand-in NVIDIA driver needs gcc on Linux")
-    folder = tmp_path_factory.mktemp("driver")
     subprocess.run(
-        [compiler, "-shared", "-fPIC", "-Wall", "-Werror", "-o", folder / "libnvidia-ml.so.1", SOURCE],
+        [compiler, "-shared", "-fPIC", "-Wall", "-Werror", *flags, "-o", folder / "libnvidia-ml.so.1", SOURCE],
         check=True,
         timeout=60,
     )
     return FakeDriver(folder)
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> FakeDriver:
+    return _compiled(tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture(scope="session")
+def old_driver(tmp_path_factory: pytest.TempPathFactory) -> FakeDriver:
+    """One that lacks what came later than R470."""
+    return _compiled(tmp_path_factory.mktemp("old"), "-DOLD_DRIVER")
