@@ -51,6 +51,23 @@ def starter_result() -> str:
     return f"{printed.getvalue()}The whole command: {seconds:.0f} s on {machine['cores']} cores ({machine['cpu']})\n"
 
 
+def probed(record: dict[str, Any]) -> str:
+    """What `autoft probe --bench` showed where the record was made, with `--json`."""
+    from rich.console import Console
+
+    from autoft.cli.bench import show_bench
+    from autoft.cli.show_machine import show_machine
+    from autoft.profiles.bench_store import Bench
+    from autoft.profiles.hardware import Hardware
+
+    printed = io.StringIO()
+    console = Console(file=printed, width=100)
+    benches = [Bench.from_dict(bench) for bench in record.pop("bench")]
+    show_machine(Hardware.from_dict(record), console)
+    show_bench([(None, bench) for bench in benches], console)
+    return printed.getvalue()
+
+
 def errors_of(record: dict[str, Any]) -> str:
     """A record's summary: sizes of the errors of each figure, over all runs."""
     lines = [f"{'predicted / measured':<38}{'runs':>5}{'exact':>7}{'median':>10}{'worst':>10}"]
@@ -144,6 +161,7 @@ def errors_on_the_cpu(record: dict[str, Any]) -> str:
 
 
 OTHERS: dict[str, Callable[[], str]] = {
+    "benchmarks/results/probe.json": of_results("probe", probed),
     "benchmarks/results/starter.json": starter_result,
     "benchmarks/results/measured_runs.json": of_results("measured_runs", errors_of),
     "benchmarks/results/measured_runs.json, run by run": of_results("measured_runs", errors_by_run),
