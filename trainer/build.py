@@ -187,6 +187,7 @@ def _round_linears(model: PreTrainedModel, recipe: Recipe) -> None:
 
 
 def _load_base(recipe: Recipe, config: Any, weights: Path, device: str) -> PreTrainedModel:
+    """Raises: ModelError where a weight of the model is not in the folder: transformers would make it up at random."""
     from transformers import AutoModelForCausalLM
 
     quantization = _quantization(recipe) if recipe.quant_type is not None else None
@@ -194,7 +195,7 @@ def _load_base(recipe: Recipe, config: Any, weights: Path, device: str) -> PreTr
         from autoft.trainer.experts import loading_config
 
         quantization = loading_config(quantization)
-    model = AutoModelForCausalLM.from_pretrained(
+    model, told = AutoModelForCausalLM.from_pretrained(
         weights,
         config=config,
         dtype=torch_dtype(recipe.base_dtype),
@@ -203,7 +204,14 @@ def _load_base(recipe: Recipe, config: Any, weights: Path, device: str) -> PreTr
         device_map={"": device},
         use_safetensors=True,
         trust_remote_code=False,
+        output_loading_info=True,
     )
+    missing = sorted(told["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{weights}: {len(missing)} weights of a {config.model_type} model are not there, {missing[0]} for one",
+            fix="the weights that belong to this config.json",
+        )
     model.config.use_cache = False
     return model
 

@@ -59,6 +59,13 @@ def test_the_split_is_the_same_every_time_and_keeps_equal_rows_together() -> Non
     assert not {r.fields["n"] for r in train} & {r.fields["n"] for r in heldout}
 
 
+def test_copies_of_one_row_are_never_all_held_out() -> None:
+    same = [RawRow({"n": 1}, f"f:{n}") for n in range(20)]
+    assert split_rows(same, 100) == (same, [])
+    train, heldout = split_rows([*same, RawRow({"n": 2}, "f:20")], 1)
+    assert (len(train), [row.where for row in heldout]) == (20, ["f:20"])
+
+
 def test_only_answers_and_their_stop_are_trained(tokenizer) -> None:
     turns = [*TURNS, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
     (example,) = tokenize(recognise([RawRow({"messages": turns}, "f:1")]), tokenizer).examples

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from autoft.errors import ModelError
@@ -42,6 +44,17 @@ def frozen_digest(model) -> str:
         if "lora_" not in name:
             digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def test_weights_that_are_not_those_of_the_config_are_refused(tiny_model, tmp_path) -> None:
+    """transformers would make them up and only log it."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.self_attn.q_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for settings in (FP32, QLORA):
+        with pytest.raises(ModelError, match=r"1 weights of a llama model are not there, model\.layers\.1\.self_attn"):
+            build(folder, **settings)
 
 
 def test_the_three_losses_are_one_loss_with_one_gradient(tiny_model) -> None:

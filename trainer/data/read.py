@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,12 @@ def split_rows(rows: list[RawRow], heldout: int) -> tuple[list[RawRow], list[Raw
     """
     wanted = min(heldout, len(rows) // 10)
     keys = [hashlib.sha256(json.dumps(row.fields, sort_keys=True, default=str).encode()).hexdigest() for row in rows]
-    chosen = set(sorted(set(keys))[:wanted])
+    copies = Counter(keys)
+    chosen: set[str] = set()
+    for key in sorted(copies):
+        if copies[key] <= wanted:
+            chosen.add(key)
+            wanted -= copies[key]
     train = [row for row, key in zip(rows, keys, strict=True) if key not in chosen]
     return train, [row for row, key in zip(rows, keys, strict=True) if key in chosen]
 
