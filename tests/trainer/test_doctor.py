@@ -82,13 +82,13 @@ def test_which_kernels_run_on_which_card(architectures, capability, expected) ->
 
 
 def test_a_card_without_kernels_fails_with_the_build_that_has_them() -> None:
-    old = cuda.kernels(CUDA_13, machine("v100"))
+    old = cuda.kernels(CUDA_13, machine("v100-16gb"))
     assert old.status == "failed"
     assert "Tesla V100" in old.found
     assert "compute capability 7.0" in old.found
     assert old.fix == "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126"
     assert cuda.kernels(CUDA_13, machine("t4", "rtx-4090")).status == "ok"
-    assert cuda.kernels(CUDA_13, machine("rtx-4090", "v100")).status == "failed"
+    assert cuda.kernels(CUDA_13, machine("rtx-4090", "v100-16gb")).status == "failed"
     ptx = cuda.kernels(replace(CUDA_13, architectures=("sm_75", "compute_75")), machine())
     assert ptx.status == "warning"
     assert "only PTX" in ptx.found
@@ -550,6 +550,7 @@ def test_without_torch_the_rest_is_still_told(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="PATH has another form")
 def test_a_training_step_that_learns_nothing_fails(monkeypatch) -> None:
+    import autoft.trainer.engine  # noqa: F401 - imported while the optimizer is replaced, it would keep the other one
     from autoft.trainer import optim
 
     class Idle:
