@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoft.errors import FileFormatError
-from autoft.profiles.hardware import Gpu, GpuProcess, Hardware, Host
+from autoft.profiles.hardware import Gpu, GpuProcess, GpuStatus, Hardware, Host, MigInstance
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
 
@@ -51,6 +51,8 @@ def test_nested_tuples_of_records_round_trip() -> None:
         free_bytes=1,
         compute_capability=(8, 9),
         processes=(GpuProcess(pid=1),),
+        status=GpuStatus(power_w=1.5, throttle=("heat (software)",), mig_instances=(MigInstance(uuid="MIG-1"),)),
+        unknown={"ecc": "Not Supported"},
     )
     hardware = Hardware(host=host, gpus=(gpu, gpu))
     assert Hardware.from_dict(hardware.to_dict()) == hardware

@@ -20,7 +20,7 @@ from autoft.planner.cache import Kept, Question, ask, keep, recall
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.request import Request
 from autoft.profiles.detect import gpu_from_profile
-from autoft.profiles.hardware import Gpu, GpuProcess, Hardware, Host
+from autoft.profiles.hardware import Gpu, GpuProcess, GpuStatus, Hardware, Host
 from autoft.trainer.recipe import Recipe
 
 GIB = 2**30
@@ -184,6 +184,17 @@ def test_what_fits_is_told_by_the_memory_that_is_free_now() -> None:
     roomy_again = recall(roomy)
     assert roomy_again is not None
     assert roomy_again.estimate.fits == "yes"
+
+
+def test_what_a_gpu_does_at_the_moment_changes_no_key() -> None:
+    request = replace(REQUEST, gpu=None)
+    cold = GpuStatus(power_w=20.0, temperature_c=35, sm_clock_mhz=210, pcie_generation=1)
+    hot = GpuStatus(power_w=170.0, temperature_c=83, sm_clock_mhz=1900, pcie_generation=4, throttle=("power limit",))
+    calm = gpu_here(11, status=cold, pcie="gen1 x16", used_bytes=0, unknown={"ecc": "Not Supported"})
+    busy = gpu_here(11, status=hot, pcie="gen4 x16", used_bytes=GIB, desktop_bytes=GIB)
+    assert asked(request, calm).key == asked(request, busy).key
+    other = gpu_here(11, status=cold, compute_capability=(8, 9))
+    assert asked(request, other).key != asked(request, calm).key
 
 
 def test_on_a_cpu_the_answer_says_when_it_was_measured(monkeypatch) -> None:

@@ -14,7 +14,7 @@ from autoft.planner.plan_file import Plan, read_plan, write_plan
 from autoft.planner.request import Request
 from autoft.planner.target import Target, target_of
 from autoft.profiles.detect import gpu_from_profile
-from autoft.profiles.hardware import Hardware, Host
+from autoft.profiles.hardware import GpuStatus, Hardware, Host
 from autoft.profiles.model_shape import ModelShape
 from autoft.trainer.recipe import PAD_MULTIPLE, Recipe
 
@@ -144,6 +144,22 @@ def test_sixteen_bits_where_they_fit_else_four_then_a_reason_for_each() -> None:
     assert all("more than can be used" in a.reason for a in rejected)
     assert all(a.estimate.device_bytes > a.estimate.available_bytes for a in rejected)
     assert all(a.reason for a in tight.alternatives)
+
+
+def test_a_plan_says_what_to_know_of_this_machine_and_keeps_what_lasts_of_it() -> None:
+    gpu = replace(
+        gpu_from_profile("rtx-4090"),
+        origin="nvml",
+        status=GpuStatus(temperature_c=70),
+        unknown={"ecc": "Not Supported"},
+    )
+    here = Hardware(host=HOST, gpus=(gpu,), notes=("on WSL 2 ...",))
+    plan, _ = make_plan(Request(model=TINYLLAMA, seq_len=512), here)
+    assert plan.notes[-1] == "on WSL 2 ..."
+    assert plan.hardware.gpus == (replace(gpu, status=None, unknown={}),)
+    assert Plan.from_toml(plan.to_toml()) == plan
+    elsewhere, _ = make_plan(Request(model=TINYLLAMA, gpu="rtx-4090", seq_len=512), here)
+    assert "on WSL 2 ..." not in elsewhere.notes
 
 
 def test_nothing_fits_names_the_closest_and_a_way_out() -> None:

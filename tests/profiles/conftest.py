@@ -41,7 +41,7 @@ class FakeDriver:
         )
 
 
-def _compiled(folder: Path, *flags: str) -> FakeDriver:
+def compiled(folder: Path, *flags: str) -> FakeDriver:
     compiler = shutil.which("gcc")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("the stand-in NVIDIA driver needs gcc on Linux")
@@ -55,10 +55,10 @@ def _compiled(folder: Path, *flags: str) -> FakeDriver:
 
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> FakeDriver:
-    return _compiled(tmp_path_factory.mktemp("driver"))
+    return compiled(tmp_path_factory.mktemp("driver"))
 
 
 @pytest.fixture(scope="session")
 def old_driver(tmp_path_factory: pytest.TempPathFactory) -> FakeDriver:
     """One that lacks what came later than R470."""
-    return _compiled(tmp_path_factory.mktemp("old"), "-DOLD_DRIVER")
+    return compiled(tmp_path_factory.mktemp("old"), "-DOLD_DRIVER")
