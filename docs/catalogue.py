@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from autoft.profiles.catalogue import Figure, built_in
+from autoft.cli.profiles import scaled
+from autoft.profiles.catalogue import built_in
 from autoft.profiles.gpu_catalogue import GpuProfile
 from autoft.profiles.model_catalogue import ModelProfile
 from autoft.profiles.preset_catalogue import Preset
@@ -133,10 +134,6 @@ def sources(gpus: Iterable[GpuProfile]) -> str:
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def scaled(figure: Figure | None, unit: float) -> str:
-    return f"{figure.value / unit:.4g}" if figure else ""
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from autoft.profiles.bench_store import BYTES, FLOPS, Reading, check, folder
+from autoft.trainer import environment
 from autoft.trainer.recipe import Dtype
 from autoft.units import MIB
 
@@ -67,10 +68,14 @@ def measure(budget_s: float = BUDGET_S, tell: Callable[[str], None] = lambda _: 
     """
     ending = time.monotonic() + budget_s
     words = [sys.executable, "-P", "-m", "autoft.planner.bench", str(time.time() + budget_s * (1 - MARGIN))]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         child = subprocess.Popen(
-            words, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8"
+            words,
+            env=environment.of_child(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            encoding="utf-8",
         )
         timer = threading.Timer(max(0.0, ending - time.monotonic()), _kill, (child,))
         timer.start()
@@ -119,8 +124,6 @@ def _kill(child: subprocess.Popen[str]) -> None:
 
 def main(until: float) -> None:
     """The child: one JSON object a line on stdout, what libraries print on stderr. until: seconds since the epoch."""
-    from autoft.trainer import environment
-
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     environment.prepare()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -31,6 +30,7 @@ from autoft.planner.target import Target, target_of
 from autoft.planner.time import measure_cpu_flops
 from autoft.profiles.bench_store import THREADS
 from autoft.profiles.hardware import Hardware
+from autoft.profiles.host import installed_version
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.resolve import config_source, resolve
 
@@ -88,7 +88,7 @@ def ask(request: Request, hardware: Hardware) -> Question | None:
         "config": hashlib.sha256(config).hexdigest(),
         "settings": [recipe_pins, job_pins, request.seq_len],
         "target": _target_facts(target, hardware),
-        "versions": {name: _version(name) for name in LIBRARIES},
+        "versions": {name: installed_version(name) for name in LIBRARIES},
         "autoft": [autoft.__version__, _source_digest()],
         "python": [platform.python_version(), platform.platform()],
     }
@@ -163,14 +163,6 @@ def _target_facts(target: Target, hardware: Hardware) -> dict[str, Any]:
         if target.measures_now:
             facts["day"] = datetime.datetime.now(datetime.UTC).date()
     return facts
-
-
-def _version(library: str) -> str | None:
-    """As its metadata has it: nothing is imported."""
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _source_digest() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from typing import Any
 
 from autoft.home import home, write_text
 from autoft.profiles.hardware import Gpu, Host
+from autoft.profiles.host import installed_version
 from autoft.schema import Record
 
 # Changed when the same words come to mean another measurement: what was kept before is then no longer used
@@ -147,13 +147,7 @@ def check(reading: Reading) -> Reading:
 
 def _software() -> dict[str, str]:
     """Versions by metadata, nothing imported."""
-    found = {"bench": EDITION}
-    for library in LIBRARIES:
-        try:
-            found[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            found[library] = ""
-    return found
+    return {"bench": EDITION, **{library: installed_version(library) or "" for library in LIBRARIES}}
 
 
 def _path(key: BenchKey) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import re
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from types import TracebackType
 from typing import IO, Any, Literal
 
 from autoft.errors import OptionError
+from autoft.profiles.hardware import in_words
 
 WORKER = Path(__file__).with_name("nvml.py")
 STOPPED = "the driver stopped answering before"
@@ -154,8 +154,7 @@ def _timeout_s() -> float:
 
 
 def _in_words(where: str, name: str) -> str:
-    subject = re.sub(r"_(w|c|mhz|percent)$", "", name).replace("_", " ")
-    return f"the {subject} of GPU {where}" if where else f"the {subject}"
+    return f"the {in_words(name)} of GPU {where}" if where else f"the {in_words(name)}"
 
 
 def _read_lines(pipe: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:

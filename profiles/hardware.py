@@ -6,10 +6,16 @@ not known; why not is in `Gpu.unknown`, by the name of the field.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from autoft.schema import Record
+
+
+def in_words(field_name: str) -> str:
+    """A field as people say it, without its unit: "power limit" is power_limit_w."""
+    return re.sub(r"_(w|c|mhz|percent)$", "", field_name).replace("_", " ")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

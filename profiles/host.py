@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -58,15 +59,15 @@ def read_host(disk_path: Path | None = None, root: Path = Path("/")) -> Host:
 
     root: where /proc and /sys are.
     """
-    ram, limits = psutil.virtual_memory(), memory_limits(root)
+    ram_total, ram_available = available_ram(root)
     swap_total, swap_free = _swap(root)
     outputs, outputs_free = _disk(disk_path or Path.cwd())
     flags = _cpu_flags(root)
     return Host(
         cpu=_cpu_name(root),
         cores=_cores(root),
-        ram_total_bytes=min([ram.total, *(limit.limit_bytes for limit in limits)]),
-        ram_available_bytes=max(0, min([ram.available, *(limit.available_bytes for limit in limits)])),
+        ram_total_bytes=ram_total,
+        ram_available_bytes=ram_available,
         disk_path=str(outputs),
         disk_free_bytes=outputs_free,
         bf16=bool(flags & BF16_FLAGS),
@@ -76,7 +77,7 @@ def read_host(disk_path: Path | None = None, root: Path = Path("/")) -> Host:
         swap_total_bytes=swap_total,
         swap_free_bytes=swap_free,
         disks=(
-            _room("models", models_cache()),
+            _room("models", hub_cache()[0]),
             _room("cache", home()),
             Disk(use="outputs", path=str(outputs), free_bytes=outputs_free),
         ),
@@ -87,20 +88,31 @@ def read_host(disk_path: Path | None = None, root: Path = Path("/")) -> Host:
     )
 
 
-def available_ram() -> tuple[int, int]:
-    """(total, available) bytes of RAM now, a container's limit counted."""
-    ram, limits = psutil.virtual_memory(), memory_limits()
+def available_ram(root: Path = Path("/")) -> tuple[int, int]:
+    """(total, available) bytes of RAM now, a container's limit counted. root: where /proc and /sys are."""
+    ram, limits = psutil.virtual_memory(), memory_limits(root)
     total = min([ram.total, *(limit.limit_bytes for limit in limits)])
     return total, max(0, min([ram.available, *(limit.available_bytes for limit in limits)]))
 
 
-def models_cache() -> Path:
-    """Where models are downloaded to. Source: huggingface_hub's documentation, "Environment variables"."""
-    if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(cache).expanduser()
-    own = os.environ.get("HF_HOME")
-    above = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return (Path(own) if own else Path(above) / "huggingface").expanduser() / "hub"
+def hf_home(environ: Mapping[str, str] | None = None) -> Path:
+    """Where the Hugging Face libraries keep things: HF_HOME, or huggingface in the cache folder."""
+    environ = os.environ if environ is None else environ
+    named = environ.get("HF_HOME")
+    cache = environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(named or f"{cache}/huggingface").expanduser().absolute()
+
+
+def hub_cache(environ: Mapping[str, str] | None = None) -> tuple[Path, str]:
+    """Where models from the hub go, HF_HUB_CACHE or hub in HF_HOME, and which setting moves that folder.
+
+    Source: huggingface_hub's documentation, "Environment variables".
+    """
+    environ = os.environ if environ is None else environ
+    for setting in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if named := environ.get(setting):
+            return Path(named).expanduser().absolute(), setting
+    return hf_home(environ) / "hub", "HF_HOME"
 
 
 def system_of(root: Path = Path("/")) -> System:
@@ -141,11 +153,16 @@ def torch_build() -> str | None:
 
 def _versions() -> dict[str, str]:
     """Of the stack, as its metadata has them; what is not installed is left out."""
-    found = {}
-    for package in STACK:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+    found = {package: installed_version(package) for package in STACK}
+    return {package: version for package, version in found.items() if version is not None}
+
+
+def installed_version(package: str) -> str | None:
+    """By its metadata: nothing is imported. None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu_name(root: Path) -> str:

@@ -37,6 +37,11 @@ def prepare() -> None:
         warnings.simplefilter("ignore")
 
 
+def of_child() -> dict[str, str]:
+    """The environment of a Python that is to find what this one imports."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
 def quiet() -> None:
     """Turn off the progress bars that only their libraries' own calls turn off."""
     import datasets

@@ -14,7 +14,7 @@ from autoft.errors import AutoftError, OptionError, OutputError
 from autoft.profiles.bench_store import BYTES, Bench, Reading, cpu_key, folder, gpu_key, keep, kept
 from autoft.profiles.hardware import Gpu, Hardware
 
-DEFAULT_S, LEAST_S = 30.0, 1.0
+LEAST_S = 1.0
 # What there is to show, in the order shown: of a Reading's `what`, and how a person calls it
 ROWS = {
     "product": "Product",
@@ -40,7 +40,7 @@ def benches(hardware: Hardware, *, measure: bool, seconds: float | None) -> list
         written to, AutoftError where nothing can be measured.
     """
     if measure:
-        return _measured(hardware, DEFAULT_S if seconds is None else seconds)
+        return _measured(hardware, seconds)
     if seconds is not None:
         raise OptionError("--seconds goes with --bench", fix="autoft probe --bench, or leave it out")
     gpus = [(gpu, kept(gpu_key(gpu, hardware.driver_version))) for gpu in hardware.gpus]
@@ -49,10 +49,12 @@ def benches(hardware: Hardware, *, measure: bool, seconds: float | None) -> list
     return [*found, (None, cpu)] if cpu else found
 
 
-def _measured(hardware: Hardware, seconds: float) -> list[tuple[Gpu | None, Bench]]:
-    if seconds < LEAST_S:
+def _measured(hardware: Hardware, seconds: float | None) -> list[tuple[Gpu | None, Bench]]:
+    if seconds is not None and seconds < LEAST_S:
         raise OptionError(f"--seconds {seconds:g} is too short to measure anything", fix="leave it out: 30 are enough")
-    from autoft.planner.bench import measure
+    from autoft.planner.bench import BUDGET_S, measure
+
+    seconds = BUDGET_S if seconds is None else seconds
 
     with _told_of_a_folder_that_cannot_be_written_to():
         folder().mkdir(parents=True, exist_ok=True)

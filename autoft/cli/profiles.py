@@ -45,9 +45,9 @@ def _gpu_row(gpu: GpuProfile) -> list[str]:
     return [
         gpu.name,
         units.size(gpu.memory_bytes),
-        _scaled(gpu.half_flops_per_s, 1e12),
-        _scaled(gpu.memory_bytes_per_s, 1e9),
-        f"{_scaled(gpu.tdp_w, 1)} W" if gpu.tdp_w else "",
+        scaled(gpu.half_flops_per_s, 1e12),
+        scaled(gpu.memory_bytes_per_s, 1e9),
+        f"{scaled(gpu.tdp_w, 1)} W" if gpu.tdp_w else "",
         ".".join(map(str, gpu.compute_capability)) if gpu.compute_capability else "AMD",
     ]
 
@@ -56,7 +56,8 @@ def _model_row(model: ModelProfile) -> list[str]:
     return [model.name, model.hub_id, model.licence + (", gated" if model.gated else "")]
 
 
-def _scaled(figure: Figure | None, unit: float) -> str:
+def scaled(figure: Figure | None, unit: float) -> str:
+    """The figure in a unit that people read, empty where there is none."""
     return f"{figure.value / unit:.4g}" if figure else ""
 
 

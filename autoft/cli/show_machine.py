@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from rich.console import Console
 from rich.text import Text
 
 from autoft import render
-from autoft.profiles.hardware import Accelerator, Features, Gpu, GpuProcess, GpuStatus, Hardware, Host, MigInstance
+from autoft.profiles.hardware import (
+    Accelerator,
+    Features,
+    Gpu,
+    GpuProcess,
+    GpuStatus,
+    Hardware,
+    Host,
+    MigInstance,
+    in_words,
+)
 from autoft.units import size
 
 Rows = list[tuple[str, str]]
-SYSTEMS = {"wsl2": "WSL 2 on ", "windows": "", "macos": "", "linux": "", "other": ""}
 USES = {"models": "for models", "cache": "for autoft's cache", "outputs": "for outputs"}
 SHARED_REST_BYTES = 2**20  # less than this that nobody owns up to is not worth a line
 
@@ -166,7 +174,7 @@ def _unknown(reasons: dict[str, str]) -> list[str]:
     """A line a reason: "Not Supported: ecc, mig"."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons.items():
-        by_reason.setdefault(reason, []).append(re.sub(r"_(w|c|mhz|percent)$", "", name).replace("_", " "))
+        by_reason.setdefault(reason, []).append(in_words(name))
     return [f"{reason}: {', '.join(names)}" for reason, names in by_reason.items()]
 
 
@@ -190,14 +198,16 @@ def _host_facts(host: Host) -> Rows:
         ("Memory", f"{size(host.ram_available_bytes)} available of {size(host.ram_total_bytes)}"),
         ("Swap", _swap(host)),
         ("Disk", "\n".join(_disks(host))),
-        (
-            "System",
-            f"{SYSTEMS[host.system]}{host.platform}{f', in a container ({host.container})' if host.container else ''}",
-        ),
+        ("System", _system(host)),
         ("Python", host.python),
         ("Stack", ", ".join(_stack(host))),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def _system(host: Host) -> str:
+    name = f"WSL 2 on {host.platform}" if host.system == "wsl2" else host.platform
+    return f"{name}, in a container ({host.container})" if host.container else name
 
 
 def _swap(host: Host) -> str:

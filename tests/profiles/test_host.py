@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autoft.profiles.host import container_of, models_cache, read_host, system_of, torch_build
+from autoft.profiles.host import container_of, hub_cache, read_host, system_of, torch_build
 
 ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc")
 
@@ -62,7 +62,7 @@ def test_where_models_go(variables: dict[str, str], expected: str, monkeypatch: 
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert str(models_cache()) == expected
+    assert str(hub_cache()[0]) == expected
 
 
 @ON_LINUX

@@ -24,6 +24,7 @@ import pytest
 
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.hardware import Gpu, Hardware, Host
+from autoft.profiles.host import hub_cache
 from autoft.trainer import doctor
 from autoft.trainer.doctor import compute, cuda, places, versions
 from autoft.trainer.doctor.compute import FourBit
@@ -302,7 +303,7 @@ def test_folders_are_where_huggingface_hub_has_them(tmp_path, monkeypatch, worke
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
         theirs = workers.ask("huggingface_hub.constants:__getattribute__", "HF_HUB_CACHE", timeout_s=60)
-        assert str(places.hub_cache()[0]) == theirs
+        assert str(hub_cache()[0]) == theirs
 
 
 # --- hub and token

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from autoft.home import home
 from autoft.profiles.hardware import Hardware
+from autoft.profiles.host import hub_cache
 from autoft.trainer.doctor import compute, cuda, places, versions
 from autoft.trainer.doctor.compute import FourBit
 from autoft.trainer.doctor.cuda import TorchFacts
@@ -54,7 +55,7 @@ def guarded(name: str, check: Check, fix: str) -> Finding:
 def checks(hardware: Hardware, workers: Workers, pool: ThreadPoolExecutor) -> dict[str, Check]:
     """Name and check, in the order in which they are shown. What several need is asked once, in `pool`, from now on."""
     on_bus = cuda.cards_on_the_bus()
-    cache, cache_setting = places.hub_cache()
+    cache, cache_setting = hub_cache()
     facts = pool.submit(lambda: TorchFacts.from_dict(workers.ask(f"{HERE}.cuda:torch_facts", timeout_s=START_S)))
     packed = pool.submit(lambda: FourBit.from_dict(workers.ask(f"{HERE}.compute:four_bit", timeout_s=START_S)))
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from autoft.profiles.host import hf_home
 from autoft.trainer.doctor.finding import Finding
 from autoft.units import GIB, MIB, size
 
@@ -19,23 +20,6 @@ HF_ROOM_BYTES, OWN_ROOM_BYTES, LEAST_BYTES = 20 * GIB, GIB, 100 * MIB
 HUB = "https://huggingface.co"
 HUB_TIMEOUT_S = 5.0
 TRUE = ("1", "ON", "YES", "TRUE")  # huggingface_hub/constants.py
-
-
-def hf_home(environ: Mapping[str, str] | None = None) -> Path:
-    """Where the Hugging Face libraries keep things: HF_HOME, or huggingface in the cache folder."""
-    environ = os.environ if environ is None else environ
-    named = environ.get("HF_HOME")
-    cache = environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(named or f"{cache}/huggingface").expanduser().absolute()
-
-
-def hub_cache(environ: Mapping[str, str] | None = None) -> tuple[Path, str]:
-    """Where models from the hub go, HF_HUB_CACHE or hub in HF_HOME, and which setting moves that folder."""
-    environ = os.environ if environ is None else environ
-    for setting in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if named := environ.get(setting):
-            return Path(named).expanduser().absolute(), setting
-    return hf_home(environ) / "hub", "HF_HOME"
 
 
 def folder(name: str, path: Path, room_bytes: int, setting: str | None = None) -> Finding:

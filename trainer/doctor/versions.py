@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
+from autoft.profiles.host import installed_version
 from autoft.trainer.doctor.finding import Finding, one_line
 
 # autoft needs none of them, but transformers, peft or trl import them where they are installed, and break with them
@@ -20,13 +21,7 @@ COMPANIONS = ("torchvision", "torchaudio", "flash_attn", "xformers", "torchao", 
 
 def installed(names: Mapping[str, str]) -> dict[str, str | None]:
     """Versions by their metadata; None where a library is not installed."""
-    found: dict[str, str | None] = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return {name: installed_version(name) for name in names}
 
 
 def tested_set(found: Mapping[str, str | None], tested: Mapping[str, str]) -> Finding:
@@ -88,9 +83,8 @@ def unmet(roots: tuple[str, ...]) -> list[Clash]:
             continue
         seen.add((name.lower(), extras))
         for needed in _needs(name, extras):
-            try:
-                version = importlib.metadata.version(needed.name)
-            except importlib.metadata.PackageNotFoundError:
+            version = installed_version(needed.name)
+            if version is None:
                 clashes.append(Clash(name, _text(needed), "none"))
                 continue
             if not needed.specifier.contains(version, prereleases=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from contextlib import suppress
 from typing import Any
 
 import psutil
+
+from autoft.trainer import environment
 
 
 class Unanswered(Exception):  # noqa: N818 - the absence of an answer
@@ -32,7 +33,7 @@ class Workers:
         Raises: Unanswered when it raises, crashes or takes longer than `timeout_s`.
         """
         words = [sys.executable, "-P", "-m", "autoft.trainer.doctor.worker", function, json.dumps(args)]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        env = environment.of_child()
         pipe = subprocess.PIPE
         with self._lock:
             if self._closed:
