@@ -72,18 +72,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         sys.exit(OptionError.exit_code)
-    except Exception as error:  # noqa: BLE001 - the one place that catches all
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place that catches all
         failure = _as_ours(error)
         if "--debug" in args:
             traceback.print_exception(error)
         _report(failure, as_json="--json" in args)
-        sys.exit(failure.exit_code)
-    except KeyboardInterrupt:
-        _report(Interrupted("interrupted"), as_json="--json" in args)
         # Interrupted in text compiled on the fly, as dataclasses do, `python -m` remembers to end itself by the
         # signal, exit code or not (unhandled_keyboard_interrupt in pythonrun.c); text that ends well makes it forget
         exec("")
-        sys.exit(Interrupted.exit_code)
+        sys.exit(failure.exit_code)
 
 
 def _take_any_text() -> None:
@@ -97,16 +94,16 @@ def _exit_code(result: Any) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _as_ours(error: Exception) -> AutoftError:
+def _as_ours(error: BaseException) -> AutoftError:
     if isinstance(error, AutoftError):
         return error
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return Interrupted("interrupted")
     if isinstance(error, click.ClickException):
         ctx = getattr(error, "ctx", None)
         path = ctx.command_path if ctx else "autoft"
         message = error.format_message().strip().rstrip(".")
         return OptionError(" ".join(message.split()), fix=f"{path} --help shows how it is used")
-    if isinstance(error, click.Abort):
-        return Interrupted("interrupted")
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return AutoftError(

@@ -542,9 +542,12 @@ def test_ctrl_c(own_home, tiny_model, data_file, tmp_path, seen, later_s, says):
     assert not out.exists()
 
 
-def test_ctrl_c_in_text_compiled_on_the_fly_has_the_same_exit_code(tmp_path):
+@pytest.mark.parametrize("place", ["main.cli.main", "probe.command.callback"], ids=["outside click", "in a command"])
+def test_ctrl_c_in_text_compiled_on_the_fly_has_the_same_exit_code(tmp_path, place):
     (tmp_path / "interrupted.py").write_text(
-        "from autoft.cli import main\nmain.cli.main = lambda **_: exec('raise KeyboardInterrupt')\nmain.main([])\n"
+        "from autoft.cli import main, probe\n"
+        f"{place} = lambda **_: exec('raise KeyboardInterrupt')\n"
+        "main.main(['probe'])\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True, check=False
