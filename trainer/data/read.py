@@ -29,7 +29,12 @@ class RawRow:
 
 
 def read_rows(path: str) -> list[RawRow]:
-    """Every row of the file at `path`.
+    """Every row of the file at `path`. Raises: as stream_rows."""
+    return list(stream_rows(path))
+
+
+def stream_rows(path: str) -> Iterator[RawRow]:
+    """The rows of the file at `path`, one after the other.
 
     Raises: DataError for a missing, empty or unreadable file, and for a line that is no JSON object (file:line).
     """
@@ -48,10 +53,12 @@ def read_rows(path: str) -> list[RawRow]:
     if file.stat().st_size == 0:
         raise DataError(f"{path}: empty file", fix="give a file with one JSON object a line")
     reader = {".csv": _csv_rows, ".parquet": _parquet_rows}.get(file.suffix.lower(), _json_rows)
-    rows = list(reader(file))
-    if not rows:
+    found = False
+    for row in reader(file):
+        found = True
+        yield row
+    if not found:
         raise DataError(f"{path}: no rows", fix="give a file with at least one row")
-    return rows
 
 
 def split_rows(rows: list[RawRow], heldout: int) -> tuple[list[RawRow], list[RawRow]]:

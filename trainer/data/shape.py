@@ -40,11 +40,11 @@ def recognise(raw_rows: Sequence[RawRow]) -> list[Row]:
     Raises: DataError naming file:line and the columns found when a shape is unknown, differs, or an answer is empty.
     """
     first = raw_rows[0]
-    shape, convert = _shape_of(first)
+    shape, convert = shape_of(first)
     rows = []
     for raw in raw_rows:
         try:
-            found, _ = _shape_of(raw)
+            found, _ = shape_of(raw)
         except DataError:
             found = None
         if found != shape:
@@ -56,7 +56,8 @@ def recognise(raw_rows: Sequence[RawRow]) -> list[Row]:
     return rows
 
 
-def _shape_of(raw: RawRow) -> tuple[str, Callable[[RawRow], Row]]:
+def shape_of(raw: RawRow) -> tuple[str, Callable[[RawRow], Row]]:
+    """(name of the row's shape, what turns a row of that shape into its one form). Raises: DataError if unknown."""
     columns = {name.lower(): name for name in raw.fields}
     for name in ("messages", "conversations", "conversation"):
         if name in columns:
