@@ -36,6 +36,7 @@ class Plan(Record):
     """What to run and why. job is all that the trainer takes; the rest says how it was chosen.
 
     target: the device planned for, in words. preset: the name of the one it was planned with.
+    pruned: what was not rehearsed, a sentence a group with its reason.
     steps: optimizer steps of the whole run, None without data.
     run_time_s, run_energy_kwh: of all its steps; evaluation is not in them. Energy is the device's, None where unknown.
     """
@@ -46,6 +47,7 @@ class Plan(Record):
     prefer: str
     preset: str | None = None
     reasons: tuple[str, ...]
+    pruned: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     steps: int | None = None
     run_time_s: Range | None = None

@@ -118,9 +118,7 @@ def target_of(
         raise OptionError(f"--vram {vram_gib:g} is not a GPU's memory", fix="give GiB between 0 and 4096")
     gpu = _gpu(hardware, gpu_name, vram_gib)
     if gpu is not None:
-        half: Dtype = "bfloat16" if gpu.bf16 else "float16"
-        name, usable = f"{gpu.name} ({size(gpu.total_bytes)})", usable_bytes(gpu.free_bytes)
-        return Target("cuda", name, usable, half, gpu=gpu, bench=kept(gpu_key(gpu, hardware.driver_version)))
+        return _of_gpu(gpu, hardware.driver_version)
     host = hardware.host
     ram = int(vram_gib * GIB) if vram_gib is not None else host.ram_available_bytes
     name = f"CPU ({host.cpu}, {host.cores} cores, {size(ram)} free)"
@@ -132,6 +130,17 @@ def target_of(
         cpu_flops_per_s=cpu_flops_per_s,
         bench=kept(cpu_key(host)),
     )
+
+
+def target_of_profile(name: str) -> Target:
+    """A card of the catalogue, idle. Raises: OptionError for a name that it does not know."""
+    return _of_gpu(gpu_from_profile(name), None)
+
+
+def _of_gpu(gpu: Gpu, driver_version: str | None) -> Target:
+    half: Dtype = "bfloat16" if gpu.bf16 else "float16"
+    name, usable = f"{gpu.name} ({size(gpu.total_bytes)})", usable_bytes(gpu.free_bytes)
+    return Target("cuda", name, usable, half, gpu=gpu, bench=kept(gpu_key(gpu, driver_version)))
 
 
 def usable_bytes(free_bytes: int) -> int:

@@ -14,7 +14,7 @@ import click
 
 from autoft import __version__
 from autoft.cli.options import takes_all_text
-from autoft.errors import AutoftError, Interrupted, OptionError, near
+from autoft.errors import AutoftError, DoesNotFit, Interrupted, OptionError, near
 
 # Name, and the line that `autoft --help` shows: kept here so that help imports no command.
 COMMANDS = {
@@ -120,4 +120,6 @@ def _report(failure: AutoftError, *, as_json: bool) -> None:
     print(f"Error: {failure}", file=sys.stderr)
     if as_json:
         error = {"what": failure.what, "fix": failure.fix, "exit_code": failure.exit_code}
+        if isinstance(failure, DoesNotFit):
+            error |= failure.details
         print(json.dumps({"error": error}, ensure_ascii=not takes_all_text()))

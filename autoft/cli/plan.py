@@ -17,7 +17,7 @@ from autoft.errors import OutputError
     "MODEL is a hub id, a local folder, a .gguf file, a name from `autoft profiles models`, or starter."
 )
 @click.argument("model")
-@planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE)
+@planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS)
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan as TOML.")
 def command(model: str, output: Path | None, as_json: bool, **words: Any) -> None:
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):

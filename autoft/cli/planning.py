@@ -48,6 +48,12 @@ DATA = (
     ),
     click.option("--preset", metavar="NAME", help="Defaults for a purpose, such as chatbot, code or edge."),
 )
+LIMITS = (
+    click.option("--max-hours", type=float, metavar="H", help="Only plans that take no longer, at their slowest."),
+    click.option("--max-memory", "max_memory_gib", type=float, metavar="GIB", help="Take no more of the device."),
+    click.option("--max-energy-kwh", type=float, metavar="KWH", help="Only plans that draw no more, at their most."),
+    click.option("--min-rank", type=click.IntRange(min=1), metavar="N", help="No smaller adapter than this."),
+)
 
 
 def add(*decorators: options.Decorator) -> options.Decorator:
@@ -73,6 +79,10 @@ def request(
     eval_data: str | None = None,
     prefer: str | None = None,
     preset: str | None = None,
+    max_hours: float | None = None,
+    max_memory_gib: float | None = None,
+    max_energy_kwh: float | None = None,
+    min_rank: int | None = None,
 ) -> Request:
     """The Request that the options make; the named ones are shorthand for --set and win over it."""
     from autoft.planner.request import Request
@@ -88,6 +98,10 @@ def request(
         prefer=prefer,  # type: ignore[arg-type]
         preset=preset,
         settings=pins,
+        max_hours=max_hours,
+        max_memory_gib=max_memory_gib,
+        max_energy_kwh=max_energy_kwh,
+        min_rank=min_rank,
     )
 
 

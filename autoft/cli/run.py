@@ -28,7 +28,7 @@ RUNS = Path("runs")
     "learns a bundled task in minutes, on CPU or GPU."
 )
 @click.argument("what", default="starter")
-@planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE)
+@planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS)
 @click.option(
     "-o",
     "--output",
@@ -116,6 +116,10 @@ def _from_file(path: Path, words: dict[str, Any]) -> Plan:
         "--method": "method",
         "--seq-len": "seq_len",
         "--set": "settings",
+        "--max-hours": "max_hours",
+        "--max-memory": "max_memory_gib",
+        "--max-energy-kwh": "max_energy_kwh",
+        "--min-rank": "min_rank",
     }
     for option, name in named.items():
         if words[name]:

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from autoft.planner.choose import describe
+from autoft.planner.candidates import describe
 from autoft.planner.estimate import Estimate
 from autoft.planner.plan_file import Alternative, Plan
 from autoft.render import facts
@@ -41,6 +41,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     if plan.alternatives:
         console.print(Text("Not chosen", style="bold"))
         console.print(_alternatives(plan.alternatives))
+    for group in plan.pruned:
+        console.print(Text(f"Not tried: {group}", style="dim"))
 
 
 def show_estimate(recipe: Recipe, estimate: Estimate, target: str, console: Console) -> None:
