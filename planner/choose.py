@@ -102,8 +102,8 @@ def _of_base(best: Candidate, ranked: list[Candidate], pruned: Sequence[Pruned])
         if four is None:
             return "the base stays whole: it fits, so nothing is given up to quantization"
         return (
-            f"the base stays whole: in 4 bits ({describe(four.recipe)}) a row would take {_times(four, best)} the time, "
-            f"and the step {size(four.estimate.device_bytes)}"
+            f"the base stays whole: in 4 bits ({describe(four.recipe)}) a row would take {_times(four, best)} the "
+            f"time, and the step {size(four.estimate.device_bytes)}"
         )
     whole = _first(ranked, lambda c: base_bits(c.recipe) == 16 and c.estimate.fits == "yes")
     if whole is not None:

@@ -1,4 +1,4 @@
-"""The Question: what is to be trained where, all given but the recipe. It is asked again with less to find a way out."""
+"""The Question: what is to be trained and where, all but the recipe. Asked again with less, it finds a way out."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from autoft.trainer.recipe import Recipe
 from autoft.units import GIB, duration, energy
 
 NO_8_BIT = (
-    f"8-bit bases: 4 bits need less memory, and LLM.int8's kernels take some {SLOWER[8]:g} times the time of 16-bit ones "
+    f"8-bit bases: 4 bits need less memory, and LLM.int8 takes some {SLOWER[8]:g} times as long as 16 bits do "
     "(--prefer quality or --set quant_type=int8 looks at them)"
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What the user allows at most; None is no limit. hours, energy_kwh: of the whole run, the upper end of the range."""
+    """What the user allows at most; None is no limit. hours, energy_kwh: of the whole run at its slowest."""
 
     hours: float | None = None
     energy_kwh: float | None = None

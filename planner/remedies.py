@@ -50,10 +50,10 @@ def nothing_fits(question: Question, found: Search, words: dict[str, str]) -> Au
     closest = min(found.found.values(), key=lambda c: c.estimate.device_bytes)
     ways = [Remedy(f"without {word}: {_needs(c)}", None, c.estimate.device_bytes) for word, c in free]
     ways += _ways_out(question, closest)
-    return _error(question, found, closest, ways)
+    return _error(question, closest, ways)
 
 
-def _error(question: Question, found: Search, closest: Candidate, ways: list[Remedy]) -> DoesNotFit:
+def _error(question: Question, closest: Candidate, ways: list[Remedy]) -> DoesNotFit:
     room = question.target.available_bytes
     what = f"nothing fits {question.target.name}, of which {size(room)} can be used"
     details: dict[str, Any] = {

@@ -79,11 +79,12 @@ def schedule(
         found["max_new_tokens"] = _answer_room(workload)
     tried = "tried with the starter model on its task"
     paper = "the QLoRA paper's for models of 7B and 13B (arXiv:2305.14314, table 9)"
+    why_epochs = tried if starter else _why_epochs(examples, workload)
     return found, {
         "learning_rate": f"learning rate {found['learning_rate']:g}: {tried if starter else paper}",
-        "epochs": f"{epochs:g} epoch{'s' if epochs > 1 else ''}: {tried if starter else _why_epochs(examples, workload)}",
-        "accumulation": f"{per_step} rows a step, about {per_step * mean:,.0f} tokens: at most {MAX_ROWS_PER_STEP} rows "
-        f"and {MAX_TOKENS_PER_STEP:,} tokens, the QLoRA paper's batch, and where possible {MIN_STEPS} steps",
+        "epochs": f"{epochs:g} epoch{'s' if epochs > 1 else ''}: {why_epochs}",
+        "accumulation": f"{per_step} rows a step, about {per_step * mean:,.0f} tokens: the QLoRA paper's batch of "
+        f"{MAX_ROWS_PER_STEP} rows and {MAX_TOKENS_PER_STEP:,} tokens at most, and where possible {MIN_STEPS} steps",
     }
 
 
@@ -91,9 +92,7 @@ def _why_epochs(examples: int, workload: Workload | None) -> str:
     if workload is None:
         return "there is no data to look at yet"
     few = "fewer than" if examples < SMALL_DATA_ROWS else "no fewer than"
-    return (
-        f"{examples:,} rows, {few} the {SMALL_DATA_ROWS:,} for which once through them is enough (autoft's own choice)"
-    )
+    return f"{examples:,} rows, {few} the {SMALL_DATA_ROWS:,} that are gone through once (autoft's own choice)"
 
 
 def _rows_per_step(rows: int, mean_tokens: float) -> int:
@@ -128,7 +127,7 @@ def mean_length(recipe: Recipe, padded: float) -> int:
 
 
 def run_takes(estimate: Estimate, steps: int, accumulation: int) -> tuple[Range, Range | None]:
-    """(seconds, kWh) of all steps. estimate: of a micro-batch as long as they are on average; energy None if unknown."""
+    """(seconds, kWh) of all steps; energy None where unknown. estimate: of a micro-batch of the mean length."""
     micro_batches = steps * accumulation
     step, energy = estimate.step_time_s, estimate.step_energy_wh
     seconds = Range(lower=micro_batches * step.lower, upper=micro_batches * step.upper)

@@ -76,7 +76,7 @@ class Search:
             best = self._family(family)
             if best is not None and best.recipe is family.recipes[-1]:
                 if savings[number + 1 :]:
-                    text = f"{name} with more savings than {describe(best.recipe)}: that fits, so they would cost time alone"
+                    text = f"{name} with more savings than {describe(best.recipe)}: it fits, they only cost time"
                     self.pruned.append(Pruned(savings[number + 1].recipes[0], text))
                 return
 
