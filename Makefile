@@ -26,7 +26,7 @@ run: setup ## Do the main job on the embedded default: plan, train, evaluate, sa
 	@$(BIN)/autoft run
 
 # A process a core, but no more than memory has room for; a file stays in one, for what its tests share
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: setup ## Run all tests
 	@$(PYTEST)
