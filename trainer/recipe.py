@@ -30,6 +30,9 @@ class Recipe(Record):
     experts_4bit: hold the experts of a mixture-of-experts model in 4 bits too; without it only linear layers are, and
         the experts stay in base_dtype.
     rank, alpha, dropout: of LoRA (arXiv:2106.09685); updates are scaled by alpha / rank.
+    use_rslora: they are scaled by alpha / sqrt(rank), so that a high rank learns as a low one does (arXiv:2312.03732).
+    use_dora: the length of each row of a weight is trained apart from its direction (arXiv:2402.09353). PEFT builds the
+        whole updated weight, dequantized where it is packed, in every forward of every layer that gets an adapter.
     target_modules: "all-linear" (every linear layer but the head) or the names of the layers that get an adapter.
     adapter_dtype: of the trained weights and so of gradients and optimizer state.
     autocast: run the step under torch.autocast in base_dtype, so that float32 adapters meet a 16-bit base.
@@ -50,6 +53,8 @@ class Recipe(Record):
     rank: Annotated[int, Gt(0)] = 16
     alpha: Annotated[float, Gt(0)] = 32.0
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    use_rslora: bool = False
+    use_dora: bool = False
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     adapter_dtype: Dtype = "float32"
     autocast: bool = False
@@ -71,6 +76,8 @@ class Recipe(Record):
                 raise ValueError(f"{name} needs a quant_type")
             if getattr(self, name) and self.quant_type == "int8":
                 raise ValueError(f"{name} needs a quant_type of 4 bits, nf4 or fp4, not int8")
+        if self.use_dora and self.quant_type == "int8":
+            raise ValueError("use_dora needs a base in 16 or 4 bits: PEFT loses the scales of 8-bit weights")
         if self.attention == "flash_attention_2" and self.base_dtype == "float32":
             raise ValueError("flash_attention_2 needs a 16-bit base_dtype")
         if self.offload_checkpoints and not self.gradient_checkpointing:
