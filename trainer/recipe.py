@@ -39,6 +39,7 @@ class Recipe(Record):
     micro_batch: sequences in one forward and backward. seq_len: tokens, the longest sequence that is trained on.
     packing: several examples share a row of exactly seq_len tokens, none of which sees another (trainer/data/pack.py).
     gradient_checkpointing: a layer keeps its input alone and runs again in the backward (arXiv:1604.06174).
+    checkpoint_every: only every so many layers do so, from the first on; the others keep their activations.
     offload_checkpoints: these inputs wait in the host's memory (trainer/offload.py).
     kbit_upcast: norms and embeddings of a quantized base go to float32 (PEFT's prepare_model_for_kbit_training).
     loss: "fused" never builds the logits (TRL's fused head: Triton on a GPU); "selected" builds those of the columns in
@@ -62,6 +63,7 @@ class Recipe(Record):
     seq_len: Annotated[int, Gt(0)] = 1024
     packing: bool = False
     gradient_checkpointing: bool = False
+    checkpoint_every: Annotated[int, Gt(0)] = 1
     offload_checkpoints: bool = False
     attention: Attention = "sdpa"
     optimizer: Optimizer = "adamw_torch"
@@ -82,6 +84,10 @@ class Recipe(Record):
             raise ValueError("flash_attention_2 needs a 16-bit base_dtype")
         if self.offload_checkpoints and not self.gradient_checkpointing:
             raise ValueError("offload_checkpoints needs gradient_checkpointing")
+        if self.checkpoint_every > 1 and not self.gradient_checkpointing:
+            raise ValueError("checkpoint_every needs gradient_checkpointing")
+        if self.checkpoint_every > 1 and self.experts_4bit:
+            raise ValueError("experts_4bit checkpoints every layer: another one would keep its experts unpacked")
         if self.autocast and self.base_dtype == "float32":
             raise ValueError("autocast needs a 16-bit base_dtype")
 

@@ -33,6 +33,7 @@ DORA = {"use_dora": True, "use_rslora": True}
 REAL: dict[str, tuple[str, dict[str, Any]]] = {
     "dora-float32": ("llama", FLOAT32 | DORA),
     "dora-autocast-checkpointed": ("llama", AUTOCAST | DORA | CHECKPOINTED),
+    "every-second-layer-float32": ("llama", FLOAT32 | CHECKPOINTED | {"checkpoint_every": 2}),
     "dora-nf4-double": ("llama", NF4 | DORA | {"double_quant": True}),
 }
 
@@ -61,11 +62,41 @@ def allocated(rehearsal: Rehearsal) -> int:
     return replay(rehearsal, Allocator()).allocated
 
 
-@pytest.mark.parametrize("settings", [DORA, DORA | CHECKPOINTED], ids=str)
-def test_a_few_layers_stand_for_all(settings) -> None:
-    short, full = run(**settings), run(**settings, depth=False)
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama3", DORA),
+        ("llama3", DORA | CHECKPOINTED),
+        ("llama3", CHECKPOINTED | {"checkpoint_every": 2}),
+        ("llama3", CHECKPOINTED | {"checkpoint_every": 3, "offload_checkpoints": True}),
+        ("llama3", CHECKPOINTED | {"checkpoint_every": 20}),
+        ("gemma3", CHECKPOINTED | {"checkpoint_every": 2}),  # whose windows come in a period of their own, of six
+    ],
+    ids=str,
+)
+def test_a_few_layers_stand_for_all(family, settings) -> None:
+    config = family_config(family, num_hidden_layers=24 if family == "gemma3" else 12)
+    short, full = (run(config=config, **settings, depth=depth) for depth in (True, False))
     assert allocated(short) == allocated(full)
+    assert [len(phase.events) for phase in short.phases] == [len(phase.events) for phase in full.phases]
     assert short.work == full.work
+    assert short.offloaded_bytes == full.offloaded_bytes
+
+
+def test_a_period_of_checkpoints_is_short_and_repeats() -> None:
+    plain = find_depth(Recipe(), CONFIG)
+    assert plain is not None
+    assert (plain.rehearsed, plain.stands_for) == (4, (0, 1, *[2] * 9, 3))
+    third = plain.alternating(3)  # layers 0, 3, 6, 9 are checkpointed
+    assert (third.rehearsed, third.stands_for) == (6, (0, 1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 5))
+
+
+def test_the_fewer_layers_are_checkpointed_the_more_memory_and_the_less_work() -> None:
+    every = [run(**CHECKPOINTED, checkpoint_every=k) for k in (1, 2, 3, 12)]
+    taken = [allocated(r) for r in (*every, run())]
+    assert taken == sorted(set(taken))
+    work = [sum(r.work.values()) for r in (*every, run())]
+    assert work == sorted(set(work), reverse=True)
 
 
 def test_dora_trains_a_length_a_row_and_builds_each_updated_weight() -> None:

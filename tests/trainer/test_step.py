@@ -112,13 +112,44 @@ def test_training_moves_the_adapter_alone_and_the_loss_falls(tiny_model, setting
 
 def test_checkpointing_recomputes_and_changes_nothing(tiny_model) -> None:
     values = []
-    for checkpointing in (False, True):
-        recipe, model = build(tiny_model, **{**FP32, "gradient_checkpointing": checkpointing})
-        assert model.is_activation_checkpointing == checkpointing
+    for settings, expected in (
+        ({}, [False, False]),
+        ({"gradient_checkpointing": True}, [True, True]),
+        ({"gradient_checkpointing": True, "checkpoint_every": 2}, [True, False]),
+    ):
+        recipe, model = build(tiny_model, **FP32, **settings)
+        assert [layer.gradient_checkpointing for layer in model.get_base_model().model.layers] == expected
         loss = compute_loss(model, make_batch(), recipe)
         loss.backward()
         values.append([p.grad for p in model.parameters() if p.grad is not None])
     torch.testing.assert_close(values[0], values[1])
+    torch.testing.assert_close(values[0], values[2])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"checkpoint_every": 2}, "checkpoint_every needs gradient_checkpointing"),
+        (
+            {**QLORA, "gradient_checkpointing": True, "checkpoint_every": 2, "experts_4bit": True},
+            "experts_4bit checkpoints every layer",
+        ),
+    ],
+)
+def test_every_second_layer_is_refused_where_it_means_nothing(settings, said) -> None:
+    with pytest.raises(ValueError, match=said):
+        Recipe(**settings)
+
+
+def test_layers_that_cannot_be_told_apart_are_not_checkpointed_in_part(tiny_model, monkeypatch) -> None:
+    import transformers.modeling_layers
+
+    class Other:
+        pass
+
+    monkeypatch.setattr(transformers.modeling_layers, "GradientCheckpointingLayer", Other)
+    with pytest.raises(ModelError, match="LlamaForCausalLM checkpoints all of its layers or none"):
+        build(tiny_model, **FP32, gradient_checkpointing=True, checkpoint_every=2)
 
 
 def test_rslora_scales_by_the_root_of_the_rank(tiny_model) -> None:
