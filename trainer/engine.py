@@ -103,12 +103,13 @@ def _arguments(job: Job, work_dir: Path) -> SFTConfig:
         weight_decay=job.weight_decay,
         seed=job.seed,
         data_seed=job.seed,
+        train_sampling_strategy="group_by_length" if job.group_by_length else "random",
         use_cpu=job.device == "cpu",
         # The loss does autocast itself; float16 needs the trainer's gradient scaler besides
         bf16=False,
         fp16=job.recipe.autocast and job.recipe.base_dtype == "float16",
         # build_model has switched it on where the Recipe says so
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         max_length=None,
         # TRL knows of no positions among the columns of a row that is not packed by itself
         remove_unused_columns=not job.recipe.packing,
