@@ -21,13 +21,17 @@ BASES: tuple[dict[str, Any], ...] = (
 # What is done to keep less of the forward, each saving more and taking longer than the one before
 SAVINGS: tuple[dict[str, Any], ...] = (
     {},
+    {"gradient_checkpointing": True, "checkpoint_every": 2},
     {"gradient_checkpointing": True},
     {"gradient_checkpointing": True, "offload_checkpoints": True},
 )
 # Of the Job, what the plan decides itself or the command line has an option for.
 NOT_PINNABLE = ("model", "data", "eval_data", "recipe", "device")
 # Of the Recipe, what is right or wrong only beside another field.
-COUPLED = ("method", "quant_type", "double_quant", "experts_4bit", "autocast", "offload_checkpoints")
+COUPLED = (
+    "method", "quant_type", "double_quant", "experts_4bit", "autocast", "use_dora", "checkpoint_every",
+    "offload_checkpoints",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +124,16 @@ def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str,
 
 def describe(recipe: Recipe) -> str:
     """qlora nf4, micro-batch 4, checkpointing."""
-    saving = ", checkpointing" if recipe.gradient_checkpointing else ""
-    offloaded = " on the host" if recipe.offload_checkpoints else ""
-    return f"{describe_base(recipe)}, micro-batch {recipe.micro_batch}{saving}{offloaded}"
+    saving = ""
+    if recipe.gradient_checkpointing:
+        every = "" if recipe.checkpoint_every == 1 else f" every {_ordinal(recipe.checkpoint_every)} layer"
+        saving = f", checkpointing{every}{' on the host' if recipe.offload_checkpoints else ''}"
+    return f"{describe_base(recipe)}, micro-batch {recipe.micro_batch}{saving}"
+
+
+def _ordinal(number: int) -> str:
+    """2nd, 3rd, 4th."""
+    return f"{number}{ {2: 'nd', 3: 'rd'}.get(number, 'th') }"
 
 
 def describe_base(recipe: Recipe) -> str:

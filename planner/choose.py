@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,16 +24,19 @@ PRICE = {16: 1.0, 8: 1.0, 4: 1.5}
 # (earino.github.io/applied-deep-learning, "Your int8 quantization is 2.5x slower than fp16").
 SLOWER = {16: 1.0, 8: 2.5, 4: 1.0}
 
+# Times nearer than this are taken as equal: the time model knows no better. Then the less memory counts.
+SAME_TIME = 1.05
+
 # What each preference looks at, in this order; the first difference decides. No key depends on what else there is, so
 # more memory, which only adds candidates, never leads to one that comes later.
 _ORDER: dict[str, tuple[str, Callable[[Candidate], tuple[float, ...]]]] = {
     "balanced": (
         f"the shortest time, that of a 4-bit base taken {PRICE[4]:g} times",
-        lambda c: (_time(c) * PRICE[base_bits(c.recipe)],),
+        lambda c: (_pace(_time(c) * PRICE[base_bits(c.recipe)]),),
     ),
-    "quality": ("the most bits in the base, then the shortest time", lambda c: (-base_bits(c.recipe), _time(c))),
-    "speed": ("the shortest time, then the most bits in the base", lambda c: (_time(c), -base_bits(c.recipe))),
-    "memory": ("the least memory, then the shortest time", lambda c: (c.estimate.device_bytes, _time(c))),
+    "quality": ("the most bits in the base, then the shortest time", lambda c: (-base_bits(c.recipe), _pace(_time(c)))),
+    "speed": ("the shortest time, then the most bits in the base", lambda c: (_pace(_time(c)), -base_bits(c.recipe))),
+    "memory": ("the least memory, then the shortest time", lambda c: (c.estimate.device_bytes, _pace(_time(c)))),
 }
 PREFERENCES = tuple(_ORDER)
 
@@ -46,13 +50,12 @@ class Choice:
 
 
 def order(candidate: Candidate, prefer: Prefer) -> tuple[object, ...]:
-    """What `prefer` compares; the smallest is best. Equals are told apart by simplicity, memory, and their fields."""
+    """What `prefer` compares; the smallest is best. Equals are told apart by memory, simplicity, and their fields."""
     recipe = candidate.recipe
     return (
         *_ORDER[prefer][1](candidate),
-        recipe.gradient_checkpointing,
-        recipe.offload_checkpoints,
         candidate.estimate.device_bytes,
+        recipe.gradient_checkpointing,
         repr(recipe),
     )
 
@@ -174,6 +177,11 @@ def _first(ranked: Sequence[Candidate], wanted: Callable[[Candidate], bool]) -> 
 
 def _times(candidate: Candidate, best: Candidate) -> str:
     return f"{_time(candidate) / _time(best):.2f} times"
+
+
+def _pace(seconds: float) -> int:
+    """The time, in steps of SAME_TIME."""
+    return round(math.log(seconds) / math.log(SAME_TIME))
 
 
 def _time(candidate: Candidate) -> float:

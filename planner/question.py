@@ -7,7 +7,7 @@ from typing import Any
 
 from autoft.errors import OptionError
 from autoft.planner.candidates import Family, base_bits, families
-from autoft.planner.choose import SLOWER, Choice, choose
+from autoft.planner.choose import SLOWER, Choice, choose, order
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator import Estimator
 from autoft.planner.request import Prefer
@@ -87,7 +87,11 @@ class Question:
         if slow and len(slow) < len(wanted) and self.prefer != "quality":
             found.pruned.append(Pruned(slow[0].recipes[0], NO_8_BIT))
             wanted = [family for family in wanted if family not in slow]
-        (found.smallest if self.prefer == "memory" else found.largest)(wanted)
+        if self.prefer == "memory":
+            found.smallest(wanted)
+        else:
+            found.largest(wanted)
+            found.settle(wanted, lambda candidate: order(candidate, self.prefer))
         return found
 
     def choose(self, found: Search) -> Choice | None:

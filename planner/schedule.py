@@ -20,6 +20,7 @@ MIN_STEPS = 100  # optimizer steps that a run should have before its batch grows
 MAX_ROWS_PER_STEP = 16
 MAX_TOKENS_PER_STEP = 16 * 512
 SMALL_DATA_ROWS = 1000  # fewer rows than this are gone over three times
+GROUPING_PAYS = 0.95  # of the tokens, padding included, without it
 MEGA_BATCHES = 50  # steps that transformers' sampler sorts by length at once
 
 
@@ -75,12 +76,19 @@ def schedule(
         "learning_rate": 1e-3 if starter else 2e-4,
         "rows_per_step": per_step,
     }
+    sources: dict[str, str] = {}
     if workload is not None:
         found["max_new_tokens"] = _answer_room(workload)
+    if rows is not None and not rows.packing:
+        alone, together = (rows.padded(per_step, per_step, grouped=grouped) for grouped in (False, True))
+        found["group_by_length"] = together < GROUPING_PAYS * alone
+        if found["group_by_length"]:
+            fewer = f"{1 - together / alone:.0%} fewer tokens than by chance, padding included"
+            sources["group_by_length"] = f"rows of like length share a step: {fewer}"
     tried = "tried with the starter model on its task"
     paper = "the QLoRA paper's for models of 7B and 13B (arXiv:2305.14314, table 9)"
     why_epochs = tried if starter else _why_epochs(examples, workload)
-    return found, {
+    return found, sources | {
         "learning_rate": f"learning rate {found['learning_rate']:g}: {tried if starter else paper}",
         "epochs": f"{epochs:g} epoch{'s' if epochs > 1 else ''}: {why_epochs}",
         "accumulation": f"{per_step} rows a step, about {per_step * mean:,.0f} tokens: the QLoRA paper's batch of "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 from autoft.planner.candidates import Family, describe, describe_base
 from autoft.planner.estimate import Estimate
@@ -65,6 +66,17 @@ class Search:
         """
         for _, group in groupby(families, key=lambda family: family.base):
             self._base(list(group))
+
+    def settle(self, families: Sequence[Family], order: Callable[[Candidate], Any]) -> None:
+        """Rehearse smaller micro-batches of the best by `order` as long as they come before it."""
+        fitting = [candidate for candidate in self.found.values() if candidate.estimate.fits == "yes"]
+        best = min(fitting, key=order, default=None)
+        recipes = next((f.recipes for f in families if best is not None and best.recipe in f.recipes), ())
+        while best is not None and (place := recipes.index(best.recipe)) > 0:
+            smaller = self._try(recipes[place - 1])
+            if order(smaller) > order(best):
+                return
+            best = smaller
 
     def _base(self, savings: list[Family]) -> None:
         first = savings[0].recipes[0]
