@@ -13,7 +13,7 @@ from autoft.trainer.recipe import Attention, Method, Recipe
 
 METHODS: tuple[Method, ...] = ("lora", "qlora")
 # Of the Job, what the plan decides itself or the command line has an option for.
-NOT_PINNABLE = ("model", "data", "eval_data", "recipe", "device")
+NOT_PINNABLE = ("model", "data", "eval_data", "mapping", "recipe", "device")
 # Of the Recipe, what is right or wrong only beside another field.
 COUPLED = ("method", "quant_type", "double_quant", "experts_4bit", "autocast", "offload_checkpoints")
 

@@ -64,7 +64,14 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
     if request.data is not None:
         eval_rows = job_pins.get("eval_rows", Job.__dataclass_fields__["eval_rows"].default)
         max_tokens = seq_len or shape.max_position
-        prepared = prepare(ref, request.data, request.eval_data, eval_rows=eval_rows, max_tokens=max_tokens)
+        prepared = prepare(
+            ref,
+            request.data,
+            request.eval_data,
+            eval_rows=eval_rows,
+            max_tokens=max_tokens,
+            mapping=request.mapping,
+        )
     workload = measure(prepared) if prepared else None
     if preset.packing:
         preset = _packable(preset, estimator, prepared, seq_len or _seq_len(workload, shape, preset), job_pins)
@@ -93,6 +100,7 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
             "model": request.model,
             "data": request.data,
             "eval_data": request.eval_data,
+            "mapping": request.mapping,
             "recipe": choice.recipe.to_dict(),
             "device": target.device,
             "accumulation": accumulation,
