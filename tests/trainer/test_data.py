@@ -11,7 +11,6 @@ from autoft.trainer.data.load import load_data
 from autoft.trainer.data.read import RawRow, read_rows
 from autoft.trainer.data.shape import recognise
 from autoft.trainer.data.split import heldout_keys
-from autoft.trainer.data.templates import PLAIN_TEMPLATE, supply_template
 from autoft.trainer.data.tokens import prompt_ids, stop_ids, tokenize
 from autoft.trainer.loss import IGNORED
 from tests.conftest import make_tokenizer, write_jsonl
@@ -92,17 +91,6 @@ def test_a_template_without_a_stop_token_is_refused() -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
     with pytest.raises(DataError, match=r"f:1: the chat template ends an answer without a stop token"):
         tokenize(recognise([RawRow({"messages": TURNS}, "f:1")]), tokenizer)
-
-
-def test_a_tokenizer_without_template_gets_a_plain_one_that_stops() -> None:
-    tokenizer = make_tokenizer("<s>", "</s>")
-    tokenizer.chat_template = None
-    assert supply_template(tokenizer) == "plain"
-    assert tokenizer.chat_template == PLAIN_TEMPLATE
-    (example,) = tokenize(recognise([RawRow({"messages": TURNS}, "f:1")]), tokenizer).examples
-    trained = [label for label in example.labels if label != IGNORED]
-    assert tokenizer.decode(trained) == "b</s>"
-    assert supply_template(tokenizer) is None
 
 
 def test_long_conversations_are_left_out_and_texts_are_cut_without_loss(tokenizer) -> None:

@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from autoft.errors import DataError
@@ -16,6 +17,7 @@ from autoft.trainer.loss import IGNORED
 
 CHUNK_CHARACTERS = 2_000_000  # rendered at once: 500,000 tokens or so, which the tokenizer holds in some 100 MB
 CHUNK_ROWS = 1000
+NO_TEXT = "\ue000"  # a character for private use, with which no answer ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def prompt_ids(messages: Sequence[Message], tokenizer: Any) -> list[int]:
 
 def stop_ids(tokenizer: Any, model_stop_ids: Sequence[int] = ()) -> list[int]:
     """Tokens that end an answer: the tokenizer's, the model's own, and the one its chat template writes."""
-    return sorted({*model_stop_ids, tokenizer.eos_token_id, _template_stop(tokenizer)} - {None})
+    return sorted({*model_stop_ids, *_stops(tokenizer)})
 
 
 def model_stop_ids(model: Any) -> list[int]:
@@ -99,6 +101,11 @@ class _Encoder:
         self.special = _special_ids(tokenizer)
         self.anchors = _anchors(tokenizer)
 
+    @cached_property
+    def stops(self) -> list[str]:
+        """The texts of the tokens that end an answer."""
+        return [str(self.tokenizer.convert_ids_to_tokens(token)) for token in sorted(_stops(self.tokenizer))]
+
     def examples(self, rows: Sequence[Row], max_tokens: int | None) -> list[list[Example]]:
         """The examples of each row: one of a conversation, one or more of a text."""
         texts = self._encode([row.text for row in rows if row.text is not None], add_special_tokens=True)
@@ -108,7 +115,7 @@ class _Encoder:
         return [[next(talks)] if row.text is None else next(pieces) for row in rows]
 
     def _conversations(self, rows: Sequence[Row]) -> list[Example]:
-        rendered = [_rendered_turns(row, self.tokenizer) for row in rows]
+        rendered = [self._rendered_turns(row) for row in rows]
         whole = self._encode([text for text, _ in rendered])
         found = [_ids(encoding) for encoding in whole]
         # Where an answer begins or ends is where the tokens of the text up to there part from those of the whole.
@@ -123,6 +130,32 @@ class _Encoder:
             self._example(row, ids, [[at + _common_prefix(tails[tail], ids, at) for _, at, tail in t] for t in turns])
             for row, ids, turns in zip(rows, found, bounds, strict=True)
         ]
+
+    def _rendered_turns(self, row: Row) -> tuple[str, list[tuple[str, str]]]:
+        """The conversation as text, and for each answer the texts up to where it begins and up to where it ends."""
+        text = _text(row.messages, self.tokenizer, where=row.where)
+        turns = []
+        for turn, message in enumerate(row.messages, start=1):
+            if message["role"] == "assistant":
+                start = _text(row.messages[: turn - 1], self.tokenizer, add_generation_prompt=True, where=row.where)
+                last = turn == len(row.messages)
+                turns.append((start, text if last else self._up_to_end(row, turn, text)))
+        return text, turns
+
+    def _up_to_end(self, row: Row, turn: int, text: str) -> str:
+        """The text up to the end of an answer that is not the last, its stop token with it.
+
+        Some templates write an earlier answer otherwise than the last: without its thoughts, for instance. Its end is
+        then where the whole text is the same again after the answer was changed.
+        """
+        alone = _text(row.messages[:turn], self.tokenizer, where=row.where)
+        if text.startswith(alone):
+            return alone
+        other = {"role": "assistant", "content": row.messages[turn - 1]["content"] + NO_TEXT}
+        changed = _text([*row.messages[: turn - 1], other, *row.messages[turn:]], self.tokenizer, where=row.where)
+        end = len(text) - _common_prefix(text[::-1], changed[::-1])
+        stop = next((stop for stop in self.stops if text[end:].lstrip().startswith(stop)), None)
+        return text[: text.index(stop, end) + len(stop)] if stop else alone
 
     def _example(self, row: Row, ids: list[int], turns: list[list[int]]) -> Example:
         labels = array("i", [IGNORED]) * len(ids)
@@ -169,18 +202,6 @@ class _Encoder:
         return list(batch.encodings or batch["input_ids"])
 
 
-def _rendered_turns(row: Row, tokenizer: Any) -> tuple[str, list[tuple[str, str]]]:
-    """The conversation as text, and for each answer the texts up to where it begins and up to where it ends."""
-    text = _text(row.messages, tokenizer, where=row.where)
-    turns = []
-    for turn, message in enumerate(row.messages, start=1):
-        if message["role"] == "assistant":
-            start = _text(row.messages[: turn - 1], tokenizer, add_generation_prompt=True, where=row.where)
-            last = turn == len(row.messages)
-            turns.append((start, text if last else _text(row.messages[:turn], tokenizer, where=row.where)))
-    return text, turns
-
-
 def _text(
     messages: Sequence[Message], tokenizer: Any, *, add_generation_prompt: bool = False, where: str | None = None
 ) -> str:
@@ -203,10 +224,11 @@ def _render(messages: Sequence[Message], tokenizer: Any, *, add_generation_promp
     return ids
 
 
-def _template_stop(tokenizer: Any) -> int | None:
+def _stops(tokenizer: Any) -> set[int]:
+    """The eos token, and the last special token of a conversation."""
     ids = _render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tokenizer)
     special = _special_ids(tokenizer)
-    return next((token for token in reversed(ids) if token in special), None)
+    return {tokenizer.eos_token_id, next((token for token in reversed(ids) if token in special), None)} - {None}
 
 
 def _special_ids(tokenizer: Any) -> frozenset[int]:
@@ -258,8 +280,8 @@ def _all_cores() -> Iterator[None]:
         os.environ[name] = before
 
 
-def _common_prefix(left: Sequence[int], right: Sequence[int], start: int) -> int:
-    """How many tokens of `left` are those of `right` from `start` on."""
+def _common_prefix(left: Sequence[Any], right: Sequence[Any], start: int = 0) -> int:
+    """How many items of `left` are those of `right` from `start` on."""
     for at, (a, b) in enumerate(zip(left, itertools.islice(right, start, None), strict=False)):
         if a != b:
             return at
