@@ -23,7 +23,7 @@ def test_a_mapping_travels_in_the_plan_and_reads_a_folder_alike(autoft, tiny_mod
     assert (found["workload"]["rows"], found["workload"]["heldout_rows"]) == (40, 8)
     assert found["notes"][:2] == [
         f"--map {words}: {folder}/train.jsonl:1 reads user 'train 0 x', assistant 's 0'",
-        "held out: up to 100 rows of its split 'test'",
+        "held out: 8 rows of its split 'test'",
     ]
     assert read_plan(plan).job.mapping == words
     ran = autoft("run", plan, "-o", tmp_path / "out", "--json")

@@ -170,7 +170,7 @@ def test_held_out_rows_of_a_folder_that_are_trained_too_are_left_out_and_told(tm
     assert numbers == sorted(numbers)
     assert min(numbers) >= 30
     assert data.notes == (
-        "held out: up to 8 rows of its split 'test'",
+        "held out: 8 rows of its split 'test'",
         "2 rows of the split 'test' are trained too, and not held out",
     )
     own = str(write_jsonl(tmp_path / "own.csv.jsonl", [{"prompt": "x", "completion": "y"}]))
@@ -207,7 +207,7 @@ def test_a_hub_dataset_in_the_local_cache_is_read_without_a_network() -> None:
     data = load_data("acme/qa")
     assert [row.where for row in data.train] == ["acme/qa:train: row 1", "acme/qa:train: row 2"]
     assert [row.messages[0]["content"] for row in data.heldout] == ["test.jsonl 0", "test.jsonl 1"]
-    assert data.notes == ("held out: up to 100 rows of its split 'test'",)
+    assert data.notes == ("held out: 2 rows of its split 'test'",)
     assert next(row.where for row in load_data("acme/qa/default:extra").train) == "acme/qa/default:extra: row 1"
     with pytest.raises(DataError, match=r"acme/qa:trian: no split 'trian'\. Did you mean train, extra\?"):
         load_data("acme/qa:trian")

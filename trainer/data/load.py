@@ -64,12 +64,13 @@ def load_data(data: str, eval_data: str | None = None, *, eval_rows: int = 100, 
     notes = _reading_notes(survey, columns)
     taken: frozenset[int] = frozenset()
     if eval_data is not None:
-        others = convert_rows(open_data(eval_data).train(), columns)
+        given = open_data(eval_data)
+        others = convert_rows((given.heldout or given.train)(), columns)
         heldout, _ = _heldout(others, frozenset(survey.keys), eval_rows, data)
     elif source.heldout is not None:
         others = convert_rows(source.heldout(), columns)
         heldout, trained = _heldout(others, frozenset(survey.keys), eval_rows)
-        notes.append(f"held out: up to {eval_rows} rows of its split {source.roles.heldout!r}")
+        notes.append(f"held out: {len(heldout)} rows of its split {source.roles.heldout!r}")
         if trained:
             notes.append(f"{trained} rows of the split {source.roles.heldout!r} are trained too, and not held out")
     else:

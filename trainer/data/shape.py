@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 from autoft.errors import DataError
@@ -111,7 +111,7 @@ def _shape(raw: RawRow) -> tuple[str, Convert] | None:
     return _shape_of_columns(filled) or _shape_of_columns(tuple(raw.fields))
 
 
-@cache
+@lru_cache(1024)
 def _shape_of_columns(columns: tuple[str, ...]) -> tuple[str, Convert] | None:
     """The first that fits: a conversation, preference pairs, a prompt and its answer, a text and its label, a text."""
     named = {name.lower(): name for name in columns}
