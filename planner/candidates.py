@@ -26,7 +26,7 @@ SAVINGS: tuple[dict[str, Any], ...] = (
     {"gradient_checkpointing": True, "offload_checkpoints": True},
 )
 # Of the Job, what the plan decides itself or the command line has an option for.
-NOT_PINNABLE = ("model", "data", "eval_data", "recipe", "device")
+NOT_PINNABLE = ("model", "data", "eval_data", "mapping", "recipe", "device")
 # Of the Recipe, what is right or wrong only beside another field.
 COUPLED = (
     "method", "quant_type", "double_quant", "experts_4bit", "autocast", "use_dora", "checkpoint_every",

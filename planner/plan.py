@@ -108,7 +108,14 @@ def ask(request: Request, hardware: Hardware) -> Asked:
     if request.data is not None:
         eval_rows = job_pins.get("eval_rows", Job.__dataclass_fields__["eval_rows"].default)
         max_tokens = seq_len or shape.max_position
-        prepared = prepare(ref, request.data, request.eval_data, eval_rows=eval_rows, max_tokens=max_tokens)
+        prepared = prepare(
+            ref,
+            request.data,
+            request.eval_data,
+            eval_rows=eval_rows,
+            max_tokens=max_tokens,
+            mapping=request.mapping,
+        )
     workload = measure(prepared) if prepared else None
     if preset.packing:
         preset = _packable(preset, estimator, prepared, seq_len or _seq_len(workload, shape, preset), job_pins)
@@ -125,7 +132,13 @@ def ask(request: Request, hardware: Hardware) -> Asked:
         seq_len=seq_len,
         rows_per_step=job.pop("rows_per_step"),
         pinned=recipe_pins,
-        job={"model": request.model, "data": request.data, "eval_data": request.eval_data, **job},
+        job={
+            "model": request.model,
+            "data": request.data,
+            "eval_data": request.eval_data,
+            "mapping": request.mapping,
+            **job,
+        },
         rows=rows,
         prefer=preset.prefer,
         limits=limits,

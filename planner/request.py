@@ -20,6 +20,7 @@ class Request:
     model: str
     data: str | None = None
     eval_data: str | None = None
+    mapping: str | None = None
     gpu: str | None = None
     vram_gib: float | None = None
     seq_len: int | None = None

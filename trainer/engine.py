@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -84,7 +85,8 @@ class Engine(SFTTrainer):  # type: ignore[misc]
 
 def _dataset(examples: list[Example], recipe: Recipe, pad_id: int) -> Dataset:
     if not recipe.packing:
-        return Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
+        columns = {"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]}
+        return Dataset.from_dict({name: [np.asarray(row, np.int32) for row in rows] for name, rows in columns.items()})
     rows = pack([len(e.input_ids) for e in examples], recipe.seq_len)
     return Dataset.from_list([packed_row([examples[i] for i in row], recipe.seq_len, pad_id) for row in rows])
 

@@ -21,6 +21,7 @@ class Job(Record):
     model: a hub id, local folder, .gguf file, catalogue name or "starter".
     data, eval_data: files, or "starter" for the bundled task; data None is a plan without data; with eval_data None
         up to eval_rows rows are held out of data.
+    mapping: which column of the data is what, as --map words it; None tells it by the columns' names.
     accumulation: micro-batches in one optimizer step. learning_rate is the peak; warmup_ratio the part of all steps
         that leads up to it. max_grad_norm: gradients are clipped to this 2-norm.
     group_by_length: rows of like length share an optimizer step, so that less is padded: within some fifty steps' rows,
@@ -34,6 +35,7 @@ class Job(Record):
     data: str | None = None
     device: Device = "cpu"
     eval_data: str | None = None
+    mapping: str | None = None
     eval_rows: Annotated[int, Ge(0)] = 100
     epochs: Annotated[float, Gt(0)] = 1.0
     group_by_length: bool = False

@@ -109,7 +109,14 @@ def _load(job: Job, prepared: Prepared | None, listener: Listener) -> _Loaded:
     ref = resolve(job.model)
     weights = fetch(ref, lambda text: listener(Note(text=text)))
     if prepared is None or prepared.longest_tokens > job.recipe.seq_len:
-        prepared = prepare(ref, job.data, job.eval_data, eval_rows=job.eval_rows, max_tokens=job.recipe.seq_len)
+        prepared = prepare(
+            ref,
+            job.data,
+            job.eval_data,
+            eval_rows=job.eval_rows,
+            max_tokens=job.recipe.seq_len,
+            mapping=job.mapping,
+        )
     for note in prepared.notes(job.recipe.seq_len):
         listener(Note(text=note))
     from autoft.trainer.build import build_model

@@ -39,8 +39,23 @@ RECIPE = (
     ),
 )
 DATA = (
-    click.option("--data", metavar="FILE", help="Training data: .jsonl, .json, .csv or .parquet."),
-    click.option("--eval-data", metavar="FILE", help="Held-out rows; without it a part of --data is held out."),
+    click.option(
+        "--data",
+        metavar="PATH|ID",
+        help="Training data: a file (JSON, JSONL, CSV, TSV, Parquet, Arrow, text), a folder, a glob in quotes, or a "
+        "hub dataset (owner/name).",
+    ),
+    click.option(
+        "--eval-data", metavar="PATH|ID", help="Held-out rows; without it a part of --data, or its own test split."
+    ),
+    click.option(
+        "--map",
+        "mapping",
+        multiple=True,
+        metavar="ROLE=COLUMN",
+        help="Which column is what: prompt=question,completion=answer, or system, text, messages, chosen. "
+        'A template joins columns: text="{title}\\n{body}". Repeatable.',
+    ),
     click.option(
         "--prefer",
         type=options.Choice(PREFERENCES),
@@ -77,6 +92,7 @@ def request(
     settings: tuple[str, ...],
     data: str | None = None,
     eval_data: str | None = None,
+    mapping: tuple[str, ...] = (),
     prefer: str | None = None,
     preset: str | None = None,
     max_hours: float | None = None,
@@ -92,6 +108,7 @@ def request(
         model=model,
         data=data,
         eval_data=eval_data,
+        mapping=",".join(mapping) or None,
         gpu=gpu,
         vram_gib=vram_gib,
         seq_len=seq_len,

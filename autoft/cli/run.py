@@ -129,6 +129,8 @@ def _from_file(path: Path, words: dict[str, Any]) -> Plan:
             )
     plan = read_plan(path)
     data = {name: words[name] for name in ("data", "eval_data") if words[name] is not None}
+    if words["mapping"]:
+        data["mapping"] = ",".join(words["mapping"])
     plan = replace(plan, job=replace(plan.job, **data))
     if plan.job.data is None:
         raise OptionError(f"{path}: the plan names no data to train on", fix=f"autoft run {path} --data FILE")
