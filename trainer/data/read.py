@@ -8,7 +8,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from autoft.errors import DataError
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, written as an escape
 LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit is 131,072
+
+OnFault = Callable[[DataError], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +35,11 @@ def read_rows(path: str) -> list[RawRow]:
     return list(stream_rows(path))
 
 
-def stream_rows(path: str) -> Iterator[RawRow]:
+def stream_rows(path: str, *, on_fault: OnFault | None = None) -> Iterator[RawRow]:
     """The rows of the file at `path`, one after the other.
 
-    Raises: DataError for a missing, empty or unreadable file, and for a line that is no JSON object (file:line).
+    on_fault: told of a line that is no row (file:line); reading then goes on with the next one.
+    Raises: DataError for a missing, empty or unreadable file and, without on_fault, for a line that is no row.
     """
     file = Path(path).expanduser()
     if not file.exists():
@@ -54,10 +57,19 @@ def stream_rows(path: str) -> Iterator[RawRow]:
         raise DataError(f"{path}: empty file", fix="give a file with one JSON object a line")
     reader = {".csv": _csv_rows, ".parquet": _parquet_rows}.get(file.suffix.lower(), _json_rows)
     found = False
-    for row in reader(file):
+    faults = 0
+
+    def tell(error: DataError) -> None:
+        nonlocal faults
+        if on_fault is None:
+            raise error
+        faults += 1
+        on_fault(error)
+
+    for row in reader(file, tell):
         found = True
         yield row
-    if not found:
+    if not found and not faults:
         raise DataError(f"{path}: no rows", fix="give a file with at least one row")
 
 
@@ -88,20 +100,42 @@ def _text(file: Path) -> str:
         raise DataError(f"{file}: {error.strerror}", fix="check the file's permissions") from None
 
 
-def _json_rows(file: Path) -> Iterator[RawRow]:
-    text = _text(file)
-    if file.suffix.lower() == ".json" and text.lstrip().startswith("["):
-        yield from _json_list(file, text)
+def _json_rows(file: Path, tell: OnFault) -> Iterator[RawRow]:
+    if file.suffix.lower() == ".json" and _text(file).lstrip().startswith("["):
+        yield from _json_list(file, tell)
         return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield RawRow(_object(_parsed(line, f"{file}:{number}"), f"{file}:{number}"), f"{file}:{number}")
+    for number, line in enumerate(_lines(file), start=1):
+        where = f"{file}:{number}"
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            row = RawRow(_object(_parsed(text, where), where), where) if text.strip() else None
+        except UnicodeDecodeError:
+            tell(DataError(f"{where}: not UTF-8 text", fix="save the file as UTF-8"))
+        except DataError as error:
+            tell(error)
+        else:
+            if row is not None:
+                yield row
 
 
-def _json_list(file: Path, text: str) -> Iterator[RawRow]:
-    for position, item in enumerate(_parsed(text, str(file)), start=1):
+def _lines(file: Path) -> Iterator[bytes]:
+    """One line in memory at a time."""
+    try:
+        with file.open("rb") as lines:
+            yield from lines
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}", fix="check the file's permissions") from None
+
+
+def _json_list(file: Path, tell: OnFault) -> Iterator[RawRow]:
+    for position, item in enumerate(_parsed(_text(file), str(file)), start=1):
         where = f"{file}: row {position}"
-        yield RawRow(_object(item, where), where)
+        try:
+            row = RawRow(_object(item, where), where)
+        except DataError as error:
+            tell(error)
+        else:
+            yield row
 
 
 def _parsed(text: str, where: str) -> Any:
@@ -133,7 +167,7 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def _csv_rows(file: Path) -> Iterator[RawRow]:
+def _csv_rows(file: Path, tell: OnFault) -> Iterator[RawRow]:
     """Cells stay text as they are written: an answer "42", "NA" or "null" is no number and no gap."""
     csv.field_size_limit(LONGEST_CELL)
     lines = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
@@ -144,17 +178,20 @@ def _csv_rows(file: Path) -> Iterator[RawRow]:
             where = f"{file}:{begins}"
             begins = lines.line_num + 1
             if cells and len(cells) != len(header):
-                raise DataError(
-                    f"{where}: {len(cells)} cells, but the header has {len(header)}",
-                    fix='put cells that hold a comma in quotes: "a, b"',
+                tell(
+                    DataError(
+                        f"{where}: {len(cells)} cells, but the header has {len(header)}",
+                        fix='put cells that hold a comma in quotes: "a, b"',
+                    )
                 )
-            if cells:
+            elif cells:
                 yield RawRow(dict(zip(header, cells, strict=True)), where)
     except csv.Error as error:
-        raise DataError(f"{file}:{lines.line_num}: not CSV: {error}", fix="check the quotes of that row") from None
+        # where a quote is open, nothing after it can be told apart
+        tell(DataError(f"{file}:{lines.line_num}: not CSV: {error}", fix="check the quotes of that row"))
 
 
-def _parquet_rows(file: Path) -> Iterator[RawRow]:
+def _parquet_rows(file: Path, _tell: OnFault) -> Iterator[RawRow]:
     from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
 
     try:
