@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -32,8 +34,8 @@ def show_report(report: Report, console: Console) -> None:
         findings = report.of(severity)
         if findings:
             console.print(Text(title, style=style))
-            for finding in findings:
-                _show_finding(finding, console)
+            for finding, following in itertools.zip_longest(findings, findings[1:]):
+                _show_finding(finding, console, with_fix=following is None or following.fix != finding.fix)
     if report.example is not None:
         _show_example(report.example, console)
     if report.fixed is not None:
@@ -91,7 +93,7 @@ def _histogram(lengths: Lengths, width: int) -> Table:
     return table
 
 
-def _show_finding(finding: Finding, console: Console) -> None:
+def _show_finding(finding: Finding, console: Console, *, with_fix: bool) -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(justify="right", min_width=8, no_wrap=True)
     table.add_column(overflow="fold")
@@ -100,7 +102,7 @@ def _show_finding(finding: Finding, console: Console) -> None:
         more = finding.rows - len(finding.places)
         places = ", ".join(_short(place) for place in finding.places) + (f" and {more:,} more" if more > 0 else "")
         text.append(f"\n{places}", style="dim")
-    if finding.fix:
+    if finding.fix and with_fix:
         text.append(f"\nTo fix: {finding.fix}", style="dim")
     table.add_row(f"{finding.rows:,}" if finding.rows else "-", text)
     console.print(table)

@@ -8,7 +8,7 @@ import pytest
 
 from autoft.errors import DataError
 from autoft.trainer.data.load import load_data
-from autoft.trainer.data.read import RawRow, read_rows, split_rows, stream_rows
+from autoft.trainer.data.read import RawRow, read_rows, split_rows
 from autoft.trainer.data.shape import recognise
 from autoft.trainer.data.tokens import PLAIN_TEMPLATE, prompt_ids, stop_ids, supply_template, tokenize
 from autoft.trainer.loss import IGNORED
@@ -139,16 +139,3 @@ def test_the_bundled_task_is_ordinary_jsonl(own_home) -> None:
     file = own_home / "data" / "support-desk-train.jsonl"
     assert json.loads(file.read_text(encoding="utf-8").splitlines()[0])["messages"][-1]["role"] == "assistant"
     assert len(load_data(str(file)).train) + len(load_data(str(file)).heldout) == 400
-
-
-def test_reading_goes_on_after_a_line_that_is_no_row(tmp_path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"n": 1}\nnot json\n\n[2]\n{"n": "\xff"}\n{"n": 3}\n')
-    faults: list[DataError] = []
-    rows = list(stream_rows(str(path), on_fault=faults.append))
-    assert [(row.fields["n"], row.where) for row in rows] == [(1, f"{path}:1"), (3, f"{path}:6")]
-    assert [fault.what.split(": ")[0] for fault in faults] == [f"{path}:{line}" for line in (2, 4, 5)]
-    (tmp_path / "a.csv").write_text("prompt,completion\na,b\nc\nd,e\n", encoding="utf-8")
-    rows = list(stream_rows(str(tmp_path / "a.csv"), on_fault=faults.append))
-    assert [row.fields["prompt"] for row in rows] == ["a", "d"]
-    assert faults[-1].what == f"{tmp_path}/a.csv:3: 1 cells, but the header has 2"

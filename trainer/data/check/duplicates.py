@@ -22,7 +22,7 @@ from autoft.trainer.data.check.text import visible
 
 HASHES, BANDS = 64, 16
 ROWS_A_BAND = HASHES // BANDS
-ALIKE = 0.8  # the resemblance from which rows count as near-duplicates
+ALIKE = 0.7  # the estimated resemblance from which rows count as near-duplicates
 LEAST_PAIRS = 8  # of neighbouring words: below that a resemblance says nothing
 # Pairs that more than this share of the first rows have (an instruction before every row, the form of every answer)
 # say nothing about a row, and are left out of it
@@ -35,8 +35,15 @@ WORD = re.compile(f"[{SPACELESS}]|[^\\W{SPACELESS}]+")
 SPACES_FOR_SIGNS = str.maketrans({chr(code): " " for code in range(128) if not (chr(code).isalnum() or code == 95)})
 
 Array = np.ndarray
+
+
+def _hash64(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
 MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0xD6E8FEB86659FD93))
-PERMUTATIONS = np.random.default_rng(0).integers(0, 2**63, size=HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+# Multiplying by an odd number is a permutation of the 64-bit numbers; drawn by a hash, the same with any library
+PERMUTATIONS = [np.uint64(_hash64(b"permutation %d" % number) | 1) for number in range(HASHES)]
 
 
 def normalised(text: str) -> str:
@@ -49,7 +56,7 @@ def normalised(text: str) -> str:
 
 def key_of(parts: Sequence[str]) -> int:
     """A 64-bit hash; among a million rows two that differ share one with probability 3e-8."""
-    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), "big")
+    return _hash64("\0".join(parts).encode())
 
 
 def words_of(text: str) -> list[str]:
@@ -185,8 +192,7 @@ class _WordHashes(dict[str, int]):
     def __missing__(self, word: str) -> int:
         if len(self) >= MOST_WORDS_KEPT:
             self.clear()
-        value = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
-        self[word] = value
+        value = self[word] = _hash64(word.encode())
         return value
 
 

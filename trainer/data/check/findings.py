@@ -37,8 +37,11 @@ class Relations:
 def relate(scan: Scan, heldout: Scan | None) -> Relations:
     """Compare the rows of a split with each other and with the other split's."""
     keys, prompts = np.array(scan.keys, dtype=np.uint64), np.array(scan.prompts, dtype=np.uint64)
-    first = first_equal(keys)
-    copy_of = np.where(first < np.arange(len(keys)), first, -1)
+    # a copy of a row that cannot be trained is no copy to leave out
+    rows = np.flatnonzero(~_other_shape(scan) & (_verdicts(scan) != Verdict.UNTRAINABLE))
+    first = rows[first_equal(keys[rows])]
+    copy_of = np.full(len(keys), -1)
+    copy_of[rows] = np.where(first < rows, first, -1)
     none = np.full(len(keys), -1)
     sketches = scan.finish_sketches()
     if heldout is None:
@@ -150,6 +153,11 @@ def _notes(scan: Scan, relations: Relations) -> Iterator[Finding]:
     )  # fmt: skip
     if scan.meter and scan.meter.template_supplied:
         yield _finding("note", "plain-template", "the model has no chat template: a plain one is used", 0, [])
+
+
+def _verdicts(scan: Scan) -> Array:
+    """uint8 [good rows]"""
+    return np.frombuffer(bytes(scan.verdicts), dtype=np.uint8)[np.array(scan.raw, dtype=np.int64)]
 
 
 def _other_shape(scan: Scan) -> Array:

@@ -13,6 +13,7 @@ from autoft.home import write_lines
 from autoft.trainer.data.check.examine import Checked
 from autoft.trainer.data.check.report import Fixed
 from autoft.trainer.data.check.scan import Verdict
+from autoft.trainer.data.check.tally import place_of
 from autoft.trainer.data.check.text import trimmed, visible
 from autoft.trainer.data.read import RawRow, stream_rows
 from autoft.trainer.data.shape import shape_of
@@ -102,7 +103,7 @@ class _Copy:
             raise DataError(f"{scan.path}: changed while it was read", fix="run the check again")
 
     def _unread(self, error: DataError) -> None:
-        where, _, why = error.what.partition(": ")
+        where, why = place_of(error)
         self.dropped.append((where, REASONS[Verdict.BROKEN], why))
 
     def _why(self, verdict: Verdict, raw: RawRow, good: int) -> str:

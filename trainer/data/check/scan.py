@@ -14,11 +14,12 @@ from autoft.trainer.data.check import secrets, text, turns
 from autoft.trainer.data.check.duplicates import Finished, Sketches, key_of, normalised, words_of
 from autoft.trainer.data.check.language import language_of
 from autoft.trainer.data.check.lengths import Meter, estimated_tokens
-from autoft.trainer.data.check.tally import Faults, Places, Tally
+from autoft.trainer.data.check.tally import Faults, Places, Tally, place_of
 from autoft.trainer.data.read import stream_rows
 from autoft.trainer.data.shape import Row, shape_of
 
-BATCH = 2048
+# Rows are taken so many at a time, or fewer when they are long, so that memory stays bounded
+BATCH_ROWS, BATCH_CHARACTERS = 2048, 2_000_000
 EXAMPLE_CHARACTERS = 1200  # a rendered example of up to so many is liked best
 
 Progress = Callable[[int], None]
@@ -79,21 +80,23 @@ class Scan:
     def read(self, progress: Progress = lambda _: None) -> Scan:
         """Read the whole split. Raises: DataError where there is nothing to read."""
         batch: list[Row] = []
+        characters = 0
         for raw in stream_rows(self.path, on_fault=self._unread):
             self.verdicts.append(Verdict.KEPT)
             try:
                 name, convert = shape_of(raw)
                 batch.append(convert(raw))
             except DataError as error:
-                self.faults.add(error, raw.where)
+                self.faults.add(raw.where, error.what.removeprefix(f"{raw.where}: "), error.fix)
                 self.verdicts[-1] = Verdict.BROKEN
                 continue
             self.raw.append(len(self.verdicts) - 1)
             self.places.add(raw.where)
             self.shape.append(self._number_of(name))
-            if len(batch) == BATCH:
+            characters += _characters(batch[-1])
+            if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
                 self._take(batch)
-                batch = []
+                batch, characters = [], 0
                 progress(self.rows)
         self._take(batch)
         progress(self.rows)
@@ -104,7 +107,7 @@ class Scan:
 
     def _unread(self, error: DataError) -> None:
         self.unread += 1
-        self.faults.add(error)
+        self.faults.add(*place_of(error), error.fix)
 
     def _number_of(self, shape: str) -> int:
         if shape not in self.shapes:
@@ -121,7 +124,7 @@ class Scan:
             return
         for number, (row, measured) in enumerate(zip(rows, self.meter.measure(rows), strict=True), start=first):
             if isinstance(measured, DataError):
-                self.faults.add(measured, row.where)
+                self.faults.add(row.where, measured.what.removeprefix(f"{row.where}: "), measured.fix)
                 self.verdicts[self.raw[number]] = Verdict.UNTRAINABLE
                 measured = (0, 0)
             self.tokens.append(measured[0])

@@ -45,20 +45,20 @@ class Fault:
     count: Count
 
 
+def place_of(error: DataError) -> tuple[str, str]:
+    """(file:line, what is wrong there) of the error of a row that could not be read."""
+    found = WHERE.fullmatch(error.what)
+    return (found["where"], found["what"]) if found else ("", error.what)
+
+
 class Faults(dict[str, Fault]):
     """Errors of rows, alike when they differ only in numbers."""
 
-    def add(self, error: DataError, where: str | None = None) -> None:
-        """where: of the row; without it, it is read off the error's text."""
-        what = error.what
-        if where is not None:
-            what = what.removeprefix(f"{where}: ")
-        elif found := WHERE.fullmatch(what):
-            where, what = found["where"], found["what"]
+    def add(self, where: str, what: str, fix: str | None) -> None:
         kind = re.sub(r"\d+", "N", what)
         if kind not in self and len(self) >= MOST_KINDS:
             kind, what = "other", "broken in another way"
-        self.setdefault(kind, Fault(what, error.fix, Count())).count.add(where or what)
+        self.setdefault(kind, Fault(what, fix, Count())).count.add(where)
 
 
 class Places:

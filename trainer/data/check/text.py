@@ -10,11 +10,12 @@ CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 INVISIBLE = re.compile("[\u200b\u2060\ufeff]")
 # Overrides of the direction of text, which can hide what it says: trojansource.codes. U+200E and U+200F are harmless.
 DIRECTION = re.compile("[\u202a-\u202e\u2066-\u2069]")
-# The lead bytes C2-F4 of UTF-8 with a continuation byte after them, both read as Latin-1 or as Windows-1252
-CONTINUATION = re.escape(bytes(range(0x80, 0xC0)).decode("cp1252", "ignore") + "".join(map(chr, range(0x80, 0xC0))))
+# Lead bytes of UTF-8 and the continuation bytes after them, read as Latin-1 or as Windows-1252: of accented letters,
+# of punctuation, of emoji, and of two East Asian characters in a row (one could be French before a closing quote)
+_AFTER = re.escape(bytes(range(0x80, 0xC0)).decode("cp1252", "ignore") + "".join(map(chr, range(0x80, 0xC0))))
 MOJIBAKE = re.compile(
-    f"\xc3[{CONTINUATION}]|\xc2[\x80-\xbf]|\xe2[\u20ac\x80][{CONTINUATION}]|\xf0[\u0178\x9f][{CONTINUATION}]"
-    "|[\x80-\x9f]"
+    f"\xc3[{_AFTER}]|\xc2[\x80-\xbf]|\xe2(?:\u20ac|[{_AFTER}][{_AFTER}])|\xf0[\u0178\x9f][{_AFTER}]"
+    f"|(?:[\xe3-\xe9][{_AFTER}][{_AFTER}]){{2}}|[\x80-\x9f]"
 )
 REPLACED = "\ufffd"
 HTML = re.compile(
