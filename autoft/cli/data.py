@@ -70,7 +70,7 @@ def check(path: str, model: str | None, eval_data: str | None, out: Path | None,
         options.print_json(report.to_dict())
     else:
         show_report(report, render.console())
-    return 0 if report.usable or report.fixed is not None else DataError.exit_code
+    return 0 if report.trainable else DataError.exit_code
 
 
 command.add_command(check, "check")

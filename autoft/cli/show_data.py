@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 from rich.panel import Panel
@@ -25,6 +27,7 @@ LONGEST_SEGMENT = 500  # characters of the example; what is longer is shown by i
 
 def show_report(report: Report, console: Console) -> None:
     """Everything but what --json tells beside it: all formats, places in full, lengths in words."""
+    report = _shortened(report)
     verdict = ("can be trained", "bold green") if report.usable else ("a run would stop or be spoilt", "bold red")
     console.print(Text.assemble((report.data, "bold"), ": ", verdict))
     console.print(facts(_facts(report)))
@@ -69,7 +72,7 @@ def _show_lengths(lengths: Lengths, text: bool, console: Console) -> None:
         ("Tokens", f"{count(tokens.total)}{source}"),
         ("a row", f"{tokens.shortest:,} to {tokens.longest:,}; {spread}"),
         ("Too long", f"{longer}{' (cut in pieces)' if text else ''}"),
-        ("Longest", ", ".join(f"{_short(place.where)} ({place.length:,})" for place in lengths.longest)),
+        ("Longest", ", ".join(f"{place.where} ({place.length:,})" for place in lengths.longest)),
         ("Trained", f"{_share(lengths.trained_share)} of {what}"),
         ("Text", f"{count(characters.total)} characters, {count(lengths.words.total)} words"),
     ]
@@ -100,7 +103,7 @@ def _show_finding(finding: Finding, console: Console, *, with_fix: bool) -> None
     text = Text(finding.what)
     if finding.places:
         more = finding.rows - len(finding.places)
-        places = ", ".join(_short(place) for place in finding.places) + (f" and {more:,} more" if more > 0 else "")
+        places = ", ".join(finding.places) + (f" and {more:,} more" if more > 0 else "")
         text.append(f"\n{places}", style="dim")
     if finding.fix and with_fix:
         text.append(f"\nTo fix: {finding.fix}", style="dim")
@@ -108,9 +111,23 @@ def _show_finding(finding: Finding, console: Console, *, with_fix: bool) -> None
     console.print(table)
 
 
-def _short(place: str) -> str:
-    """A place, or a pair of them, without the folders."""
-    return " ".join(word if "/" not in word else word.rsplit("/", 1)[1] for word in place.split(" "))
+def _shortened(report: Report) -> Report:
+    """The report with places that do not name the folders that its data is in."""
+    folders = {f"{Path(path).parent}/" for path in (report.data, report.eval_data) if path and "/" in path}
+
+    def short(place: str) -> str:
+        for folder in folders:
+            place = place.replace(folder, "")
+        return place
+
+    lengths, example = report.lengths, report.example
+    return replace(
+        report,
+        findings=tuple(replace(each, places=tuple(map(short, each.places))) for each in report.findings),
+        lengths=lengths
+        and replace(lengths, longest=tuple(replace(each, where=short(each.where)) for each in lengths.longest)),
+        example=example and replace(example, where=short(example.where)),
+    )
 
 
 def _show_example(example: Example, console: Console) -> None:
@@ -131,7 +148,7 @@ def _show_example(example: Example, console: Console) -> None:
         "plain": "under a plain chat template",
         "none": "--model M renders it",
     }
-    title = f"{_short(example.where)}, {template[example.template]}; trained is {marked}"
+    title = f"{example.where}, {template[example.template]}; trained is {marked}"
     console.print(Text("One row as the model sees it", style="bold"))
     console.print(Text(f"  {title}", style="dim"))
     console.print(Panel(text))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from autoft.cli.show_data import show_report
+from autoft.trainer.data.check.examine import check
 from tests.conftest import Done, write_jsonl
 
 BROKEN = {"messages": [{"role": "user", "content": "a"}]}
@@ -114,3 +118,12 @@ def test_without_a_model_neither_torch_nor_transformers_is_imported(data_file) -
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "HEAVY []" in done.stderr, done.stderr
+
+
+def test_in_a_terminal_color_marks_what_is_trained(data_file) -> None:
+    shown = io.StringIO()
+    show_report(
+        check(str(data_file)).report, Console(file=shown, force_terminal=True, width=80, color_system="standard")
+    )
+    assert "\x1b[1;32mit is 0\x1b[0m" in shown.getvalue()
+    assert "«" not in shown.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,8 +222,12 @@ def test_rows_in_both_splits(tmp_path) -> None:
 def test_faults_of_held_out_rows_are_faults(tmp_path) -> None:
     good = write_jsonl(tmp_path / "a.jsonl", [pair("a", "b")])
     bad = write_jsonl(tmp_path / "b.jsonl", [chat(("user", "a"))])
-    (fault,) = check(str(good), str(bad)).report.of("fault")
+    checked = check(str(good), str(bad))
+    (fault,) = checked.report.of("fault")
     assert fault.what.startswith("held-out rows: the conversation ends with the user")
+    # a copy of the training rows does not mend them
+    fixed = write_fixed(checked, tmp_path / "out.jsonl")
+    assert not replace(checked.report, fixed=fixed).trainable
 
 
 def test_unknown_columns_are_one_fault(tmp_path) -> None:

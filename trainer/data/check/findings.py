@@ -81,13 +81,15 @@ def findings_of(scan: Scan, heldout: Scan | None, relations: Relations) -> Itera
 
 
 def _faults(scan: Scan, heldout: Scan | None, relations: Relations) -> Iterator[Finding]:
-    for side, prefix in ((scan, ""), (heldout, "held-out rows: ")):
+    for side, held, prefix in ((scan, "", ""), (heldout, "held-out-", "held-out rows: ")):
         if side is None:
             continue
         for fault in side.faults.values():
-            yield _finding("fault", "broken", prefix + fault.what, fault.count.rows, fault.count.places, fault.fix)
+            yield _finding(
+                "fault", f"{held}broken", prefix + fault.what, fault.count.rows, fault.count.places, fault.fix
+            )
         yield from _several(
-            "fault", "other-shape", f"{prefix}columns of another shape than most rows' ({side.format})",
+            "fault", f"{held}other-shape", f"{prefix}columns of another shape than most rows' ({side.format})",
             _other_shape(side), side.places, fix="give all rows the same columns",
         )  # fmt: skip
     if heldout is not None:

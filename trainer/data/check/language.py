@@ -18,7 +18,7 @@ LEAST_HITS, LEAST_SHARE, LEAD = 2, 0.08, 1.3
 
 COMMON_WORDS = {
     "English": "the of and to in is that for it with as was on be by this are or from at you have not which an will "
-    "what your how my can do does we they he she his her many much if there has",
+    "what your how my can do does we they he she his her many much if there has a i would but all had their its about",
     "German": "der die das und ist nicht ein eine einen einem mit auf für den dem von sich auch ich sie wir wie oder "
     "bei wird sind zu im zum zur aus nach dass als es kann",
     "French": "le la les des est et une un du que qui dans pour pas sur avec ce cette sont au aux par il elle nous "

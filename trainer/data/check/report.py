@@ -8,6 +8,7 @@ from typing import Literal
 from autoft.schema import Record
 
 Severity = Literal["fault", "warning", "note"]
+FIXED = {"broken", "other-shape", "in-both-splits"}  # faults that a cleaned copy is without
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +133,12 @@ class Report(Record):
     findings: tuple[Finding, ...]
     example: Example | None
     fixed: Fixed | None = None
+
+    @property
+    def trainable(self) -> bool:
+        """`autoft run` takes the data, or the cleaned copy of it."""
+        left = {finding.kind for finding in self.of("fault")} - FIXED
+        return self.usable or (self.fixed is not None and not left)
 
     def of(self, severity: Severity) -> list[Finding]:
         """The findings of one severity, in order."""
