@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from autoft.trainer.data.check.findings import Relations, findings_of, judge, re
 from autoft.trainer.data.check.lengths import Meter, lengths_of, meter_of
 from autoft.trainer.data.check.report import Example, Lengths, Report
 from autoft.trainer.data.check.scan import Progress, Scan, Verdict
+from autoft.trainer.data.read import stream_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,10 @@ def check(
         train, heldout_file = write(home() / "data")
         data, eval_data = str(train), eval_data or str(heldout_file)
     meter = meter_of(model) if model is not None else None
-    scan = Scan(data, meter).read(progress)
-    heldout = Scan(eval_data, meter, scan.sketches.common).read(progress) if eval_data is not None else None
+    scan = Scan(partial(stream_rows, data), meter).read(progress)
+    heldout = None
+    if eval_data is not None:
+        heldout = Scan(partial(stream_rows, eval_data), meter, scan.sketches.common).read(progress)
     relations = relate(scan, heldout)
     judge(scan, relations)
     findings = tuple(findings_of(scan, heldout, relations))

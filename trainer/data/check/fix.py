@@ -15,7 +15,7 @@ from autoft.trainer.data.check.report import Fixed
 from autoft.trainer.data.check.scan import Verdict
 from autoft.trainer.data.check.tally import place_of
 from autoft.trainer.data.check.text import trimmed, visible
-from autoft.trainer.data.read import RawRow, stream_rows
+from autoft.trainer.data.read import RawRow
 from autoft.trainer.data.shape import shape_of
 
 # What a drop is called in the counts
@@ -82,7 +82,7 @@ class _Copy:
         scan = self.checked.scan
         good = 0
         number = -1
-        for number, raw in enumerate(stream_rows(scan.path, on_fault=self._unread)):
+        for number, raw in enumerate(scan.source(on_fault=self._unread)):
             verdict = Verdict(scan.verdicts[number]) if number < len(scan.verdicts) else None
             if verdict is None:
                 break
@@ -100,7 +100,7 @@ class _Copy:
                 self.dropped.append((raw.where, REASONS[verdict], self._why(verdict, raw, good)))
             good += verdict != Verdict.BROKEN
         if number + 1 != len(scan.verdicts):
-            raise DataError(f"{scan.path}: changed while it was read", fix="run the check again")
+            raise DataError(f"{self.checked.report.data}: changed while it was read", fix="run the check again")
 
     def _unread(self, error: DataError) -> None:
         where, why = place_of(error)

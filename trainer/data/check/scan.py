@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
+from typing import Protocol
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from autoft.trainer.data.check.duplicates import Finished, Sketches, key_of, nor
 from autoft.trainer.data.check.language import language_of
 from autoft.trainer.data.check.lengths import Meter, estimated_tokens
 from autoft.trainer.data.check.tally import Faults, Places, Tally, place_of
-from autoft.trainer.data.read import stream_rows
+from autoft.trainer.data.read import OnFault, RawRow
 from autoft.trainer.data.shape import Row, shape_of
 
 # Rows are taken so many at a time, or fewer when they are long, so that memory stays bounded
@@ -23,6 +24,12 @@ BATCH_ROWS, BATCH_CHARACTERS = 2048, 2_000_000
 EXAMPLE_CHARACTERS = 1200  # a rendered example of up to so many is liked best
 
 Progress = Callable[[int], None]
+
+
+class Source(Protocol):
+    """Begins to read a split anew each time."""
+
+    def __call__(self, *, on_fault: OnFault | None = None) -> Iterator[RawRow]: ...
 
 
 class Verdict(IntEnum):
@@ -45,8 +52,8 @@ class Scan:
     what comes before its last answer), characters, words, tokens, trained.
     """
 
-    def __init__(self, path: str, meter: Meter | None = None, common: np.ndarray | None = None) -> None:
-        self.path = path
+    def __init__(self, source: Source, meter: Meter | None = None, common: np.ndarray | None = None) -> None:
+        self.source = source
         self.meter = meter
         self.unread = 0
         self.verdicts = bytearray()
@@ -81,7 +88,7 @@ class Scan:
         """Read the whole split. Raises: DataError where there is nothing to read."""
         batch: list[Row] = []
         characters = 0
-        for raw in stream_rows(self.path, on_fault=self._unread):
+        for raw in self.source(on_fault=self._unread):
             self.verdicts.append(Verdict.KEPT)
             try:
                 name, convert = shape_of(raw)
