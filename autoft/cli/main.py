@@ -24,6 +24,7 @@ COMMANDS = {
     "estimate": "Memory and time of one exact recipe.",
     "run": "Plan, train, evaluate and save, in one shot.",
     "chat": "Talk to a model that autoft trained.",
+    "data": "Check training data, and write a cleaned copy of it.",
     "profiles": "List the GPUs and models that autoft knows by name.",
 }
 

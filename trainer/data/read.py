@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from autoft.errors import DataError
 from autoft.trainer.data.files import KINDS_HELP, PACKED, TABLES, TEXTS, Roles, find, kind
@@ -23,6 +23,8 @@ SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, written as 
 LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit is 131,072
 PASSAGE_CHARACTERS = 8000  # of a plain text in one row: some 2,000 tokens
 COLUMNAR = (".parquet", ".arrow", ".feather")
+
+OnFault = Callable[[DataError], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,12 @@ class RawRow:
     goes_on: bool = False
 
 
+class Start(Protocol):
+    """Starts reading. Without on_fault, a line that is no row raises."""
+
+    def __call__(self, *, on_fault: OnFault | None = None) -> Iterator[RawRow]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Data:
     """What a path stands for. train, heldout: start reading anew each time; heldout is None where no split is for that.
@@ -44,8 +52,8 @@ class Data:
     roles: the splits that were found, by their names.
     """
 
-    train: Callable[[], Iterator[RawRow]]
-    heldout: Callable[[], Iterator[RawRow]] | None
+    train: Start
+    heldout: Start | None
     roles: Roles
 
 
@@ -54,12 +62,13 @@ def read_rows(path: str) -> list[RawRow]:
     return list(stream_rows(path))
 
 
-def stream_rows(path: str) -> Iterator[RawRow]:
+def stream_rows(path: str, *, on_fault: OnFault | None = None) -> Iterator[RawRow]:
     """The rows of `path` to train on, one after the other.
 
-    Raises: DataError as open_data; for an empty or unreadable file, and for a line that is no JSON object (file:line).
+    on_fault: told of a line that is no row (file:line); reading then goes on with the next one.
+    Raises: DataError as open_data; for an empty or unreadable file and, without on_fault, for a line that is no row.
     """
-    yield from open_data(path).train()
+    yield from open_data(path).train(on_fault=on_fault)
 
 
 def open_data(path: str) -> Data:
@@ -81,19 +90,25 @@ def open_data(path: str) -> Data:
     return Data(partial(_rows_of, found.train, path), heldout, found.roles)
 
 
-def _rows_of(files: tuple[Path, ...], path: str) -> Iterator[RawRow]:
+def _rows_of(files: tuple[Path, ...], path: str, on_fault: OnFault | None = None) -> Iterator[RawRow]:
     if len(files) == 1 and files[0].stat().st_size == 0:
         raise DataError(f"{path}: empty file", fix="give a file with one JSON object a line")
     found = False
     for file in files:
         for row in _reader(file)(file):
             found = True
-            yield row
+            if isinstance(row, RawRow):
+                yield row
+            elif on_fault is None:
+                raise row
+            else:
+                on_fault(row)
     if not found:
         raise DataError(f"{path}: no rows", fix="give data with at least one row")
 
 
-def _reader(file: Path) -> Callable[[Path], Iterator[RawRow]]:
+def _reader(file: Path) -> Callable[[Path], Iterator[RawRow | DataError]]:
+    """What reads it: rows, and in their place what is wrong with lines that are none, where the next can be told."""
     form = kind(file.name)
     if form in COLUMNAR:
         if file.suffix.lower() in PACKED:
@@ -136,16 +151,25 @@ def _open(file: Path) -> BinaryIO:
 
 def _lines(file: Path) -> Iterator[str]:
     """Lines of UTF-8 text with their ends, unpacked. Raises: DataError, with file:line where the text is at fault."""
+
+    for number, line in enumerate(_byte_lines(file), start=1):
+        yield _decoded(line, file, number)
+
+
+def _decoded(line: bytes, file: Path, number: int) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError:
+        raise DataError(f"{file}:{number}: not UTF-8 text", fix="save the file as UTF-8") from None
+
+
+def _byte_lines(file: Path) -> Iterator[bytes]:
     import lzma
     import zlib
 
-    number = 0
     try:
         with _open(file) as lines:
-            for number, line in enumerate(lines, start=1):
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError:
-        raise DataError(f"{file}:{number}: not UTF-8 text", fix="save the file as UTF-8") from None
+            yield from lines
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         if file.suffix.lower() in PACKED and getattr(error, "errno", None) is None:
             raise DataError(f"{file}: cannot be unpacked: {error}", fix="pack it anew, or fetch it again") from None
@@ -185,7 +209,7 @@ def _short_lines(file: Path) -> Iterator[tuple[int, str]]:
         yield number, rest
 
 
-def _csv_rows(file: Path) -> Iterator[RawRow]:
+def _csv_rows(file: Path) -> Iterator[RawRow | DataError]:
     """Cells stay text as they are written: an answer "42", "NA" or "null" is no number and no gap."""
     csv.field_size_limit(LONGEST_CELL)
     numbered = _lines(file)
@@ -203,14 +227,14 @@ def _csv_rows(file: Path) -> Iterator[RawRow]:
             where = f"{file}:{begins}"
             begins = lines.line_num + 1
             if cells and len(cells) != len(header):
-                raise DataError(
+                yield DataError(
                     f"{where}: {len(cells)} cells, but the header has {len(header)}",
                     fix=f'put cells that hold a {name} in quotes: "a{delimiter} b"',
                 )
-            if cells:
+            elif cells:
                 yield RawRow(dict(zip(header, cells, strict=True)), where)
-    except csv.Error as error:
-        raise DataError(f"{file}:{lines.line_num}: not CSV: {error}", fix="check the quotes of that row") from None
+    except csv.Error as error:  # where a quote is open, nothing after it can be told apart
+        yield DataError(f"{file}:{lines.line_num}: not CSV: {error}", fix="check the quotes of that row")
 
 
 def _demand_distinct(header: list[str], file: Path) -> None:
@@ -222,14 +246,21 @@ def _demand_distinct(header: list[str], file: Path) -> None:
 # --- JSON ----------------------------------------------------------------------------------------------------------
 
 
-def _json_lines(file: Path) -> Iterator[RawRow]:
-    for number, line in enumerate(_lines(file), start=1):
-        if line.strip():
-            where = f"{file}:{number}"
-            yield RawRow(_object(_parsed(line, where), where), where)
+def _json_lines(file: Path) -> Iterator[RawRow | DataError]:
+    for number, line in enumerate(_byte_lines(file), start=1):
+        where = f"{file}:{number}"
+        try:
+            text = _decoded(line, file, number)
+            row: RawRow | DataError | None = (
+                RawRow(_object(_parsed(text, where), where), where) if text.strip() else None
+            )
+        except DataError as error:
+            row = error
+        if row is not None:
+            yield row
 
 
-def _json_rows(file: Path) -> Iterator[RawRow]:
+def _json_rows(file: Path) -> Iterator[RawRow | DataError]:
     """A list of objects, an object that holds one such list ({"data": [...]}), one object, or one a line."""
     start = next((line.strip() for line in _lines(file) if line.strip()), "")
     if not start.startswith("[") and _is_json(start):
@@ -241,7 +272,10 @@ def _json_rows(file: Path) -> Iterator[RawRow]:
         value = lists[0] if len(lists) == 1 and not _is_row(value) else [value]
     for position, item in enumerate(value if isinstance(value, list) else [value], start=1):
         where = f"{file}: row {position}"
-        yield RawRow(_object(item, where), where)
+        try:
+            yield RawRow(_object(item, where), where)
+        except DataError as error:
+            yield error
 
 
 def _is_row(value: dict[str, Any]) -> bool:
