@@ -226,7 +226,7 @@ def put_aside() -> str | None:
     return f"the history of runs is {reason}: put aside as {aside}, a new one begins"
 
 
-def put_aside_before() -> list[Path]:
+def set_aside() -> list[Path]:
     """Files that were put aside and are still there."""
     return sorted(home().glob("history.aside-*.sqlite"))
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "estimate": "Memory and time of one exact recipe.",
     "run": "Plan, train, evaluate and save, in one shot.",
     "chat": "Talk to a model that autoft trained.",
+    "history": "List, export or clear what earlier runs were predicted to take, and took.",
     "profiles": "List the GPUs and models that autoft knows by name.",
 }
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from autoft import render
 from autoft.cli import options
+from autoft.errors import OutputError
 
 if TYPE_CHECKING:
     from autoft.planner.plan_file import Plan
@@ -108,10 +110,17 @@ def plan(wanted: Request, disk_path: Path | None = None) -> tuple[Plan, Prepared
 
 
 def _corrected(plan: Plan, wanted: Request, hardware: Hardware) -> Plan:
+    from autoft.planner import history
     from autoft.planner.correction import correction_for, warnings
     from autoft.planner.target import target_of
     from autoft.planner.time import measure_cpu_flops
 
+    try:
+        aside = history.put_aside()
+    except OutputError as error:
+        aside = f"the history of runs cannot be used: {error.what}"
+    if aside is not None:
+        render.console(stderr=True).print(f"Note: {aside}", markup=False)
     target = target_of(hardware, gpu_name=wanted.gpu, vram_gib=wanted.vram_gib, cpu_flops_per_s=measure_cpu_flops)
     correction = correction_for(target, plan.estimate, plan.job.recipe)
     if correction is None:
