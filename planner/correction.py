@@ -103,17 +103,33 @@ def correction_for(target: Target, estimate: Estimate, recipe: Recipe) -> Correc
     return Correction(memory=memory, device_bytes=expected, fits=fits, time=time, step_time_s=step, exhausted=exhausted)
 
 
-def words(correction: Correction, estimate: Estimate) -> list[str]:
-    """Each correction as a sentence, beside the prediction that it is of."""
+def run_time_s(correction: Correction, estimate: Estimate, predicted: Range) -> Range | None:
+    """Seconds of a whole run, to expect in place of `predicted`; None where no runs tell of time.
+
+    predicted: Plan.run_time_s, whose lower bound is of the tokens there are, and so many times as long as a step's.
+    """
+    if correction.step_time_s is None:
+        return None
+    steps = predicted.lower / estimate.step_time_s.lower
+    return Range(lower=steps * correction.step_time_s.lower, upper=steps * correction.step_time_s.upper)
+
+
+def words(correction: Correction, estimate: Estimate, predicted: Range | None = None) -> list[tuple[str, str]]:
+    """("memory" | "time", each correction as a sentence that begins with the prediction it is of).
+
+    predicted: the whole run's seconds; None tells of a step.
+    """
     told = []
     if correction.memory is not None and correction.device_bytes is not None:
         expected = f"expect {size(correction.device_bytes)}"
-        told.append(f"predicted {size(estimate.device_bytes)}; {_measured(correction.memory, 'measured')}: {expected}")
+        measured = _measured(correction.memory, "measured", "that")
+        told.append(("memory", f"predicted {size(estimate.device_bytes)}; {measured}: {expected}"))
     if correction.time is not None and correction.step_time_s is not None:
-        step, middle = correction.step_time_s, duration(estimate.step_time_s.middle)
-        lower, upper = duration(step.lower), duration(step.upper)
-        expected = f"expect {lower}" if lower == upper else f"expect {lower} to {upper}"
-        told.append(f"predicted {middle} a step, in the middle; {_measured(correction.time, 'took')}: {expected}")
+        whole = run_time_s(correction, estimate, predicted) if predicted else None
+        was, now = _span(predicted or estimate.step_time_s), _span(whole or correction.step_time_s)
+        what = "" if whole else " a step"
+        measured = _measured(correction.time, "took", "the middle of that")
+        told.append(("time", f"predicted {was}{what}; {measured}: expect {now}"))
     return told
 
 
@@ -229,6 +245,11 @@ def _runs(ratio: Ratio) -> str:
     return f"{number} run{'s' * (number > 1)} {'of this recipe ' * ratio.same_recipe}here"
 
 
-def _measured(ratio: Ratio, verb: str) -> str:
+def _measured(ratio: Ratio, verb: str, what: str) -> str:
     spread = f" ({ratio.least:.2f} to {ratio.most:.2f})" if len(ratio.sources) > 1 else ""
-    return f"{_runs(ratio)} {verb} {ratio.median:.2f} times that{spread}"
+    return f"{_runs(ratio)} {verb} {ratio.median:.2f} times {what}{spread}"
+
+
+def _span(seconds: Range) -> str:
+    lower, upper = duration(seconds.lower), duration(seconds.upper)
+    return lower if lower == upper else f"{lower} to {upper}"

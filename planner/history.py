@@ -172,6 +172,7 @@ def add(run: PastRun) -> None:
 def runs(device: str | None = None) -> list[PastRun]:
     """The runs kept, of one device or of all, newest first. A row that does not make sense is left out.
 
+    None of a newer autoft's file, whose columns may mean something else.
     Raises: OutputError where the file cannot be read.
     """
     where, values = ("WHERE device = ?", (device,)) if device is not None else ("", ())
@@ -179,7 +180,7 @@ def runs(device: str | None = None) -> list[PastRun]:
         if not path().exists():
             return []
         with closing(_connect("rw")) as db:
-            if not _columns(db):
+            if not _is_ours(db):
                 return []
             rows = db.execute(f"SELECT {', '.join(COLUMNS)} FROM runs {where} ORDER BY at DESC, rowid DESC", values)
             return [run for run in map(_run, rows) if run is not None]
@@ -194,7 +195,7 @@ def clear(devices: list[str] | None = None) -> int:
         if not path().exists():
             return 0
         with closing(_connect("rw")) as db:
-            if not _columns(db):
+            if not _is_ours(db):
                 return 0
             db.execute("PRAGMA secure_delete = ON")
             where = "" if devices is None else f"WHERE device IN ({', '.join('?' * len(devices))})"
@@ -264,6 +265,11 @@ def _told() -> Iterator[None]:
         raise OutputError(
             f"{path()}: {reason}", fix="check that file, or set AUTOFT_HOME to a folder that can be written to"
         ) from None
+
+
+def _is_ours(db: sqlite3.Connection) -> bool:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    return version == SCHEMA_VERSION and _columns(db) == COLUMNS
 
 
 def _columns(db: sqlite3.Connection) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ from autoft.planner.plan_file import Plan
 
 def show_correction(plan: Plan, console: Console) -> None:
     """A line each for memory and time; nothing where no runs tell."""
-    for text in words(plan.correction, plan.estimate) if plan.correction else ():
-        console.print(Text(f"Runs here: {text}", style="cyan"))
+    if plan.correction is not None:
+        for what, text in words(plan.correction, plan.estimate, plan.run_time_s):
+            console.print(Text(f"From runs here, {what}: ", style="cyan").append(text, style="default"))
 
 
 def show_sources(plan: Plan, console: Console) -> None:
