@@ -48,6 +48,10 @@ class Ratio(Record):
     same_recipe: bool
     sources: tuple[Source, ...]
 
+    def seconds(self, predicted: Range) -> Range:
+        """To expect in place of a predicted range, of a step or of a whole run."""
+        return Range(lower=predicted.middle * self.least, upper=predicted.middle * self.most)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Correction(Record):
@@ -56,7 +60,8 @@ class Correction(Record):
     memory: ratio of what PyTorch reserved on a GPU, of what the process grew by on a CPU.
     device_bytes: expected in place of the Estimate's. fits: yes if even the most that was measured would fit, tight if
     only the expected does, no if not even that.
-    time: ratio of seconds a token. step_time_s: the Estimate's middle times the least and the most.
+    time: ratio of a step's seconds, over the middle of the range. step_time_s: the Estimate's middle times the least
+    and the most.
     exhausted: when runs that were predicted to need no more than this ran out of memory here.
     """
 
@@ -89,29 +94,16 @@ def correction_for(target: Target, estimate: Estimate, recipe: Recipe) -> Correc
     memory = _ratio(past, same, _reserved if cuda else _allocated, estimate.peak_allocated_bytes)
     basis = history.time_basis(estimate.assumptions)
     timed = [run for run in past if run.time_basis == basis and (run.steps or 0) >= FEWEST_STEPS]
-    time = _ratio(timed, same, _seconds_a_token, estimate.peak_allocated_bytes)
+    time = _ratio(timed, same, _step_time, estimate.peak_allocated_bytes)
     exhausted = _exhausted(past, estimate.device_bytes)
     if memory is None and time is None and not exhausted:
         return None
-    expected, fits, step = None, None, None
+    expected, fits = None, None
     if memory is not None:
         expected, most = (_scaled(estimate.device_bytes, factor, target) for factor in (memory.median, memory.most))
         fits = _fits(expected, most, estimate.available_bytes)
-    if time is not None:
-        middle = estimate.step_time_s.middle
-        step = Range(lower=middle * time.least, upper=middle * time.most)
+    step = time.seconds(estimate.step_time_s) if time is not None else None
     return Correction(memory=memory, device_bytes=expected, fits=fits, time=time, step_time_s=step, exhausted=exhausted)
-
-
-def run_time_s(correction: Correction, estimate: Estimate, predicted: Range) -> Range | None:
-    """Seconds of a whole run, to expect in place of `predicted`; None where no runs tell of time.
-
-    predicted: Plan.run_time_s, whose lower bound is of the tokens there are, and so many times as long as a step's.
-    """
-    if correction.step_time_s is None:
-        return None
-    steps = predicted.lower / estimate.step_time_s.lower
-    return Range(lower=steps * correction.step_time_s.lower, upper=steps * correction.step_time_s.upper)
 
 
 def words(correction: Correction, estimate: Estimate, predicted: Range | None = None) -> list[tuple[str, str]]:
@@ -124,12 +116,12 @@ def words(correction: Correction, estimate: Estimate, predicted: Range | None = 
         expected = f"expect {size(correction.device_bytes)}"
         measured = _measured(correction.memory, "measured", "that")
         told.append(("memory", f"predicted {size(estimate.device_bytes)}; {measured}: {expected}"))
-    if correction.time is not None and correction.step_time_s is not None:
-        whole = run_time_s(correction, estimate, predicted) if predicted else None
-        was, now = _span(predicted or estimate.step_time_s), _span(whole or correction.step_time_s)
-        what = "" if whole else " a step"
+    if correction.time is not None:
+        what, span = ("", predicted) if predicted else (" a step", estimate.step_time_s)
         measured = _measured(correction.time, "took", "the middle of that")
-        told.append(("time", f"predicted {was}{what}; {measured}: expect {now}"))
+        told.append(
+            ("time", f"predicted {_span(span)}{what}; {measured}: expect {_span(correction.time.seconds(span))}")
+        )
     return told
 
 
@@ -203,8 +195,11 @@ def _reserved(run: PastRun) -> float | None:
     return _over(run.measured_reserved_bytes, run.predicted_reserved_bytes)
 
 
-def _seconds_a_token(run: PastRun) -> float | None:
-    return _over(run.predicted_tokens_per_s, run.measured_tokens_per_s)
+def _step_time(run: PastRun) -> float | None:
+    lower, upper = run.predicted_step_lower_s, run.predicted_step_upper_s
+    if lower is None or upper is None or not 0 < lower <= upper:
+        return None
+    return _over(run.measured_step_s, Range(lower=lower, upper=upper).middle)
 
 
 def _over(figure: float | None, other: float | None) -> float | None:

@@ -44,7 +44,6 @@ CREATE TABLE IF NOT EXISTS runs (
     predicted_device_bytes INTEGER,
     predicted_step_lower_s REAL,
     predicted_step_upper_s REAL,
-    predicted_tokens_per_s REAL,
     time_basis TEXT,
     measured_peak_bytes INTEGER,
     measured_reserved_bytes INTEGER,
@@ -79,7 +78,6 @@ class PastRun(Record):
     predicted_device_bytes: int | None = None
     predicted_step_lower_s: float | None = None
     predicted_step_upper_s: float | None = None
-    predicted_tokens_per_s: float | None = None
     time_basis: str | None = None
     measured_peak_bytes: int | None = None
     measured_reserved_bytes: int | None = None
@@ -119,7 +117,6 @@ def past_run(plan: Plan, predicted: Predicted, hardware: Hardware, result: RunRe
             "predicted_device_bytes": estimate.device_bytes,
             "predicted_step_lower_s": predicted.step_time_lower_s,
             "predicted_step_upper_s": predicted.step_time_upper_s,
-            "predicted_tokens_per_s": estimate.tokens_per_s,
             "time_basis": time_basis(estimate.assumptions),
         }
     measured: dict[str, Any] = {}
