@@ -10,6 +10,7 @@ AutoftError                     1  it failed
 ├── DoesNotFit                  3  nothing fits this hardware
 ├── Interrupted                 130  stopped by the user, nothing to resume
 └── TrainingError               1  training stopped for a reason worth telling
+    └── OutOfMemory                for want of the device's memory
 """
 
 from __future__ import annotations
@@ -72,6 +73,10 @@ class Interrupted(AutoftError):  # noqa: N818
 
 
 class TrainingError(AutoftError):
+    pass
+
+
+class OutOfMemory(TrainingError):  # noqa: N818
     pass
 
 

@@ -10,6 +10,7 @@ from annotated_types import Ge
 
 from autoft.errors import FileFormatError
 from autoft.home import write_text
+from autoft.planner.correction import Correction
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.workload import Workload
 from autoft.profiles.hardware import Hardware
@@ -39,6 +40,7 @@ class Plan(Record):
     pruned: what was not rehearsed, a sentence a group with its reason.
     steps: optimizer steps of the whole run, None without data.
     run_time_s, run_energy_kwh: of all its steps; evaluation is not in them. Energy is the device's, None where unknown.
+    correction: what runs on this device make expect; the estimate stays as it is. None where they tell nothing.
     """
 
     schema_version: Annotated[int, Ge(1)] = SCHEMA_VERSION
@@ -58,6 +60,7 @@ class Plan(Record):
     workload: Workload | None = None
     hardware: Hardware
     alternatives: tuple[Alternative, ...] = ()
+    correction: Correction | None = None
 
 
 def write_plan(plan: Plan, path: Path) -> None:

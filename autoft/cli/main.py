@@ -25,6 +25,7 @@ COMMANDS = {
     "run": "Plan, train, evaluate and save, in one shot.",
     "chat": "Talk to a model that autoft trained.",
     "data": "Check training data, and write a cleaned copy of it.",
+    "history": "List, export or clear what earlier runs were predicted to take, and took.",
     "profiles": "List the GPUs and models that autoft knows by name.",
 }
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from autoft import render
 from autoft.cli import options, planning
 from autoft.errors import OutputError
+
+if TYPE_CHECKING:
+    from autoft.planner.plan_file import Plan
+    from autoft.planner.request import Request
 
 
 @options.command(
@@ -19,22 +23,37 @@ from autoft.errors import OutputError
 @click.argument("model")
 @planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS)
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan as TOML.")
-def command(model: str, output: Path | None, as_json: bool, **words: Any) -> None:
+@click.option("--explain", is_flag=True, help="Say how each figure comes about, and what earlier runs here measured.")
+def command(model: str, output: Path | None, explain: bool, as_json: bool, **words: Any) -> None:
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise OutputError(f"{output}: not a file that can be written", fix="-o a file in a folder that exists")
     if words["data"] is None and model == "starter":
         words["data"] = "starter"
-    plan, _ = planning.plan(planning.request(model, **words))
+    wanted = planning.request(model, **words)
+    plan, _ = planning.plan(wanted)
+    figures = _explained(plan, wanted) if explain else []
     if output is not None:
         from autoft.planner.plan_file import write_plan
 
         write_plan(plan, output)
     if as_json:
-        options.print_json(plan.to_dict())
+        options.print_json({**plan.to_dict(), "explanation": figures} if explain else plan.to_dict())
         return
-    from autoft.cli.show import show_plan
+    from autoft.cli.show import show_explanation, show_plan
+    from autoft.cli.show_correction import show_sources
 
     console = render.console()
     show_plan(plan, console)
+    if explain:
+        show_explanation(figures, console)
+        show_sources(plan, console)
     run = f"autoft run {output or model}" + ("" if words["data"] else " --data FILE")
     console.print(f"Next: {run}", style="bold", markup=False)
+
+
+def _explained(plan: Plan, wanted: Request) -> list[dict[str, Any]]:
+    from autoft.planner.explain_plan import explain_plan
+    from autoft.profiles.detect import detect
+
+    with planning.rare_collections():
+        return [figure.to_dict() for figure in explain_plan(plan, wanted, detect())]

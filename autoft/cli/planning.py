@@ -5,16 +5,20 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from autoft import render
 from autoft.cli import options
+from autoft.errors import OutputError
 
 if TYPE_CHECKING:
     from autoft.planner.plan_file import Plan
     from autoft.planner.request import Request
+    from autoft.profiles.hardware import Hardware
     from autoft.trainer.prepare import Prepared
 
 METHODS = ("lora", "qlora")
@@ -123,7 +127,7 @@ def request(
 
 
 def plan(wanted: Request, disk_path: Path | None = None) -> tuple[Plan, Prepared | None]:
-    """Probe, then plan."""
+    """Probe, then plan, and set beside the plan what earlier runs here make expect."""
     from autoft.trainer import environment
 
     environment.prepare()
@@ -131,7 +135,29 @@ def plan(wanted: Request, disk_path: Path | None = None) -> tuple[Plan, Prepared
         from autoft.planner.plan import make_plan
         from autoft.profiles.detect import detect
 
-        return make_plan(wanted, detect(disk_path))
+        hardware = detect(disk_path)
+        found, prepared = make_plan(wanted, hardware)
+        return _corrected(found, wanted, hardware), prepared
+
+
+def _corrected(plan: Plan, wanted: Request, hardware: Hardware) -> Plan:
+    from autoft.planner import history
+    from autoft.planner.correction import correction_for, warnings
+    from autoft.planner.target import target_of
+    from autoft.planner.time import measure_cpu_flops
+
+    try:
+        aside = history.put_aside()
+    except OutputError as error:
+        aside = f"the history of runs cannot be used: {error.what}"
+    if aside is not None:
+        render.console(stderr=True).print(f"Note: {aside}", markup=False)
+    target = target_of(hardware, gpu_name=wanted.gpu, vram_gib=wanted.vram_gib, cpu_flops_per_s=measure_cpu_flops)
+    correction = correction_for(target, plan.estimate, plan.job.recipe)
+    if correction is None:
+        return plan
+    notes = (*plan.notes, *warnings(correction, plan.estimate))
+    return replace(plan, notes=notes, correction=correction)
 
 
 @contextmanager
