@@ -14,6 +14,7 @@ from autoft.planner.choose import choose
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator import Estimator
 from autoft.planner.ghost import Rehearsal
+from autoft.planner.inputs import inputs_of
 from autoft.planner.plan_file import Plan
 from autoft.planner.preset import Defaults, defaults
 from autoft.planner.request import Request
@@ -118,6 +119,7 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
         workload=workload,
         hardware=_lasting(hardware),
         alternatives=choice.alternatives,
+        inputs=inputs_of(job, ref),
     )
     return plan, prepared
 
