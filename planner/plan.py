@@ -20,7 +20,7 @@ from autoft.planner.preset import Defaults, defaults
 from autoft.planner.request import Request
 from autoft.planner.target import Target, target_of
 from autoft.planner.time import measure_cpu_flops
-from autoft.planner.workload import Workload, measure
+from autoft.planner.workload import Workload, measure, refuse_another_tokenizer
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
 from autoft.trainer.data.pack import pack
@@ -66,6 +66,7 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
         eval_rows = job_pins.get("eval_rows", Job.__dataclass_fields__["eval_rows"].default)
         max_tokens = seq_len or shape.max_position
         prepared = prepare(ref, request.data, request.eval_data, eval_rows=eval_rows, max_tokens=max_tokens)
+        refuse_another_tokenizer(prepared, shape)
     workload = measure(prepared) if prepared else None
     if preset.packing:
         preset = _packable(preset, estimator, prepared, seq_len or _seq_len(workload, shape, preset), job_pins)
