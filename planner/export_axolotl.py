@@ -52,7 +52,8 @@ def axolotl(source: Source) -> Config:
         "bf16": source.mixed == "bfloat16",
         "fp16": source.mixed == "float16",
         "float32": True if recipe.base_dtype == "float32" else None,
-        "gradient_checkpointing": "offload" if recipe.offload_checkpoints else recipe.gradient_checkpointing,
+        "gradient_checkpointing": recipe.gradient_checkpointing,
+        "activation_offloading": "hidden_states" if recipe.offload_checkpoints else None,
         "attn_implementation": recipe.attention,
         "seed": job.seed,
         "logging_steps": 1,
@@ -86,9 +87,7 @@ def _differs(source: Source) -> list[str]:
     if recipe.loss != "logits":
         notes.append("all logits are built, 12 to 14 bytes x vocabulary a token, unless a plugin fuses the loss")
     if recipe.quant_type is not None and not recipe.kbit_upcast:
-        notes.append("norms of a quantized base go to float32")
-    if recipe.offload_checkpoints:
-        notes.append("checkpoints are offloaded by axolotl's own code")
+        notes.append("norms and embeddings of a quantized base go to float32")
     if source.job.device == "cpu":
         notes.append("axolotl is made for GPUs: there is no key for the CPU")
     return notes

@@ -1,4 +1,4 @@
-"""For `llamafactory-cli train FILE`, with dataset_info.json. Keys as in llamafactory 0.9.5 (hparams, data/parser.py)."""
+"""For `llamafactory-cli train FILE` and dataset_info.json. Keys as in llamafactory 0.9.5 (hparams, data/parser.py)."""
 
 from __future__ import annotations
 
@@ -93,9 +93,7 @@ def _datasets(source: Source) -> dict[str, Any]:
 def _differs(source: Source) -> list[str]:
     recipe = source.recipe
     notes = [f"rows longer than {recipe.seq_len} tokens are cut: autoft leaves them out"]
-    if source.form == "text":
-        notes.append("packing is always on for plain text")
-    else:
+    if source.form != "text":
         notes.append(
             "no template is named: the tokenizer's own chat template is parsed for where an answer begins; "
             "name LLaMA-Factory's for the family where that goes wrong"

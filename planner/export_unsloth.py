@@ -13,7 +13,7 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 def unsloth(source: Source) -> Config:
     job, recipe = source.job, source.recipe
-    model = {
+    loading = {
         "model_name": source.model,
         "max_seq_length": recipe.seq_len,
         "dtype": None if recipe.base_dtype == "float32" else recipe.base_dtype,
@@ -58,21 +58,25 @@ from unsloth import FastLanguageModel  # first: it changes what the others do
 from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer
 
-model, tokenizer = FastLanguageModel.from_pretrained({_keywords(model)})
-model = FastLanguageModel.get_peft_model(model, {_keywords(adapter)})
+model, tokenizer = FastLanguageModel.from_pretrained({_keywords(loading)})
+model = FastLanguageModel.get_peft_model(
+    model,{_keywords(adapter)})
 data = load_dataset("json", data_files={_literal(files)})
+arguments = SFTConfig({_keywords(arguments)})
 trainer = SFTTrainer(
     model=model,
     processing_class=tokenizer,
     train_dataset=data["train"],
     eval_dataset={'data["test"]' if source.heldout else None},
-    args=SFTConfig({_keywords(arguments)}),
+    args=arguments,
 )
 trainer.train()
 model.save_pretrained({_literal(source.output)})
 tokenizer.save_pretrained({_literal(source.output)})
 """
-    return Config(text.lstrip("\n"), "python {file}", tuple(_differs(source)), frozenset({"offload_checkpoints"}))
+    return Config(
+        text.lstrip("\n"), "python {file}", tuple(_differs(source)), frozenset({"double_quant", "offload_checkpoints"})
+    )
 
 
 def _keywords(values: dict[str, Any]) -> str:
