@@ -12,6 +12,7 @@ from autoft.planner.candidates import candidates, parse_settings
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
 from autoft.planner.ghost import Rehearsal
+from autoft.planner.inputs import inputs_of
 from autoft.planner.plan_file import Plan
 from autoft.planner.preset import Defaults, defaults
 from autoft.planner.question import Limits, Question, check_limits, limited
@@ -20,7 +21,7 @@ from autoft.planner.request import Request
 from autoft.planner.schedule import MIN_STEPS, rows_of, schedule, steps_of
 from autoft.planner.target import Target, target_of
 from autoft.planner.time import measure_cpu_flops
-from autoft.planner.workload import Workload, measure
+from autoft.planner.workload import Workload, measure, refuse_another_tokenizer
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
 from autoft.trainer.job import Job
@@ -84,6 +85,7 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
         workload=workload,
         hardware=_lasting(hardware),
         alternatives=choice.alternatives,
+        inputs=inputs_of(job, resolve(request.model)),
     )
     return plan, asked.prepared
 
@@ -116,6 +118,7 @@ def ask(request: Request, hardware: Hardware) -> Asked:
             max_tokens=max_tokens,
             mapping=request.mapping,
         )
+        refuse_another_tokenizer(prepared, shape)
     workload = measure(prepared) if prepared else None
     if preset.packing:
         preset = _packable(preset, estimator, prepared, seq_len or _seq_len(workload, shape, preset), job_pins)

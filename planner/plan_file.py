@@ -1,4 +1,4 @@
-"""The Plan, and the TOML file that carries it."""
+"""The Plan, and the file that carries it (its text is plan_text.py's)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from autoft.errors import FileFormatError
 from autoft.home import write_text
 from autoft.planner.correction import Correction
 from autoft.planner.estimate import Estimate, Range
+from autoft.planner.inputs import Inputs
 from autoft.planner.workload import Workload
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
@@ -19,6 +20,8 @@ from autoft.schema import Record, parse_toml, read_text
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
 
+# Within a version keys are only added, each with a default that means what its absence meant, so older files load the
+# same. A key that changes its meaning raises the version; read_plan then says of an older file which key to change.
 SCHEMA_VERSION = 1
 
 
@@ -41,6 +44,7 @@ class Plan(Record):
     steps: optimizer steps of the whole run, None without data.
     run_time_s, run_energy_kwh: of all its steps; evaluation is not in them. Energy is the device's, None where unknown.
     correction: what runs on this device make expect; the estimate stays as it is. None where they tell nothing.
+    inputs: what it was made from; None in a file from before they were written down.
     """
 
     schema_version: Annotated[int, Ge(1)] = SCHEMA_VERSION
@@ -61,6 +65,13 @@ class Plan(Record):
     hardware: Hardware
     alternatives: tuple[Alternative, ...] = ()
     correction: Correction | None = None
+    inputs: Inputs | None = None
+
+    def to_toml(self) -> str:
+        """With comments, in the order in which a person wants it."""
+        from autoft.planner.plan_text import plan_toml
+
+        return plan_toml(self)
 
 
 def write_plan(plan: Plan, path: Path) -> None:

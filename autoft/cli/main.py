@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": "Find the best fine-tune of a model that this machine can run, and say why.",
     "estimate": "Memory and time of one exact recipe.",
     "run": "Plan, train, evaluate and save, in one shot.",
+    "export-config": "Write a plan as the configuration of axolotl, LLaMA-Factory, TRL or unsloth.",
     "chat": "Talk to a model that autoft trained.",
     "data": "Check training data, and write a cleaned copy of it.",
     "history": "List, export or clear what earlier runs were predicted to take, and took.",
@@ -39,7 +40,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"autoft.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"autoft.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def resolve_command(

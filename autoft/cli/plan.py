@@ -9,7 +9,7 @@ import click
 
 from autoft import render
 from autoft.cli import options, planning
-from autoft.errors import OutputError
+from autoft.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
     from autoft.planner.plan_file import Plan
@@ -20,11 +20,23 @@ if TYPE_CHECKING:
     "Find the best fine-tune of MODEL that this machine can run, and say why.\n\n"
     "MODEL is a hub id, a local folder, a .gguf file, a name from `autoft profiles models`, or starter."
 )
-@click.argument("model")
+@click.argument("model", required=False)
 @planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS)
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan as TOML.")
 @click.option("--explain", is_flag=True, help="Say how each figure comes about, and what earlier runs here measured.")
-def command(model: str, output: Path | None, explain: bool, as_json: bool, **words: Any) -> None:
+@click.option("--diff", type=click.Path(path_type=Path), nargs=2, metavar="A B", help="Compare two plan files.")
+def command(
+    model: str | None, output: Path | None, explain: bool, diff: tuple[Path, Path] | None, as_json: bool, **words: Any
+) -> None:
+    if diff is not None:
+        if model is not None or output is not None or any(words.values()):
+            raise OptionError("--diff compares two plan files and plans nothing", fix="autoft plan --diff A B")
+        from autoft.cli.diff import show_diff
+
+        show_diff(*diff, as_json=as_json)
+        return
+    if model is None:
+        raise OptionError("Missing argument 'MODEL'", fix="autoft plan --help shows how it is used")
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise OutputError(f"{output}: not a file that can be written", fix="-o a file in a folder that exists")
     if words["data"] is None and model == "starter":

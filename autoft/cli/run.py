@@ -36,7 +36,11 @@ RUNS = Path("runs")
     metavar="DIR",
     help="Folder for the result. Default: a new one in runs/.",
 )
-@click.option("--force", is_flag=True, help="Replace a finished run in the output folder.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace a finished run in the output folder; run a plan file although it no longer fits.",
+)
 def command(what: str, output: Path | None, force: bool, as_json: bool, **words: Any) -> None:
     from autoft.trainer import environment
 
@@ -47,7 +51,7 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
     check_output(out, force=force)
     console = render.console(stderr=True)
     if what.endswith(".toml"):
-        plan, prepared = _from_file(Path(what), words), None
+        plan, prepared = _from_file(Path(what), words, out, console, force=force)
     else:
         console.print(f"Planning {what}", markup=False)
         if what == "starter":
@@ -123,8 +127,10 @@ def _train(plan: Plan, predicted: Predicted, prepared: Prepared | None, out: Pat
             raise Interrupted(f"interrupted: {out} was not written", fix="run again to start over") from None
 
 
-def _from_file(path: Path, words: dict[str, Any]) -> Plan:
-    """The plan of a file; of the options only those about data go with it."""
+def _from_file(
+    path: Path, words: dict[str, Any], out: Path, console: Console, *, force: bool
+) -> tuple[Plan, Prepared | None]:
+    """The plan of a file as it stands on this machine; of the options only those about data go with it."""
     from autoft.planner.plan_file import read_plan
 
     named = {
@@ -146,14 +152,22 @@ def _from_file(path: Path, words: dict[str, Any]) -> Plan:
                 f"{option} does not go with a plan file: the plan decides that",
                 fix="plan again with it, or leave it out",
             )
-    plan = read_plan(path)
+    planned = read_plan(path)
     data = {name: words[name] for name in ("data", "eval_data") if words[name] is not None}
     if words["mapping"]:
         data["mapping"] = ",".join(words["mapping"])
-    plan = replace(plan, job=replace(plan.job, **data))
-    if plan.job.data is None:
+    job = replace(planned.job, **data)
+    if job.data is None:
         raise OptionError(f"{path}: the plan names no data to train on", fix=f"autoft run {path} --data FILE")
-    return plan
+    console.print(f"Checking {path}", markup=False)
+    with planning.rare_collections():
+        from autoft.planner.recheck import recheck
+        from autoft.profiles.detect import detect
+
+        checked = recheck(planned, job, detect(out.absolute().parent), where=str(path), force=force)
+    for note in checked.notes:
+        console.print(f"Note: {note}", markup=False)
+    return checked.plan, checked.prepared
 
 
 def _fetch_starter(console: Console) -> None:
