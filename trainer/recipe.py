@@ -14,7 +14,7 @@ Method = Literal["lora", "qlora"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 QuantType = Literal["nf4", "fp4", "int8"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
-Optimizer = Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
+Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"]
 Loss = Literal["fused", "selected", "logits"]
 
 PAD_MULTIPLE = 16  # tensor cores want multiples of 8
@@ -41,6 +41,8 @@ class Recipe(Record):
     gradient_checkpointing: a layer keeps its input alone and runs again in the backward (arXiv:1604.06174).
     checkpoint_every: only every so many layers do so, from the first on; the others keep their activations.
     offload_checkpoints: these inputs wait in the host's memory (trainer/offload.py).
+    optimizer: AdamW of PyTorch or, with states of 8 bits, of bitsandbytes; paged states leave a full GPU for the host.
+        adamw_torch_fused updates each weight in one kernel, without the copies of weights that adamw_torch makes on a GPU.
     kbit_upcast: norms and embeddings of a quantized base go to float32 (PEFT's prepare_model_for_kbit_training).
     loss: "fused" never builds the logits (TRL's fused head: Triton on a GPU); "selected" builds those of the columns in
         which some row of the batch trains a token, the quickest on a CPU; "logits" builds all, as Hugging Face's loss.

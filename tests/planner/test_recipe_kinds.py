@@ -34,6 +34,7 @@ REAL: dict[str, tuple[str, dict[str, Any]]] = {
     "dora-float32": ("llama", FLOAT32 | DORA),
     "dora-autocast-checkpointed": ("llama", AUTOCAST | DORA | CHECKPOINTED),
     "every-second-layer-float32": ("llama", FLOAT32 | CHECKPOINTED | {"checkpoint_every": 2}),
+    "fused-optimizer": ("llama", FLOAT32 | {"optimizer": "adamw_torch_fused"}),
     "dora-nf4-double": ("llama", NF4 | DORA | {"double_quant": True}),
 }
 
@@ -110,3 +111,13 @@ def test_dora_trains_a_length_a_row_and_builds_each_updated_weight() -> None:
     load = [int(size) for _, size in dora.phases[0].events]
     at = load.index(2 * 160 * 64, len(load) // 3)
     assert any(load[i : i + 6] == [20480] * 3 + [-20480] * 3 for i in range(at, len(load)))
+
+
+def test_the_fused_optimizer_makes_no_copies_of_weights() -> None:
+    plain, fused = (run(optimizer=name, rank=64) for name in ("adamw_torch", "adamw_torch_fused"))
+    above = []  # the optimizer's peak over what it begins and ends with, in bytes a trained weight
+    for rehearsal in (plain, fused):
+        (events,) = [phase.events for phase in rehearsal.phases[rehearsal.steady :] if phase.name == "optimizer"]
+        above.append(events[:, 1].cumsum().max() / rehearsal.trainable_params)
+    assert above[0] >= 4
+    assert above[1] < 0.1  # the norms of the gradients
