@@ -88,11 +88,12 @@ def _clip(parameters: list[torch.nn.Parameter], *, at_once: bool) -> None:
 @contextmanager
 def _fused_on_meta() -> Iterator[None]:
     """PyTorch's fused optimizers ask for a device that has such a kernel."""
-    asked, adam._device_dtype_check_for_fused = adam._device_dtype_check_for_fused, lambda *_, **__: None
+    module: Any = adam
+    asked, module._device_dtype_check_for_fused = module._device_dtype_check_for_fused, lambda *_, **__: None
     try:
         yield
     finally:
-        adam._device_dtype_check_for_fused = asked
+        module._device_dtype_check_for_fused = asked
 
 
 def _keep_on_meta(optimizer: Any) -> None:
