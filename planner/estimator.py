@@ -117,7 +117,7 @@ class Estimator:
             tokens_per_s=recipe.micro_batch * recipe.seq_len / timing.step_s.middle,
             step_energy_wh=timing.energy_wh,
             trainable_params=rehearsal.trainable_params,
-            total_params=self.shape.total_params + rehearsal.trainable_params,
+            total_params=self.shape.total_params + sum(w.params for w in rehearsal.weights if w.adapter),
             assumptions=(
                 *squeeze,
                 *self.target.assumptions,

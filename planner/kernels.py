@@ -104,6 +104,7 @@ def scratch(device: Device) -> dict[Any, Scratch]:
         torch.ops.aten._softmax_backward_data.default: Scratch(_softmax_backward),
         torch.ops.aten._safe_softmax.default: Scratch(_safe_softmax),
         torch.ops.aten._foreach_norm.Scalar: Scratch(_foreach_norm, before=True),
+        torch.ops.aten.embedding_dense_backward.default: Scratch(_embedding_backward),
         torch.ops.bitsandbytes.gemm_4bit.default: Scratch(functools.partial(_gemm_4bit, device), before=True),
     }
 
@@ -121,6 +122,17 @@ def _safe_softmax(scores: torch.Tensor, *_: Any, **__: Any) -> list[int]:
 def _foreach_norm(tensors: list[torch.Tensor], *_: Any, **__: Any) -> list[int]:
     """aten/native/cuda/ForeachReduceOp.cu: for each tensor a float32 a chunk of 65,536 of the longest one."""
     return [4 * len(tensors) * -(-max(t.numel() for t in tensors) // 65536)]
+
+
+def _embedding_backward(grad: torch.Tensor, indices: torch.Tensor, *_: Any, **__: Any) -> list[int]:
+    """aten/native/cuda/Embedding.cu and EmbeddingBackwardKernel.cu: above 3,072 tokens these are sorted first.
+
+    Sums of up to ten of a token, float32, for as many as there are tokens, and seven lists of a number each. Leaves
+    out: what cub takes to sort.
+    """
+    if indices.numel() <= 3072:
+        return []
+    return [*[8 * indices.numel()] * 7, max(4, grad.element_size()) * grad.numel()]
 
 
 def _gemm_4bit(

@@ -19,6 +19,7 @@ from autoft.trainer.recipe import Recipe
 class Weight:
     """One stored tensor of the model. size: in bytes. state: sizes of its quantization state, if it is packed.
 
+    trained: adapters, or with method full all weights.
     stored: in the checkpoint; other buffers are made with the model. params: how many weights it holds, packed or not.
     """
 
@@ -27,6 +28,7 @@ class Weight:
     size: int
     state: tuple[int, ...]
     adapter: bool
+    trained: bool
     stored: bool
     params: int
     shape: tuple[int, ...]
@@ -77,6 +79,7 @@ def weights_of(model: Any, depth: Depth | None) -> list[Weight]:
             size=tensor.numel() * tensor.element_size(),
             state=tuple(t.numel() * t.element_size() for t in _state_tensors(module, tensor)),
             adapter="lora_" in name,
+            trained=tensor.requires_grad,
             stored=stored,
             params=state.shape.numel() if state is not None else tensor.numel(),
             shape=tuple(tensor.shape),
@@ -129,7 +132,7 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
     stored = parameters
     if loop.device_map or quantized:
         stored = sorted(parameters, key=lambda w: _natural(w.name))
-        width = 4 if recipe.base_dtype == "float32" else 2
+        width = 4 if recipe.weights_dtype == "float32" else 2
         whole = sum(w.params * bits // 8 if w.state else width * w.params for w in parameters)
         drop(take(whole, "temporaries"), whole)
     halves: dict[str, int] = {}  # to be copied into float32

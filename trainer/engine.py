@@ -15,6 +15,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from autoft.errors import TrainingError
+from autoft.trainer.build import without_adapter
 from autoft.trainer.data.pack import collator, pack, packed_row
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.events import Listener, Step
@@ -45,7 +46,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         self.recipe = job.recipe
         self.tokens: Any = 0
         self.trained_tokens: Any = 0
-        base = model.get_base_model()
+        base = without_adapter(model)
         forward = base.forward
         weights = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
         super().__init__(

@@ -24,8 +24,8 @@ class Job(Record):
     mapping: which column of the data is what, as --map words it; None tells it by the columns' names.
     accumulation: micro-batches in one optimizer step. learning_rate is the peak; warmup_ratio the part of all steps
         that leads up to it. max_grad_norm: gradients are clipped to this 2-norm.
-    group_by_length: rows of like length share an optimizer step, so that less is padded: within some fifty steps' rows,
-        drawn at random, the longest come first; the very first step has the longest row of all.
+    group_by_length: rows of like length share an optimizer step, so that less is padded: rows are drawn at random, some
+        steps' worth at a time, fifty at most, and these come by length. The first step has the longest row of all.
     max_steps: stop after so many optimizer steps; None trains all epochs.
     max_new_tokens: the longest answer that the evaluation generates; 0 evaluates the loss only.
     """

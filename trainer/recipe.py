@@ -10,14 +10,15 @@ from annotated_types import Ge, Gt, Lt
 
 from autoft.schema import Record
 
-Method = Literal["lora", "qlora"]
+Method = Literal["lora", "qlora", "full"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 QuantType = Literal["nf4", "fp4", "int8"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
-Optimizer = Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
+Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"]
 Loss = Literal["fused", "selected", "logits"]
 
 PAD_MULTIPLE = 16  # tensor cores want multiples of 8
+OF_ADAPTERS = ("rank", "alpha", "dropout", "use_rslora", "use_dora", "target_modules", "adapter_dtype", "kbit_upcast")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +27,8 @@ class Recipe(Record):
 
     method: lora trains an adapter on a base kept in base_dtype; qlora on a base whose linear layers are held in 4 bits
         (arXiv:2305.14314), or in 8 with quant_type int8 (LLM.int8, arXiv:2208.07339), and computed in base_dtype.
+        full trains every weight of the model, embeddings and head too, and has no adapter: the weights, gradients and
+        optimizer state are in base_dtype, or with autocast in float32 and only computed in base_dtype.
     double_quant: the scales of the 4-bit blocks are quantized too, 0.37 bits a weight saved (same source).
     experts_4bit: hold the experts of a mixture-of-experts model in 4 bits too; without it only linear layers are, and
         the experts stay in base_dtype.
@@ -41,6 +44,8 @@ class Recipe(Record):
     gradient_checkpointing: a layer keeps its input alone and runs again in the backward (arXiv:1604.06174).
     checkpoint_every: only every so many layers do so, from the first on; the others keep their activations.
     offload_checkpoints: these inputs wait in the host's memory (trainer/offload.py).
+    optimizer: AdamW of PyTorch or, with states of 8 bits, of bitsandbytes; paged states leave a full GPU for the host.
+        adamw_torch_fused updates weights in one kernel, without the copies that adamw_torch makes of them on a GPU.
     kbit_upcast: norms and embeddings of a quantized base go to float32 (PEFT's prepare_model_for_kbit_training).
     loss: "fused" never builds the logits (TRL's fused head: Triton on a GPU); "selected" builds those of the columns in
         which some row of the batch trains a token, the quickest on a CPU; "logits" builds all, as Hugging Face's loss.
@@ -73,6 +78,8 @@ class Recipe(Record):
     def __post_init__(self) -> None:
         if (self.method == "qlora") != (self.quant_type is not None):
             raise ValueError("method qlora and a quant_type go together: set both or neither")
+        if self.method == "full":
+            self._check_full()
         for name in ("double_quant", "experts_4bit"):
             if getattr(self, name) and self.quant_type is None:
                 raise ValueError(f"{name} needs a quant_type")
@@ -90,6 +97,19 @@ class Recipe(Record):
             raise ValueError("experts_4bit checkpoints every layer: another one would keep its experts unpacked")
         if self.autocast and self.base_dtype == "float32":
             raise ValueError("autocast needs a 16-bit base_dtype")
+
+    def _check_full(self) -> None:
+        fields = type(self).__dataclass_fields__
+        for name in OF_ADAPTERS:
+            if getattr(self, name) != fields[name].default:
+                raise ValueError(f"method full trains the weights themselves and has no adapter: leave {name} out")
+        if self.base_dtype == "float16" and not self.autocast:
+            raise ValueError("method full cannot train float16 weights: set autocast, for weights in float32")
+
+    @property
+    def weights_dtype(self) -> Dtype:
+        """Of the model's own weights, those aside that are quantized."""
+        return "float32" if self.method == "full" and self.autocast else self.base_dtype
 
     @property
     def pad_multiple(self) -> int:

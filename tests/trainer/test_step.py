@@ -152,6 +152,20 @@ def test_layers_that_cannot_be_told_apart_are_not_checkpointed_in_part(tiny_mode
         build(tiny_model, **FP32, gradient_checkpointing=True, checkpoint_every=2)
 
 
+def test_the_fused_optimizer_makes_the_plain_one_s_steps(tiny_model) -> None:
+    found = []
+    for optimizer in ("adamw_torch", "adamw_torch_fused"):
+        recipe, model = build(tiny_model, **FP32, optimizer=optimizer)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        stepper = build_optimizer(trained, recipe, learning_rate=1e-2, weight_decay=0.1)
+        for _ in range(3):
+            compute_loss(model, make_batch(), recipe).backward()
+            stepper.step()
+            stepper.zero_grad()
+        found.append([p.detach() for p in trained])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+
+
 def test_rslora_scales_by_the_root_of_the_rank(tiny_model) -> None:
     for use_rslora, scale in ((False, 32 / 16), (True, 32 / 4)):
         _, model = build(tiny_model, **FP32, use_rslora=use_rslora)
