@@ -116,6 +116,14 @@ def test_a_file_of_before_inputs_were_written_loads_the_same() -> None:
     ]
 
 
+def test_a_file_name_that_is_not_unicode_is_refused_in_one_line() -> None:
+    with pytest.raises(FileFormatError) as error:
+        Job.from_dict({"model": "m", "data": "rows\udcff.jsonl", "recipe": {}}, where="--set")
+    assert str(error.value) == (
+        "--set: a text in it is not Unicode, such as a file name in another encoding\nTo fix: rename that file"
+    )
+
+
 def test_a_version_that_is_newer_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "plan.toml"
     file.write_text(OLD.read_text(encoding="utf-8").replace("schema_version = 1", "schema_version = 9"))
