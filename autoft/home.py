@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,10 +43,15 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text to `path`, all of it or nothing, even if the power fails meanwhile."""
+    write_lines(path, (text,))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write UTF-8 pieces of text to `path` as they come, all of them or nothing, even if the power fails meanwhile."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
     try:
         with aside.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+            file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

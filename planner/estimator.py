@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from copy import copy
 from typing import Any
 
 from autoft.errors import ModelError
@@ -37,11 +38,18 @@ class Estimator:
         self.target = target
         self.attention, base = base_of(config)
         self.shape = model_shape(name, config, base)
-        capability = target.gpu.compute_capability or UNKNOWN_CAPABILITY if target.gpu is not None else None
-        self.device = Device(capability, target.gpu.multiprocessors if target.gpu is not None else None)
+        self.device = _device_of(target)
         self._depth: dict[Attention, Depth | None] = {self.attention: depth_of(base, config)}
         self._kept = Kept()
         self._refusal: dict[tuple[Method, QuantType | None, Attention, bool], ModelError | None] = {}
+
+    def on(self, target: Target) -> Estimator:
+        """The same model on another device. Where that has the same kernels, what is remembered goes with it."""
+        if _device_of(target) != self.device:
+            return Estimator(self.shape.name, self.config, target)
+        found = copy(self)
+        found.target = target
+        return found
 
     def takes(self, recipe: Recipe) -> bool:
         """Whether the model can be trained by the recipe's method and attention at all."""
@@ -157,6 +165,12 @@ class Estimator:
             except ModelError as error:
                 self._refusal[key] = error
         return self._refusal[key]
+
+
+def _device_of(target: Target) -> Device:
+    if target.gpu is None:
+        return Device(None, None)
+    return Device(target.gpu.compute_capability or UNKNOWN_CAPABILITY, target.gpu.multiprocessors)
 
 
 def _assumptions(recipe: Recipe) -> list[str]:

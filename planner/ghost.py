@@ -80,6 +80,8 @@ def rehearse(
     config: of the whole model. depth: which of its layers to run (from `find_depth`), None for all.
     accumulate: a step has more than one micro-batch. kept: from earlier calls with the same config. Raises: ModelError.
     """
+    if depth and recipe.checkpoint_every > 1:
+        depth = depth.alternating(recipe.checkpoint_every)
     attempts = [depth, depth.full, None] if depth else [None]
     try:
         for attempt in attempts:
@@ -122,7 +124,12 @@ def _rehearse(
         first = step.micro_batch()
         rest = step.micro_batch() if accumulate else None
     alone = replace(
-        recipe, gradient_checkpointing=False, offload_checkpoints=False, optimizer="adamw_torch", packing=False
+        recipe,
+        gradient_checkpointing=False,
+        checkpoint_every=1,
+        offload_checkpoints=False,
+        optimizer="adamw_torch",
+        packing=False,
     )
     evaluated = (alone, *around)
     if evaluated not in kept.evaluations:

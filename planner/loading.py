@@ -156,8 +156,14 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
     adapters = [w for w in weights if w.adapter]
     # PEFT makes them in the dtype of their layer and casts them all afterwards
     halved = [] if quantized or recipe.adapter_dtype != "float32" or recipe.base_dtype == "float32" else adapters
-    first = [take(2 * w.params, "temporaries") for w in halved]
+    named = {w.name: w for w in parameters}
+    first = []
+    for weight in halved:
+        _measure_rows(weight, named, take, drop)
+        first.append(take(2 * weight.params, "temporaries"))
     for number, weight in enumerate(adapters):
+        if not halved:
+            _measure_rows(weight, named, take, drop)
         take(weight.size, "adapter")
         if halved:
             drop(first[number], 2 * weight.params)
@@ -193,6 +199,22 @@ def _pack(weight: Weight, take: Callable[[int, str], int], drop: Callable[[int, 
         take(outer_code, kind)
         drop(centred, scales)
         drop(plain, scales)
+
+
+def _measure_rows(
+    adapter: Weight, named: dict[str, Weight], take: Callable[[int, str], int], drop: Callable[[int, int], None]
+) -> None:
+    """Before DoRA's lengths are made: the weight if it is packed, its update, that scaled, and their sum.
+
+    DoraLinearLayer.update_layer of peft/tuners/lora/dora.py. Each is taken to be as wide as the widest, float32.
+    """
+    if "lora_magnitude_vector" not in adapter.name:
+        return
+    base = named[re.sub(r"lora_magnitude_vector\.\w+", "base_layer", adapter.name)]
+    size = 4 * base.params if base.state else base.size
+    made = [take(size, "temporaries") for _ in range(4 if base.state else 3)]
+    for key in made:
+        drop(key, size)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

@@ -10,6 +10,7 @@ from annotated_types import Ge
 
 from autoft.errors import FileFormatError
 from autoft.home import write_text
+from autoft.planner.correction import Correction
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.inputs import Inputs
 from autoft.planner.workload import Workload
@@ -39,8 +40,10 @@ class Plan(Record):
     """What to run and why. job is all that the trainer takes; the rest says how it was chosen.
 
     target: the device planned for, in words. preset: the name of the one it was planned with.
+    pruned: what was not rehearsed, a sentence a group with its reason.
     steps: optimizer steps of the whole run, None without data.
     run_time_s, run_energy_kwh: of all its steps; evaluation is not in them. Energy is the device's, None where unknown.
+    correction: what runs on this device make expect; the estimate stays as it is. None where they tell nothing.
     inputs: what it was made from; None in a file from before they were written down.
     """
 
@@ -50,6 +53,7 @@ class Plan(Record):
     prefer: str
     preset: str | None = None
     reasons: tuple[str, ...]
+    pruned: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     steps: int | None = None
     run_time_s: Range | None = None
@@ -60,6 +64,7 @@ class Plan(Record):
     workload: Workload | None = None
     hardware: Hardware
     alternatives: tuple[Alternative, ...] = ()
+    correction: Correction | None = None
     inputs: Inputs | None = None
 
     def to_toml(self) -> str:

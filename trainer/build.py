@@ -51,13 +51,27 @@ def build_model(recipe: Recipe, *, config: Any, weights: Path | None, device: st
     torch.manual_seed(seed)
     model = add_adapter(base, recipe, device)
     if recipe.gradient_checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint(model, recipe.checkpoint_every)
         if recipe.offload_checkpoints:
             offload_checkpoints(model)
     if torch.device(device).type == "cuda":
         # what loading used in passing goes back to the device, so that the steps find it as the rehearsal does
         torch.cuda.empty_cache()
     return model.train()
+
+
+def _checkpoint(model: Any, every: int) -> None:
+    """Have every `every`-th layer run again in the backward. Raises: ModelError where layers cannot be told apart."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    if every > 1 and not any(isinstance(module, GradientCheckpointingLayer) for module in model.modules()):
+        raise ModelError(
+            f"{type(model.get_base_model()).__name__} checkpoints all of its layers or none",
+            fix="leave checkpoint_every out",
+        )
+    model.activation_checkpointing_enable(
+        activation_checkpointing_kwargs={"use_reentrant": False}, every_n_layers=every
+    )
 
 
 def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device: str = "meta") -> PreTrainedModel:
@@ -423,6 +437,8 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe, device: str = "meta") -> 
         r=recipe.rank,
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.dropout,
+        use_rslora=recipe.use_rslora,
+        use_dora=recipe.use_dora,
         target_modules=_linear_layers(base) if by_type else list(recipe.target_modules),
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2's weights are transposed

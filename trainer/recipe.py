@@ -30,12 +30,16 @@ class Recipe(Record):
     experts_4bit: hold the experts of a mixture-of-experts model in 4 bits too; without it only linear layers are, and
         the experts stay in base_dtype.
     rank, alpha, dropout: of LoRA (arXiv:2106.09685); updates are scaled by alpha / rank.
+    use_rslora: they are scaled by alpha / sqrt(rank), so that a high rank learns as a low one does (arXiv:2312.03732).
+    use_dora: the length of each row of a weight is trained apart from its direction (arXiv:2402.09353). PEFT builds the
+        whole updated weight, dequantized where it is packed, in every forward of every layer that gets an adapter.
     target_modules: "all-linear" (every linear layer but the head) or the names of the layers that get an adapter.
     adapter_dtype: of the trained weights and so of gradients and optimizer state.
     autocast: run the step under torch.autocast in base_dtype, so that float32 adapters meet a 16-bit base.
     micro_batch: sequences in one forward and backward. seq_len: tokens, the longest sequence that is trained on.
     packing: several examples share a row of exactly seq_len tokens, none of which sees another (trainer/data/pack.py).
     gradient_checkpointing: a layer keeps its input alone and runs again in the backward (arXiv:1604.06174).
+    checkpoint_every: only every so many layers do so, from the first on; the others keep their activations.
     offload_checkpoints: these inputs wait in the host's memory (trainer/offload.py).
     kbit_upcast: norms and embeddings of a quantized base go to float32 (PEFT's prepare_model_for_kbit_training).
     loss: "fused" never builds the logits (TRL's fused head: Triton on a GPU); "selected" builds those of the columns in
@@ -50,6 +54,8 @@ class Recipe(Record):
     rank: Annotated[int, Gt(0)] = 16
     alpha: Annotated[float, Gt(0)] = 32.0
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    use_rslora: bool = False
+    use_dora: bool = False
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     adapter_dtype: Dtype = "float32"
     autocast: bool = False
@@ -57,6 +63,7 @@ class Recipe(Record):
     seq_len: Annotated[int, Gt(0)] = 1024
     packing: bool = False
     gradient_checkpointing: bool = False
+    checkpoint_every: Annotated[int, Gt(0)] = 1
     offload_checkpoints: bool = False
     attention: Attention = "sdpa"
     optimizer: Optimizer = "adamw_torch"
@@ -71,10 +78,16 @@ class Recipe(Record):
                 raise ValueError(f"{name} needs a quant_type")
             if getattr(self, name) and self.quant_type == "int8":
                 raise ValueError(f"{name} needs a quant_type of 4 bits, nf4 or fp4, not int8")
+        if self.use_dora and self.quant_type == "int8":
+            raise ValueError("use_dora needs a base in 16 or 4 bits: PEFT loses the scales of 8-bit weights")
         if self.attention == "flash_attention_2" and self.base_dtype == "float32":
             raise ValueError("flash_attention_2 needs a 16-bit base_dtype")
         if self.offload_checkpoints and not self.gradient_checkpointing:
             raise ValueError("offload_checkpoints needs gradient_checkpointing")
+        if self.checkpoint_every > 1 and not self.gradient_checkpointing:
+            raise ValueError("checkpoint_every needs gradient_checkpointing")
+        if self.checkpoint_every > 1 and self.experts_4bit:
+            raise ValueError("experts_4bit checkpoints every layer: another one would keep its experts unpacked")
         if self.autocast and self.base_dtype == "float32":
             raise ValueError("autocast needs a 16-bit base_dtype")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from autoft import __version__
-from autoft.errors import DataError, TrainingError
+from autoft.errors import DataError, OutOfMemory, TrainingError
 from autoft.home import sha256, write_text
 from autoft.trainer import environment
 from autoft.trainer.card import model_card
@@ -109,7 +109,14 @@ def _load(job: Job, prepared: Prepared | None, listener: Listener) -> _Loaded:
     ref = resolve(job.model)
     weights = fetch(ref, lambda text: listener(Note(text=text)))
     if prepared is None or prepared.longest_tokens > job.recipe.seq_len:
-        prepared = prepare(ref, job.data, job.eval_data, eval_rows=job.eval_rows, max_tokens=job.recipe.seq_len)
+        prepared = prepare(
+            ref,
+            job.data,
+            job.eval_data,
+            eval_rows=job.eval_rows,
+            max_tokens=job.recipe.seq_len,
+            mapping=job.mapping,
+        )
     for note in prepared.notes(job.recipe.seq_len):
         listener(Note(text=note))
     from autoft.trainer.build import build_model
@@ -255,7 +262,7 @@ def _told_of_exhausted_memory(job: Job) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         text = str(error)
         if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-            raise TrainingError(
+            raise OutOfMemory(
                 f"out of memory on {job.device} at micro-batch {job.recipe.micro_batch}",
                 fix="--set micro_batch=1, --set gradient_checkpointing=true, --method qlora or a shorter --seq-len",
             ) from error

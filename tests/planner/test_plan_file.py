@@ -14,6 +14,7 @@ from autoft.errors import FileFormatError
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.inputs import Inputs, data_digest, job_digest
 from autoft.planner.plan_file import Alternative, Plan, read_plan, write_plan
+from autoft.planner.schedule import Rows, schedule
 from autoft.planner.workload import Workload
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
@@ -143,10 +144,34 @@ def test_what_a_person_wants_comes_first_with_its_reasons() -> None:
     assert max(len(line) for line in lines if line.startswith("#")) <= 100
 
 
-def test_a_reason_stands_at_the_line_that_it_is_about() -> None:
-    lines = replace(PLAN, reasons=("learning rate 0.0002: half of it diverged\n(source)",)).to_toml().splitlines()
-    at = next(n for n, line in enumerate(lines) if line.startswith("learning_rate = "))
-    assert lines[at - 1] == "# learning rate 0.0002: half of it diverged (source)"
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("learning_rate", "learning rate 0.0002: half of it diverged\n(source)"),
+        ("rank", "rank 16: enough (source)"),
+        ("epochs", "3 epochs: 36 rows are few"),
+        ("accumulation", "16 rows a step, about 900 tokens"),
+        ("method", "the base stays whole: it fits"),
+        ("method", "4 bits buy the fit: with 16 the least is too much"),
+        ("gradient_checkpointing", "checkpointing buys the fit: without it too much is needed"),
+    ],
+)
+def test_a_reason_stands_at_the_line_that_it_is_about(key: str, reason: str) -> None:
+    lines = replace(PLAN, reasons=(reason,), alternatives=()).to_toml().splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith(f"{key} = "))
+    assert lines[at - 1] == f"# {' '.join(reason.split())}"
+
+
+@pytest.mark.parametrize("rows", [2000, 36])
+def test_the_planner_s_own_reasons_find_their_lines(rows: int) -> None:
+    workload = replace(PLAN.workload, rows=rows) if PLAN.workload else None
+    lengths = tuple(40 + n % 200 for n in range(rows))
+    _, sources = schedule(False, workload, Rows(lengths, 256, False), 256)
+    assert set(sources) >= {"learning_rate", "epochs", "accumulation"}
+    lines = replace(PLAN, reasons=tuple(sources.values()), alternatives=()).to_toml().splitlines()
+    for key in sources:
+        at = next(n for n, line in enumerate(lines) if line.startswith(f"{key} = "))
+        assert lines[at - 1].startswith("# "), key
 
 
 def test_the_digest_of_a_job_tells_an_edit_and_not_a_default_written_out() -> None:

@@ -1,0 +1,76 @@
+"""`autoft data check`: what training data is, and what is wrong with it, before a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from autoft import render
+from autoft.cli import options
+from autoft.errors import DataError, OptionError, near
+
+
+class Actions(click.Group):
+    """Refuses an action that is not there in our words."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise OptionError(
+                f"data {args[0]}: not known.{near(args[0], self.commands)}", fix="autoft data --help lists the actions"
+            )
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=Actions,
+    help="Look at training data before it is trained. Every action takes --json and --debug.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+def command() -> None:
+    pass
+
+
+@options.command(
+    "Check training data: broken rows with file:line, lengths, duplicates, rows in both splits, odd turns and "
+    "characters, languages, keys and personal data (counted and located, never shown), and one row as the model sees "
+    "it.\n\n"
+    "PATH is what `autoft run` takes as --data. Exits with 2 where a run would stop or be spoilt."
+)
+@click.argument("path")
+@click.option("--model", metavar="M", help="Count real tokens, under this model's chat template.")
+@click.option("--eval-data", metavar="PATH", help="Held-out rows: are any of them in PATH too?")
+@click.option(
+    "--fix",
+    "out",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="Write a cleaned copy, and OUT.report.json that says what was dropped and why.",
+)
+def check(path: str, model: str | None, eval_data: str | None, out: Path | None, as_json: bool) -> int:
+    from autoft.trainer import environment
+
+    environment.prepare()
+    from autoft.cli.show_data import show_report
+    from autoft.trainer.data.check.examine import check as examine
+    from autoft.trainer.data.check.fix import check_target, write_fixed
+
+    if out is not None:
+        check_target(out)
+    with render.console(stderr=True).status("reading", spinner="line") as status:
+        checked = examine(path, eval_data, model, lambda rows: status.update(f"reading, {rows:,} rows"))
+        report = checked.report
+        if out is not None:
+            status.update(f"writing {out}")
+            report = replace(report, fixed=write_fixed(checked, out))
+    if as_json:
+        options.print_json(report.to_dict())
+    else:
+        show_report(report, render.console())
+    return 0 if report.trainable else DataError.exit_code
+
+
+command.add_command(check, "check")

@@ -1,0 +1,39 @@
+"""One row as the model sees it, in pieces that are trained and pieces that are not."""
+
+from __future__ import annotations
+
+import itertools
+
+from autoft.trainer.data.check.lengths import Meter
+from autoft.trainer.data.check.report import Example, Segment
+from autoft.trainer.data.shape import Row
+
+
+def rendered(row: Row, meter: Meter | None) -> Example:
+    """Under the model's chat template where there is a model, else turn by turn.
+
+    Raises: DataError as `tokenize` does.
+    """
+    if meter is None:
+        return Example(where=row.where, template="none", segments=_turns(row))
+    from autoft.trainer.data.tokens import tokenize
+    from autoft.trainer.loss import IGNORED
+
+    (example,) = tokenize([row], meter.tokenizer).examples
+    pairs = zip(example.input_ids, example.labels, strict=True)
+    segments = tuple(
+        Segment(text=meter.tokenizer.decode([token for token, _ in run]), trained=trained)
+        for trained, run in itertools.groupby(pairs, key=lambda pair: bool(pair[1] != IGNORED))
+    )
+    return Example(where=row.where, template="plain" if meter.template_supplied else "model", segments=segments)
+
+
+def _turns(row: Row) -> tuple[Segment, ...]:
+    if row.text is not None:
+        return (Segment(text=row.text, trained=True),)
+    pieces = []
+    for number, message in enumerate(row.messages):
+        start = "" if number == 0 else "\n"
+        pieces.append(Segment(text=f"{start}{message['role']}: ", trained=False))
+        pieces.append(Segment(text=message["content"], trained=message["role"] == "assistant"))
+    return tuple(pieces)
