@@ -16,7 +16,7 @@ from autoft.planner.ghost import Kept, Rehearsal, find_depth, rehearse
 from autoft.planner.host import ASSUMPTION as HOST_ASSUMPTION
 from autoft.planner.host import disk_parts, host_parts, totals
 from autoft.planner.loop import OURS, Loop
-from autoft.planner.memory import least_bytes, replay, squeezed
+from autoft.planner.memory import Memory, least_bytes, replay, squeezed
 from autoft.planner.shape import model_shape
 from autoft.planner.target import Target, usable_bytes
 from autoft.planner.time import step_timing
@@ -26,6 +26,7 @@ from autoft.trainer.recipe import Attention, Method, QuantType, Recipe
 from autoft.units import GIB, size
 
 COMMON_CARDS_GIB = (6, 8, 12, 16, 24, 32, 48, 80)
+KEPT_REHEARSALS = 64  # about a megabyte each
 UNKNOWN_CAPABILITY = (8, 0)  # assumption for a card of which only the memory is known
 
 
@@ -42,6 +43,8 @@ class Estimator:
         self._depth: dict[Attention, Depth | None] = {self.attention: depth_of(base, config)}
         self._kept = Kept()
         self._refusal: dict[tuple[Method, QuantType | None, Attention, bool], ModelError | None] = {}
+        self._rehearsed: dict[tuple[Recipe, Loop, Backend | None, bool], Rehearsal] = {}
+        self._replayed: dict[int, Memory] = {}
 
     def on(self, target: Target) -> Estimator:
         """The same model on another device. Where that has the same kernels, what is remembered goes with it."""
@@ -74,20 +77,28 @@ class Estimator:
             raise refusal
         if recipe.attention not in self._depth:
             self._depth[recipe.attention] = find_depth(recipe, self.config)
-        return rehearse(
-            recipe,
-            self.config,
-            self.device,
-            depth=self._depth[recipe.attention],
-            loop=loop,
-            backend=backend,
-            accumulate=accumulate,
-            kept=self._kept,
-        )
+        key = (recipe, loop, backend, accumulate)
+        if key not in self._rehearsed:
+            if len(self._rehearsed) >= KEPT_REHEARSALS:
+                self._rehearsed.clear()
+                self._replayed.clear()
+            self._rehearsed[key] = rehearse(
+                recipe,
+                self.config,
+                self.device,
+                depth=self._depth[recipe.attention],
+                loop=loop,
+                backend=backend,
+                accumulate=accumulate,
+                kept=self._kept,
+            )
+        return self._rehearsed[key]
 
     def estimate_of(self, recipe: Recipe, rehearsal: Rehearsal, loop: Loop = OURS) -> Estimate:
         """Memory and time of `recipe`, which has been rehearsed."""
-        memory = replay(rehearsal, self.allocator(loop))
+        if id(rehearsal) not in self._replayed:
+            self._replayed[id(rehearsal)] = replay(rehearsal, self.allocator(loop))
+        memory = self._replayed[id(rehearsal)]
         device_bytes = self.target.device_bytes(memory.highest_reserved)
         work = rehearsal.work + rehearsal.optimizer_work
         fits, squeeze = self._fits(rehearsal, loop, device_bytes, self.target.available_bytes)

@@ -85,7 +85,7 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
         workload=workload,
         hardware=_lasting(hardware),
         alternatives=choice.alternatives,
-        inputs=inputs_of(job, resolve(job.model)),
+        inputs=inputs_of(job, resolve(request.model)),
     )
     return plan, asked.prepared
 

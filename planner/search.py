@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
 from autoft.planner.candidates import Family, describe, describe_base
 from autoft.planner.estimate import Estimate
+from autoft.planner.parallel import spread
 from autoft.trainer.recipe import Recipe
 from autoft.units import size
 
@@ -64,8 +65,11 @@ class Search:
         whatever fits in full with few savings makes more of them needless, and whatever does not fit with all of
         them does not fit with few.
         """
-        for _, group in groupby(families, key=lambda family: family.base):
-            self._base(list(group))
+        groups = [list(group) for _, group in groupby(families, key=lambda family: family.base)]
+        # PyTorch's threads, which a CPU's estimate times, do not survive a fork
+        for found, pruned in spread(self._base, groups, alone=not self.gpu, fewest=1):
+            self.found |= found
+            self.pruned += pruned
 
     def settle(self, families: Sequence[Family], order: Callable[[Candidate], Any]) -> None:
         """Rehearse smaller micro-batches of the best by `order` as long as they come before it."""
@@ -78,7 +82,13 @@ class Search:
                 return
             best = smaller
 
-    def _base(self, savings: list[Family]) -> None:
+    def _base(self, savings: list[Family]) -> tuple[dict[Recipe, Candidate], list[Pruned]]:
+        """What is found of one base; in a process of its own, so nothing of it is in `self` yet."""
+        alone = replace(self, found={}, pruned=[])
+        alone._explore(savings)
+        return alone.found, alone.pruned
+
+    def _explore(self, savings: list[Family]) -> None:
         first = savings[0].recipes[0]
         name, least = describe_base(first), self.weights_bytes(first)
         if least > self.available_bytes:

@@ -26,12 +26,7 @@ if TYPE_CHECKING:
 @click.option("--explain", is_flag=True, help="Say how each figure comes about, and what earlier runs here measured.")
 @click.option("--diff", type=click.Path(path_type=Path), nargs=2, metavar="A B", help="Compare two plan files.")
 def command(
-    model: str | None,
-    output: Path | None,
-    explain: bool,
-    diff: tuple[Path, Path] | None,
-    as_json: bool,
-    **words: Any,
+    model: str | None, output: Path | None, explain: bool, diff: tuple[Path, Path] | None, as_json: bool, **words: Any
 ) -> None:
     if diff is not None:
         if model is not None or output is not None or explain or any(words.values()):

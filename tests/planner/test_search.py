@@ -54,7 +54,7 @@ def search(world: dict[str, Any]) -> Search:
         available_bytes=world["room"],
         weights_bytes=lambda recipe: world["weights"] * base_bits(recipe),
         padding=lambda micro_batch: 1.0,
-        gpu=True,
+        gpu=False,
     )
 
 
