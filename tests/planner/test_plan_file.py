@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoft.errors import FileFormatError
+from autoft.planner.correction import Correction, Ratio, Source
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.inputs import Inputs, data_digest, job_digest
 from autoft.planner.plan_file import Alternative, Plan, read_plan, write_plan
@@ -54,6 +55,22 @@ ESTIMATES = st.builds(
     fits=st.sampled_from(["yes", "tight", "no"]),
     device_bytes=WHOLE,
 )
+RATIOS = st.builds(
+    Ratio,
+    median=REAL,
+    least=REAL,
+    most=REAL,
+    same_recipe=st.booleans(),
+    sources=st.lists(st.builds(Source, at=TEXT, model=TEXT, ratio=REAL), max_size=2).map(tuple),
+)
+CORRECTIONS = st.builds(
+    Correction,
+    memory=st.none() | RATIOS,
+    device_bytes=st.none() | WHOLE,
+    time=st.none() | RATIOS,
+    step_time_s=st.none() | RANGES,
+    exhausted=st.lists(TEXT, max_size=2).map(tuple),
+)
 PLANS = st.builds(
     Plan,
     autoft_version=TEXT,
@@ -62,6 +79,7 @@ PLANS = st.builds(
     preset=st.none() | TEXT,
     reasons=st.lists(TEXT | TEXT.map("rank {}".format), max_size=3).map(tuple),
     notes=st.lists(TEXT, max_size=2).map(tuple),
+    pruned=st.lists(TEXT, max_size=2).map(tuple),
     steps=st.none() | WHOLE,
     run_time_s=st.none() | RANGES,
     run_energy_kwh=st.none() | RANGES,
@@ -82,6 +100,7 @@ PLANS = st.builds(
     alternatives=st.lists(
         st.builds(Alternative, role=st.just("rejected"), recipe=RECIPES, estimate=ESTIMATES, reason=TEXT), max_size=2
     ).map(tuple),
+    correction=st.none() | CORRECTIONS,
     inputs=st.none() | st.builds(Inputs, job_sha256=TEXT, versions=st.dictionaries(TEXT, TEXT, max_size=2)),
 )
 
