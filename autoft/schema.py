@@ -105,6 +105,10 @@ def _explain(cls: type, error: Any, where: str) -> FileFormatError:
     # pydantic names the branch of a union in the path ("literal['all-linear']"): no part of the user's file
     path = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier())
     prefix = f"{where}: " if where else ""
+    if first["type"] == "json_invalid":  # what we encode is JSON, but for halves of characters
+        return FileFormatError(
+            f"{prefix}a text in it is not Unicode, such as a file name in another encoding", fix="rename that file"
+        )
     if first["type"] == "value_error":
         return FileFormatError(
             f"{prefix}{path + ': ' if path else ''}{first['ctx']['error']}", fix="change one of them"

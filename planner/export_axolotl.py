@@ -26,12 +26,15 @@ def axolotl(source: Source) -> Config:
         "lora_r": recipe.rank,
         "lora_alpha": alpha,
         "lora_dropout": recipe.dropout,
+        "peft_use_rslora": True if recipe.use_rslora else None,
+        "peft_use_dora": True if recipe.use_dora else None,
         "lora_target_linear": True if source.target_modules is None else None,
         "lora_target_modules": source.target_modules,
         "chat_template": "tokenizer_default" if source.form != "text" else None,
         "datasets": [_dataset(source, source.train_file)],
         "test_datasets": [{**_dataset(source, source.test_file), "split": "train"}] if source.heldout else None,
         "val_set_size": 0.0,
+        "group_by_length": True if job.group_by_length else None,
         "train_on_inputs": False,
         "output_dir": source.output,
         "sequence_len": recipe.seq_len,
@@ -63,7 +66,7 @@ def axolotl(source: Source) -> Config:
         yaml_text(values),
         "axolotl train {file}",
         (*rounded, *_differs(source)),
-        frozenset({"double_quant", "offload_checkpoints"}),
+        frozenset({"double_quant", "offload_checkpoints", "use_rslora", "use_dora", "group_by_length"}),
     )
 
 

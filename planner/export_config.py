@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shlex
 import textwrap
@@ -123,8 +124,8 @@ def export_config(plan: Plan, tool: Tool, out: Path, *, where: str) -> Export:
     if job.data is None:
         raise OptionError(f"{where}: the plan names no data to train on", fix="plan again with --data FILE")
     ref = resolve(job.model)
-    splits = load_data(job.data, job.eval_data, eval_rows=job.eval_rows)
-    form = _form([*splits.train, *splits.heldout], tool)
+    splits = load_data(job.data, job.eval_data, eval_rows=job.eval_rows, mapping=job.mapping)
+    form = _form(itertools.chain(splits.train, splits.heldout), tool)
     source = Source(
         plan=plan,
         model=hub_name(ref) or str(ref.path),
@@ -183,12 +184,13 @@ def _writer(tool: Tool) -> Callable[[Source], Config]:
     return unsloth
 
 
-def _form(rows: list[Row], tool: Tool) -> Form:
+def _form(rows: Iterable[Row], tool: Tool) -> Form:
     """TRL, and unsloth with it, mask a prompt for any chat template; several answers need one made for that."""
-    if rows[0].text is not None:
+    # of a text there are no messages
+    answers = {sum(m["role"] == "assistant" for m in row.messages) for row in rows}
+    if answers == {0}:
         return "text"
-    answers = [sum(m["role"] == "assistant" for m in row.messages) for row in rows]
-    return "prompt_completion" if tool in ("trl", "unsloth") and set(answers) == {1} else "messages"
+    return "prompt_completion" if tool in ("trl", "unsloth") and answers == {1} else "messages"
 
 
 def _jsonl(rows: Iterable[Row], form: Form) -> str:

@@ -26,6 +26,8 @@ def llamafactory(source: Source) -> Config:
         "lora_rank": recipe.rank,
         "lora_alpha": alpha,
         "lora_dropout": recipe.dropout,
+        "use_rslora": recipe.use_rslora,
+        "use_dora": recipe.use_dora,
         "lora_target": ",".join(source.target_modules or ["all"]),
         "quantization_method": "bnb" if recipe.quant_type else None,
         "quantization_bit": 4 if four_bit else 8 if recipe.quant_type else None,
@@ -66,7 +68,7 @@ def llamafactory(source: Source) -> Config:
         yaml_text(values),
         "llamafactory-cli train {file}",
         (*rounded, *_differs(source)),
-        frozenset({"double_quant", "kbit_upcast"}),
+        frozenset({"double_quant", "kbit_upcast", "use_rslora", "use_dora"}),
         {"dataset_info.json": json.dumps(_datasets(source), indent=2) + "\n"},
     )
 

@@ -21,6 +21,8 @@ def trl(source: Source) -> Config:
         "lora_r": recipe.rank,
         "lora_alpha": alpha,
         "lora_dropout": recipe.dropout,
+        "use_rslora": recipe.use_rslora,
+        "use_dora": recipe.use_dora,
         "lora_target_modules": source.target_modules or ["all-linear"],
         "dataset_name": str(source.data),
         "dataset_train_split": "train",
@@ -48,15 +50,15 @@ def trl(source: Source) -> Config:
         "fp16": source.mixed == "float16",
         "use_cpu": job.device == "cpu",
         "gradient_checkpointing": recipe.gradient_checkpointing,
+        "train_sampling_strategy": "group_by_length" if job.group_by_length else "random",
         "seed": job.seed,
         "data_seed": job.seed,
         "logging_steps": 1,
         "save_strategy": "epoch",
         "report_to": "none",
     }
-    return Config(
-        yaml_text(values), "trl sft --config {file}", (*rounded, *_differs(source)), frozenset({"double_quant"})
-    )
+    told = frozenset({"double_quant", "use_rslora", "use_dora", "group_by_length"})
+    return Config(yaml_text(values), "trl sft --config {file}", (*rounded, *_differs(source)), told)
 
 
 def _differs(source: Source) -> list[str]:

@@ -25,6 +25,7 @@ def unsloth(source: Source) -> Config:
         "r": recipe.rank,
         "lora_alpha": recipe.alpha,
         "lora_dropout": recipe.dropout,
+        "use_rslora": recipe.use_rslora,
         "target_modules": source.target_modules or LINEAR,
         "use_gradient_checkpointing": "unsloth" if recipe.offload_checkpoints else recipe.gradient_checkpointing,
         "random_state": job.seed,
@@ -74,9 +75,8 @@ trainer.train()
 model.save_pretrained({_literal(source.output)})
 tokenizer.save_pretrained({_literal(source.output)})
 """
-    return Config(
-        text.lstrip("\n"), "python {file}", tuple(_differs(source)), frozenset({"double_quant", "offload_checkpoints"})
-    )
+    told = frozenset({"double_quant", "offload_checkpoints", "use_rslora"})
+    return Config(text.lstrip("\n"), "python {file}", tuple(_differs(source)), told)
 
 
 def _keywords(values: dict[str, Any]) -> str:

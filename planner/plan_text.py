@@ -30,7 +30,9 @@ SECTIONS = {
 }
 JOB = {
     "eval_rows": "held out of data to evaluate on, at most a tenth of it",
-    "learning_rate": "the peak; 2e-4 is QLoRA's for 7B and 13B (arXiv:2305.14314, table 9)",
+    "mapping": "which column is what, as --map words it",
+    "group_by_length": "rows of like length share a step",
+    "learning_rate": "the peak",
     "warmup_ratio": "part of all steps that leads up to the peak",
     "max_grad_norm": "gradients are clipped to this norm",
     "max_new_tokens": "longest answer in the evaluation; 0 evaluates the loss only",
@@ -38,6 +40,8 @@ JOB = {
 RECIPE = {
     "double_quant": "the scales of 4-bit blocks are quantized too",
     "alpha": "updates are scaled by alpha / rank",
+    "use_rslora": "by alpha / sqrt(rank) instead",
+    "use_dora": "lengths of rows are trained apart from their directions",
     "target_modules": "the layers that get an adapter",
     "adapter_dtype": "of the trained weights, their gradients and the optimizer's state",
     "autocast": "a 16-bit step over float32 adapters",
@@ -45,6 +49,7 @@ RECIPE = {
     "seq_len": "tokens; longer rows are left out",
     "packing": "several examples share a row, none sees another",
     "gradient_checkpointing": "layers run again in the backward, and keep less",
+    "checkpoint_every": "only every so many layers do so",
     "offload_checkpoints": "what is kept waits in the host's memory",
     "kbit_upcast": "norms and embeddings of a quantized base in float32",
     "loss": "fused never builds the logits, selected only those that are trained",
@@ -56,6 +61,14 @@ KNOBS = {
     "gradient_checkpointing": {"gradient_checkpointing", "offload_checkpoints", "checkpoint_every"},
     "seq_len": {"seq_len"},
     "rank": {"rank", "alpha"},
+}
+# Reasons that begin otherwise than with their key
+BEGINS = {
+    "epochs": r"[\d.]+ epochs?: ",
+    "accumulation": r"\d+ rows a step",
+    "group_by_length": r"rows of like length ",
+    "method": r"the base stays whole|\d+ bits buy ",
+    "gradient_checkpointing": r"checkpointing buys ",
 }
 
 
@@ -134,13 +147,13 @@ def _instead(plan: Plan) -> dict[str, list[str]]:
 
 
 def _reasons(plan: Plan) -> dict[str, list[str]]:
-    """The plan's reasons that begin with the name of a key ("learning rate 0.0002: ..."), by that key."""
-    keys = {key.replace("_", " "): key for key in (*plan.job.to_dict(), *plan.job.recipe.to_dict())}
+    """The plan's reasons that begin with what a key is called ("learning rate 0.0002: ..."), by that key."""
+    begins = {key: rf"{key.replace('_', ' ')} " for key in (*plan.job.to_dict(), *plan.job.recipe.to_dict())} | BEGINS
     found: dict[str, list[str]] = {}
     for reason in plan.reasons:
-        words = next((words for words in keys if reason.startswith(f"{words} ")), None)
-        if words is not None:
-            found.setdefault(keys[words], []).append(reason)
+        key = next((key for key, words in begins.items() if re.match(words, reason)), None)
+        if key is not None:
+            found.setdefault(key, []).append(reason)
     return found
 
 

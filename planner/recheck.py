@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 
 from autoft.errors import DoesNotFit, FileFormatError, ModelError
 from autoft.planner.candidates import describe
-from autoft.planner.estimate import Estimate
+from autoft.planner.correction import correction_for, warnings
+from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator import Estimator
 from autoft.planner.inputs import Inputs, inputs_of, job_digest
 from autoft.planner.plan_file import Plan
+from autoft.planner.schedule import mean_length, rows_of, run_takes, steps_of
 from autoft.planner.target import Target, target_of
 from autoft.planner.time import measure_cpu_flops
 from autoft.planner.workload import Workload, measure, refuse_another_tokenizer
@@ -74,23 +76,35 @@ def recheck(planned: Plan, job: Job, hardware: Hardware, *, where: str, force: b
                 fix="undo the edit, free memory, or plan again; --force runs it all the same",
             )
         notes.append(f"--force: {problem}")
-    # how long an edited job takes, or one on other data, is not known
-    same = (
-        planned.inputs is not None and inputs.job_sha256 == planned.inputs.job_sha256 and workload == planned.workload
-    )
+    correction = correction_for(target, estimate, recipe)
+    notes += warnings(correction, estimate) if correction is not None else []
+    steps, run_time_s, run_energy_kwh = _whole_run(job, prepared, estimator)
     plan = replace(
         planned,
         target=target.name,
         reasons=((*planned.reasons, EDITED) if edited else planned.reasons),
-        steps=planned.steps if same else None,
-        run_time_s=planned.run_time_s if same else None,
-        run_energy_kwh=planned.run_energy_kwh if same else None,
+        steps=steps,
+        run_time_s=run_time_s,
+        run_energy_kwh=run_energy_kwh,
         job=job,
         estimate=estimate,
         workload=workload,
         inputs=inputs,
+        correction=correction,
     )
     return Rechecked(plan, prepared, tuple(notes))
+
+
+def _whole_run(job: Job, prepared: Prepared, estimator: Estimator) -> tuple[int, Range, Range | None]:
+    """(optimizer steps, seconds, kWh), rehearsed at the length of the mean micro-batch."""
+    recipe = job.recipe
+    rows = rows_of(prepared, recipe.seq_len, packing=recipe.packing)
+    steps = steps_of(job, rows)
+    assert rows is not None
+    assert steps is not None
+    padded = rows.padded(recipe.micro_batch, recipe.micro_batch * job.accumulation, grouped=job.group_by_length)
+    mean = replace(recipe, seq_len=mean_length(recipe, padded))
+    return steps, *run_takes(estimator.estimate(mean, accumulate=job.accumulation > 1), steps, job.accumulation)
 
 
 def _target(planned: Plan, hardware: Hardware) -> Target:

@@ -29,7 +29,7 @@ def command(
     model: str | None, output: Path | None, explain: bool, diff: tuple[Path, Path] | None, as_json: bool, **words: Any
 ) -> None:
     if diff is not None:
-        if model is not None or output is not None or any(words.values()):
+        if model is not None or output is not None or explain or any(words.values()):
             raise OptionError("--diff compares two plan files and plans nothing", fix="autoft plan --diff A B")
         from autoft.cli.diff import show_diff
 

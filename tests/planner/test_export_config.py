@@ -33,7 +33,7 @@ ROWS: dict[str, list[Any]] = {
     "text": [{"text": f"text {n}"} for n in range(40)],
 }
 CHANGES: dict[str, dict[str, Any]] = {
-    "lora": {},
+    "lora": {"use_rslora": True},
     "qlora": {"method": "qlora", "quant_type": "nf4", "double_quant": True, "packing": True, "alpha": 16.5},
     "int8": {"method": "qlora", "quant_type": "int8", "base_dtype": "float16", "optimizer": "paged_adamw_8bit"},
     "offloaded": {"gradient_checkpointing": True, "offload_checkpoints": True, "target_modules": ("q_proj", "v_proj")},
@@ -74,6 +74,7 @@ def test_trl_s_own_parser_reads_it_and_finds_the_data(tmp_path: Path, change: st
     adapter = get_peft_config(model)
     assert adapter is not None
     assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (16, round(recipe.alpha), 0.0)
+    assert adapter.use_rslora == recipe.use_rslora
     assert adapter.target_modules in ("all-linear", {"q_proj", "v_proj"})
     assert (args.max_length, args.packing, args.pad_to_multiple_of) == (256, recipe.packing, 16)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (1, 3)
@@ -139,10 +140,11 @@ def test_the_unsloth_script_compiles_and_says_what_the_plan_says(tmp_path: Path,
 
 
 def test_what_a_tool_cannot_express_stands_at_its_top(tmp_path: Path) -> None:
-    job = {"max_new_tokens": 64}
+    job = {"max_new_tokens": 64, "group_by_length": True}
     for tool, note in (
         ("trl", "# - offload_checkpoints = true has no key here"),
         ("trl", "# - rows longer than 256 tokens are cut at their end: autoft leaves them out"),
+        ("unsloth", "# - group_by_length = true has no key here"),
         ("llamafactory", "# - a conversation in which user and assistant do not alternate is skipped"),
         ("unsloth", "# - kernels, loss and checkpointing are unsloth's own"),
     ):
@@ -162,6 +164,15 @@ def test_the_rows_are_autoft_s_own_split_in_one_shape(tmp_path: Path) -> None:
     assert questions == {f"number {n}" for n in range(40)}
     assert {tuple(m["role"] for m in row["messages"]) for row in rows} == {("user", "assistant")}
     assert next(iter(export.files)).name == "x.yaml"
+
+
+def test_columns_that_the_plan_maps_are_written_as_mapped(tmp_path: Path) -> None:
+    plan = a_plan(tmp_path, "lora", "pairs")
+    write_jsonl(tmp_path / "rows.jsonl", [{"q": f"{n}", "a": f"is {n}", "b": "!"} for n in range(40)])
+    plan = replace(plan, job=replace(plan.job, mapping="prompt=q,completion={a}{b}"))
+    files = export_config(plan, "trl", tmp_path / "x.yaml", where="plan.toml").files
+    row = json.loads(files[tmp_path / "x-data" / "train.jsonl"].splitlines()[0])
+    assert row["completion"] == [{"role": "assistant", "content": f"is {row['prompt'][0]['content']}!"}]
 
 
 def test_odd_names_and_missing_data(tmp_path: Path) -> None:

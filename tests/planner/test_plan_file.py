@@ -11,9 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoft.errors import FileFormatError
+from autoft.planner.correction import Correction, Ratio, Source
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.inputs import Inputs, data_digest, job_digest
 from autoft.planner.plan_file import Alternative, Plan, read_plan, write_plan
+from autoft.planner.schedule import Rows, schedule
 from autoft.planner.workload import Workload
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
@@ -53,6 +55,22 @@ ESTIMATES = st.builds(
     fits=st.sampled_from(["yes", "tight", "no"]),
     device_bytes=WHOLE,
 )
+RATIOS = st.builds(
+    Ratio,
+    median=REAL,
+    least=REAL,
+    most=REAL,
+    same_recipe=st.booleans(),
+    sources=st.lists(st.builds(Source, at=TEXT, model=TEXT, ratio=REAL), max_size=2).map(tuple),
+)
+CORRECTIONS = st.builds(
+    Correction,
+    memory=st.none() | RATIOS,
+    device_bytes=st.none() | WHOLE,
+    time=st.none() | RATIOS,
+    step_time_s=st.none() | RANGES,
+    exhausted=st.lists(TEXT, max_size=2).map(tuple),
+)
 PLANS = st.builds(
     Plan,
     autoft_version=TEXT,
@@ -61,6 +79,7 @@ PLANS = st.builds(
     preset=st.none() | TEXT,
     reasons=st.lists(TEXT | TEXT.map("rank {}".format), max_size=3).map(tuple),
     notes=st.lists(TEXT, max_size=2).map(tuple),
+    pruned=st.lists(TEXT, max_size=2).map(tuple),
     steps=st.none() | WHOLE,
     run_time_s=st.none() | RANGES,
     run_energy_kwh=st.none() | RANGES,
@@ -81,6 +100,7 @@ PLANS = st.builds(
     alternatives=st.lists(
         st.builds(Alternative, role=st.just("rejected"), recipe=RECIPES, estimate=ESTIMATES, reason=TEXT), max_size=2
     ).map(tuple),
+    correction=st.none() | CORRECTIONS,
     inputs=st.none() | st.builds(Inputs, job_sha256=TEXT, versions=st.dictionaries(TEXT, TEXT, max_size=2)),
 )
 
@@ -116,6 +136,14 @@ def test_a_file_of_before_inputs_were_written_loads_the_same() -> None:
     ]
 
 
+def test_a_file_name_that_is_not_unicode_is_refused_in_one_line() -> None:
+    with pytest.raises(FileFormatError) as error:
+        Job.from_dict({"model": "m", "data": "rows\udcff.jsonl", "recipe": {}}, where="--set")
+    assert str(error.value) == (
+        "--set: a text in it is not Unicode, such as a file name in another encoding\nTo fix: rename that file"
+    )
+
+
 def test_a_version_that_is_newer_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "plan.toml"
     file.write_text(OLD.read_text(encoding="utf-8").replace("schema_version = 1", "schema_version = 9"))
@@ -135,10 +163,34 @@ def test_what_a_person_wants_comes_first_with_its_reasons() -> None:
     assert max(len(line) for line in lines if line.startswith("#")) <= 100
 
 
-def test_a_reason_stands_at_the_line_that_it_is_about() -> None:
-    lines = replace(PLAN, reasons=("learning rate 0.0002: half of it diverged\n(source)",)).to_toml().splitlines()
-    at = next(n for n, line in enumerate(lines) if line.startswith("learning_rate = "))
-    assert lines[at - 1] == "# learning rate 0.0002: half of it diverged (source)"
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("learning_rate", "learning rate 0.0002: half of it diverged\n(source)"),
+        ("rank", "rank 16: enough (source)"),
+        ("epochs", "3 epochs: 36 rows are few"),
+        ("accumulation", "16 rows a step, about 900 tokens"),
+        ("method", "the base stays whole: it fits"),
+        ("method", "4 bits buy the fit: with 16 the least is too much"),
+        ("gradient_checkpointing", "checkpointing buys the fit: without it too much is needed"),
+    ],
+)
+def test_a_reason_stands_at_the_line_that_it_is_about(key: str, reason: str) -> None:
+    lines = replace(PLAN, reasons=(reason,), alternatives=()).to_toml().splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith(f"{key} = "))
+    assert lines[at - 1] == f"# {' '.join(reason.split())}"
+
+
+@pytest.mark.parametrize("rows", [2000, 36])
+def test_the_planner_s_own_reasons_find_their_lines(rows: int) -> None:
+    workload = replace(PLAN.workload, rows=rows) if PLAN.workload else None
+    lengths = tuple(40 + n % 200 for n in range(rows))
+    _, sources = schedule(False, workload, Rows(lengths, 256, False), 256)
+    assert set(sources) >= {"learning_rate", "epochs", "accumulation"}
+    lines = replace(PLAN, reasons=tuple(sources.values()), alternatives=()).to_toml().splitlines()
+    for key in sources:
+        at = next(n for n, line in enumerate(lines) if line.startswith(f"{key} = "))
+        assert lines[at - 1].startswith("# "), key
 
 
 def test_the_digest_of_a_job_tells_an_edit_and_not_a_default_written_out() -> None:

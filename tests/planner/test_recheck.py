@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from autoft.errors import DoesNotFit, FileFormatError, ModelError
+from autoft.errors import DataError, DoesNotFit, FileFormatError, ModelError
 from autoft.planner.estimate import Estimate
 from autoft.planner.inputs import Inputs
 from autoft.planner.plan import make_plan
@@ -58,7 +58,8 @@ def test_nothing_has_changed(planned: Plan) -> None:
     checked = again(planned)
     assert checked.notes == ()
     # the CPU's throughput is measured anew, memory is exact
-    assert replace(checked.plan, estimate=planned.estimate) == planned
+    times = {name: getattr(planned, name) for name in ("estimate", "run_time_s", "run_energy_kwh")}
+    assert replace(checked.plan, **times) == planned
     assert checked.plan.estimate.components == planned.estimate.components
     assert checked.prepared.longest_tokens <= planned.job.recipe.seq_len
 
@@ -68,7 +69,7 @@ def test_an_edit_that_fits_is_told_and_goes_on(planned: Plan) -> None:
     (note,) = checked.notes
     assert note.startswith("[job] was edited since it was planned: it needs ")
     assert checked.plan.estimate.trainable_params == 2 * planned.estimate.trainable_params
-    assert (checked.plan.steps, checked.plan.run_time_s) == (None, None)
+    assert (planned.steps, checked.plan.steps) == (108, 36)
     assert checked.plan.reasons[-1] == EDITED
     # what the run's folder gets is a plan in its own right
     assert again(checked.plan).notes == ()
@@ -122,7 +123,15 @@ def test_other_data_by_option_is_told_too(planned: Plan, tmp_path: Path) -> None
     other = write_jsonl(tmp_path / "other.jsonl", [{"prompt": f"{n}", "completion": "x"} for n in range(20)])
     checked = again(planned, job=replace(planned.job, data=str(other)))
     assert [note.partition(":")[0] for note in checked.notes] == ["the data is not what was planned with"]
-    assert checked.plan.steps is None
+    assert checked.plan.steps == 54
+
+
+def test_data_is_read_as_the_plan_maps_it(planned: Plan, tmp_path: Path) -> None:
+    other = write_jsonl(tmp_path / "other.jsonl", [{"q": f"{n}", "a": "x"} for n in range(20)])
+    job = replace(planned.job, data=str(other))
+    with pytest.raises(DataError, match="columns 'q', 'a' have no known shape"):
+        again(planned, job=job)
+    assert again(planned, job=replace(job, mapping="prompt=q,completion=a")).plan.steps == 54
 
 
 def on_gpu(plan: Plan, **fields: Any) -> Plan:
