@@ -318,7 +318,7 @@ def test_batches_make_no_difference(tmp_path, monkeypatch) -> None:
 
 def test_reading_goes_on_after_a_line_that_is_no_row(tmp_path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"n": 1}\nnot json\n\n[2]\n{"n": "\xff"}\n{"n": 3}\n')
+    path.write_bytes(b'\xef\xbb\xbf{"n": 1}\n{"cut":\n\n[2]\n{"n": "\xff"}\n{"n": 3}\n')
     faults: list[DataError] = []
     rows = list(stream_rows(str(path), on_fault=faults.append))
     assert [(row.fields["n"], row.where) for row in rows] == [(1, f"{path}:1"), (3, f"{path}:6")]

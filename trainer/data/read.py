@@ -107,7 +107,7 @@ def _json_rows(file: Path, tell: OnFault) -> Iterator[RawRow]:
     for number, line in enumerate(_lines(file), start=1):
         where = f"{file}:{number}"
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\n")
             row = RawRow(_object(_parsed(text, where), where), where) if text.strip() else None
         except UnicodeDecodeError:
             tell(DataError(f"{where}: not UTF-8 text", fix="save the file as UTF-8"))
