@@ -115,7 +115,7 @@ def test_every_kind_of_trouble_is_found_where_it_is(messy) -> None:
     }
     assert {kind: lines(report, kind) for kind in expected} == {kind: [place] for kind, place in expected.items()}
     assert [place.split(" (")[0] for place in lines(report, "near-duplicates")[0]] == ["3 ~ 1"]
-    others = {"broken", "near-duplicates", *expected}
+    others = {"broken", "near-duplicates", "not-compared", *expected}
     assert {finding.kind for finding in report.findings} == others
 
 
@@ -318,7 +318,7 @@ def test_batches_make_no_difference(tmp_path, monkeypatch) -> None:
 
 def test_reading_goes_on_after_a_line_that_is_no_row(tmp_path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"n": 1}\nnot json\n\n[2]\n{"n": "\xff"}\n{"n": 3}\n')
+    path.write_bytes(b'\xef\xbb\xbf{"n": 1}\n{"cut":\n\n[2]\n{"n": "\xff"}\n{"n": 3}\n')
     faults: list[DataError] = []
     rows = list(stream_rows(str(path), on_fault=faults.append))
     assert [(row.fields["n"], row.where) for row in rows] == [(1, f"{path}:1"), (3, f"{path}:6")]

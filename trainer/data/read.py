@@ -250,7 +250,7 @@ def _json_lines(file: Path) -> Iterator[RawRow | DataError]:
     for number, line in enumerate(_byte_lines(file), start=1):
         where = f"{file}:{number}"
         try:
-            text = _decoded(line, file, number)
+            text = _decoded(line, file, number).rstrip("\n")
             row: RawRow | DataError | None = (
                 RawRow(_object(_parsed(text, where), where), where) if text.strip() else None
             )

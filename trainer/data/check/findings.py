@@ -18,10 +18,11 @@ Array = np.ndarray
 
 @dataclass(frozen=True, slots=True)
 class Relations:
-    """How good rows relate to others; -1 where they do not. All int64 [good rows].
+    """How good rows relate to others; -1 where they do not. All int64 [good rows], but for compared, which is bool.
 
     copy_of: the first row that says the same. like: an earlier row nearly the same, with its likeness. in_eval,
     like_eval, prompt_in_eval: a row of the other split that says the same, nearly the same, or only asks the same.
+    compared: the row has enough words for like and like_eval.
     """
 
     copy_of: Array
@@ -32,6 +33,7 @@ class Relations:
     like_eval: Array
     eval_likeness: Array
     prompt_in_eval: Array
+    compared: Array
 
 
 def relate(scan: Scan, heldout: Scan | None) -> Relations:
@@ -56,7 +58,15 @@ def relate(scan: Scan, heldout: Scan | None) -> Relations:
     same_prompt = first_equal(prompts)
     other = (prompts != 0) & (same_prompt < np.arange(len(keys))) & (copy_of < 0) & (like < 0)
     return Relations(
-        copy_of, like, likeness, np.where(other, same_prompt, -1), in_eval, like_eval, eval_likeness, prompt_in_eval
+        copy_of=copy_of,
+        like=like,
+        likeness=likeness,
+        other_answer=np.where(other, same_prompt, -1),
+        in_eval=in_eval,
+        like_eval=like_eval,
+        eval_likeness=eval_likeness,
+        prompt_in_eval=prompt_in_eval,
+        compared=sketches.comparable,
     )
 
 
@@ -152,6 +162,10 @@ def _notes(scan: Scan, relations: Relations) -> Iterator[Finding]:
     yield from _several(
         "note", "several-answers", "ask what an earlier row asks, with another answer",
         relations.other_answer >= 0, _Pairs(scan.places, scan.places, relations.other_answer),
+    )  # fmt: skip
+    yield from _several(
+        "note", "not-compared", "too short, beside what many rows share, to be told near-duplicates",
+        ~relations.compared & (relations.copy_of < 0), scan.places,
     )  # fmt: skip
     if scan.meter and scan.meter.template_supplied:
         yield _finding("note", "plain-template", "the model has no chat template: a plain one is used", 0, [])
