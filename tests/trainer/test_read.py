@@ -217,6 +217,17 @@ def test_a_hub_dataset_in_the_local_cache_is_read_without_a_network() -> None:
         load_data("acme/qb")
 
 
+def test_a_hub_dataset_that_was_downloaded_as_files_is_read_without_a_network(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    kept = tmp_path / "hub" / "datasets--acme--qc"
+    layout(kept / "snapshots" / ("a" * 40), "data/train-0-of-1.parquet", "data/test-0-of-1.parquet", "README.md")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("a" * 40)
+    assert [row.where for row in read_rows("acme/qc")] == ["acme/qc:train: row 1", "acme/qc:train: row 2"]
+    assert [row.where for row in read_rows("acme/qc:test")] == ["acme/qc:test: row 1", "acme/qc:test: row 2"]
+
+
 def test_which_split_is_for_what() -> None:
     found = roles(["train", "unsupervised", "validation", "test"])
     assert (found.train, found.heldout, found.unused) == (("train", "unsupervised"), "validation", ("test",))

@@ -10,7 +10,17 @@ from autoft.errors import DataError, OptionError
 from autoft.trainer.data.load import load_data
 from autoft.trainer.data.mapping import parse_mapping, propose
 from autoft.trainer.data.read import RawRow
-from autoft.trainer.data.shape import ALTERNATING, CLASSIFIED, NUMBERS, PREFERRED, recognise, shape_of, shown
+from autoft.trainer.data.shape import (
+    ALTERNATING,
+    CLASSIFIED,
+    NUMBERS,
+    PREFERRED,
+    TOOLS,
+    WEIGHTS,
+    recognise,
+    shape_of,
+    shown,
+)
 from tests.conftest import write_jsonl
 
 ASK = {"role": "user", "content": "a"}
@@ -58,6 +68,9 @@ def test_shapes_become_one_conversation(fields, turns) -> None:
         ({"text": "a", "label": 2}, f"{CLASSIFIED}; {NUMBERS}"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, PREFERRED),
         ({"dialog": ["a", "b"]}, ALTERNATING),
+        ({"messages": [ASK, TELL], "tools": [{"name": "t"}]}, TOOLS),
+        ({"messages": [ASK, {**TELL, "weight": 0}, ASK, TELL]}, WEIGHTS),
+        ({"prompt": "a", "completion": "b", "label": True}, None),
     ],
 )
 def test_what_is_taken_for_something_is_said(fields, remark) -> None:
@@ -164,6 +177,8 @@ def test_a_row_is_shown_short() -> None:
         ({"question": "a", "context": ["c"], "answer": "b"}, "f:1: context is list, not text"),
         ({"prompt": "a", "completion": float("nan")}, "f:1: completion is float, not text"),
         ({"prompt": "a", "output": "b", "history": ["c"]}, "f:1: history is not a list of [question, answer]"),
+        ({"prompt": "a", "completion": "b", "label": False},
+         "f:1: its label is false, so that completion is no good answer"),
         ({"chosen": "b", "rejected": "c"}, "f:1: its conversation is not a list of turns"),
     ],
 )  # fmt: skip

@@ -60,11 +60,18 @@ def _rows(dataset: Any, where: str) -> Iterator[RawRow]:
 
 
 def _load(path: str, name: str, config: str | None) -> Any:
+    """The splits by name. Without a network what `datasets` or the hub's own client has fetched before."""
     import datasets
     from datasets import exceptions
 
     try:
-        return datasets.load_dataset(name, config)
+        try:
+            return datasets.load_dataset(name, config)
+        except ConnectionError:
+            folder = _fetched(name)
+            if folder is None:
+                raise
+            return datasets.load_dataset(folder, config)
     except exceptions.DatasetNotFoundError as error:
         if "gated" in str(error):
             raise DataError(
@@ -85,6 +92,16 @@ def _load(path: str, name: str, config: str | None) -> Any:
             f"{path}: datasets cannot read it: {' '.join(str(error).split())[:300]}",
             fix=f"name one of its configurations ({FORM}), or give its files by a local path",
         ) from error
+
+
+def _fetched(name: str) -> str | None:
+    """The folder of a dataset that `hf download` has brought whole."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return str(snapshot_download(name, repo_type="dataset", local_files_only=True))
+    except errors.LocalEntryNotFoundError:
+        return None
 
 
 def _offline() -> bool:

@@ -36,6 +36,8 @@ TURN_HELP = '[{"role": "user", "content": ...}, ...]'
 PREFERRED = "of preference pairs only the chosen answers are trained"
 NUMBERS = "numbers are trained as their text"
 ALTERNATING = "turns without roles are taken in turn, the user's first"
+TOOLS = "the tools that rows name are not put into their prompts"
+WEIGHTS = "turns of weight 0 are trained like all others"
 CLASSIFIED = "text is taken as the prompt and label as the answer (--map text=text trains on the text alone)"
 HUMAN = re.compile(r"(?:^|\n\n)(Human|Assistant):", re.MULTILINE)
 
@@ -180,6 +182,10 @@ def _pair(
     remark: str | None = None,
 ) -> Row:
     question, reply = _turns(raw.fields[prompt]), _turns(raw.fields.get(answer))
+    if raw.fields.get("label") is False:
+        raise DataError(
+            f"{raw.where}: its label is false, so that {answer} is no good answer", fix="keep the rows labelled true"
+        )
     earlier = _earlier(raw, history)
     if isinstance(question, list) or isinstance(reply, list):
         turns = [*_as_turns(raw, prompt, question, "user"), *_as_turns(raw, answer, reply, "assistant")]
@@ -231,7 +237,7 @@ def _turns(value: Any) -> Any:
 def _conversation(raw: RawRow, turns: Any, system: str | None) -> Row:
     if not isinstance(turns, list) or not turns:
         raise DataError(f"{raw.where}: its conversation is not a list of turns", fix=f"write {TURN_HELP}")
-    remark = None
+    remark = _unused(raw, turns)
     if all(isinstance(turn, str) for turn in turns):
         turns = [{"role": ("user", "assistant")[at % 2], "content": turn} for at, turn in enumerate(turns)]
         remark = ALTERNATING
@@ -249,6 +255,13 @@ def _conversation(raw: RawRow, turns: Any, system: str | None) -> Row:
     if messages[0]["role"] != "system":
         messages = (*_system(raw, system), *messages)
     return Row(raw.where, messages=messages, remark=remark)
+
+
+def _unused(raw: RawRow, turns: list[Any]) -> str | None:
+    """What the row says of the conversation and nothing is made of."""
+    if raw.fields.get("tools") or raw.fields.get("functions"):
+        return TOOLS
+    return WEIGHTS if any(isinstance(turn, dict) and turn.get("weight") == 0 for turn in turns) else None
 
 
 def _role(turn: Any) -> str | None:

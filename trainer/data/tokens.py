@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -182,6 +181,8 @@ class _Encoder:
 
         Where it does not, or has no such token: (0, all of `end`).
         """
+        if end == text:
+            return len(ids), ""
         if hasattr(encoding, "char_to_token") and text.startswith(end):
             place, anchor = max(((end.rfind(content), token) for content, token in self.anchors), default=(-1, 0))
             at = encoding.char_to_token(place) if place >= 0 else None
@@ -282,7 +283,7 @@ def _all_cores() -> Iterator[None]:
 
 def _common_prefix(left: Sequence[Any], right: Sequence[Any], start: int = 0) -> int:
     """How many items of `left` are those of `right` from `start` on."""
-    for at, (a, b) in enumerate(zip(left, itertools.islice(right, start, None), strict=False)):
-        if a != b:
-            return at
-    return min(len(left), len(right) - start)
+    rest = right[start : start + len(left)]
+    if rest == left:
+        return len(left)
+    return next((at for at, (a, b) in enumerate(zip(left, rest, strict=False)) if a != b), len(rest))
