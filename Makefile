@@ -25,11 +25,14 @@ $(READY):
 run: setup ## Do the main job on the embedded default: plan, train, evaluate, save, show
 	@$(BIN)/autoft run
 
+# A process a core, but no more than memory has room for; a file stays in one, for what its tests share
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: setup ## Run all tests
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 test-fast: setup ## Run the tests that take seconds
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 lint: setup ## Check style and types
 	@$(BIN)/ruff check .

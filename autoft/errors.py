@@ -10,12 +10,14 @@ AutoftError                     1  it failed
 ├── DoesNotFit                  3  nothing fits this hardware
 ├── Interrupted                 130  stopped by the user, nothing to resume
 └── TrainingError               1  training stopped for a reason worth telling
+    └── OutOfMemory                for want of the device's memory
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class AutoftError(Exception):
@@ -57,7 +59,13 @@ class OutputError(InputError):
 
 
 class DoesNotFit(AutoftError):  # noqa: N818 - reads as the sentence it is
+    """details: the same for programs: the closest candidate, what it misses, the ways out."""
+
     exit_code = 3
+
+    def __init__(self, what: str, *, fix: str | None = None, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(what, fix=fix)
+        self.details = dict(details or {})
 
 
 class Interrupted(AutoftError):  # noqa: N818
@@ -65,6 +73,10 @@ class Interrupted(AutoftError):  # noqa: N818
 
 
 class TrainingError(AutoftError):
+    pass
+
+
+class OutOfMemory(TrainingError):  # noqa: N818
     pass
 
 

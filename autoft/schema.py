@@ -46,12 +46,21 @@ class Record:
         """TOML text. None has no TOML form: such keys are left out, and a missing key reads as its default."""
         import tomli_w
 
-        return tomli_w.dumps(_without_none(self.to_dict()))
+        return tomli_w.dumps(without_none(self.to_dict()))
 
     @classmethod
     def from_toml(cls, text: str, *, where: str = "") -> Self:
         """Raises: FileFormatError for broken TOML (with its line) or wrong content (with its dotted path)."""
         return cls.from_dict(parse_toml(text, where=where), where=where)
+
+
+def without_none(value: Any) -> Any:
+    """`to_dict`'s dicts and lists without the keys that are None, as TOML wants them."""
+    if isinstance(value, dict):
+        return {k: without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [without_none(v) for v in value]
+    return value
 
 
 def parse_toml(text: str, *, where: str) -> dict[str, Any]:
@@ -91,19 +100,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_none(v) for k, v in value.items() if v is not None}
-    if isinstance(value, list):
-        return [_without_none(v) for v in value]
-    return value
-
-
 def _explain(cls: type, error: Any, where: str) -> FileFormatError:
     first = error.errors(include_url=False)[0]
     # pydantic names the branch of a union in the path ("literal['all-linear']"): no part of the user's file
     path = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier())
     prefix = f"{where}: " if where else ""
+    if first["type"] == "json_invalid":  # what we encode is JSON, but for halves of characters
+        return FileFormatError(
+            f"{prefix}a text in it is not Unicode, such as a file name in another encoding", fix="rename that file"
+        )
     if first["type"] == "value_error":
         return FileFormatError(
             f"{prefix}{path + ': ' if path else ''}{first['ctx']['error']}", fix="change one of them"

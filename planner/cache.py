@@ -49,6 +49,7 @@ MOMENTARY = (
     "desktop_bytes",
     "status",
     "unknown",
+    "key",
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autoft.errors import FileFormatError, OptionError, near
@@ -12,37 +12,82 @@ from autoft.trainer.job import Job
 from autoft.trainer.recipe import Attention, Method, Recipe
 
 METHODS: tuple[Method, ...] = ("lora", "qlora")
+# How the base is held: a method with its quantization
+BASES: tuple[dict[str, Any], ...] = (
+    {"method": "lora"},
+    {"method": "qlora", "quant_type": "nf4", "double_quant": True},
+    {"method": "qlora", "quant_type": "int8"},
+)
+# What is done to keep less of the forward, each saving more and taking longer than the one before
+SAVINGS: tuple[dict[str, Any], ...] = (
+    {},
+    {"gradient_checkpointing": True, "checkpoint_every": 2},
+    {"gradient_checkpointing": True},
+    {"gradient_checkpointing": True, "offload_checkpoints": True},
+)
 # Of the Job, what the plan decides itself or the command line has an option for.
-NOT_PINNABLE = ("model", "data", "eval_data", "recipe", "device")
+NOT_PINNABLE = ("model", "data", "eval_data", "mapping", "recipe", "device")
 # Of the Recipe, what is right or wrong only beside another field.
-COUPLED = ("method", "quant_type", "double_quant", "experts_4bit", "autocast", "offload_checkpoints")
+COUPLED = (
+    "method", "quant_type", "double_quant", "experts_4bit", "autocast", "use_dora", "checkpoint_every",
+    "offload_checkpoints",
+)  # fmt: skip
 
 
-def candidates(
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Recipes that differ in their micro-batch alone, the smallest first.
+
+    base, saving: places in BASES and SAVINGS. A later saving of the same base needs less memory and more time.
+    """
+
+    base: int
+    saving: int
+    recipes: tuple[Recipe, ...]
+
+
+def families(
     target: Target, *, seq_len: int, rows_per_step: int, attention: Attention = "sdpa", pinned: dict[str, Any]
-) -> list[Recipe]:
-    """Recipes for `target`, each once: method x checkpointing x micro-batch, the rest by the device's ability.
+) -> list[Family]:
+    """Recipes for `target`, each once: base x saving x micro-batch, the rest by the device's ability.
 
     rows_per_step: sequences in an optimizer step; the micro-batch divides it. attention: what the model takes.
     pinned: fields of the Recipe that the user has set; a combination they contradict is left out.
     Raises: FileFormatError when a pinned value is wrong whatever it is combined with.
     """
-    found: dict[Recipe, None] = {}
+    found: list[Family] = []
+    seen: set[Recipe] = set()
     problem: FileFormatError | None = None
-    for micro_batch in _divisors_of_two(rows_per_step):
-        for checkpointing in (False, True):
-            for method in METHODS:
-                if pinned.get("method", method) != method:
-                    continue
-                base = _recipe(target, method, checkpointing=checkpointing, micro_batch=micro_batch, seq_len=seq_len)
-                try:
-                    found.setdefault(_pin(replace(base, attention=attention), pinned))
-                except FileFormatError as error:
-                    problem = error
+    for base, saving in ((base, saving) for base in range(len(BASES)) for saving in range(len(SAVINGS))):
+        if pinned.get("method", BASES[base]["method"]) != BASES[base]["method"]:
+            continue
+        if target.device == "cpu" and "offload_checkpoints" in SAVINGS[saving]:
+            continue  # they are in the host's memory as it is
+        recipes: list[Recipe] = []
+        for micro_batch in _micro_batches(rows_per_step):
+            varied = {**BASES[base], **SAVINGS[saving], "micro_batch": micro_batch, "attention": attention}
+            try:
+                recipe = _pin(replace(_recipe(target, seq_len), **varied), pinned)
+            except FileFormatError as error:
+                problem = error
+                continue
+            if recipe not in seen:
+                seen.add(recipe)
+                recipes.append(recipe)
+        if recipes:
+            found.append(Family(base, saving, tuple(recipes)))
     if not found:
         assert problem is not None
         raise problem
-    return list(found)
+    return found
+
+
+def candidates(
+    target: Target, *, seq_len: int, rows_per_step: int, attention: Attention = "sdpa", pinned: dict[str, Any]
+) -> list[Recipe]:
+    """The recipes of all `families`, the device's default first. Raises: as they do."""
+    found = families(target, seq_len=seq_len, rows_per_step=rows_per_step, attention=attention, pinned=pinned)
+    return [recipe for family in found for recipe in reversed(family.recipes)]
 
 
 def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -77,18 +122,36 @@ def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str,
     return recipe, job
 
 
-def _recipe(target: Target, method: Method, *, checkpointing: bool, micro_batch: int, seq_len: int) -> Recipe:
+def describe(recipe: Recipe) -> str:
+    """qlora nf4, micro-batch 4, checkpointing."""
+    saving = ""
+    if recipe.gradient_checkpointing:
+        every = "" if recipe.checkpoint_every == 1 else f" every {_ordinal(recipe.checkpoint_every)} layer"
+        saving = f", checkpointing{every}{' on the host' if recipe.offload_checkpoints else ''}"
+    return f"{describe_base(recipe)}, micro-batch {recipe.micro_batch}{saving}"
+
+
+def _ordinal(number: int) -> str:
+    """2nd, 3rd, 4th."""
+    return f"{number}{ {2: 'nd', 3: 'rd'}.get(number, 'th') }"
+
+
+def describe_base(recipe: Recipe) -> str:
+    """lora on bfloat16, qlora nf4."""
+    return f"qlora {recipe.quant_type}" if recipe.quant_type else f"lora on {recipe.base_dtype}"
+
+
+def base_bits(recipe: Recipe) -> int:
+    """Of a weight of the base's linear layers: 4, 8, or 16, which stands for all more."""
+    return {None: 16, "int8": 8}.get(recipe.quant_type, 4)
+
+
+def _recipe(target: Target, seq_len: int) -> Recipe:
     """The device's own defaults around the choices that vary."""
-    quantized = method == "qlora"
     return Recipe(
-        method=method,
         base_dtype=target.half_dtype or "float32",
-        quant_type="nf4" if quantized else None,
-        double_quant=quantized,
         autocast=target.half_dtype is not None,
-        micro_batch=micro_batch,
         seq_len=seq_len,
-        gradient_checkpointing=checkpointing,
         loss="fused" if target.device == "cuda" else "selected",
     )
 
@@ -102,12 +165,14 @@ def _pin(recipe: Recipe, pinned: dict[str, Any]) -> Recipe:
     return Recipe.from_dict(values, where="--set")
 
 
-def _divisors_of_two(number: int) -> list[int]:
-    """number, number/2, number/4, ... as long as they are whole."""
-    found = [number]
-    while found[-1] % 2 == 0:
-        found.append(found[-1] // 2)
-    return found
+def _micro_batches(rows: int) -> list[int]:
+    """rows, rows/2, rows/4, ... as long as they are whole, and 1; the smallest first."""
+    found = {1}
+    while rows not in found:
+        found.add(rows)
+        if rows % 2 == 0:
+            rows //= 2
+    return sorted(found)
 
 
 def _value(text: str) -> Any:

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from autoft.errors import DoesNotFit
+from autoft.planner.candidates import base_bits, describe
 from autoft.planner.estimate import Estimate
 from autoft.planner.plan_file import Alternative
 from autoft.planner.request import Prefer
+from autoft.planner.search import Candidate, Pruned
 from autoft.trainer.recipe import Recipe
 from autoft.units import size
 
-# What each preference looks at, in this order; the first difference decides.
-_ORDER: dict[str, tuple[str, Callable[[Recipe, Estimate], tuple[Any, ...]]]] = {
+# balanced: how many times as long a plan may take to keep the base whole. Checkpointing makes at most half as many
+# passes again (three instead of two through each layer), so 16 bits stay while that alone makes them fit. There is
+# little quality to buy: NF4 is found on a par with 16 bits (QLoRA, arXiv:2305.14314, tables 3 and 4).
+PRICE = {16: 1.0, 8: 1.0, 4: 1.5}
+# What the time model, which sees arithmetic and traffic, does not see: LLM.int8 looks for outliers and waits for the
+# host. On a T4 it took 2.5 times as long as float16 with a model of 149M weights and one of 494M, NF4 1.4 and 1.6 times
+# (earino.github.io/applied-deep-learning, "Your int8 quantization is 2.5x slower than fp16").
+SLOWER = {16: 1.0, 8: 2.5, 4: 1.0}
+
+# Times nearer than this are taken as equal: the time model knows no better. Then the less memory counts.
+SAME_TIME = 1.05
+
+# What each preference looks at, in this order; the first difference decides. No key depends on what else there is, so
+# more memory, which only adds candidates, never leads to one that comes later.
+_ORDER: dict[str, tuple[str, Callable[[Candidate], tuple[float, ...]]]] = {
     "balanced": (
-        "the 16-bit base, then no checkpointing, then the largest micro-batch",
-        lambda r, e: (r.method == "qlora", r.gradient_checkpointing, -r.micro_batch),
+        f"the shortest time, that of a 4-bit base taken {PRICE[4]:g} times",
+        lambda c: (_pace(_time(c) * PRICE[base_bits(c.recipe)]),),
     ),
-    "quality": (
-        "the 16-bit base, then time",
-        lambda r, e: (r.method == "qlora", e.step_time_s.middle / r.micro_batch),
-    ),
-    "speed": (
-        "time a sequence, then the 16-bit base",
-        lambda r, e: (e.step_time_s.middle / r.micro_batch, r.method == "qlora", -r.micro_batch),
-    ),
-    "memory": ("memory", lambda r, e: (e.device_bytes,)),
-}  # fmt: skip
+    "quality": ("the most bits in the base, then the shortest time", lambda c: (-base_bits(c.recipe), _pace(_time(c)))),
+    "speed": ("the shortest time, then the most bits in the base", lambda c: (_pace(_time(c)), -base_bits(c.recipe))),
+    "memory": ("the least memory, then the shortest time", lambda c: (c.estimate.device_bytes, _pace(_time(c)))),
+}
 PREFERENCES = tuple(_ORDER)
 
 
@@ -40,92 +49,140 @@ class Choice:
     alternatives: tuple[Alternative, ...]
 
 
-def choose(estimates: Sequence[tuple[Recipe, Estimate]], *, prefer: Prefer, target: str) -> Choice:
-    """The best fitting candidate in the order of `prefer`, the others behind it with their reasons.
-
-    Raises: DoesNotFit, naming the candidate that came closest, when none fits.
-    """
-    words, order = _ORDER[prefer]
-    fitting = sorted((pair for pair in estimates if pair[1].fits == "yes"), key=lambda pair: order(*pair))
-    if not fitting:
-        recipe, estimate = min(estimates, key=lambda pair: pair[1].device_bytes)
-        raise DoesNotFit(
-            f"nothing fits {target}, of which {size(estimate.available_bytes)} can be used. "
-            f"Closest: {describe(recipe)}, {size(estimate.device_bytes)}"
-        )
-    recipe, estimate = fitting[0]
-    rejected = sorted((pair for pair in estimates if pair[1].fits != "yes"), key=lambda pair: pair[1].device_bytes)
-    return Choice(
-        recipe,
-        estimate,
-        _reasons(recipe, estimate, estimates, words, prefer),
-        tuple(_alternative(r, e, recipe, estimate, words) for r, e in (*fitting[1:], *rejected)),
+def order(candidate: Candidate, prefer: Prefer) -> tuple[object, ...]:
+    """What `prefer` compares; the smallest is best. Equals are told apart by memory, simplicity, and their fields."""
+    recipe = candidate.recipe
+    return (
+        *_ORDER[prefer][1](candidate),
+        candidate.estimate.device_bytes,
+        recipe.gradient_checkpointing,
+        repr(recipe),
     )
 
 
-def describe(recipe: Recipe) -> str:
-    """qlora nf4, micro-batch 4, checkpointing."""
-    base = f"qlora {recipe.quant_type}" if recipe.quant_type else f"lora on {recipe.base_dtype}"
-    checkpointing = ", checkpointing" if recipe.gradient_checkpointing else ""
-    offloaded = " on the host" if recipe.offload_checkpoints else ""
-    return f"{base}, micro-batch {recipe.micro_batch}{checkpointing}{offloaded}"
+def choose(
+    candidates: Sequence[Candidate],
+    *,
+    prefer: Prefer,
+    forbidden: Callable[[Candidate], str | None] = lambda _: None,
+    pruned: Sequence[Pruned] = (),
+) -> Choice | None:
+    """The best fitting candidate in the order of `prefer`, the others behind it with their reasons; None if none fits.
+
+    forbidden: why a limit of the user's rules a candidate out, None if none does. pruned: what was not rehearsed.
+    """
+    ranked = sorted(candidates, key=lambda c: order(c, prefer))
+    limits = {c.recipe: forbidden(c) for c in ranked}
+    allowed = [c for c in ranked if c.estimate.fits == "yes" and limits[c.recipe] is None]
+    if not allowed:
+        return None
+    best, *others = allowed
+    rejected = sorted((c for c in ranked if c not in allowed), key=lambda c: c.estimate.device_bytes)
+    return Choice(
+        best.recipe,
+        best.estimate,
+        _reasons(best, ranked, pruned, prefer),
+        (*(_other(c, best) for c in others), *(_rejected(c, limits[c.recipe]) for c in rejected)),
+    )
 
 
-def _bits(recipe: Recipe) -> int:
-    return 8 if recipe.quant_type == "int8" else 4
-
-
-def _reasons(
-    recipe: Recipe, estimate: Estimate, estimates: Sequence[tuple[Recipe, Estimate]], words: str, prefer: str
-) -> tuple[str, ...]:
+def _reasons(best: Candidate, ranked: list[Candidate], pruned: Sequence[Pruned], prefer: Prefer) -> tuple[str, ...]:
+    recipe, estimate = best.recipe, best.estimate
     free = size(estimate.available_bytes)
     reasons = [f"{describe(recipe)} needs {size(estimate.device_bytes)} of the {free} that can be used"]
-    if len(estimates) == 1:
+    if len(ranked) == 1 and not pruned:
         return (*reasons, "it is the only candidate that the settings leave")
-    reasons.append(f"prefer {prefer} takes, of what fits: {words}")
-    by_recipe = dict(estimates)
-    if recipe.method == "lora":
-        reasons.append("the base stays in 16 bits or more: it fits, so nothing is given up to 4-bit quantization")
-    else:
-        whole = by_recipe.get(replace(recipe, method="lora", quant_type=None, double_quant=False))
-        if whole is not None and whole.fits != "yes":
-            need = size(whole.device_bytes)
-            reasons.append(
-                f"{_bits(recipe)}-bit buys the fit: the same step on the {recipe.base_dtype} base needs {need}"
-            )
-    if recipe.gradient_checkpointing:
-        plain = by_recipe.get(replace(recipe, gradient_checkpointing=False, offload_checkpoints=False))
-        if plain is not None and plain.fits != "yes":
-            reasons.append(f"checkpointing buys the fit: without it the step needs {size(plain.device_bytes)}")
+    reasons.append(f"prefer {prefer} takes, of what fits: {_ORDER[prefer][0]}")
+    reasons += [reason for reason in (_of_base(best, ranked, pruned), _of_checkpointing(best, ranked)) if reason]
     return tuple(reasons)
 
 
-def _alternative(recipe: Recipe, estimate: Estimate, chosen: Recipe, best: Estimate, words: str) -> Alternative:
-    need = size(estimate.device_bytes)
-    if estimate.fits != "yes":
-        over = size(estimate.device_bytes - estimate.available_bytes)
-        return Alternative(
-            role="rejected",
-            recipe=recipe,
-            estimate=estimate,
-            reason=f"needs {need}, {over} more than can be used",
+def _of_base(best: Candidate, ranked: list[Candidate], pruned: Sequence[Pruned]) -> str | None:
+    """What the bits of the base are compared with, in figures."""
+    bits = base_bits(best.recipe)
+    if bits == 16:
+        four = _first(ranked, lambda c: base_bits(c.recipe) == 4 and c.estimate.fits == "yes")
+        if four is None:
+            return "the base stays whole: it fits, so nothing is given up to quantization"
+        return (
+            f"the base stays whole: in 4 bits ({describe(four.recipe)}) a row would take {_times(four, best)} the "
+            f"time, and the step {size(four.estimate.device_bytes)}"
         )
-    role: Literal["fallback", "runner_up"] = "fallback" if estimate.device_bytes < best.device_bytes else "runner_up"
-    return Alternative(
-        role=role, recipe=recipe, estimate=estimate, reason=f"fits in {need}; {_loss_against(recipe, chosen, words)}"
+    whole = _first(ranked, lambda c: base_bits(c.recipe) == 16 and c.estimate.fits == "yes")
+    if whole is not None:
+        return (
+            f"{bits} bits buy time or memory: with 16 ({describe(whole.recipe)}) a row takes {_times(whole, best)} the "
+            f"time, and the step {size(whole.estimate.device_bytes)}"
+        )
+    least = min((c for c in ranked if base_bits(c.recipe) == 16), key=lambda c: c.estimate.device_bytes, default=None)
+    if least is None:
+        heavy = next((group.text for group in pruned if base_bits(group.recipe) == 16), None)
+        return f"{bits} bits buy the fit: {heavy}" if heavy else None
+    return (
+        f"{bits} bits buy the fit: with 16 the least is {describe(least.recipe)}, {size(least.estimate.device_bytes)}"
     )
 
 
-def _loss_against(recipe: Recipe, chosen: Recipe, words: str) -> str:
-    """The first thing, in plain words, in which `recipe` differs from the chosen one."""
-    if recipe.method != chosen.method:
+def _of_checkpointing(best: Candidate, ranked: list[Candidate]) -> str | None:
+    if not best.recipe.gradient_checkpointing:
+        return None
+    bits = base_bits(best.recipe)
+    plain = [c for c in ranked if base_bits(c.recipe) == bits and not c.recipe.gradient_checkpointing]
+    fitting = _first(plain, lambda c: c.estimate.fits == "yes")
+    if fitting is not None:
         return (
-            f"quantizes the base to {_bits(recipe)} bits, which is not needed"
-            if recipe.method == "qlora"
-            else f"comes later in the order: {words}"
+            f"checkpointing buys the larger micro-batch: without it {describe(fitting.recipe)} is the most that fits, "
+            f"and a row takes {_times(fitting, best)} the time"
         )
-    if recipe.gradient_checkpointing and not chosen.gradient_checkpointing:
-        return "computes the forward twice to save memory that is there"
-    if recipe.micro_batch < chosen.micro_batch:
-        return "smaller micro-batches use the device less well"
-    return f"comes later in the order: {words}"
+    least = min(plain, key=lambda c: c.estimate.device_bytes, default=None)
+    if least is None:
+        return None
+    need = size(least.estimate.device_bytes)
+    return f"checkpointing buys the fit: without it micro-batch {least.recipe.micro_batch} needs {need}"
+
+
+def _other(candidate: Candidate, best: Candidate) -> Alternative:
+    """One that fits as well: what it would gain and lose."""
+    less = best.estimate.device_bytes - candidate.estimate.device_bytes
+    gains: list[str] = []
+    losses: list[str] = []
+    (gains if less > 0 else losses).append(f"{size(abs(less))} {'less' if less > 0 else 'more'} memory")
+    (gains if _time(candidate) < _time(best) else losses).append(f"{_times(candidate, best)} the time")
+    bits = base_bits(candidate.recipe)
+    if bits != base_bits(best.recipe):
+        (gains if bits > base_bits(best.recipe) else losses).append(f"a base in {bits} bits")
+    told = [f"{word} {', '.join(which)}" for word, which in (("gains", gains), ("costs", losses)) if which]
+    role: Literal["fallback", "runner_up"] = "fallback" if less > 0 else "runner_up"
+    return Alternative(
+        role=role, recipe=candidate.recipe, estimate=candidate.estimate, reason=f"fits; {'; '.join(told)}"
+    )
+
+
+def _rejected(candidate: Candidate, limit: str | None) -> Alternative:
+    estimate = candidate.estimate
+    reason = limit or (
+        f"needs {size(estimate.device_bytes)}, "
+        + (
+            f"{size(estimate.device_bytes - estimate.available_bytes)} more than can be used"
+            if estimate.fits == "no"
+            else "and fits only as cached blocks are given back at the limit, which is slow and near the edge"
+        )
+    )
+    return Alternative(role="rejected", recipe=candidate.recipe, estimate=estimate, reason=reason)
+
+
+def _first(ranked: Sequence[Candidate], wanted: Callable[[Candidate], bool]) -> Candidate | None:
+    return next((c for c in ranked if wanted(c)), None)
+
+
+def _times(candidate: Candidate, best: Candidate) -> str:
+    return f"{_time(candidate) / _time(best):.2f} times"
+
+
+def _pace(seconds: float) -> int:
+    """The time, in steps of SAME_TIME."""
+    return round(math.log(seconds) / math.log(SAME_TIME))
+
+
+def _time(candidate: Candidate) -> float:
+    return candidate.row_s * SLOWER[base_bits(candidate.recipe)]

@@ -29,17 +29,23 @@ FEWEST = 4  # layers worth rehearsing: first, second, one in between, last
 @dataclass(frozen=True, slots=True)
 class Depth:
     """path: of the list of layers in the model. layers: how many there are. rehearsed: how many of them, from the first
-    on, are run. stands_for: for each layer of the model the rehearsed one that behaves like it."""
+    on, are run. stands_for: for each layer of the model the rehearsed one that behaves like it. classes: of each layer
+    of the model a number, the same for those that are built alike."""
 
     path: str
     layers: int
     rehearsed: int
     stands_for: tuple[int, ...]
+    classes: tuple[int, ...]
 
     @property
     def full(self) -> Depth:
         """All layers, none standing for another."""
-        return Depth(self.path, self.layers, self.layers, tuple(range(self.layers)))
+        return Depth(self.path, self.layers, self.layers, tuple(range(self.layers)), self.classes)
+
+    def alternating(self, every: int) -> Depth:
+        """The same where every `every`-th layer, from the first on, is treated unlike the others."""
+        return _shortest(self.path, [2 * one + (layer % every == 0) for layer, one in enumerate(self.classes)])
 
 
 def depth_of(base: Any, config: Any) -> Depth | None:
@@ -71,8 +77,8 @@ def _shortest(path: str, classes: list[int]) -> Depth:
         for number, context in enumerate(_contexts(classes[:rehearsed])):
             found.setdefault(context, number)
         if all(context in found for context in wanted):
-            return Depth(path, total, rehearsed, tuple(found[context] for context in wanted))
-    return Depth(path, total, total, tuple(range(total)))
+            return Depth(path, total, rehearsed, tuple(found[context] for context in wanted), tuple(classes))
+    return Depth(path, total, total, tuple(range(total)), tuple(classes))
 
 
 def _contexts(classes: list[int]) -> list[tuple[int, ...]]:

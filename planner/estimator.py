@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from copy import copy
 from typing import Any
 
 from autoft.errors import ModelError
@@ -15,7 +16,7 @@ from autoft.planner.ghost import Kept, Rehearsal, find_depth, rehearse
 from autoft.planner.host import ASSUMPTION as HOST_ASSUMPTION
 from autoft.planner.host import disk_parts, host_parts, totals
 from autoft.planner.loop import OURS, Loop
-from autoft.planner.memory import least_bytes, replay, squeezed
+from autoft.planner.memory import Memory, least_bytes, replay, squeezed
 from autoft.planner.shape import model_shape
 from autoft.planner.target import Target, usable_bytes
 from autoft.planner.time import step_timing
@@ -25,6 +26,7 @@ from autoft.trainer.recipe import Attention, Method, QuantType, Recipe
 from autoft.units import GIB, size
 
 COMMON_CARDS_GIB = (6, 8, 12, 16, 24, 32, 48, 80)
+KEPT_REHEARSALS = 64  # about a megabyte each
 UNKNOWN_CAPABILITY = (8, 0)  # assumption for a card of which only the memory is known
 
 
@@ -37,11 +39,20 @@ class Estimator:
         self.target = target
         self.attention, base = base_of(config)
         self.shape = model_shape(name, config, base)
-        capability = target.gpu.compute_capability or UNKNOWN_CAPABILITY if target.gpu is not None else None
-        self.device = Device(capability, target.gpu.multiprocessors if target.gpu is not None else None)
+        self.device = _device_of(target)
         self._depth: dict[Attention, Depth | None] = {self.attention: depth_of(base, config)}
         self._kept = Kept()
         self._refusal: dict[tuple[Method, QuantType | None, Attention, bool], ModelError | None] = {}
+        self._rehearsed: dict[tuple[Recipe, Loop, Backend | None, bool], Rehearsal] = {}
+        self._replayed: dict[int, Memory] = {}
+
+    def on(self, target: Target) -> Estimator:
+        """The same model on another device. Where that has the same kernels, what is remembered goes with it."""
+        if _device_of(target) != self.device:
+            return Estimator(self.shape.name, self.config, target)
+        found = copy(self)
+        found.target = target
+        return found
 
     def takes(self, recipe: Recipe) -> bool:
         """Whether the model can be trained by the recipe's method and attention at all."""
@@ -66,20 +77,28 @@ class Estimator:
             raise refusal
         if recipe.attention not in self._depth:
             self._depth[recipe.attention] = find_depth(recipe, self.config)
-        return rehearse(
-            recipe,
-            self.config,
-            self.device,
-            depth=self._depth[recipe.attention],
-            loop=loop,
-            backend=backend,
-            accumulate=accumulate,
-            kept=self._kept,
-        )
+        key = (recipe, loop, backend, accumulate)
+        if key not in self._rehearsed:
+            if len(self._rehearsed) >= KEPT_REHEARSALS:
+                self._rehearsed.clear()
+                self._replayed.clear()
+            self._rehearsed[key] = rehearse(
+                recipe,
+                self.config,
+                self.device,
+                depth=self._depth[recipe.attention],
+                loop=loop,
+                backend=backend,
+                accumulate=accumulate,
+                kept=self._kept,
+            )
+        return self._rehearsed[key]
 
     def estimate_of(self, recipe: Recipe, rehearsal: Rehearsal, loop: Loop = OURS) -> Estimate:
         """Memory and time of `recipe`, which has been rehearsed."""
-        memory = replay(rehearsal, self.allocator(loop))
+        if id(rehearsal) not in self._replayed:
+            self._replayed[id(rehearsal)] = replay(rehearsal, self.allocator(loop))
+        memory = self._replayed[id(rehearsal)]
         device_bytes = self.target.device_bytes(memory.highest_reserved)
         work = rehearsal.work + rehearsal.optimizer_work
         fits, squeeze = self._fits(rehearsal, loop, device_bytes, self.target.available_bytes)
@@ -98,7 +117,7 @@ class Estimator:
             tokens_per_s=recipe.micro_batch * recipe.seq_len / timing.step_s.middle,
             step_energy_wh=timing.energy_wh,
             trainable_params=rehearsal.trainable_params,
-            total_params=self.shape.total_params + rehearsal.trainable_params,
+            total_params=self.shape.total_params + sum(w.params for w in rehearsal.weights if w.adapter),
             assumptions=(
                 *squeeze,
                 *self.target.assumptions,
@@ -157,6 +176,12 @@ class Estimator:
             except ModelError as error:
                 self._refusal[key] = error
         return self._refusal[key]
+
+
+def _device_of(target: Target) -> Device:
+    if target.gpu is None:
+        return Device(None, None)
+    return Device(target.gpu.compute_capability or UNKNOWN_CAPABILITY, target.gpu.multiprocessors)
 
 
 def _assumptions(recipe: Recipe) -> list[str]:

@@ -22,7 +22,7 @@ from autoft.planner.trace import KIND, Made, Section, Trace
 from autoft.planner.updates import optimizer_events
 from autoft.planner.work import Work
 from autoft.trainer import offload
-from autoft.trainer.build import build_base, build_model
+from autoft.trainer.build import build_base, build_model, without_adapter
 from autoft.trainer.loss import compute_loss
 from autoft.trainer.recipe import Recipe
 
@@ -80,6 +80,8 @@ def rehearse(
     config: of the whole model. depth: which of its layers to run (from `find_depth`), None for all.
     accumulate: a step has more than one micro-batch. kept: from earlier calls with the same config. Raises: ModelError.
     """
+    if depth and recipe.checkpoint_every > 1:
+        depth = depth.alternating(recipe.checkpoint_every)
     attempts = [depth, depth.full, None] if depth else [None]
     try:
         for attempt in attempts:
@@ -122,13 +124,18 @@ def _rehearse(
         first = step.micro_batch()
         rest = step.micro_batch() if accumulate else None
     alone = replace(
-        recipe, gradient_checkpointing=False, offload_checkpoints=False, optimizer="adamw_torch", packing=False
+        recipe,
+        gradient_checkpointing=False,
+        checkpoint_every=1,
+        offload_checkpoints=False,
+        optimizer="adamw_torch",
+        packing=False,
     )
     evaluated = (alone, *around)
     if evaluated not in kept.evaluations:
         with _real_masks(packed=False):  # held-out rows are never packed
             kept.evaluations[evaluated] = step.of(replace(step.recipe, packing=False)).evaluation()
-    shapes = tuple((w.shape, w.dtype) for w in step.weights if w.adapter)
+    shapes = tuple((w.shape, w.dtype) for w in step.weights if w.trained)
     optimizer = optimizer_events(shapes, recipe.optimizer, device, loop.clip)
     rehearsal = _assemble(recipe, step.weights, first, rest, optimizer, loop, device)
     return replace(rehearsal, evaluation=kept.evaluations[evaluated], offloaded_bytes=step.offloaded_bytes)
@@ -167,7 +174,7 @@ class _Step:
         _cast_biases(model)
         _settle_frequencies(model)
         if depth is not None:
-            self._mark_layers(model.get_base_model().get_submodule(depth.path))
+            self._mark_layers(without_adapter(model).get_submodule(depth.path))
 
     def of(self, recipe: Recipe) -> _Step:
         """Made anew for a recipe that differs in batch or optimizer alone."""
@@ -474,7 +481,7 @@ def _assemble(
         steady=steady,
         work=first[0].work,
         optimizer_work=optimizer_work,
-        trainable_params=sum(w.params for w in weights if w.adapter),
+        trainable_params=sum(w.params for w in weights if w.trained),
         total_params=sum(w.params for w in weights if w.stored),
         managed_bytes=managed,
         makers=makers,

@@ -18,8 +18,8 @@ def host_parts(rehearsal: Rehearsal, base_params: int) -> Parts:
     """RAM of the host, by phase, beside a GPU.
 
     load: one tensor at a time passes through. train: paged optimizer state, which the driver moves there when the card
-    is full, and the checkpoints of a micro-batch that wait there. save: a copy of the adapter. merge: the base in 16
-    bits, and the update of one layer in float32.
+    is full, and the checkpoints of a micro-batch that wait there. save: a copy of the adapter, or of a model
+    that is trained itself. merge: the base in 16 bits, and the update of one layer in float32.
     """
     widest = max(weight.params for weight in rehearsal.weights)
     adapter = 4 * rehearsal.trainable_params
@@ -36,6 +36,9 @@ def host_parts(rehearsal: Rehearsal, base_params: int) -> Parts:
             "the update of the largest layer, float32": 4 * widest,
         },
     }
+    if _all_trained(rehearsal):
+        found["save"] = {"the model": _trained_bytes(rehearsal)}
+        del found["merge"]
     return {
         phase: {"Python and its libraries, an assumption": RUNTIME_BYTES, **parts} for phase, parts in found.items()
     }
@@ -43,11 +46,28 @@ def host_parts(rehearsal: Rehearsal, base_params: int) -> Parts:
 
 def disk_parts(rehearsal: Rehearsal, base_params: int) -> Parts:
     """Room on the disk, by phase. load: the base in 16 bits, where it is not there yet. merge: the same once more."""
+    if _all_trained(rehearsal):
+        bytes_each = _trained_bytes(rehearsal) // rehearsal.trainable_params
+        return {
+            "load": {"the base, 16-bit": 2 * base_params},
+            "save": {
+                "the model and what goes with it": output_bytes(rehearsal.trainable_params, bytes_each=bytes_each)
+            },
+        }
     return {
         "load": {"the base, 16-bit": 2 * base_params},
         "save": {"the adapter and what goes with it": output_bytes(rehearsal.trainable_params)},
         "merge": {"the merged model, 16-bit": 2 * base_params},
     }
+
+
+def _all_trained(rehearsal: Rehearsal) -> bool:
+    """Whether the model itself is trained, and nothing is left to merge."""
+    return not any(weight.adapter for weight in rehearsal.weights)
+
+
+def _trained_bytes(rehearsal: Rehearsal) -> int:
+    return sum(weight.size for weight in rehearsal.weights if weight.trained)
 
 
 def totals(parts: Parts) -> dict[str, int]:

@@ -84,6 +84,9 @@ class _FusedRmsNorm(torch.autograd.Function):
         return result, None, of_weight
 
 
+_ARITHMETIC = (torch.ops.aten.add, torch.ops.aten.sub, torch.ops.aten.mul, torch.ops.aten.div)
+
+
 def scratch(device: Device) -> dict[Any, Scratch]:
     """Scratch memory of `device`'s kernels, by operation."""
     import bitsandbytes  # noqa: F401 - registers its operations
@@ -95,11 +98,13 @@ def scratch(device: Device) -> dict[Any, Scratch]:
             torch.ops.aten._safe_softmax.default: Scratch(_safe_softmax),
             torch.ops.bitsandbytes.gemm_4bit.default: Scratch(_cpu_gemm_4bit, before=True),
             torch.ops.bitsandbytes.optimizer_update_8bit_blockwise.default: Scratch(_cpu_adam_8bit),
+            **{operation.Tensor: Scratch(_cpu_promoted, before=True) for operation in _ARITHMETIC},
         }
     return {
         torch.ops.aten._softmax_backward_data.default: Scratch(_softmax_backward),
         torch.ops.aten._safe_softmax.default: Scratch(_safe_softmax),
         torch.ops.aten._foreach_norm.Scalar: Scratch(_foreach_norm, before=True),
+        torch.ops.aten.embedding_dense_backward.default: Scratch(_embedding_backward),
         torch.ops.bitsandbytes.gemm_4bit.default: Scratch(functools.partial(_gemm_4bit, device), before=True),
     }
 
@@ -117,6 +122,17 @@ def _safe_softmax(scores: torch.Tensor, *_: Any, **__: Any) -> list[int]:
 def _foreach_norm(tensors: list[torch.Tensor], *_: Any, **__: Any) -> list[int]:
     """aten/native/cuda/ForeachReduceOp.cu: for each tensor a float32 a chunk of 65,536 of the longest one."""
     return [4 * len(tensors) * -(-max(t.numel() for t in tensors) // 65536)]
+
+
+def _embedding_backward(grad: torch.Tensor, indices: torch.Tensor, *_: Any, **__: Any) -> list[int]:
+    """aten/native/cuda/Embedding.cu and EmbeddingBackwardKernel.cu: above 3,072 tokens these are sorted first.
+
+    Sums of up to ten of a token, float32, for as many as there are tokens, and seven lists of a number each. Leaves
+    out: what cub takes to sort.
+    """
+    if indices.numel() <= 3072:
+        return []
+    return [*[8 * indices.numel()] * 7, max(4, grad.element_size()) * grad.numel()]
 
 
 def _gemm_4bit(
@@ -260,6 +276,12 @@ def _cpu_adam_8bit(_name: str, gradient: torch.Tensor, weight: torch.Tensor, *_:
     return [4 * gradient.numel()] * copies
 
 
+def _cpu_promoted(a: Any, b: Any, **_: Any) -> list[int]:
+    """aten/TensorIterator.cpp, compute_types: on a CPU an input of the narrower dtype is copied into the wider one."""
+    wider = torch.result_type(a, b)
+    return [wider.itemsize * t.numel() for t in (a, b) if isinstance(t, torch.Tensor) and t.dtype != wider]
+
+
 def _cpu_layer_norm(result: Any, x: torch.Tensor, _shape: Any, weight: torch.Tensor | None = None, *_: Any) -> Any:
     """Means and deviations in the weight's dtype, not in float32; aten/native/layer_norm.cpp, layer_norm_cpu."""
     out, mean, deviation = result
@@ -299,6 +321,13 @@ def _rms_norm(x: torch.Tensor, shape: Any, weight: Any = None, *_: Any, **__: An
     return _FusedRmsNorm.apply(x, len(shape), weight)  # type: ignore[no-untyped-call]
 
 
+def _norm(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Under autocast a float32 result, with no float32 copy of what it is the norm of (linalg_vector_norm, by rows)."""
+    if not _autocast_enabled("cpu") or kwargs.get("dim") is None:
+        return None
+    return torch.linalg.norm(x, *args, **kwargs | {"dtype": torch.float32})
+
+
 def _masked_rows(x: torch.Tensor, index: Any) -> Any:
     """x[mask] where the mask, whose values are not known, holds throughout: the trained tokens of the fused head."""
     if not isinstance(index, torch.Tensor) or index.dtype != torch.bool:
@@ -315,6 +344,7 @@ def _masked_scatter(_x: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) 
 _CUDA_FORMS: dict[str, Callable[..., Any]] = {
     "dropout": _dropout,
     "rms_norm": _rms_norm,
+    "linalg_norm": _norm,
     "__getitem__": _masked_rows,
     "masked_scatter": _masked_scatter,
 }

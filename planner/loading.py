@@ -19,6 +19,7 @@ from autoft.trainer.recipe import Recipe
 class Weight:
     """One stored tensor of the model. size: in bytes. state: sizes of its quantization state, if it is packed.
 
+    trained: adapters, or with method full all weights.
     stored: in the checkpoint; other buffers are made with the model. params: how many weights it holds, packed or not.
     """
 
@@ -27,6 +28,7 @@ class Weight:
     size: int
     state: tuple[int, ...]
     adapter: bool
+    trained: bool
     stored: bool
     params: int
     shape: tuple[int, ...]
@@ -77,6 +79,7 @@ def weights_of(model: Any, depth: Depth | None) -> list[Weight]:
             size=tensor.numel() * tensor.element_size(),
             state=tuple(t.numel() * t.element_size() for t in _state_tensors(module, tensor)),
             adapter="lora_" in name,
+            trained=tensor.requires_grad,
             stored=stored,
             params=state.shape.numel() if state is not None else tensor.numel(),
             shape=tuple(tensor.shape),
@@ -129,7 +132,7 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
     stored = parameters
     if loop.device_map or quantized:
         stored = sorted(parameters, key=lambda w: _natural(w.name))
-        width = 4 if recipe.base_dtype == "float32" else 2
+        width = 4 if recipe.weights_dtype == "float32" else 2
         whole = sum(w.params * bits // 8 if w.state else width * w.params for w in parameters)
         drop(take(whole, "temporaries"), whole)
     halves: dict[str, int] = {}  # to be copied into float32
@@ -156,8 +159,14 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
     adapters = [w for w in weights if w.adapter]
     # PEFT makes them in the dtype of their layer and casts them all afterwards
     halved = [] if quantized or recipe.adapter_dtype != "float32" or recipe.base_dtype == "float32" else adapters
-    first = [take(2 * w.params, "temporaries") for w in halved]
+    named = {w.name: w for w in parameters}
+    first = []
+    for weight in halved:
+        _measure_rows(weight, named, take, drop)
+        first.append(take(2 * weight.params, "temporaries"))
     for number, weight in enumerate(adapters):
+        if not halved:
+            _measure_rows(weight, named, take, drop)
         take(weight.size, "adapter")
         if halved:
             drop(first[number], 2 * weight.params)
@@ -193,6 +202,22 @@ def _pack(weight: Weight, take: Callable[[int, str], int], drop: Callable[[int, 
         take(outer_code, kind)
         drop(centred, scales)
         drop(plain, scales)
+
+
+def _measure_rows(
+    adapter: Weight, named: dict[str, Weight], take: Callable[[int, str], int], drop: Callable[[int, int], None]
+) -> None:
+    """Before DoRA's lengths are made: the weight if it is packed, its update, that scaled, and their sum.
+
+    DoraLinearLayer.update_layer of peft/tuners/lora/dora.py. Each is taken to be as wide as the widest, float32.
+    """
+    if "lora_magnitude_vector" not in adapter.name:
+        return
+    base = named[re.sub(r"lora_magnitude_vector\.\w+", "base_layer", adapter.name)]
+    size = 4 * base.params if base.state else base.size
+    made = [take(size, "temporaries") for _ in range(4 if base.state else 3)]
+    for key in made:
+        drop(key, size)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

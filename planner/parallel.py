@@ -19,14 +19,16 @@ FEWEST_ITEMS = 4  # for a process to be worth its start
 _function: Callable[[Any], Any]
 
 
-def spread(function: Callable[[Item], Result], items: Sequence[Item], *, alone: bool = False) -> Iterator[Result]:
-    """function(item) of each item, in order. alone: in this process.
+def spread(
+    function: Callable[[Item], Result], items: Sequence[Item], *, alone: bool = False, fewest: int = FEWEST_ITEMS
+) -> Iterator[Result]:
+    """function(item) of each item, in order. alone: in this process. fewest: items that a process is worth.
 
     Neighbours go to one process, as they may share what `function` remembers. Alone too where processes do not fork.
     Raises: what `function` raises, in its turn.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-    processes = min(MOST, cores, len(items) // FEWEST_ITEMS)
+    processes = min(MOST, cores, len(items) // fewest)
     if alone or processes < 2:
         yield from map(function, items)
         return

@@ -1,4 +1,4 @@
-"""The Plan, and the TOML file that carries it."""
+"""The Plan, and the file that carries it (its text is plan_text.py's)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from annotated_types import Ge
 
 from autoft.errors import FileFormatError
 from autoft.home import write_text
+from autoft.planner.correction import Correction
 from autoft.planner.estimate import Estimate, Range
+from autoft.planner.inputs import Inputs
 from autoft.planner.workload import Workload
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
@@ -18,6 +20,8 @@ from autoft.schema import Record, parse_toml, read_text
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
 
+# Within a version keys are only added, each with a default that means what its absence meant, so older files load the
+# same. A key that changes its meaning raises the version; read_plan then says of an older file which key to change.
 SCHEMA_VERSION = 1
 
 
@@ -36,8 +40,11 @@ class Plan(Record):
     """What to run and why. job is all that the trainer takes; the rest says how it was chosen.
 
     target: the device planned for, in words. preset: the name of the one it was planned with.
+    pruned: what was not rehearsed, a sentence a group with its reason.
     steps: optimizer steps of the whole run, None without data.
     run_time_s, run_energy_kwh: of all its steps; evaluation is not in them. Energy is the device's, None where unknown.
+    correction: what runs on this device make expect; the estimate stays as it is. None where they tell nothing.
+    inputs: what it was made from; None in a file from before they were written down.
     """
 
     schema_version: Annotated[int, Ge(1)] = SCHEMA_VERSION
@@ -46,6 +53,7 @@ class Plan(Record):
     prefer: str
     preset: str | None = None
     reasons: tuple[str, ...]
+    pruned: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     steps: int | None = None
     run_time_s: Range | None = None
@@ -56,6 +64,14 @@ class Plan(Record):
     workload: Workload | None = None
     hardware: Hardware
     alternatives: tuple[Alternative, ...] = ()
+    correction: Correction | None = None
+    inputs: Inputs | None = None
+
+    def to_toml(self) -> str:
+        """With comments, in the order in which a person wants it."""
+        from autoft.planner.plan_text import plan_toml
+
+        return plan_toml(self)
 
 
 def write_plan(plan: Plan, path: Path) -> None:

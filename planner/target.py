@@ -10,7 +10,7 @@ from typing import Literal
 
 from autoft.errors import OptionError
 from autoft.planner.time import Rates, bench_rates, cpu_rates, gpu_rates, measure_cpu_bandwidth
-from autoft.profiles.bench_store import Bench, cpu_key, gpu_key, kept
+from autoft.profiles.bench_store import Bench, BenchKey, cpu_key, gpu_key, kept
 from autoft.profiles.detect import UNIFIED_FREE, gpu_from_profile
 from autoft.profiles.gpu_catalogue import candidates, gpu_for
 from autoft.profiles.hardware import Gpu, Hardware
@@ -38,6 +38,7 @@ class Target:
 
     cpu_flops_per_s, cpu_bytes_per_s: measure the CPU's throughput, for a model in a dtype, and its memory's.
     bench: what `autoft probe --bench` has measured of this device with the software that is installed now.
+    key: of this machine's device with that software; None for a card that is not here.
     """
 
     device: Literal["cuda", "cpu"]
@@ -48,6 +49,7 @@ class Target:
     cpu_flops_per_s: Callable[[Dtype, ModelShape], float] | None = None
     cpu_bytes_per_s: Callable[[], tuple[float, float]] = _bandwidth
     bench: Bench | None = None
+    key: BenchKey | None = None
 
     def rates(self, dtypes: Iterable[Dtype], shape: ModelShape | None) -> Rates:
         """What the device does in a second. dtypes: of the products that are asked for."""
@@ -118,9 +120,7 @@ def target_of(
         raise OptionError(f"--vram {vram_gib:g} is not a GPU's memory", fix="give GiB between 0 and 4096")
     gpu = _gpu(hardware, gpu_name, vram_gib)
     if gpu is not None:
-        half: Dtype = "bfloat16" if gpu.bf16 else "float16"
-        name, usable = f"{gpu.name} ({size(gpu.total_bytes)})", usable_bytes(gpu.free_bytes)
-        return Target("cuda", name, usable, half, gpu=gpu, bench=kept(gpu_key(gpu, hardware.driver_version)))
+        return _of_gpu(gpu, hardware.driver_version)
     host = hardware.host
     ram = int(vram_gib * GIB) if vram_gib is not None else host.ram_available_bytes
     name = f"CPU ({host.cpu}, {host.cores} cores, {size(ram)} free)"
@@ -131,7 +131,20 @@ def target_of(
         "bfloat16" if host.bf16 else None,
         cpu_flops_per_s=cpu_flops_per_s,
         bench=kept(cpu_key(host)),
+        key=cpu_key(host),
     )
+
+
+def target_of_profile(name: str) -> Target:
+    """A card of the catalogue, idle. Raises: OptionError for a name that it does not know."""
+    return _of_gpu(gpu_from_profile(name), None)
+
+
+def _of_gpu(gpu: Gpu, driver_version: str | None) -> Target:
+    half: Dtype = "bfloat16" if gpu.bf16 else "float16"
+    name, usable = f"{gpu.name} ({size(gpu.total_bytes)})", usable_bytes(gpu.free_bytes)
+    key = gpu_key(gpu, driver_version)
+    return Target("cuda", name, usable, half, gpu=gpu, bench=kept(key), key=key)
 
 
 def usable_bytes(free_bytes: int) -> int:

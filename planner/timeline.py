@@ -12,7 +12,7 @@ import numpy as np
 
 from autoft.errors import OutputError
 from autoft.home import write_text
-from autoft.planner.choose import describe
+from autoft.planner.candidates import describe
 from autoft.planner.depth import Ints
 from autoft.planner.plan import Answer
 from autoft.planner.recording import Recording

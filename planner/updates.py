@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.optim import adam
 from torch.utils._python_dispatch import _disable_current_modes
 
 from autoft.planner.depth import Events, as_events
@@ -52,10 +55,10 @@ def optimizer_events(
             return paged
 
         paged_optimizer.get_state_buffer = state_buffer
-    if name != "adamw_torch":
+    if name in ("adamw_8bit", "paged_adamw_8bit"):
         _keep_on_meta(optimizer)
     steps = []
-    with trace:
+    with trace, _fused_on_meta():
         for _ in range(2):
             trace.begin("optimizer")
             if clip:
@@ -80,6 +83,17 @@ def _clip(parameters: list[torch.nn.Parameter], *, at_once: bool) -> None:
     norms = torch._foreach_norm(gradients)
     factor = CLIP_NORM / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6)
     torch._foreach_mul_(gradients, torch.clamp(factor, max=1.0))
+
+
+@contextmanager
+def _fused_on_meta() -> Iterator[None]:
+    """PyTorch's fused optimizers ask for a device that has such a kernel."""
+    module: Any = adam
+    asked, module._device_dtype_check_for_fused = module._device_dtype_check_for_fused, lambda *_, **__: None
+    try:
+        yield
+    finally:
+        module._device_dtype_check_for_fused = asked
 
 
 def _keep_on_meta(optimizer: Any) -> None:

@@ -30,8 +30,10 @@ def torch_dtype(name: Dtype) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def build_model(recipe: Recipe, *, config: Any, weights: Path | None, device: str, seed: int = 0) -> PeftModel:
-    """The model that a step of `recipe` trains: base weights frozen, adapter trainable, in training mode.
+def build_model(
+    recipe: Recipe, *, config: Any, weights: Path | None, device: str, seed: int = 0
+) -> PeftModel | PreTrainedModel:
+    """The model that a step of `recipe` trains, in training mode: base weights frozen and an adapter, or all trainable.
 
     config: a transformers configuration. weights: folder of safetensors; None only with device "meta".
     seed: of the adapter's random initialization.
@@ -49,9 +51,9 @@ def build_model(recipe: Recipe, *, config: Any, weights: Path | None, device: st
     if recipe.loss == "fused":
         _add_fused_head(base)
     torch.manual_seed(seed)
-    model = add_adapter(base, recipe, device)
+    model = base if recipe.method == "full" else add_adapter(base, recipe, device)
     if recipe.gradient_checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint(model, recipe.checkpoint_every)
         if recipe.offload_checkpoints:
             offload_checkpoints(model)
     if torch.device(device).type == "cuda":
@@ -60,8 +62,28 @@ def build_model(recipe: Recipe, *, config: Any, weights: Path | None, device: st
     return model.train()
 
 
+def without_adapter(model: Any) -> PreTrainedModel:
+    """The transformers model in what `build_model` has built."""
+    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base
+
+
+def _checkpoint(model: Any, every: int) -> None:
+    """Have every `every`-th layer run again in the backward. Raises: ModelError where layers cannot be told apart."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    if every > 1 and not any(isinstance(module, GradientCheckpointingLayer) for module in model.modules()):
+        raise ModelError(
+            f"{type(without_adapter(model)).__name__} checkpoints all of its layers or none",
+            fix="leave checkpoint_every out",
+        )
+    model.activation_checkpointing_enable(
+        activation_checkpointing_kwargs={"use_reentrant": False}, every_n_layers=every
+    )
+
+
 def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device: str = "meta") -> PreTrainedModel:
-    """The frozen base of `recipe`, its linear layers in 4 or 8 bits where the recipe says so.
+    """The base of `recipe`, its linear layers in 4 or 8 bits where the recipe says so.
 
     Raises: ModelError when there is no such model, or it cannot be quantized.
     """
@@ -128,7 +150,10 @@ def _ghost_base(recipe: Recipe, config: Any) -> PreTrainedModel:
 
     with torch.device("meta"), _flash_attention_for_a_ghost():
         model = AutoModelForCausalLM.from_config(
-            config, dtype=torch_dtype(recipe.base_dtype), attn_implementation=recipe.attention, trust_remote_code=False
+            config,
+            dtype=torch_dtype(recipe.weights_dtype),
+            attn_implementation=recipe.attention,
+            trust_remote_code=False,
         )
         model.tie_weights()
         if recipe.quant_type is not None:
@@ -198,7 +223,7 @@ def _load_base(recipe: Recipe, config: Any, weights: Path, device: str) -> PreTr
     model, told = AutoModelForCausalLM.from_pretrained(
         weights,
         config=config,
-        dtype=torch_dtype(recipe.base_dtype),
+        dtype=torch_dtype(recipe.weights_dtype),
         attn_implementation=recipe.attention,
         quantization_config=quantization,
         device_map={"": device},
@@ -423,6 +448,8 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe, device: str = "meta") -> 
         r=recipe.rank,
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.dropout,
+        use_rslora=recipe.use_rslora,
+        use_dora=recipe.use_dora,
         target_modules=_linear_layers(base) if by_type else list(recipe.target_modules),
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2's weights are transposed

@@ -5,27 +5,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import Evaluation, RunResult
 
 
 def model_card(result: RunResult, name: str, base: str | None, licence: str | None) -> str:
-    """Markdown that says what the adapter is, how it was made, how good it is and how to use it.
+    """Markdown that says what the adapter, or the model, is, how it was made, how good it is and how to use it.
 
     base: hub id of the base model, None where it has none. licence: of the base, as the hub names it.
     """
     recipe, job = result.job.recipe, result.job
+    whole = recipe.method == "full"
+    library, opener = ("transformers", "AutoModelForCausalLM") if whole else ("peft", "AutoPeftModelForCausalLM")
+    what = "The weights of" if whole else "A LoRA adapter for"
     head = {
         "base_model": base,
-        "library_name": "peft",
+        "library_name": library,
         "pipeline_tag": "text-generation",
         "license": licence,
-        "tags": sorted({"autoft", "lora", recipe.method}),
+        "tags": sorted({"autoft", recipe.method} | ({"lora"} if recipe.method == "qlora" else set())),
     }
     yaml = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items() if value)
-    precision: str = recipe.base_dtype
-    if recipe.quant_type:
-        bits = "8-bit" if recipe.quant_type == "int8" else "4-bit"
-        precision = f"{recipe.quant_type} {bits}, computed in {recipe.base_dtype}"
     rows_per_step = recipe.micro_batch * job.accumulation
     data = Path(job.data or "").name
     system_prompt = json.dumps(result.system_prompt, ensure_ascii=False)
@@ -34,7 +34,7 @@ def model_card(result: RunResult, name: str, base: str | None, licence: str | No
 ---
 # {name}
 
-A LoRA adapter for `{base or result.base}`, trained by autoft {result.autoft_version} \
+{what} `{base or result.base}`, trained by autoft {result.autoft_version} \
 on {result.rows:,} rows of `{data}`.
 
 | | before | after |
@@ -44,21 +44,35 @@ on {result.rows:,} rows of `{data}`.
 Held-out rows: {result.after.rows}. Answers are greedy and compared exactly.
 
 ## How it was trained
-{recipe.method} on a base in {precision}, rank {recipe.rank}, alpha {recipe.alpha:g}, targets {recipe.target_modules}, \
+{_how(recipe)}, \
 learning rate {job.learning_rate:g} ({job.schedule}), {result.steps} steps of {rows_per_step} rows, seed {job.seed}. \
 {result.trainable_params:,} of {result.total_params:,} weights were trained. \
 `plan.toml` has every setting, `result.json` every figure.
 
 ## How to use it
 ```python
-from peft import AutoPeftModelForCausalLM
+from {library} import {opener}
 from transformers import AutoTokenizer
 
-model = AutoPeftModelForCausalLM.from_pretrained("this folder")
+model = {opener}.from_pretrained("this folder")
 tokenizer = AutoTokenizer.from_pretrained("this folder")
 ```
 Or `autoft chat` with this folder. The system prompt of its training data: {system_prompt}.
 """
+
+
+def _how(recipe: Recipe) -> str:
+    if recipe.method == "full":
+        return f"All weights in {recipe.weights_dtype}, computed in {recipe.base_dtype}"
+    precision: str = recipe.base_dtype
+    if recipe.quant_type:
+        bits = "8-bit" if recipe.quant_type == "int8" else "4-bit"
+        precision = f"{recipe.quant_type} {bits}, computed in {recipe.base_dtype}"
+    kind = ("rsLoRA" if recipe.use_rslora else "LoRA") + (" with DoRA" if recipe.use_dora else "")
+    return (
+        f"{recipe.method} on a base in {precision}, {kind} of rank {recipe.rank}, alpha {recipe.alpha:g}, "
+        f"targets {recipe.target_modules}"
+    )
 
 
 def _rows(before: Evaluation, after: Evaluation) -> str:

@@ -1,4 +1,4 @@
-"""A finished run, opened to talk to: base + adapter, in the precision it was trained in."""
+"""A finished run, opened to talk to: base and adapter, or the whole model, in the precision it was trained in."""
 
 from __future__ import annotations
 
@@ -54,9 +54,13 @@ def open_run(folder: Path) -> Talker:
 
     Raises: ModelError when `folder` holds no finished run, or its base is gone.
     """
-    if not (folder / RESULT).is_file() or not (folder / "adapter_config.json").is_file():
+    if not (folder / RESULT).is_file():
         raise ModelError(f"{folder}: holds no finished run", fix="give the folder that `autoft run` wrote")
     result = RunResult.from_dict(_json(folder / RESULT), where=str(folder / RESULT))
+    whole = result.job.recipe.method == "full"
+    written = "config.json" if whole else "adapter_config.json"
+    if not (folder / written).is_file():
+        raise ModelError(f"{folder}: its {written} is gone", fix="run again, or restore the file")
     environment.quiet()
     import torch
     from peft import PeftModel
@@ -65,12 +69,13 @@ def open_run(folder: Path) -> Talker:
     from autoft.trainer.build import build_base
 
     base_name = result.base if Path(result.base).is_dir() else result.job.model
-    ref = resolve(base_name)
+    ref = resolve(str(folder.resolve()) if whole else base_name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     weights = fetch(ref)
-    base = build_base(result.job.recipe, load_config(ref, weights), weights, device)
-    base.config.use_cache = True
-    model = PeftModel.from_pretrained(base, folder).eval()
+    model: Any = build_base(result.job.recipe, load_config(ref, weights), weights, device).eval()
+    model.config.use_cache = True
+    if not whole:
+        model = PeftModel.from_pretrained(model, folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return Talker(model, tokenizer, stop_ids(tokenizer, model_stop_ids(model)), result.system_prompt)
 

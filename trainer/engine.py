@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -14,6 +15,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from autoft.errors import TrainingError
+from autoft.trainer.build import without_adapter
 from autoft.trainer.data.pack import collator, pack, packed_row
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.events import Listener, Step
@@ -44,7 +46,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         self.recipe = job.recipe
         self.tokens: Any = 0
         self.trained_tokens: Any = 0
-        base = model.get_base_model()
+        base = without_adapter(model)
         forward = base.forward
         weights = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
         super().__init__(
@@ -84,7 +86,8 @@ class Engine(SFTTrainer):  # type: ignore[misc]
 
 def _dataset(examples: list[Example], recipe: Recipe, pad_id: int) -> Dataset:
     if not recipe.packing:
-        return Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
+        columns = {"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]}
+        return Dataset.from_dict({name: [np.asarray(row, np.int32) for row in rows] for name, rows in columns.items()})
     rows = pack([len(e.input_ids) for e in examples], recipe.seq_len)
     return Dataset.from_list([packed_row([examples[i] for i in row], recipe.seq_len, pad_id) for row in rows])
 
@@ -103,12 +106,13 @@ def _arguments(job: Job, work_dir: Path) -> SFTConfig:
         weight_decay=job.weight_decay,
         seed=job.seed,
         data_seed=job.seed,
+        train_sampling_strategy="group_by_length" if job.group_by_length else "random",
         use_cpu=job.device == "cpu",
         # The loss does autocast itself; float16 needs the trainer's gradient scaler besides
         bf16=False,
         fp16=job.recipe.autocast and job.recipe.base_dtype == "float16",
         # build_model has switched it on where the Recipe says so
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         max_length=None,
         # TRL knows of no positions among the columns of a row that is not packed by itself
         remove_unused_columns=not job.recipe.packing,

@@ -20,13 +20,15 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW over `parameters`; 8-bit and paged states through bitsandbytes (arXiv:2110.02861).
 
-    foreach: all parameters at once, as PyTorch does by itself where they are on a GPU; None leaves it to PyTorch.
+    foreach: adamw_torch takes all parameters at once, as PyTorch does by itself on a GPU; None leaves it to PyTorch.
     """
     import torch
 
     settings: dict[str, Any] = {"lr": learning_rate, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": weight_decay}
     if recipe.optimizer == "adamw_torch":
         return torch.optim.AdamW(parameters, foreach=foreach, **settings)
+    if recipe.optimizer == "adamw_torch_fused":
+        return torch.optim.AdamW(parameters, fused=True, **settings)
     import bitsandbytes as bnb
 
     make = bnb.optim.AdamW8bit if recipe.optimizer == "adamw_8bit" else bnb.optim.PagedAdamW8bit

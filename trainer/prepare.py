@@ -7,19 +7,24 @@ from typing import Any
 
 from autoft.errors import DataError, ModelError
 from autoft.trainer.data.load import Splits, load_data
-from autoft.trainer.data.tokens import Example, Tokenized, supply_template, tokenize
+from autoft.trainer.data.templates import PLAIN, supply_template
+from autoft.trainer.data.tokens import Example, Tokenized, tokenize
 from autoft.trainer.resolve import ModelRef, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Data ready for a model. template_supplied: the tokenizer had no chat template and was given the plain one."""
+    """Data ready for a model. template: the name of the chat template that a tokenizer without one was given."""
 
     splits: Splits
     tokenizer: Any
     train: Tokenized
     heldout: list[Example]
-    template_supplied: bool
+    template: str | None
+
+    @property
+    def template_supplied(self) -> bool:
+        return self.template is not None
 
     @property
     def longest_tokens(self) -> int:
@@ -27,29 +32,34 @@ class Prepared:
 
     def notes(self, seq_len: int) -> list[str]:
         """What the user should know of this data, a sentence each. seq_len: the limit it was tokenized with."""
-        notes = []
+        notes = list(self.splits.notes)
         left_out = self.train.too_long
         if left_out:
             notes.append(
                 f"{len(left_out)} rows are longer than {seq_len} tokens and are left out, the first at {left_out[0]}"
             )
-        if self.template_supplied:
-            notes.append(
-                "the tokenizer has no chat template: a plain one (### User / ### Assistant) is used and saved with it"
-            )
+        if self.template is not None:
+            which = "a plain one (### User / ### Assistant)" if self.template == PLAIN else f"that of {self.template}"
+            notes.append(f"the tokenizer has no chat template: {which} is used and saved with it")
         if not self.heldout:
             notes.append("too few rows to hold any out: there is no evaluation")
         return notes
 
 
 def prepare(
-    ref: ModelRef, data: str, eval_data: str | None = None, *, eval_rows: int = 100, max_tokens: int | None = None
+    ref: ModelRef,
+    data: str,
+    eval_data: str | None = None,
+    *,
+    eval_rows: int = 100,
+    max_tokens: int | None = None,
+    mapping: str | None = None,
 ) -> Prepared:
-    """Load, recognise and tokenize. max_tokens: longer rows are left out (None: none are).
+    """Load, recognise and tokenize. max_tokens: longer rows are left out (None: none are). mapping: as --map words it.
 
-    Raises: DataError, ModelError.
+    Raises: DataError, ModelError, OptionError.
     """
-    splits = load_data(data, eval_data, eval_rows=eval_rows)
+    splits = load_data(data, eval_data, eval_rows=eval_rows, mapping=mapping)
     tokenizer = load_tokenizer(ref)
     if tokenizer is None:
         raise ModelError(
@@ -63,10 +73,10 @@ def prepare(
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    supplied = supply_template(tokenizer)
+    template = supply_template(tokenizer)
     train = tokenize(splits.train, tokenizer, max_tokens=max_tokens)
     try:
         heldout = tokenize(splits.heldout, tokenizer, max_tokens=max_tokens).examples if splits.heldout else []
     except DataError as error:
         raise DataError(f"held-out rows: {error.what}", fix=error.fix) from None
-    return Prepared(splits, tokenizer, train, heldout, supplied)
+    return Prepared(splits, tokenizer, train, heldout, template)

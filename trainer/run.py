@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from autoft import __version__
-from autoft.errors import DataError, TrainingError
+from autoft.errors import DataError, OutOfMemory, TrainingError
 from autoft.home import sha256, write_text
 from autoft.trainer import environment
 from autoft.trainer.card import model_card
@@ -26,6 +26,7 @@ from autoft.trainer.job import Job
 from autoft.trainer.memory import PeakMemory, resident_bytes
 from autoft.trainer.output import RESULT, check_output, output_folder
 from autoft.trainer.prepare import Prepared, prepare
+from autoft.trainer.recipe import Recipe
 from autoft.trainer.resolve import ModelRef, base_reference, fetch, hub_name, licence, load_config, resolve
 from autoft.trainer.result import Evaluation, Measured, Predicted, RunResult, Sample
 
@@ -75,7 +76,7 @@ def run(
     with _told_of_exhausted_memory(job):
         with clock("load"):
             loaded = _load(job, prepared, listener)
-        needed_bytes = output_bytes(_trainable_params(loaded.model))
+        needed_bytes = output_bytes(_trainable_params(loaded.model), bytes_each=_widest_trained(loaded.model))
         with output_folder(out, force=force, needed_bytes=needed_bytes) as folder:
             write_text(folder / "plan.toml", plan_toml)
             with clock("evaluate_before"):
@@ -86,7 +87,7 @@ def run(
                 after, answers_after = _evaluate(job, loaded, "after training", listener)
             with clock("save"):
                 listener(Stage(name="save"))
-                _save(loaded, folder)
+                _save(loaded, job.recipe, folder)
             sample = _sample(loaded.prepared, answers_before, answers_after)
             result = _result(job, loaded, learnt, predicted, before, after, sample, clock.seconds)
             card = model_card(result, out.name, hub_name(loaded.ref), licence(loaded.ref))
@@ -96,9 +97,12 @@ def run(
     return result
 
 
-def output_bytes(trainable_params: int) -> int:
-    """What a run writes: the adapter, at most four bytes a weight, and the small files beside it."""
-    return 4 * trainable_params + SMALL_FILES_BYTES
+def output_bytes(trainable_params: int, *, bytes_each: int = 4) -> int:
+    """What a run writes: the trained weights, adapter or model, and the small files beside them.
+
+    bytes_each: of a weight; no dtype that is trained has more than four.
+    """
+    return bytes_each * trainable_params + SMALL_FILES_BYTES
 
 
 def _load(job: Job, prepared: Prepared | None, listener: Listener) -> _Loaded:
@@ -109,7 +113,14 @@ def _load(job: Job, prepared: Prepared | None, listener: Listener) -> _Loaded:
     ref = resolve(job.model)
     weights = fetch(ref, lambda text: listener(Note(text=text)))
     if prepared is None or prepared.longest_tokens > job.recipe.seq_len:
-        prepared = prepare(ref, job.data, job.eval_data, eval_rows=job.eval_rows, max_tokens=job.recipe.seq_len)
+        prepared = prepare(
+            ref,
+            job.data,
+            job.eval_data,
+            eval_rows=job.eval_rows,
+            max_tokens=job.recipe.seq_len,
+            mapping=job.mapping,
+        )
     for note in prepared.notes(job.recipe.seq_len):
         listener(Note(text=note))
     from autoft.trainer.build import build_model
@@ -170,9 +181,14 @@ def _train(job: Job, loaded: _Loaded, folder: Path, listener: Listener) -> _Lear
     return _Learnt(tuple(watch.losses), tokens, trained, measured)
 
 
-def _save(loaded: _Loaded, folder: Path) -> None:
-    loaded.model.peft_config["default"].base_model_name_or_path = base_reference(loaded.ref, loaded.weights)
-    loaded.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+def _save(loaded: _Loaded, recipe: Recipe, folder: Path) -> None:
+    """The adapter, or with method full the whole model, and the tokenizer."""
+    if recipe.method == "full":
+        loaded.model.config.use_cache = True
+        loaded.model.save_pretrained(folder)
+    else:
+        loaded.model.peft_config["default"].base_model_name_or_path = base_reference(loaded.ref, loaded.weights)
+        loaded.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     loaded.prepared.tokenizer.save_pretrained(folder)
 
 
@@ -218,6 +234,12 @@ def _trainable_params(model: Any) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def _widest_trained(model: Any) -> int:
+    """Bytes of a trained weight, the widest there is."""
+    widths: list[int] = [p.element_size() for p in model.parameters() if p.requires_grad]
+    return max(widths)
+
+
 def _stored_params(model: Any) -> int:
     """Weights of the model, each counted once, 4-bit ones by what they stand for and not by their packed bytes."""
     return sum(
@@ -255,7 +277,7 @@ def _told_of_exhausted_memory(job: Job) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         text = str(error)
         if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-            raise TrainingError(
+            raise OutOfMemory(
                 f"out of memory on {job.device} at micro-batch {job.recipe.micro_batch}",
                 fix="--set micro_batch=1, --set gradient_checkpointing=true, --method qlora or a shorter --seq-len",
             ) from error

@@ -14,7 +14,7 @@ import click
 
 from autoft import __version__
 from autoft.cli.options import takes_all_text
-from autoft.errors import AutoftError, Interrupted, OptionError, near
+from autoft.errors import AutoftError, DoesNotFit, Interrupted, OptionError, near
 
 # Name, and the line that `autoft --help` shows: kept here so that help imports no command.
 COMMANDS = {
@@ -23,8 +23,10 @@ COMMANDS = {
     "plan": "Find the best fine-tune of a model that this machine can run, and say why.",
     "estimate": "Memory and time of one exact recipe.",
     "run": "Plan, train, evaluate and save, in one shot.",
+    "export-config": "Write a plan as the configuration of axolotl, LLaMA-Factory, TRL or unsloth.",
     "chat": "Talk to a model that autoft trained.",
     "data": "Check training data, and write a cleaned copy of it.",
+    "history": "List, export or clear what earlier runs were predicted to take, and took.",
     "profiles": "List the GPUs and models that autoft knows by name.",
 }
 
@@ -38,7 +40,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"autoft.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"autoft.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def resolve_command(
@@ -121,4 +123,6 @@ def _report(failure: AutoftError, *, as_json: bool) -> None:
     print(f"Error: {failure}", file=sys.stderr)
     if as_json:
         error = {"what": failure.what, "fix": failure.fix, "exit_code": failure.exit_code}
+        if isinstance(failure, DoesNotFit):
+            error |= failure.details
         print(json.dumps({"error": error}, ensure_ascii=not takes_all_text()))

@@ -3,38 +3,69 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from autoft import render
 from autoft.cli import options, planning
-from autoft.errors import OutputError
+from autoft.errors import OptionError, OutputError
+
+if TYPE_CHECKING:
+    from autoft.planner.plan_file import Plan
+    from autoft.planner.request import Request
 
 
 @options.command(
     "Find the best fine-tune of MODEL that this machine can run, and say why.\n\n"
     "MODEL is a hub id, a local folder, a .gguf file, a name from `autoft profiles models`, or starter."
 )
-@click.argument("model")
-@planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE)
+@click.argument("model", required=False)
+@planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS)
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan as TOML.")
-def command(model: str, output: Path | None, as_json: bool, **words: Any) -> None:
+@click.option("--explain", is_flag=True, help="Say how each figure comes about, and what earlier runs here measured.")
+@click.option("--diff", type=click.Path(path_type=Path), nargs=2, metavar="A B", help="Compare two plan files.")
+def command(
+    model: str | None, output: Path | None, explain: bool, diff: tuple[Path, Path] | None, as_json: bool, **words: Any
+) -> None:
+    if diff is not None:
+        if model is not None or output is not None or explain or any(words.values()):
+            raise OptionError("--diff compares two plan files and plans nothing", fix="autoft plan --diff A B")
+        from autoft.cli.diff import show_diff
+
+        show_diff(*diff, as_json=as_json)
+        return
+    if model is None:
+        raise OptionError("Missing argument 'MODEL'", fix="autoft plan --help shows how it is used")
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise OutputError(f"{output}: not a file that can be written", fix="-o a file in a folder that exists")
     if words["data"] is None and model == "starter":
         words["data"] = "starter"
-    plan, _ = planning.plan(planning.request(model, **words))
+    wanted = planning.request(model, **words)
+    plan, _ = planning.plan(wanted)
+    figures = _explained(plan, wanted) if explain else []
     if output is not None:
         from autoft.planner.plan_file import write_plan
 
         write_plan(plan, output)
     if as_json:
-        options.print_json(plan.to_dict())
+        options.print_json({**plan.to_dict(), "explanation": figures} if explain else plan.to_dict())
         return
-    from autoft.cli.show import show_plan
+    from autoft.cli.show import show_explanation, show_plan
+    from autoft.cli.show_correction import show_sources
 
     console = render.console()
     show_plan(plan, console)
+    if explain:
+        show_explanation(figures, console)
+        show_sources(plan, console)
     run = f"autoft run {output or model}" + ("" if words["data"] else " --data FILE")
     console.print(f"Next: {run}", style="bold", markup=False)
+
+
+def _explained(plan: Plan, wanted: Request) -> list[dict[str, Any]]:
+    from autoft.planner.explain_plan import explain_plan
+    from autoft.profiles.detect import detect
+
+    with planning.rare_collections():
+        return [figure.to_dict() for figure in explain_plan(plan, wanted, detect())]

@@ -5,16 +5,20 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from autoft import render
 from autoft.cli import options
+from autoft.errors import OutputError
 
 if TYPE_CHECKING:
     from autoft.planner.plan_file import Plan
     from autoft.planner.request import Request
+    from autoft.profiles.hardware import Hardware
     from autoft.trainer.prepare import Prepared
 
 METHODS = ("lora", "qlora")
@@ -39,14 +43,35 @@ RECIPE = (
     ),
 )
 DATA = (
-    click.option("--data", metavar="FILE", help="Training data: .jsonl, .json, .csv or .parquet."),
-    click.option("--eval-data", metavar="FILE", help="Held-out rows; without it a part of --data is held out."),
+    click.option(
+        "--data",
+        metavar="PATH|ID",
+        help="Training data: a file (JSON, JSONL, CSV, TSV, Parquet, Arrow, text), a folder, a glob in quotes, or a "
+        "hub dataset (owner/name).",
+    ),
+    click.option(
+        "--eval-data", metavar="PATH|ID", help="Held-out rows; without it a part of --data, or its own test split."
+    ),
+    click.option(
+        "--map",
+        "mapping",
+        multiple=True,
+        metavar="ROLE=COLUMN",
+        help="Which column is what: prompt=question,completion=answer, or system, text, messages, chosen. "
+        'A template joins columns: text="{title}\\n{body}". Repeatable.',
+    ),
     click.option(
         "--prefer",
         type=options.Choice(PREFERENCES),
         help="What to look at first. Default: balanced.",
     ),
     click.option("--preset", metavar="NAME", help="Defaults for a purpose, such as chatbot, code or edge."),
+)
+LIMITS = (
+    click.option("--max-hours", type=float, metavar="H", help="Only plans that take no longer, at their slowest."),
+    click.option("--max-memory", "max_memory_gib", type=float, metavar="GIB", help="Take no more of the device."),
+    click.option("--max-energy-kwh", type=float, metavar="KWH", help="Only plans that draw no more, at their most."),
+    click.option("--min-rank", type=click.IntRange(min=1), metavar="N", help="No smaller adapter than this."),
 )
 
 
@@ -71,8 +96,13 @@ def request(
     settings: tuple[str, ...],
     data: str | None = None,
     eval_data: str | None = None,
+    mapping: tuple[str, ...] = (),
     prefer: str | None = None,
     preset: str | None = None,
+    max_hours: float | None = None,
+    max_memory_gib: float | None = None,
+    max_energy_kwh: float | None = None,
+    min_rank: int | None = None,
 ) -> Request:
     """The Request that the options make; the named ones are shorthand for --set and win over it."""
     from autoft.planner.request import Request
@@ -82,17 +112,22 @@ def request(
         model=model,
         data=data,
         eval_data=eval_data,
+        mapping=",".join(mapping) or None,
         gpu=gpu,
         vram_gib=vram_gib,
         seq_len=seq_len,
         prefer=prefer,  # type: ignore[arg-type]
         preset=preset,
         settings=pins,
+        max_hours=max_hours,
+        max_memory_gib=max_memory_gib,
+        max_energy_kwh=max_energy_kwh,
+        min_rank=min_rank,
     )
 
 
 def plan(wanted: Request, disk_path: Path | None = None) -> tuple[Plan, Prepared | None]:
-    """Probe, then plan."""
+    """Probe, then plan, and set beside the plan what earlier runs here make expect."""
     from autoft.trainer import environment
 
     environment.prepare()
@@ -100,7 +135,29 @@ def plan(wanted: Request, disk_path: Path | None = None) -> tuple[Plan, Prepared
         from autoft.planner.plan import make_plan
         from autoft.profiles.detect import detect
 
-        return make_plan(wanted, detect(disk_path))
+        hardware = detect(disk_path)
+        found, prepared = make_plan(wanted, hardware)
+        return _corrected(found, wanted, hardware), prepared
+
+
+def _corrected(plan: Plan, wanted: Request, hardware: Hardware) -> Plan:
+    from autoft.planner import history
+    from autoft.planner.correction import correction_for, warnings
+    from autoft.planner.target import target_of
+    from autoft.planner.time import measure_cpu_flops
+
+    try:
+        aside = history.put_aside()
+    except OutputError as error:
+        aside = f"the history of runs cannot be used: {error.what}"
+    if aside is not None:
+        render.console(stderr=True).print(f"Note: {aside}", markup=False)
+    target = target_of(hardware, gpu_name=wanted.gpu, vram_gib=wanted.vram_gib, cpu_flops_per_s=measure_cpu_flops)
+    correction = correction_for(target, plan.estimate, plan.job.recipe)
+    if correction is None:
+        return plan
+    notes = (*plan.notes, *warnings(correction, plan.estimate))
+    return replace(plan, notes=notes, correction=correction)
 
 
 @contextmanager

@@ -12,12 +12,12 @@ from rich.console import Console
 
 from autoft import render
 from autoft.cli import options, planning
-from autoft.errors import Interrupted, ModelError, OptionError
+from autoft.errors import Interrupted, ModelError, OptionError, OutOfMemory
 
 if TYPE_CHECKING:
     from autoft.planner.plan_file import Plan
     from autoft.trainer.prepare import Prepared
-    from autoft.trainer.result import RunResult
+    from autoft.trainer.result import Predicted, RunResult
 
 RUNS = Path("runs")
 
@@ -28,7 +28,7 @@ RUNS = Path("runs")
     "learns a bundled task in minutes, on CPU or GPU."
 )
 @click.argument("what", default="starter")
-@planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE)
+@planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS)
 @click.option(
     "-o",
     "--output",
@@ -36,7 +36,11 @@ RUNS = Path("runs")
     metavar="DIR",
     help="Folder for the result. Default: a new one in runs/.",
 )
-@click.option("--force", is_flag=True, help="Replace a finished run in the output folder.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace a finished run in the output folder; run a plan file although it no longer fits.",
+)
 def command(what: str, output: Path | None, force: bool, as_json: bool, **words: Any) -> None:
     from autoft.trainer import environment
 
@@ -47,7 +51,7 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
     check_output(out, force=force)
     console = render.console(stderr=True)
     if what.endswith(".toml"):
-        plan, prepared = _from_file(Path(what), words), None
+        plan, prepared = _from_file(Path(what), words, out, console, force=force)
     else:
         console.print(f"Planning {what}", markup=False)
         if what == "starter":
@@ -64,7 +68,13 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
         from autoft.cli.show import show_plan
 
         show_plan(plan, console)
-    result = _train(plan, prepared, out, force=force)
+    predicted = _predicted(plan)
+    try:
+        result = _train(plan, predicted, prepared, out, force=force)
+    except OutOfMemory:
+        _remember(plan, predicted, None, console)
+        raise
+    _remember(plan, predicted, result, console)
     if as_json:
         options.print_json({"output": str(out), **result.to_dict()})
     else:
@@ -73,22 +83,35 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
         show_result(result, str(out), render.console())
 
 
-def _train(plan: Plan, prepared: Prepared | None, out: Path, *, force: bool) -> RunResult:
-    from autoft.cli.live import Display
+def _predicted(plan: Plan) -> Predicted:
     from autoft.trainer.result import Predicted
-    from autoft.trainer.run import run
 
     estimate = plan.estimate
     lower, upper = (bound * plan.job.accumulation for bound in (estimate.step_time_s.lower, estimate.step_time_s.upper))
     if plan.run_time_s is not None and plan.steps:
         # what is measured is the mean over all rows, of which most are shorter than the longest
         lower, upper = plan.run_time_s.lower / plan.steps, plan.run_time_s.upper / plan.steps
-    predicted = Predicted(
+    return Predicted(
         peak_bytes=estimate.peak_allocated_bytes,
         step_time_lower_s=lower,
         step_time_upper_s=upper,
         method=estimate.method,
     )
+
+
+def _remember(plan: Plan, predicted: Predicted, result: RunResult | None, console: Console) -> None:
+    """Keep predicted beside measured for later plans; result: None where the run ran out of memory."""
+    from autoft.planner.history import remember
+    from autoft.profiles.detect import detect
+
+    for note in remember(plan, predicted, detect(), result):
+        console.print(f"Note: {note}", markup=False)
+
+
+def _train(plan: Plan, predicted: Predicted, prepared: Prepared | None, out: Path, *, force: bool) -> RunResult:
+    from autoft.cli.live import Display
+    from autoft.trainer.run import run
+
     with Display(render.console(stderr=True), predicted.peak_bytes) as display:
         try:
             return run(
@@ -104,8 +127,10 @@ def _train(plan: Plan, prepared: Prepared | None, out: Path, *, force: bool) -> 
             raise Interrupted(f"interrupted: {out} was not written", fix="run again to start over") from None
 
 
-def _from_file(path: Path, words: dict[str, Any]) -> Plan:
-    """The plan of a file; of the options only those about data go with it."""
+def _from_file(
+    path: Path, words: dict[str, Any], out: Path, console: Console, *, force: bool
+) -> tuple[Plan, Prepared | None]:
+    """The plan of a file as it stands on this machine; of the options only those about data go with it."""
     from autoft.planner.plan_file import read_plan
 
     named = {
@@ -116,6 +141,10 @@ def _from_file(path: Path, words: dict[str, Any]) -> Plan:
         "--method": "method",
         "--seq-len": "seq_len",
         "--set": "settings",
+        "--max-hours": "max_hours",
+        "--max-memory": "max_memory_gib",
+        "--max-energy-kwh": "max_energy_kwh",
+        "--min-rank": "min_rank",
     }
     for option, name in named.items():
         if words[name]:
@@ -123,12 +152,22 @@ def _from_file(path: Path, words: dict[str, Any]) -> Plan:
                 f"{option} does not go with a plan file: the plan decides that",
                 fix="plan again with it, or leave it out",
             )
-    plan = read_plan(path)
+    planned = read_plan(path)
     data = {name: words[name] for name in ("data", "eval_data") if words[name] is not None}
-    plan = replace(plan, job=replace(plan.job, **data))
-    if plan.job.data is None:
+    if words["mapping"]:
+        data["mapping"] = ",".join(words["mapping"])
+    job = replace(planned.job, **data)
+    if job.data is None:
         raise OptionError(f"{path}: the plan names no data to train on", fix=f"autoft run {path} --data FILE")
-    return plan
+    console.print(f"Checking {path}", markup=False)
+    with planning.rare_collections():
+        from autoft.planner.recheck import recheck
+        from autoft.profiles.detect import detect
+
+        checked = recheck(planned, job, detect(out.absolute().parent), where=str(path), force=force)
+    for note in checked.notes:
+        console.print(f"Note: {note}", markup=False)
+    return checked.plan, checked.prepared
 
 
 def _fetch_starter(console: Console) -> None:

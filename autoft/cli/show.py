@@ -11,7 +11,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from autoft.planner.choose import describe
+from autoft.cli.show_correction import show_correction
+from autoft.planner.candidates import describe
 from autoft.planner.estimate import Estimate
 from autoft.planner.plan_file import Alternative, Plan
 from autoft.render import facts
@@ -33,6 +34,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(Text(f"{job.model} on {plan.target}", style="bold"))
     console.print(facts([("Plan", describe(recipe)), *_job_facts(plan)]))
     console.print(memory_bar(plan.estimate, console.width))
+    show_correction(plan, console)
     console.print(Text("Why", style="bold"))
     for reason in plan.reasons:
         console.print(Text(f"- {reason}"))
@@ -41,6 +43,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     if plan.alternatives:
         console.print(Text("Not chosen", style="bold"))
         console.print(_alternatives(plan.alternatives))
+    for group in plan.pruned:
+        console.print(Text(f"Not tried: {group}", style="dim"))
 
 
 def show_estimate(recipe: Recipe, estimate: Estimate, target: str, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -208,14 +209,27 @@ def test_no_network_and_no_cache_for_a_hub_model(own_home, tmp_path):
         ("emoji.jsonl", '{"prompt": "\\ud83d", "completion": "b"}', "{}:1: half of a character", "UTF-8"),
         ("deep.jsonl", '{"prompt": ' + "[" * 100_000, "{}:1: JSON nested too deeply", "one flat JSON object a line"),
         ("null.jsonl", '{"prompt": "a", "completion": null}', "{}:1: completion is NoneType, not text", "a text"),
-        ("text.txt", "hello", "{}: .txt is not a known kind of data", ".jsonl, .json, .csv or .parquet"),
-        ("wrong.jsonl", '{"foo": "a", "bar": "b"}\n', "{}:1: columns 'foo', 'bar' have no known shape", '"prompt" and'),
+        ("text.docx", "hello", "{}: .docx is not a known kind of data", ".jsonl, .ndjson, .json, .csv"),
+        ("none", "hello", "{}: no suffix is not a known kind of data", ".parquet"),
+        ("blank.txt", " \n\n", "{}: no rows", "at least one row"),
+        ("cut.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:20], "{}: cannot be unpacked: ", "fetch it again"),
+        ("no.jsonl.xz", b"{}", "{}: cannot be unpacked: ", "pack it anew"),
+        ("no.jsonl.zst", b"{}", "{}: cannot be unpacked: ", "pack it anew"),
+        ("x.parquet.gz", b"", "{}: empty file", ""),
+        ("y.parquet.gz", b"x", "{}: .parquet cannot be read through .gz", "unpack it"),
+        ("x.arrow", b"ARROW1", "{}: not Arrow: ", "check the file"),
+        ("wrong.jsonl", '{"foo": "a", "bar": "b"}\n', "{}:1: columns 'foo', 'bar' have no known shape",
+         "--map prompt=foo,completion=bar, which makes of it: user 'a', assistant 'b'; without --map rows need"),
         ("half.jsonl", '{"prompt": "a"}\n', "{}:1: columns 'prompt' have no known shape", '"prompt" and "completion"'),
-        ("number.jsonl", '{"prompt": "a", "completion": 3}\n', "{}:1: completion is int, not text", "a text"),
+        ("bool.jsonl", '{"prompt": "a", "completion": true}\n', "{}:1: completion is true, not text", "the words"),
+        ("choice.jsonl", '{"question": "a", "choices": ["b", "c"], "answer": 1}', "{}:1: answer is a number that",
+         "write the choices into the prompt"),
         ("role.jsonl", '{"messages": [{"role": "usr", "content": "a"}]}', "{}:1: turn 1 has role 'usr'", "user"),
         ("asks.jsonl", '{"messages": [{"role": "user", "content": "a"}]}', "{}:1: the conversation ends", "assistant"),
         ("tells.jsonl", '{"messages": [{"role": "assistant", "content": "a"}]}', "{}:1: the conversation begins", ""),
         ("columns.csv", "a,b\n1,2\n", "{}:2: columns 'a', 'b' have no known shape", '"prompt" and "completion"'),
+        ("twice.csv", "a,a\n1,2\n", "{}:1: two columns are called 'a'", "a name of its own"),
+        ("cells.tsv", "prompt\tcompletion\na\tb\tc\n", "{}:2: 3 cells, but the header has 2", "a tab in quotes"),
         ("cells.csv", "prompt,completion\na,b,c\n", "{}:2: 3 cells, but the header has 2", "in quotes"),
         ("quote.csv", 'prompt,completion\na,"b\n', "{}:2: not CSV: unexpected end of data", "quotes"),
         ("answer.csv", 'prompt,completion\na,"b\nb"\n\nc,\n', "{}:5: completion is empty", "fill it in"),
@@ -230,10 +244,29 @@ def test_data_that_cannot_be_used(train, tmp_path, name, content, what, fix):
     assert len(done.err.splitlines()) == 3, "one line of progress, two of error: no library talks in between"
 
 
-def test_data_that_is_missing_or_a_folder(train, tmp_path):
+def test_data_that_is_missing_or_holds_nothing(train, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "README.md").write_text("nothing")
     assert_refused(train(data=tmp_path / "nope.jsonl"), f"{tmp_path}/nope.jsonl: no such file", "check the path")
-    assert_refused(train(data=tmp_path), f"{tmp_path}: a folder", "name the file in it")
+    assert_refused(train(data=tmp_path / "empty"), f"{tmp_path}/empty: no data there", "check the path")
+    assert_refused(train(data=tmp_path / "*.csv"), f"{tmp_path}/*.csv: no data there", "check the path")
     assert_refused(train("--eval-data", tmp_path / "nope.csv"), f"{tmp_path}/nope.csv: no such file")
+
+
+def test_no_network_and_no_cache_for_a_hub_dataset(train):
+    done = train(data="autoft/no-such-dataset:train")
+    assert_refused(
+        done,
+        "autoft/no-such-dataset:train: no such file or folder here, no dataset in the hub's local cache, and HF_HUB",
+        "connect to the network",
+    )
+    assert len(done.err.splitlines()) == 3, "one line of progress, two of error: no library talks in between"
+
+
+def test_a_mapping_to_a_column_that_is_not_there(train, tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"foo": "a", "bar": "b"}])
+    done = train("--map", "prompt=fo", "--map", "completion=bar", data=path)
+    assert_refused(done, f"{path}:1: --map prompt: no column 'fo'. Did you mean foo?", "one of: foo, bar")
 
 
 def test_no_data_at_all(autoft, tiny_model, tmp_path):

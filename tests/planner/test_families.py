@@ -130,7 +130,7 @@ def test_a_few_layers_stand_for_all_in_every_family(family: str) -> None:
 def test_layers_that_cannot_stand_for_others_are_noticed() -> None:
     config = family_config("llama3", num_hidden_layers=6)
     recipe = recipe_of(config, "lora", False, "fused", ADA)
-    wrong = Depth("model.layers", 6, 4, (0, 0, 0, 0, 0, 3))
+    wrong = Depth("model.layers", 6, 4, (0, 0, 0, 0, 0, 3), (0,) * 6)
     assert sizes(run(recipe, config, ADA, wrong)) == sizes(run(recipe, config, ADA, None))
 
 

@@ -12,6 +12,7 @@ from autoft.planner.choose import PREFERENCES, choose
 from autoft.planner.plan import make_estimate, make_plan
 from autoft.planner.plan_file import Plan, read_plan, write_plan
 from autoft.planner.request import Request
+from autoft.planner.search import Candidate
 from autoft.planner.target import Target, target_of
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.hardware import GpuStatus, Hardware, Host
@@ -42,7 +43,7 @@ def target(gpu=None, vram=None, hardware=CPU):
 
 def test_candidates_are_legal_distinct_and_by_the_device_s_ability() -> None:
     on_cpu = candidates(target(), seq_len=64, rows_per_step=4, pinned={})
-    assert len(on_cpu) == len(set(on_cpu)) == 12
+    assert len(on_cpu) == len(set(on_cpu)) == 3 * 2 * 3  # bases, savings, micro-batches
     assert {r.micro_batch for r in on_cpu} == {4, 2, 1}
     assert {r.base_dtype for r in on_cpu} == {"bfloat16"}
     on_t4 = candidates(target("t4"), seq_len=64, rows_per_step=1, pinned={})
@@ -137,7 +138,7 @@ def test_each_preference_takes_something_that_fits(prefer: str) -> None:
 def test_sixteen_bits_where_they_fit_else_four_then_a_reason_for_each() -> None:
     roomy, _ = make_plan(Request(model=TINYLLAMA, gpu="rtx-4090", seq_len=512), CPU)
     assert roomy.job.recipe.method == "lora"
-    assert any("stays in 16 bits" in reason for reason in roomy.reasons)
+    assert any(reason.startswith("the base stays whole") for reason in roomy.reasons)
     tight, _ = make_plan(Request(model=TINYLLAMA, vram_gib=4, seq_len=512), CPU)
     rejected = [a for a in tight.alternatives if a.role == "rejected"]
     assert rejected
@@ -162,12 +163,61 @@ def test_a_plan_says_what_to_know_of_this_machine_and_keeps_what_lasts_of_it() -
     assert "on WSL 2 ..." not in elsewhere.notes
 
 
-def test_nothing_fits_names_the_closest_and_a_way_out() -> None:
+def test_nothing_fits_names_the_closest_and_ways_out_that_were_planned() -> None:
+    request = Request(model=TINYLLAMA, vram_gib=2.5, seq_len=2048, settings=("micro_batch=8",))
     with pytest.raises(DoesNotFit) as error:
-        make_plan(Request(model=TINYLLAMA, vram_gib=2.5, seq_len=2048, settings=("micro_batch=8",)), CPU)
+        make_plan(request, CPU)
     assert error.value.exit_code == 3
     assert "Closest: qlora nf4, micro-batch 8, checkpointing" in error.value.what
-    assert "--seq-len" in str(error.value.fix)
+    found = error.value.details
+    assert found["needs_bytes"] - found["available_bytes"] == found["missing_bytes"] > 0
+    assert found["phase"]
+    options = [way["option"] for way in found["remedies"]]
+    assert any(option and option.startswith("--seq-len ") for option in options)
+    assert any(option and option.startswith("--gpu ") for option in options)
+    for way in found["remedies"]:
+        if way["option"] and way["option"].startswith("--seq-len "):
+            plan, _ = make_plan(replace(request, seq_len=int(way["option"].split()[1])), CPU)
+            assert plan.estimate.fits == "yes"
+        if way["option"] and way["option"].startswith("--gpu "):
+            plan, _ = make_plan(replace(request, vram_gib=None, gpu=way["option"].split()[1]), CPU)
+            assert plan.estimate.device_bytes <= way["needs_bytes"] * 1.2
+
+
+def test_two_words_that_exclude_each_other_are_named() -> None:
+    request = Request(model=TINYLLAMA, gpu="rtx-4090", seq_len=512, settings=("method=lora",), max_memory_gib=2)
+    with pytest.raises(OptionError) as error:
+        make_plan(request, CPU)
+    assert error.value.what.startswith("--set method=lora and --max-memory 2 exclude each other")
+    assert make_plan(replace(request, settings=()), CPU)[0].estimate.device_bytes <= 2 * GIB
+    assert make_plan(replace(request, max_memory_gib=None), CPU)[0].job.recipe.method == "lora"
+    with pytest.raises(OptionError, match="--set rank=8 and --min-rank 32 exclude each other"):
+        make_plan(Request(model=TINYLLAMA, gpu="rtx-4090", settings=("rank=8",), min_rank=32), CPU)
+
+
+def test_limits_rule_out_what_may_go_beyond_them(tiny_model, data_file) -> None:
+    request = Request(model=str(tiny_model), data=str(data_file), gpu="rtx-4090")
+    free, _ = make_plan(request, CPU)
+    assert free.run_time_s is not None
+    assert free.run_energy_kwh is not None
+    hours = free.run_time_s.upper / 3600
+    kept, _ = make_plan(replace(request, max_hours=hours * 1.01), CPU)
+    assert kept.job == free.job
+    with pytest.raises(DoesNotFit, match="may take longer than allowed"):
+        make_plan(replace(request, max_hours=hours / 100), CPU)
+    with pytest.raises(DoesNotFit, match="--max-energy-kwh"):
+        make_plan(replace(request, max_energy_kwh=free.run_energy_kwh.upper / 100), CPU)
+    with pytest.raises(OptionError, match="--max-hours: without data"):
+        make_plan(Request(model=TINYLLAMA, gpu="rtx-4090", max_hours=1), CPU)
+    with pytest.raises(OptionError, match="power of this device is not known"):
+        make_plan(replace(request, gpu="cpu", max_energy_kwh=1), CPU)
+
+
+def test_a_least_rank_is_kept_to() -> None:
+    plan, _ = make_plan(Request(model=TINYLLAMA, gpu="rtx-4090", min_rank=48), CPU)
+    assert (plan.job.recipe.rank, plan.job.recipe.alpha) == (48, 96.0)
+    plan, _ = make_plan(Request(model=TINYLLAMA, gpu="rtx-4090", min_rank=8), CPU)
+    assert plan.job.recipe.rank == 16
 
 
 def test_a_sequence_longer_than_the_model_takes_is_refused() -> None:
@@ -219,8 +269,7 @@ def test_padded_batches_never_outgrow_the_sequence_that_was_planned() -> None:
 
 def test_choose_prefers_nothing_that_does_not_fit() -> None:
     answer = make_estimate(Request(model=TINYLLAMA, vram_gib=1, seq_len=2048), CPU)
-    with pytest.raises(DoesNotFit):
-        choose([(answer.recipe, answer.estimate)], prefer="balanced", target="x")
+    assert choose([Candidate(answer.recipe, answer.estimate, 1.0)], prefer="balanced") is None
 
 
 def test_a_target_is_what_it_says() -> None:

@@ -427,7 +427,7 @@ def test_a_gpu_that_is_gone_between_plan_and_run_is_one_line(
     file, out = tmp_path / "plan.toml", tmp_path / "out"
     planned = driver.autoft("laptop", "plan", str(tiny_model), "--data", str(data_file), "-o", str(file))
     assert planned.returncode == 0, planned.stderr
-    assert f"on {LAPTOP} (6.0 GiB)" in planned.stdout
+    assert f"on {LAPTOP} (6.0 GiB)" in " ".join(planned.stdout.split())
     run = driver.autoft("lost", "run", str(file), "-o", str(out), "--json")
     assert run.returncode == 2
     assert run.stderr.splitlines()[-2:] == [

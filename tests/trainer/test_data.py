@@ -8,9 +8,10 @@ import pytest
 
 from autoft.errors import DataError
 from autoft.trainer.data.load import load_data
-from autoft.trainer.data.read import RawRow, read_rows, split_rows
+from autoft.trainer.data.read import RawRow, read_rows
 from autoft.trainer.data.shape import recognise
-from autoft.trainer.data.tokens import PLAIN_TEMPLATE, prompt_ids, stop_ids, supply_template, tokenize
+from autoft.trainer.data.split import heldout_keys
+from autoft.trainer.data.tokens import prompt_ids, stop_ids, tokenize
 from autoft.trainer.loss import IGNORED
 from tests.conftest import make_tokenizer, write_jsonl
 
@@ -51,19 +52,22 @@ def test_csv_and_parquet_read_like_json(tmp_path) -> None:
     assert read[0] == read[1] == read[2]
 
 
-def test_the_split_is_the_same_every_time_and_keeps_equal_rows_together() -> None:
-    rows = [RawRow({"n": n % 30}, f"f:{n}") for n in range(60)]
-    train, heldout = split_rows(rows, 100)
-    assert split_rows(rows, 100) == (train, heldout)
-    assert heldout
-    assert not {r.fields["n"] for r in train} & {r.fields["n"] for r in heldout}
+def test_the_split_is_the_same_every_time_and_keeps_equal_rows_together(tmp_path) -> None:
+    """Equal in what they say: their other columns, spaces and upper case aside."""
+    rows = [{"id": n, "prompt": f"{n % 30}  A" if n < 30 else f" {n % 30} a", "completion": "b"} for n in range(60)]
+    path = str(write_jsonl(tmp_path / "a.jsonl", rows))
+    splits = load_data(path)
+    train, heldout = list(splits.train), splits.heldout
+    again = load_data(path)
+    assert (list(again.train), again.heldout) == (train, heldout)
+    assert (len(train), len(splits.train), len(heldout)) == (54, 54, 6)
+    said = [{row.messages[0]["content"].split()[0] for row in side} for side in (train, heldout)]
+    assert not said[0] & said[1]
 
 
 def test_copies_of_one_row_are_never_all_held_out() -> None:
-    same = [RawRow({"n": 1}, f"f:{n}") for n in range(20)]
-    assert split_rows(same, 100) == (same, [])
-    train, heldout = split_rows([*same, RawRow({"n": 2}, "f:20")], 1)
-    assert (len(train), [row.where for row in heldout]) == (20, ["f:20"])
+    assert heldout_keys([b"a"] * 20, 100) == frozenset()
+    assert heldout_keys([*[b"a"] * 20, b"b"], 1) == {b"b"}
 
 
 def test_only_answers_and_their_stop_are_trained(tokenizer) -> None:
@@ -77,8 +81,8 @@ def test_only_answers_and_their_stop_are_trained(tokenizer) -> None:
 def test_training_sees_exactly_what_inference_gives(tokenizer) -> None:
     (example,) = tokenize(recognise([RawRow({"messages": TURNS}, "f:1")]), tokenizer).examples
     prompt = prompt_ids(TURNS[:1], tokenizer)
-    assert example.input_ids[: len(prompt)] == prompt
-    assert example.labels[: len(prompt)] == [IGNORED] * len(prompt)
+    assert list(example.input_ids[: len(prompt)]) == prompt
+    assert list(example.labels[: len(prompt)]) == [IGNORED] * len(prompt)
     assert example.labels[len(prompt)] != IGNORED
 
 
@@ -87,17 +91,6 @@ def test_a_template_without_a_stop_token_is_refused() -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
     with pytest.raises(DataError, match=r"f:1: the chat template ends an answer without a stop token"):
         tokenize(recognise([RawRow({"messages": TURNS}, "f:1")]), tokenizer)
-
-
-def test_a_tokenizer_without_template_gets_a_plain_one_that_stops() -> None:
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = None
-    assert supply_template(tokenizer)
-    assert tokenizer.chat_template == PLAIN_TEMPLATE
-    (example,) = tokenize(recognise([RawRow({"messages": TURNS}, "f:1")]), tokenizer).examples
-    trained = [label for label in example.labels if label != IGNORED]
-    assert tokenizer.decode(trained) == "b<|im_end|>"
-    assert not supply_template(tokenizer)
 
 
 def test_long_conversations_are_left_out_and_texts_are_cut_without_loss(tokenizer) -> None:

@@ -82,8 +82,15 @@ def test_accumulated_micro_batches_sum_to_the_whole_batch(tiny_model) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [FP32, QLORA, INT8, {**FP32, "gradient_checkpointing": True}],
-    ids=["lora", "qlora", "int8", "checkpointed"],
+    [
+        FP32,
+        QLORA,
+        INT8,
+        {**FP32, "gradient_checkpointing": True},
+        {**FP32, "use_dora": True},
+        {**QLORA, "use_dora": True},
+    ],
+    ids=["lora", "qlora", "int8", "checkpointed", "dora", "dora on 4 bits"],
 )
 @pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_8bit"])
 def test_training_moves_the_adapter_alone_and_the_loss_falls(tiny_model, settings, optimizer) -> None:
@@ -105,13 +112,81 @@ def test_training_moves_the_adapter_alone_and_the_loss_falls(tiny_model, setting
 
 def test_checkpointing_recomputes_and_changes_nothing(tiny_model) -> None:
     values = []
-    for checkpointing in (False, True):
-        recipe, model = build(tiny_model, **{**FP32, "gradient_checkpointing": checkpointing})
-        assert model.is_activation_checkpointing == checkpointing
+    for settings, expected in (
+        ({}, [False, False]),
+        ({"gradient_checkpointing": True}, [True, True]),
+        ({"gradient_checkpointing": True, "checkpoint_every": 2}, [True, False]),
+    ):
+        recipe, model = build(tiny_model, **FP32, **settings)
+        assert [layer.gradient_checkpointing for layer in model.get_base_model().model.layers] == expected
         loss = compute_loss(model, make_batch(), recipe)
         loss.backward()
         values.append([p.grad for p in model.parameters() if p.grad is not None])
     torch.testing.assert_close(values[0], values[1])
+    torch.testing.assert_close(values[0], values[2])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"checkpoint_every": 2}, "checkpoint_every needs gradient_checkpointing"),
+        (
+            {**QLORA, "gradient_checkpointing": True, "checkpoint_every": 2, "experts_4bit": True},
+            "experts_4bit checkpoints every layer",
+        ),
+    ],
+)
+def test_every_second_layer_is_refused_where_it_means_nothing(settings, said) -> None:
+    with pytest.raises(ValueError, match=said):
+        Recipe(**settings)
+
+
+def test_layers_that_cannot_be_told_apart_are_not_checkpointed_in_part(tiny_model, monkeypatch) -> None:
+    import transformers.modeling_layers
+
+    class Other:
+        pass
+
+    monkeypatch.setattr(transformers.modeling_layers, "GradientCheckpointingLayer", Other)
+    with pytest.raises(ModelError, match="LlamaForCausalLM checkpoints all of its layers or none"):
+        build(tiny_model, **FP32, gradient_checkpointing=True, checkpoint_every=2)
+
+
+def test_the_fused_optimizer_makes_the_plain_one_s_steps(tiny_model) -> None:
+    found = []
+    for optimizer in ("adamw_torch", "adamw_torch_fused"):
+        recipe, model = build(tiny_model, **FP32, optimizer=optimizer)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        stepper = build_optimizer(trained, recipe, learning_rate=1e-2, weight_decay=0.1)
+        for _ in range(3):
+            compute_loss(model, make_batch(), recipe).backward()
+            stepper.step()
+            stepper.zero_grad()
+        found.append([p.detach() for p in trained])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+
+
+def test_rslora_scales_by_the_root_of_the_rank(tiny_model) -> None:
+    for use_rslora, scale in ((False, 32 / 16), (True, 32 / 4)):
+        _, model = build(tiny_model, **FP32, use_rslora=use_rslora)
+        assert {m.scaling["default"] for m in model.modules() if hasattr(m, "lora_A")} == {scale}
+
+
+def test_dora_begins_as_the_base_and_trains_the_length_of_every_row(tiny_model) -> None:
+    recipe, model = build(tiny_model, **FP32, use_dora=True)
+    _, base = build(tiny_model, **FP32)
+    torch.testing.assert_close(compute_loss(model, make_batch(), recipe), compute_loss(base, make_batch(), recipe))
+    lengths = {n: p for n, p in model.named_parameters() if "lora_magnitude_vector" in n}
+    assert len(lengths) == 2 * 7
+    for name, length in lengths.items():
+        weight = model.get_parameter(name.replace("lora_magnitude_vector.default", "base_layer"))
+        torch.testing.assert_close(length, weight.norm(dim=1))
+        assert length.requires_grad
+
+
+def test_dora_is_refused_over_8_bits() -> None:
+    with pytest.raises(ValueError, match="use_dora needs a base in 16 or 4 bits"):
+        Recipe(**INT8, use_dora=True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -1,59 +1,144 @@
-"""The data of a Job: training and held-out rows from its files, or the bundled starter task."""
+"""The data of a Job: rows to train on and rows held out, from wherever they are, or the bundled starter task."""
 
 from __future__ import annotations
 
+import heapq
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from autoft.errors import DataError
 from autoft.home import home
-from autoft.trainer.data.read import read_rows, split_rows
-from autoft.trainer.data.shape import Row, recognise
+from autoft.trainer.data.mapping import Mapping, parse_mapping
+from autoft.trainer.data.read import RawRow, open_data
+from autoft.trainer.data.shape import Row, convert_rows, shown
+from autoft.trainer.data.split import heldout_keys, row_key
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRows:
+    """Rows that are read anew each time they are gone over, so that none needs to be held. taken: places left out."""
+
+    read: Callable[[], Iterator[RawRow]]
+    mapping: Mapping | None
+    total: int
+    taken: frozenset[int] = frozenset()
+
+    def __len__(self) -> int:
+        return self.total - len(self.taken)
+
+    def __iter__(self) -> Iterator[Row]:
+        return convert_rows((raw for at, raw in enumerate(self.read()) if at not in self.taken), self.mapping)
 
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """Rows to train on and rows held out. system_prompt: the one that all training conversations share, if they do."""
+    """Rows to train on and rows held out.
 
-    train: list[Row]
+    system_prompt: the one that all training conversations share, if they do. notes: what the user should know of how
+    the data was read, a sentence each.
+    """
+
+    train: TrainingRows
     heldout: list[Row]
-
-    @property
-    def system_prompt(self) -> str | None:
-        prompts = {
-            row.messages[0]["content"] if row.messages and row.messages[0]["role"] == "system" else None
-            for row in self.train
-        }
-        return prompts.pop() if len(prompts) == 1 else None
+    system_prompt: str | None
+    notes: tuple[str, ...] = ()
 
 
-def load_data(data: str, eval_data: str | None = None, *, eval_rows: int = 100) -> Splits:
-    """Read and recognise the rows.
+def load_data(data: str, eval_data: str | None = None, *, eval_rows: int = 100, mapping: str | None = None) -> Splits:
+    """Read and recognise the rows. All are read and checked; of those to train on some 150 bytes each are kept.
 
-    data: a file, or "starter" for the bundled task, which is written to AUTOFT_HOME as ordinary JSONL.
-    eval_data: a file of held-out rows; without one, up to eval_rows (and a tenth) of data are held out.
-    Raises: DataError.
+    data: what open_data takes, or "starter" for the bundled task, which is written to AUTOFT_HOME as ordinary JSONL.
+    eval_data: the same for held-out rows; without it data's own split for that, and without one a tenth of data. Of
+    each up to eval_rows, chosen by what they say, in their order. mapping: which column is what, as --map words it.
+    Raises: DataError, OptionError.
     """
     if data == "starter":
         from autoft.trainer.data.support_desk import write
 
         train_file, heldout_file = write(home() / "data")
         data, eval_data = str(train_file), eval_data or str(heldout_file)
-    raw = read_rows(data)
-    if eval_data is None:
-        rows = {row.where: row for row in recognise(raw)}
-        train, heldout = ([rows[r.where] for r in side] for side in split_rows(raw, eval_rows))
-        return Splits(train, heldout)
-    raw_heldout = read_rows(eval_data)
-    train, heldout = recognise(raw), recognise(raw_heldout)
-    known = {_content(row) for row in train}
-    leaked = next((row for row in heldout if _content(row) in known), None)
-    if leaked is not None:
-        raise DataError(
-            f"{leaked.where}: this held-out row is also in {data}", fix="remove it from one of the two files"
-        )
-    return Splits(train, heldout[:eval_rows] if eval_rows else [])
+    columns = parse_mapping(mapping) if mapping else None
+    source = open_data(data)
+    survey = _survey(convert_rows(source.train(), columns))
+    notes = _reading_notes(survey, columns)
+    taken: frozenset[int] = frozenset()
+    if eval_data is not None:
+        given = open_data(eval_data)
+        others = convert_rows((given.heldout or given.train)(), columns)
+        heldout, _ = _heldout(others, frozenset(survey.keys), eval_rows, data)
+    elif source.heldout is not None:
+        others = convert_rows(source.heldout(), columns)
+        heldout, trained = _heldout(others, frozenset(survey.keys), eval_rows)
+        notes.append(f"held out: {len(heldout)} rows of its split {source.roles.heldout!r}")
+        if trained:
+            notes.append(f"{trained} rows of the split {source.roles.heldout!r} are trained too, and not held out")
+    else:
+        keys = heldout_keys(survey.keys, eval_rows)
+        taken = frozenset(at for at, key in enumerate(survey.keys) if key in keys)
+        heldout = list(convert_rows((raw for at, raw in enumerate(source.train()) if at in taken), columns))
+    unused = [split for split in (*source.roles.unused, eval_data and source.roles.heldout) if split]
+    if unused:
+        notes.append(f"not used: its split {' and '.join(map(repr, unused))}")
+    train = TrainingRows(source.train, columns, len(survey.keys), taken)
+    return Splits(train, heldout, survey.system_prompt, tuple(notes))
 
 
-def _content(row: Row) -> Any:
-    return row.text or tuple((m["role"], m["content"]) for m in row.messages)
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """What one reading of all rows tells. remarks: each with how many rows have it, and where the first of them is."""
+
+    first: Row
+    keys: list[bytes]
+    system_prompt: str | None
+    remarks: dict[str, tuple[int, str]]
+
+
+def _survey(rows: Iterator[Row]) -> _Survey:
+    first = next(rows)
+    keys: list[bytes] = []
+    prompts: set[str | None] = set()
+    remarks: dict[str, tuple[int, str]] = {}
+    for row in itertools.chain([first], rows):
+        keys.append(row_key(row))
+        if len(prompts) < 2:
+            opens = bool(row.messages) and row.messages[0]["role"] == "system"
+            prompts.add(row.messages[0]["content"] if opens else None)
+        if row.remark:
+            count, where = remarks.get(row.remark, (0, row.where))
+            remarks[row.remark] = count + 1, where
+    return _Survey(first, keys, prompts.pop() if len(prompts) == 1 else None, remarks)
+
+
+def _heldout(
+    rows: Iterator[Row], trained: frozenset[bytes], most: int, refuse: str | None = None
+) -> tuple[list[Row], int]:
+    """(at most so many of `rows`, in their order; how many were left out because they are trained).
+
+    refuse: name of the training data, where such a row is a mistake. Raises: DataError then.
+    """
+    left_out = 0
+
+    def untrained() -> Iterator[tuple[bytes, int, Row]]:
+        nonlocal left_out
+        for at, row in enumerate(rows):
+            key = row_key(row)
+            if key not in trained:
+                yield key, at, row
+            elif refuse is None:
+                left_out += 1
+            else:
+                raise DataError(
+                    f"{row.where}: this held-out row is also in {refuse}, spaces and upper case aside",
+                    fix="remove it from one of the two",
+                )
+
+    chosen = heapq.nsmallest(most, untrained(), key=lambda found: found[:2])
+    return [row for _, _, row in sorted(chosen, key=lambda found: found[1])], left_out
+
+
+def _reading_notes(survey: _Survey, mapping: Mapping | None) -> list[str]:
+    notes = [f"--map {mapping.words}: {survey.first.where} reads {shown(survey.first)}"] if mapping else []
+    for remark, (count, where) in survey.remarks.items():
+        notes.append(remark if count == len(survey.keys) else f"{remark} ({count} rows, the first at {where})")
+    return notes

@@ -1,141 +1,296 @@
-"""Rows from files: JSON, JSONL, CSV, Parquet. Every row remembers where it came from, so that an error can say so."""
+"""Rows from wherever data is: files, folders and globs, the hub. Every row remembers where it came from.
+
+What is read one row after the other takes no more memory than its longest row; a .json list is read whole, Parquet a
+row group at a time.
+"""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import io
+import itertools
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol, cast
 
 from autoft.errors import DataError
+from autoft.trainer.data.files import KINDS_HELP, PACKED, TABLES, TEXTS, Roles, find, kind
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, written as an escape
 LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit is 131,072
+PASSAGE_CHARACTERS = 8000  # of a plain text in one row: some 2,000 tokens
+COLUMNAR = (".parquet", ".arrow", ".feather")
 
 OnFault = Callable[[DataError], None]
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """One row as it stands in its file. where: file:line, or file: row N."""
+    """One row as it stands in its file.
+
+    where: file:line, or file: row N. goes_on: a passage whose text goes on in the next row, so that it has no end.
+    """
 
     fields: dict[str, Any]
     where: str
+    goes_on: bool = False
+
+
+class Start(Protocol):
+    """Starts reading. Without on_fault, a line that is no row raises."""
+
+    def __call__(self, *, on_fault: OnFault | None = None) -> Iterator[RawRow]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What a path stands for. train, heldout: start reading anew each time; heldout is None where no split is for that.
+
+    roles: the splits that were found, by their names.
+    """
+
+    train: Start
+    heldout: Start | None
+    roles: Roles
 
 
 def read_rows(path: str) -> list[RawRow]:
-    """Every row of the file at `path`. Raises: as stream_rows."""
+    """Every row of `path`. Raises: as stream_rows."""
     return list(stream_rows(path))
 
 
 def stream_rows(path: str, *, on_fault: OnFault | None = None) -> Iterator[RawRow]:
-    """The rows of the file at `path`, one after the other.
+    """The rows of `path` to train on, one after the other.
 
     on_fault: told of a line that is no row (file:line); reading then goes on with the next one.
-    Raises: DataError for a missing, empty or unreadable file and, without on_fault, for a line that is no row.
+    Raises: DataError as open_data; for an empty or unreadable file and, without on_fault, for a line that is no row.
     """
-    file = Path(path).expanduser()
-    if not file.exists():
+    yield from open_data(path).train(on_fault=on_fault)
+
+
+def open_data(path: str) -> Data:
+    """What `path` stands for: a file, a folder, a glob, or a dataset of the hub (owner/name[/config][:split]).
+
+    Raises: DataError when there is none, or of no known kind.
+    """
+    found = find(path)
+    if found is None:
+        from autoft.trainer.data.hub import hub_data, is_hub_id
+
+        if kind(path) not in (*TABLES, *TEXTS) and is_hub_id(path):
+            return hub_data(path)
         raise DataError(
-            f"{path}: no such file", fix="check the path; --data takes a .jsonl, .json, .csv or .parquet file"
+            f"{path}: no such file",
+            fix=f"check the path; for data {KINDS_HELP}; a folder, a glob, or a hub dataset (owner/name)",
         )
-    if file.is_dir():
-        raise DataError(f"{path}: a folder", fix="name the file in it")
-    if file.suffix.lower() not in SUFFIXES:
-        raise DataError(
-            f"{path}: {file.suffix or 'no suffix'} is not a known kind of data",
-            fix="use .jsonl, .json, .csv or .parquet",
-        )
-    if file.stat().st_size == 0:
+    heldout = partial(_rows_of, found.heldout, path) if found.heldout else None
+    return Data(partial(_rows_of, found.train, path), heldout, found.roles)
+
+
+def _rows_of(files: tuple[Path, ...], path: str, on_fault: OnFault | None = None) -> Iterator[RawRow]:
+    if len(files) == 1 and files[0].stat().st_size == 0:
         raise DataError(f"{path}: empty file", fix="give a file with one JSON object a line")
-    reader = {".csv": _csv_rows, ".parquet": _parquet_rows}.get(file.suffix.lower(), _json_rows)
     found = False
-    faults = 0
-
-    def tell(error: DataError) -> None:
-        nonlocal faults
-        if on_fault is None:
-            raise error
-        faults += 1
-        on_fault(error)
-
-    for row in reader(file, tell):
-        found = True
-        yield row
-    if not found and not faults:
-        raise DataError(f"{path}: no rows", fix="give a file with at least one row")
+    for file in files:
+        for row in _reader(file)(file):
+            found = True
+            if isinstance(row, RawRow):
+                yield row
+            elif on_fault is None:
+                raise row
+            else:
+                on_fault(row)
+    if not found:
+        raise DataError(f"{path}: no rows", fix="give data with at least one row")
 
 
-def split_rows(rows: list[RawRow], heldout: int) -> tuple[list[RawRow], list[RawRow]]:
-    """(training, held-out) rows: the same split every time, and equal rows always on one side.
+def _reader(file: Path) -> Callable[[Path], Iterator[RawRow | DataError]]:
+    """What reads it: rows, and in their place what is wrong with lines that are none, where the next can be told."""
+    form = kind(file.name)
+    if form in COLUMNAR:
+        if file.suffix.lower() in PACKED:
+            raise DataError(
+                f"{file}: {form} cannot be read through {file.suffix}", fix=f"unpack it: {form} is compressed inside"
+            )
+        from autoft.trainer.data.columnar import arrow_rows, parquet_rows
 
-    heldout: rows wanted, at most a tenth of all. Order within each side is the file's.
-    """
-    wanted = min(heldout, len(rows) // 10)
-    keys = [hashlib.sha256(json.dumps(row.fields, sort_keys=True, default=str).encode()).hexdigest() for row in rows]
-    copies = Counter(keys)
-    chosen: set[str] = set()
-    for key in sorted(copies):
-        if copies[key] <= wanted:
-            chosen.add(key)
-            wanted -= copies[key]
-    train = [row for row, key in zip(rows, keys, strict=True) if key not in chosen]
-    return train, [row for row, key in zip(rows, keys, strict=True) if key in chosen]
+        return parquet_rows if form == ".parquet" else arrow_rows
+    if form in TEXTS:
+        return _passages
+    return {".csv": _csv_rows, ".tsv": _csv_rows, ".json": _json_rows}.get(form, _json_lines)
 
 
-def _text(file: Path) -> str:
+# --- text, line by line --------------------------------------------------------------------------------------------
+
+
+def _open(file: Path) -> BinaryIO:
+    suffix = file.suffix.lower()
+    if suffix == ".gz":
+        import gzip
+
+        return cast(BinaryIO, gzip.open(file))
+    if suffix == ".bz2":
+        import bz2
+
+        return cast(BinaryIO, bz2.open(file))
+    if suffix == ".xz":
+        import lzma
+
+        return cast(BinaryIO, lzma.open(file))
+    if suffix == ".zst":
+        import io
+
+        import pyarrow  # type: ignore[import-untyped]
+
+        return cast(BinaryIO, io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd")))
+    return file.open("rb")
+
+
+def _lines(file: Path) -> Iterator[str]:
+    """Lines of UTF-8 text with their ends, unpacked. Raises: DataError, with file:line where the text is at fault."""
+
+    for number, line in enumerate(_byte_lines(file), start=1):
+        yield _decoded(line, file, number)
+
+
+def _decoded(line: bytes, file: Path, number: int) -> str:
     try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = file.read_bytes()[: error.start].count(b"\n") + 1
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError:
         raise DataError(f"{file}:{number}: not UTF-8 text", fix="save the file as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}", fix="check the file's permissions") from None
 
 
-def _json_rows(file: Path, tell: OnFault) -> Iterator[RawRow]:
-    if file.suffix.lower() == ".json" and _text(file).lstrip().startswith("["):
-        yield from _json_list(file, tell)
-        return
+def _byte_lines(file: Path) -> Iterator[bytes]:
+    import lzma
+    import zlib
+
+    try:
+        with _open(file) as lines:
+            yield from lines
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        if file.suffix.lower() in PACKED and getattr(error, "errno", None) is None:
+            raise DataError(f"{file}: cannot be unpacked: {error}", fix="pack it anew, or fetch it again") from None
+        raise DataError(
+            f"{file}: {getattr(error, 'strerror', error)}", fix="check the file and its permissions"
+        ) from None
+
+
+def _passages(file: Path) -> Iterator[RawRow]:
+    """A plain text in passages of whole paragraphs, each ended by the first blank line after PASSAGE_CHARACTERS.
+
+    Where there is none for as long again, the end of a line will do, or of a word. Together they are the file,
+    character for character, but for blank lines at the end.
+    """
+    kept: list[str] = []
+    size, begins = 0, 1
+    for number, line in _short_lines(file):
+        too_long = size + len(line) > 2 * PASSAGE_CHARACTERS
+        paragraph = size >= PASSAGE_CHARACTERS and kept[-1].isspace()
+        if (too_long or paragraph) and not line.isspace():
+            yield RawRow({"text": "".join(kept)}, f"{file}:{begins}", goes_on=True)
+            kept, size, begins = [], 0, number
+        kept.append(line)
+        size += len(line)
+    if size and not "".join(kept).isspace():
+        yield RawRow({"text": "".join(kept)}, f"{file}:{begins}")
+
+
+def _short_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """(number, text) of lines, those longer than PASSAGE_CHARACTERS in pieces that end with a word."""
     for number, line in enumerate(_lines(file), start=1):
+        rest = line
+        while len(rest) > PASSAGE_CHARACTERS:
+            end = rest.rfind(" ", 1, PASSAGE_CHARACTERS) + 1 or PASSAGE_CHARACTERS
+            yield number, rest[:end]
+            rest = rest[end:]
+        yield number, rest
+
+
+def _csv_rows(file: Path) -> Iterator[RawRow | DataError]:
+    """Cells stay text as they are written: an answer "42", "NA" or "null" is no number and no gap."""
+    csv.field_size_limit(LONGEST_CELL)
+    numbered = _lines(file)
+    first = next(numbered, "")
+    delimiter = "\t" if kind(file.name) == ".tsv" else ","
+    if delimiter not in first:
+        delimiter = next((other for other in (";", "\t") if other in first), delimiter)
+    name = {",": "comma", ";": "semicolon", "\t": "tab"}[delimiter]
+    lines = csv.reader(itertools.chain([first], numbered), strict=True, delimiter=delimiter)
+    try:
+        header = next(lines, [])
+        _demand_distinct(header, file)
+        begins = lines.line_num + 1
+        for cells in lines:
+            where = f"{file}:{begins}"
+            begins = lines.line_num + 1
+            if cells and len(cells) != len(header):
+                yield DataError(
+                    f"{where}: {len(cells)} cells, but the header has {len(header)}",
+                    fix=f'put cells that hold a {name} in quotes: "a{delimiter} b"',
+                )
+            elif cells:
+                yield RawRow(dict(zip(header, cells, strict=True)), where)
+    except csv.Error as error:  # where a quote is open, nothing after it can be told apart
+        yield DataError(f"{file}:{lines.line_num}: not CSV: {error}", fix="check the quotes of that row")
+
+
+def _demand_distinct(header: list[str], file: Path) -> None:
+    twice = next((name for at, name in enumerate(header) if name in header[:at]), None)
+    if twice is not None:
+        raise DataError(f"{file}:1: two columns are called {twice!r}", fix="give every column a name of its own")
+
+
+# --- JSON ----------------------------------------------------------------------------------------------------------
+
+
+def _json_lines(file: Path) -> Iterator[RawRow | DataError]:
+    for number, line in enumerate(_byte_lines(file), start=1):
         where = f"{file}:{number}"
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\n")
-            row = RawRow(_object(_parsed(text, where), where), where) if text.strip() else None
-        except UnicodeDecodeError:
-            tell(DataError(f"{where}: not UTF-8 text", fix="save the file as UTF-8"))
+            text = _decoded(line, file, number).rstrip("\n")
+            row: RawRow | DataError | None = (
+                RawRow(_object(_parsed(text, where), where), where) if text.strip() else None
+            )
         except DataError as error:
-            tell(error)
-        else:
-            if row is not None:
-                yield row
+            row = error
+        if row is not None:
+            yield row
 
 
-def _lines(file: Path) -> Iterator[bytes]:
-    """One line in memory at a time."""
-    try:
-        with file.open("rb") as lines:
-            yield from lines
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}", fix="check the file's permissions") from None
-
-
-def _json_list(file: Path, tell: OnFault) -> Iterator[RawRow]:
-    for position, item in enumerate(_parsed(_text(file), str(file)), start=1):
+def _json_rows(file: Path) -> Iterator[RawRow | DataError]:
+    """A list of objects, an object that holds one such list ({"data": [...]}), one object, or one a line."""
+    start = next((line.strip() for line in _lines(file) if line.strip()), "")
+    if not start.startswith("[") and _is_json(start):
+        yield from _json_lines(file)
+        return
+    value = _parsed("".join(_lines(file)), str(file)) if start else []
+    if isinstance(value, dict):
+        lists = [v for v in value.values() if isinstance(v, list) and v and all(isinstance(x, dict) for x in v)]
+        value = lists[0] if len(lists) == 1 and not _is_row(value) else [value]
+    for position, item in enumerate(value if isinstance(value, list) else [value], start=1):
         where = f"{file}: row {position}"
         try:
-            row = RawRow(_object(item, where), where)
+            yield RawRow(_object(item, where), where)
         except DataError as error:
-            tell(error)
-        else:
-            yield row
+            yield error
+
+
+def _is_row(value: dict[str, Any]) -> bool:
+    """Whether an object's list is its turns, and not rows."""
+    from autoft.trainer.data.shape import CONVERSATIONS
+
+    return any(name.lower() in CONVERSATIONS for name in value)
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _parsed(text: str, where: str) -> Any:
@@ -165,38 +320,3 @@ def _object(value: Any, where: str) -> dict[str, Any]:
             fix='write rows like {"prompt": ..., "completion": ...}',
         )
     return value
-
-
-def _csv_rows(file: Path, tell: OnFault) -> Iterator[RawRow]:
-    """Cells stay text as they are written: an answer "42", "NA" or "null" is no number and no gap."""
-    csv.field_size_limit(LONGEST_CELL)
-    lines = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
-    try:
-        header = next(lines, [])
-        begins = lines.line_num + 1
-        for cells in lines:
-            where = f"{file}:{begins}"
-            begins = lines.line_num + 1
-            if cells and len(cells) != len(header):
-                tell(
-                    DataError(
-                        f"{where}: {len(cells)} cells, but the header has {len(header)}",
-                        fix='put cells that hold a comma in quotes: "a, b"',
-                    )
-                )
-            elif cells:
-                yield RawRow(dict(zip(header, cells, strict=True)), where)
-    except csv.Error as error:
-        # where a quote is open, nothing after it can be told apart
-        tell(DataError(f"{file}:{lines.line_num}: not CSV: {error}", fix="check the quotes of that row"))
-
-
-def _parquet_rows(file: Path, _tell: OnFault) -> Iterator[RawRow]:
-    from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
-
-    try:
-        table = parquet.read_table(file, partitioning=None)
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{file}: not Parquet: {' '.join(str(error).split())[:160]}", fix="check the file") from error
-    for number, fields in enumerate(table.to_pylist(), start=1):
-        yield RawRow({k: v for k, v in fields.items() if v is not None}, f"{file}: row {number}")

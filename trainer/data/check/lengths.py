@@ -50,7 +50,7 @@ class Meter:
 
 def meter_of(model: str) -> Meter:
     """Raises: ModelError where there is no such model, or no tokenizer that can stop."""
-    from autoft.trainer.data.tokens import supply_template
+    from autoft.trainer.data.templates import supply_template
     from autoft.trainer.resolve import load_config, load_tokenizer, resolve
 
     ref = resolve(model)
@@ -62,7 +62,7 @@ def meter_of(model: str) -> Meter:
             fix="add its tokenizer files, or check without --model",
         )
     context = getattr(load_config(ref).get_text_config(), "max_position_embeddings", None)
-    return Meter(model, tokenizer, context, supply_template(tokenizer))
+    return Meter(model, tokenizer, context, supply_template(tokenizer) is not None)
 
 
 def estimated_tokens(row: Row) -> int:

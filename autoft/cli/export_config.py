@@ -1,0 +1,56 @@
+"""`autoft export-config`: a plan as the configuration of another trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from autoft import render
+from autoft.cli import options
+from autoft.errors import OutputError
+
+TOOLS = ("axolotl", "llamafactory", "trl", "unsloth")
+
+
+@options.command(
+    "Write what another trainer needs to train PLAN, a plan.toml: its configuration and, in a folder beside it, the "
+    "data as autoft reads and splits it. Comments at the top tell what the tool does otherwise or cannot express."
+)
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--to", "tool", type=options.Choice(TOOLS), required=True, help=f"One of {', '.join(TOOLS)}.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where to. Without it the configuration is printed, and no data is written.",
+)
+def command(plan: Path, tool: str, output: Path | None, as_json: bool) -> None:
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise OutputError(f"{output}: not a file that can be written", fix="-o a file in a folder that exists")
+    from autoft.trainer import environment
+
+    environment.prepare()
+    from autoft.planner.export_config import SUFFIXES, export_config, write_export
+    from autoft.planner.plan_file import read_plan
+
+    out = output or Path(f"{plan.stem}-{tool}{SUFFIXES[tool]}")  # type: ignore[index]
+    export = export_config(read_plan(plan), tool, out, where=str(plan))  # type: ignore[arg-type]
+    if output is not None:
+        write_export(export)
+    text = export.files[out]
+    if as_json:
+        written = [str(path) for path in export.files] if output is not None else []
+        options.print_json(
+            {"tool": tool, "files": written, "command": export.command, "notes": list(export.notes), "config": text}
+        )
+        return
+    console = render.console(stderr=output is None)
+    if output is None:
+        click.echo(text, nl=False)
+        console.print(f"Note: the data that it names is written with -o FILE, such as -o {out}", markup=False)
+        return
+    for note in export.notes:
+        console.print(f"Note: {note}", markup=False)
+    console.print(f"Next: {export.command}", style="bold", markup=False)

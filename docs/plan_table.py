@@ -1,0 +1,106 @@
+"""Write docs/plans.md: what `autoft plan` answers for 12 models on 10 cards, and for one model by sequence length.
+
+python docs/plan_table.py                      writes it
+python docs/plan_table.py --check [MODEL...]   exits with 1 where the plans of these models are not what it says
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from autoft.errors import OptionError
+from autoft.planner.plan import ask
+from autoft.planner.question import Question
+from autoft.planner.request import Request
+from autoft.planner.target import target_of_profile
+from autoft.profiles.detect import detect
+from autoft.units import duration, size
+
+PAGE = Path(__file__).parent / "plans.md"
+MODELS = (
+    "smollm2-135m-instruct", "qwen2.5-0.5b-instruct", "tinyllama-1.1b-chat-v1.0", "qwen2.5-1.5b-instruct",
+    "llama-3.2-3b-instruct", "qwen2.5-7b-instruct", "llama-3.1-8b-instruct", "gemma-2-9b-it", "phi-4",
+    "qwen3-30b-a3b", "qwen2.5-32b-instruct", "llama-3.1-70b-instruct",
+)  # fmt: skip
+CARDS = (
+    "rtx-4060", "rtx-3060", "t4", "rtx-4080", "rtx-3090", "rtx-4090", "rtx-5090", "rtx-a6000", "a100-80gb", "h100-80gb",
+)  # fmt: skip
+LENGTHS, LENGTHS_OF = (512, 1024, 2048, 4096, 8192, 16384, 32768), ("llama-3.1-8b-instruct", "rtx-4090")
+SEQ_LEN = 2048
+HEAD = f"""# Plans
+
+Made by `python docs/plan_table.py` (`make readme`): do not edit. Each line is what `autoft plan MODEL --gpu CARD
+--seq-len {SEQ_LEN}` answers: prefer balanced, rank 16 on all linear layers, no data, all of the card's memory free.
+No weights and no card were needed. Memory is what the run takes of the card at most, loading and evaluation included;
+time is that of a million tokens, from the data sheet's figures, and as wide as they are vague.
+"""
+COLUMNS = (
+    "| {} | method | base | micro-batch | checkpointing | memory | of usable | a million tokens |\n"
+    + "|---" * 8
+    + "|\n"
+)
+TOKENS = 1e6
+
+
+def page() -> str:
+    """The whole text of the page."""
+    return "\n".join([HEAD, *(section(model) for model in MODELS), lengths()])
+
+
+def section(model: str) -> str:
+    """The plans of one model on all cards."""
+    question = ask(Request(model=model, gpu=CARDS[0], seq_len=SEQ_LEN), detect()).question
+    lines = [line(card, question.on(target_of_profile(card))) for card in CARDS]
+    return f"## {model}\n\n{COLUMNS.format('card')}{''.join(lines)}"
+
+
+def lengths() -> str:
+    """The plans of one model on one card by sequence length."""
+    model, card = LENGTHS_OF
+    found = (ask(Request(model=model, gpu=card, seq_len=n), detect()).question for n in LENGTHS)
+    lines = [line(f"{question.seq_len:,}", question) for question in found]
+    return f"## {model} on a {card} by length\n\n{COLUMNS.format('tokens a row')}{''.join(lines)}"
+
+
+def line(name: str, question: Question) -> str:
+    """One plan, or by how much the closest misses."""
+    found = question.search()
+    choice, room = question.choose(found), question.target.available_bytes
+    if choice is None:
+        tried = found.found.values()
+        least = min((c.estimate.device_bytes for c in tried), default=None)
+        why = f"needs {size(least)}" if least else "weights alone are too much"
+        return f"| {name} | nothing fits | | | | {why} | {size(room)} | |\n"
+    recipe, estimate = choice.recipe, choice.estimate
+    saving = "none"
+    if recipe.gradient_checkpointing:
+        saving = "every layer" if recipe.checkpoint_every == 1 else f"every {recipe.checkpoint_every} layers"
+        saving += ", on the host" if recipe.offload_checkpoints else ""
+    million = TOKENS / (recipe.micro_batch * recipe.seq_len)
+    span = f"{duration(estimate.step_time_s.lower * million)} to {duration(estimate.step_time_s.upper * million)}"
+    base = f"{recipe.quant_type}, {recipe.base_dtype}" if recipe.quant_type else recipe.base_dtype
+    return (
+        f"| {name} | {recipe.method} | {base} | {recipe.micro_batch} | {saving} "
+        f"| {size(estimate.device_bytes)} | {size(room)} | {span} |\n"
+    )
+
+
+def main(words: list[str]) -> int:
+    if words[:1] != ["--check"]:
+        PAGE.write_text(page(), encoding="utf-8")
+        return 0
+    if unknown := [model for model in words[1:] if model not in MODELS]:
+        raise OptionError(f"no model {unknown[0]} in the page")
+    written = PAGE.read_text(encoding="utf-8")
+    wrong = [model for model in words[1:] or MODELS if section(model) not in written]
+    for model in wrong:
+        print(f"{PAGE}: the plans of {model} are others now; `make readme` rewrites them", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,28 @@
+"""Where does each figure of a Plan come from? Its recipe rehearsed once more, with what to tell of it noted down."""
+
+from __future__ import annotations
+
+import functools
+
+from autoft.planner.estimator import Estimator
+from autoft.planner.explain import Figure, explain
+from autoft.planner.plan import Answer
+from autoft.planner.plan_file import Plan
+from autoft.planner.recording import record
+from autoft.planner.request import Request
+from autoft.planner.target import target_of
+from autoft.planner.time import measure_cpu_flops
+from autoft.profiles.hardware import Hardware
+from autoft.trainer.resolve import load_config, resolve
+
+
+def explain_plan(plan: Plan, request: Request, hardware: Hardware) -> tuple[Figure, ...]:
+    """Every byte figure of the plan's Estimate. request, hardware: that the plan was made for."""
+    target = target_of(
+        hardware, gpu_name=request.gpu, vram_gib=request.vram_gib, cpu_flops_per_s=functools.cache(measure_cpu_flops)
+    )
+    estimator = Estimator(request.model, load_config(resolve(request.model)), target)
+    recipe = plan.job.recipe
+    rehearsal = estimator.rehearse(recipe, accumulate=plan.job.accumulation > 1)
+    answer = Answer(recipe, estimator.estimate_of(recipe, rehearsal), target, estimator, rehearsal)
+    return explain(record(rehearsal, estimator.allocator()), answer)

@@ -1,0 +1,168 @@
+"""The plan as TOML that a person likes to read: what matters first, and a comment where a line has a reason."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import Any
+
+from autoft.planner.candidates import describe
+from autoft.planner.plan_file import Plan
+from autoft.schema import without_none
+from autoft.units import duration, size
+
+COLUMNS = 100
+INSTEAD = 3  # alternatives told beside a line
+# The sections behind the figures at the top. What is in none of these comes before the inputs.
+ORDER = ("job", "estimate", "run_time_s", "run_energy_kwh", "workload")
+LAST = ("inputs", "shape", "hardware", "alternatives")
+
+SECTIONS = {
+    "job": "What is trained, on what and for how long. Each line may be edited.",
+    "job.recipe": "One training step. Each line may be edited; most change memory or time.",
+    "estimate": "What a step takes, in bytes and seconds, rehearsed for the device named at the top.",
+    "run_time_s": "All steps, evaluation not included.",
+    "workload": "The data under the model's tokenizer and chat template, in tokens.",
+    "inputs": "What the plan was made from: `autoft run` tells what has changed since.",
+    "shape": "The model. `autoft run` refuses a model of another shape.",
+    "hardware": "The machine that the plan was made on.",
+    "alternatives": "What was not chosen, and why.",
+}
+JOB = {
+    "eval_rows": "held out of data to evaluate on, at most a tenth of it",
+    "mapping": "which column is what, as --map words it",
+    "group_by_length": "rows of like length share a step",
+    "learning_rate": "the peak",
+    "warmup_ratio": "part of all steps that leads up to the peak",
+    "max_grad_norm": "gradients are clipped to this norm",
+    "max_new_tokens": "longest answer in the evaluation; 0 evaluates the loss only",
+}
+RECIPE = {
+    "double_quant": "the scales of 4-bit blocks are quantized too",
+    "alpha": "updates are scaled by alpha / rank",
+    "use_rslora": "by alpha / sqrt(rank) instead",
+    "use_dora": "lengths of rows are trained apart from their directions",
+    "target_modules": "the layers that get an adapter",
+    "adapter_dtype": "of the trained weights, their gradients and the optimizer's state",
+    "autocast": "a 16-bit step over float32 adapters",
+    "micro_batch": "sequences in one forward and backward",
+    "seq_len": "tokens; longer rows are left out",
+    "packing": "several examples share a row, none sees another",
+    "gradient_checkpointing": "layers run again in the backward, and keep less",
+    "checkpoint_every": "only every so many layers do so",
+    "offload_checkpoints": "what is kept waits in the host's memory",
+    "kbit_upcast": "norms and embeddings of a quantized base in float32",
+    "loss": "fused never builds the logits, selected only those that are trained",
+}
+# The line at which an alternative is told, if it differs in nothing but these fields
+KNOBS = {
+    "method": {"method", "quant_type", "double_quant", "experts_4bit"},
+    "micro_batch": {"micro_batch"},
+    "gradient_checkpointing": {"gradient_checkpointing", "offload_checkpoints", "checkpoint_every"},
+    "seq_len": {"seq_len"},
+    "rank": {"rank", "alpha"},
+}
+# Reasons that begin otherwise than with their key
+BEGINS = {
+    "epochs": r"[\d.]+ epochs?: ",
+    "accumulation": r"\d+ rows a step",
+    "group_by_length": r"rows of like length ",
+    "method": r"the base stays whole|\d+ bits buy ",
+    "gradient_checkpointing": r"checkpointing buys ",
+}
+
+
+def plan_toml(plan: Plan) -> str:
+    """The whole plan; comments aside, `Plan.from_toml` gives it back."""
+    import tomli_w
+
+    data = without_none(plan.to_dict())
+    literals = {name: value for name, value in data.items() if not _is_table(value)}
+    between = [name for name in data if name not in (*literals, *ORDER, *LAST)]
+    parts = [_header(plan), tomli_w.dumps(literals)]
+    for name in (*ORDER, *between, *LAST):
+        if name not in data or name in literals:
+            continue
+        if name == "job":
+            recipe = data["job"].pop("recipe")
+            parts.append(_table("job", data["job"], {**JOB, "accumulation": _rows(plan)}, _reasons(plan)))
+            parts.append(_table("job.recipe", recipe, RECIPE, _instead(plan), _reasons(plan)))
+        else:
+            text = tomli_w.dumps({name: data[name]})
+            parts.append(_comment(SECTIONS.get(name, "")) + (_sized(text) if name == "estimate" else text))
+    return "\n".join(parts)
+
+
+def _header(plan: Plan) -> str:
+    estimate, recipe = plan.estimate, plan.job.recipe
+    memory = f"{size(estimate.device_bytes)} of the {size(estimate.available_bytes)} that can be used"
+    time = ""
+    if plan.steps is not None and plan.run_time_s is not None:
+        time = f"; {plan.steps} steps, {duration(plan.run_time_s.lower)} to {duration(plan.run_time_s.upper)}"
+    return (
+        _comment(f"{plan.job.model} on {plan.target}")
+        + _comment(f"{describe(recipe)}, {recipe.seq_len} tokens: {memory}{time}")
+        + "#\n"
+        + _comment(
+            "Train it with `autoft run` and the name of this file. Edit [job] as you like: run rehearses the step "
+            "again, on the machine that it finds, and refuses what does not fit there. The other sections tell how "
+            "the plan came about, and nothing acts on them."
+        )
+    )
+
+
+def _table(path: str, values: dict[str, Any], meanings: dict[str, str], *reasons: dict[str, list[str]]) -> str:
+    """One key a line, what it means behind it, and above it why it is so."""
+    import tomli_w
+
+    lines = [_comment(SECTIONS[path]) + f"[{path}]\n"]
+    for key, value in values.items():
+        lines += [_comment(reason) for found in reasons for reason in found.get(key, [])]
+        line, meaning = tomli_w.dumps({key: value}).rstrip("\n"), meanings.get(key)
+        lines.append(f"{line}  # {meaning}\n" if meaning else f"{line}\n")
+    return "".join(lines)
+
+
+def _sized(toml: str) -> str:
+    """Bytes in words behind each figure that is one."""
+    return re.sub(r"(?m)^(?!\w+_params)\w+ = (\d{4,})$", lambda line: f"{line[0]}  # {size(int(line[1]))}", toml)
+
+
+def _rows(plan: Plan) -> str:
+    micro_batch, accumulation = plan.job.recipe.micro_batch, plan.job.accumulation
+    return f"micro-batches in an optimizer step: {micro_batch} x {accumulation} rows"
+
+
+def _instead(plan: Plan) -> dict[str, list[str]]:
+    """Of the alternatives that turn one knob, what each would take, by the knob's line."""
+    chosen = plan.job.recipe.to_dict()
+    found: dict[str, list[str]] = {}
+    for alternative in plan.alternatives:
+        other = alternative.recipe.to_dict()
+        changed = {key for key, value in other.items() if value != chosen[key]}
+        knob = next((knob for knob, fields in KNOBS.items() if changed and changed <= fields), None)
+        if knob is not None:
+            found.setdefault(knob, []).append(f"not {describe(alternative.recipe)}: {alternative.reason}")
+    return {knob: lines[:INSTEAD] for knob, lines in found.items()}
+
+
+def _reasons(plan: Plan) -> dict[str, list[str]]:
+    """The plan's reasons that begin with what a key is called ("learning rate 0.0002: ..."), by that key."""
+    begins = {key: rf"{key.replace('_', ' ')} " for key in (*plan.job.to_dict(), *plan.job.recipe.to_dict())} | BEGINS
+    found: dict[str, list[str]] = {}
+    for reason in plan.reasons:
+        key = next((key for key, words in begins.items() if re.match(words, reason)), None)
+        if key is not None:
+            found.setdefault(key, []).append(reason)
+    return found
+
+
+def _comment(text: str) -> str:
+    """Lines that begin with "# ", of any text: what no comment may hold is left out."""
+    shown = "".join(char for char in " ".join(text.split()) if char.isprintable())
+    lines = textwrap.wrap(shown, COLUMNS - 2, break_long_words=False, break_on_hyphens=False)
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))

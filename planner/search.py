@@ -1,0 +1,154 @@
+"""The search: which of the candidates are worth a rehearsal, and what speaks against the others?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
+
+from autoft.planner.candidates import Family, describe, describe_base
+from autoft.planner.estimate import Estimate
+from autoft.planner.parallel import spread
+from autoft.trainer.recipe import Recipe
+from autoft.units import size
+
+# What of the peak grows with the micro-batch, by the trace's kinds
+GROWING = ("inputs", "activations", "logits", "temporaries", "rounding")
+# A half of a micro-batch is tried where it takes so much less padding
+LESS_PADDING = 0.97
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A recipe, its Estimate, and the seconds that a row of data takes with it, padding included."""
+
+    recipe: Recipe
+    estimate: Estimate
+    row_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """Candidates that were not rehearsed. recipe: one of them."""
+
+    recipe: Recipe
+    text: str
+
+
+@dataclass(slots=True)
+class Search:
+    """estimate: rehearses. padding: tokens of a micro-batch of so many rows, padding included, over those of as many
+    rows as long as the sequence. weights_bytes: the least that a recipe's base takes of the device. gpu: a card, not a
+    CPU, where large tensors can take more than their share of time.
+
+    found: what was rehearsed. pruned: why the rest was not.
+    """
+
+    estimate: Callable[[Recipe], Estimate]
+    available_bytes: int
+    weights_bytes: Callable[[Recipe], int]
+    padding: Callable[[int], float]
+    gpu: bool
+    found: dict[Recipe, Candidate] = field(default_factory=dict)
+    pruned: list[Pruned] = field(default_factory=list)
+
+    def smallest(self, families: Sequence[Family]) -> None:
+        """Rehearse the smallest micro-batch of each family: what needs the least memory is among them."""
+        for family in families:
+            self._try(family.recipes[0])
+
+    def largest(self, families: Sequence[Family]) -> None:
+        """Rehearse what may be the quickest of each family that fits, and what shows why others do not.
+
+        Larger micro-batches need more memory and, a row, no more time but for padding; savings are ordered by both. So
+        whatever fits in full with few savings makes more of them needless, and whatever does not fit with all of
+        them does not fit with few.
+        """
+        groups = [list(group) for _, group in groupby(families, key=lambda family: family.base)]
+        # PyTorch's threads, which a CPU's estimate times, do not survive a fork
+        for found, pruned in spread(self._base, groups, alone=not self.gpu, fewest=1):
+            self.found |= found
+            self.pruned += pruned
+
+    def settle(self, families: Sequence[Family], order: Callable[[Candidate], Any]) -> None:
+        """Rehearse smaller micro-batches of the best by `order` as long as they come before it."""
+        fitting = [candidate for candidate in self.found.values() if candidate.estimate.fits == "yes"]
+        best = min(fitting, key=order, default=None)
+        recipes = next((f.recipes for f in families if best is not None and best.recipe in f.recipes), ())
+        while best is not None and (place := recipes.index(best.recipe)) > 0:
+            smaller = self._try(recipes[place - 1])
+            if order(smaller) > order(best):
+                return
+            best = smaller
+
+    def _base(self, savings: list[Family]) -> tuple[dict[Recipe, Candidate], list[Pruned]]:
+        """What is found of one base; in a process of its own, so nothing of it is in `self` yet."""
+        alone = replace(self, found={}, pruned=[])
+        alone._explore(savings)
+        return alone.found, alone.pruned
+
+    def _explore(self, savings: list[Family]) -> None:
+        first = savings[0].recipes[0]
+        name, least = describe_base(first), self.weights_bytes(first)
+        if least > self.available_bytes:
+            self.pruned.append(Pruned(first, f"{name}: its weights alone take {size(least)}"))
+            return
+        for number, family in enumerate(savings):
+            best = self._family(family)
+            if best is not None and best.recipe is family.recipes[-1]:
+                if savings[number + 1 :]:
+                    text = f"{name} with more savings than {describe(best.recipe)}: it fits, they only cost time"
+                    self.pruned.append(Pruned(savings[number + 1].recipes[0], text))
+                return
+
+    def _family(self, family: Family) -> Candidate | None:
+        """The quickest that fits, None if none does."""
+        smallest = self._try(family.recipes[0])
+        if smallest.estimate.fits != "yes":
+            return None
+        low, high = 0, len(family.recipes) - 1  # low fits, none above high does
+        place = self._guess(family, smallest)
+        while low < high:
+            place = max(low + 1, min(place, high))
+            tried = self._try(family.recipes[place])
+            if tried.estimate.fits == "yes":
+                low, place = place, place + 1
+                if low < high and not self._may_fit(family.recipes[place], smallest, tried):
+                    break
+            else:
+                high = place = place - 1
+        best = self.found[family.recipes[low]]
+        while low > 0 and self._may_be_quicker(family.recipes[low - 1], best):
+            low -= 1
+            other = self._try(family.recipes[low])
+            if other.row_s >= best.row_s:
+                break
+            best = other
+        return best
+
+    def _guess(self, family: Family, smallest: Candidate) -> int:
+        """The largest place at which the recipe fits if what can grow grows in proportion to the micro-batch; or 1."""
+        growing = sum(smallest.estimate.components.get(kind, 0) for kind in GROWING) / smallest.recipe.micro_batch
+        room = self.available_bytes - smallest.estimate.device_bytes
+        for place in range(len(family.recipes) - 1, 1, -1):
+            if (family.recipes[place].micro_batch - smallest.recipe.micro_batch) * growing <= room:
+                return place
+        return 1
+
+    def _may_fit(self, recipe: Recipe, smallest: Candidate, larger: Candidate) -> bool:
+        """Whether the line through two smaller ones stays under the limit: memory bends upwards, never below it."""
+        least, more = smallest.recipe.micro_batch, larger.recipe.micro_batch
+        slope = (larger.estimate.device_bytes - smallest.estimate.device_bytes) / (more - least)
+        return larger.estimate.device_bytes + slope * (recipe.micro_batch - more) <= self.available_bytes
+
+    def _may_be_quicker(self, smaller: Recipe, best: Candidate) -> bool:
+        """A card takes no less than half the time for half the rows, so only padding speaks for fewer."""
+        return not self.gpu or self.padding(smaller.micro_batch) < LESS_PADDING * self.padding(best.recipe.micro_batch)
+
+    def _try(self, recipe: Recipe) -> Candidate:
+        if recipe not in self.found:
+            estimate = self.estimate(recipe)
+            row_s = estimate.step_time_s.middle / recipe.micro_batch * self.padding(recipe.micro_batch)
+            self.found[recipe] = Candidate(recipe, estimate, row_s)
+        return self.found[recipe]

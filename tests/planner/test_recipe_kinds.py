@@ -1,0 +1,218 @@
+"""Rehearsals of further kinds of recipes against real steps on the CPU, and what must hold of them on a GPU."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from autoft.planner.allocator import Allocator
+from autoft.planner.device import Device
+from autoft.planner.estimator import Estimator
+from autoft.planner.ghost import Rehearsal, find_depth, rehearse
+from autoft.planner.host import disk_parts, host_parts, totals
+from autoft.planner.memory import replay
+from autoft.planner.target import target_of
+from autoft.planner.trace import KIND
+from autoft.profiles.hardware import Hardware
+from autoft.trainer.recipe import Recipe
+from autoft.trainer.run import output_bytes
+from tests.planner.families import family_config
+from tests.planner.test_rehearsal import HOST
+
+WITHIN_PERCENT = 0.5
+AMPERE = Device((8, 6))
+BASE: dict[str, Any] = {"autocast": True, "loss": "fused", "micro_batch": 2, "seq_len": 96, "rank": 4}
+# 12 layers, 4 heads over 2 key heads of 16, 64 wide
+CONFIG = family_config("llama3")
+
+SHORT = {"micro_batch": 2, "seq_len": 128, "rank": 8}
+FLOAT32 = SHORT | {"base_dtype": "float32", "loss": "selected"}
+AUTOCAST = SHORT | {"autocast": True, "loss": "logits"}
+NF4 = SHORT | {"method": "qlora", "quant_type": "nf4", "autocast": True, "loss": "fused"}
+CHECKPOINTED = {"gradient_checkpointing": True}
+DORA = {"use_dora": True, "use_rslora": True}
+FULL = {"method": "full", "micro_batch": 2, "seq_len": 128}
+
+SHAPES = {"mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2}, "qwen2": {"tie_word_embeddings": True}}
+# name -> (family, settings)
+REAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "dora-autocast-checkpointed": ("llama", AUTOCAST | DORA | CHECKPOINTED),
+    "every-second-layer-float32": ("llama", FLOAT32 | CHECKPOINTED | {"checkpoint_every": 2}),
+    "fused-optimizer": ("llama", FLOAT32 | {"optimizer": "adamw_torch_fused"}),
+    "dora-nf4-double": ("llama", NF4 | DORA | {"double_quant": True}),
+    "full-autocast-every-second-layer": (
+        "qwen2",
+        FULL | CHECKPOINTED | {"autocast": True, "loss": "logits", "checkpoint_every": 2},
+    ),
+    "full-bfloat16-8-bit-optimizer": ("llama", FULL | {"loss": "fused", "optimizer": "adamw_8bit"}),
+    "full-experts": ("mixtral", FULL | {"base_dtype": "float32", "loss": "selected"}),
+}
+
+
+@pytest.fixture(scope="module")
+def cpu_memory():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+        return importlib.import_module("cpu_memory")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_every_peak_of_a_real_run_is_met(cpu_memory, name) -> None:
+    family, settings = REAL[name]
+    shape = cpu_memory.GROUPED | SHAPES.get(family, {})
+    row = cpu_memory.compared(cpu_memory.Case(family, shape, settings), steps=2)
+    off = {phase: figures["error_percent"] for phase, figures in row["phases"].items()}
+    assert max(map(abs, off.values())) <= WITHIN_PERCENT, off
+
+
+def run(*, config: Any = CONFIG, depth: bool = True, **settings: Any) -> Rehearsal:
+    base = BASE if settings.get("method") != "full" else {"micro_batch": 2, "seq_len": 96}
+    recipe = Recipe(**base | settings)
+    return rehearse(recipe, config, AMPERE, depth=find_depth(recipe, config) if depth else None)
+
+
+def allocated(rehearsal: Rehearsal) -> int:
+    return replay(rehearsal, Allocator()).allocated
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama3", DORA | CHECKPOINTED),
+        ("llama3", CHECKPOINTED | {"checkpoint_every": 2}),
+        ("llama3", CHECKPOINTED | {"checkpoint_every": 3, "offload_checkpoints": True}),
+        ("llama3", {"method": "full", "autocast": True}),
+        ("qwen3_moe", CHECKPOINTED | {"method": "full"}),
+        ("gemma3", CHECKPOINTED | {"checkpoint_every": 2}),  # whose windows come in a period of their own, of six
+    ],
+    ids=str,
+)
+def test_a_few_layers_stand_for_all(family, settings) -> None:
+    config = family_config(family, num_hidden_layers=24 if family == "gemma3" else 12)
+    short, full = (run(config=config, **settings, depth=depth) for depth in (True, False))
+    assert allocated(short) == allocated(full)
+    assert [len(phase.events) for phase in short.phases] == [len(phase.events) for phase in full.phases]
+    assert short.work == full.work
+    assert short.offloaded_bytes == full.offloaded_bytes
+
+
+def test_a_period_of_checkpoints_is_short_and_repeats() -> None:
+    plain = find_depth(Recipe(), CONFIG)
+    assert plain is not None
+    assert (plain.rehearsed, plain.stands_for) == (4, (0, 1, *[2] * 9, 3))
+    third = plain.alternating(3)  # layers 0, 3, 6, 9 are checkpointed
+    assert (third.rehearsed, third.stands_for) == (6, (0, 1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 5))
+
+
+def test_the_fewer_layers_are_checkpointed_the_more_memory_and_the_less_work() -> None:
+    every = [run(**CHECKPOINTED, checkpoint_every=k) for k in (1, 2, 3, 12)]
+    taken = [allocated(r) for r in (*every, run())]
+    assert taken == sorted(set(taken))
+    work = [sum(r.work.values()) for r in (*every, run())]
+    assert work == sorted(set(work), reverse=True)
+
+
+def test_dora_trains_a_length_a_row_and_builds_each_updated_weight() -> None:
+    lora, dora = run(), run(**DORA)
+    rows_a_layer = 64 + 32 + 32 + 64 + 160 + 160 + 64
+    assert dora.trainable_params - lora.trainable_params == 12 * rows_a_layer
+    # the lengths of 160 rows of gate and up: twice a layer and step, in float32 under autocast
+    norm = torch.ops.aten.linalg_vector_norm.default
+    assert sum(made == (norm, (160,), torch.float32) for made in dora.made.values()) == 2 * 12 * 2
+    # while loading, three tensors as large as a weight pass before its lengths are there
+    load = [int(size) for _, size in dora.phases[0].events]
+    at = load.index(2 * 160 * 64, len(load) // 3)
+    assert any(load[i : i + 6] == [20480] * 3 + [-20480] * 3 for i in range(at, len(load)))
+
+
+def test_the_fused_optimizer_makes_no_copies_of_weights() -> None:
+    plain, fused = (run(optimizer=name, rank=64) for name in ("adamw_torch", "adamw_torch_fused"))
+    above = []  # the optimizer's peak over what it begins and ends with, in bytes a trained weight
+    for rehearsal in (plain, fused):
+        (events,) = [phase.events for phase in rehearsal.phases[rehearsal.steady :] if phase.name == "optimizer"]
+        above.append(events[:, 1].cumsum().max() / rehearsal.trainable_params)
+    assert above[0] >= 4
+    assert above[1] < 0.1  # the norms of the gradients
+
+
+# of the small model: 12 layers of q, k, v, o, gate, up, down and two norms, a norm, embedding and head
+PARAMS = 12 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 160 + 2 * 64) + 64 + 2 * 500 * 64
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights", "optimizer"),
+    [
+        ({}, 2, 4),
+        ({"autocast": True}, 4, 8),
+        ({"base_dtype": "float32", "optimizer": "adamw_torch_fused"}, 4, 8),
+        ({"optimizer": "adamw_8bit"}, 2, 2),
+    ],
+    ids=str,
+)
+def test_full_holds_weights_gradients_and_states_of_all(settings, weights, optimizer) -> None:
+    """In bytes a weight; states have a count of steps beside them."""
+    found = run(method="full", **settings)
+    assert found.trainable_params == found.total_params == PARAMS
+    held = replay(found, Allocator()).components
+    assert held["weights"] == pytest.approx(weights * PARAMS, rel=0.001)
+    assert "adapter" not in held
+    first = next(phase for phase in found.phases if phase.name == "optimizer")
+    states = sum(size for key, size in first.events if found.kinds[key] == KIND["optimizer"])
+    many = 1.4 if settings.get("optimizer") == "adamw_8bit" else 1.03  # codes for each weight, and 32 bits below 4,096
+    assert optimizer * PARAMS <= states <= many * optimizer * PARAMS
+    gradients = sum(-size for key, size in first.events if found.kinds[key] == KIND["gradients"])
+    assert gradients == weights * PARAMS
+
+
+def test_an_update_in_bfloat16_peaks_at_10_bytes_a_weight_and_at_8_when_fused() -> None:
+    """Weights 2, gradients 2, states 4; and copies of 2, as others have measured, that the fused kernel spares."""
+    for optimizer, bytes_each in (("adamw_torch", 10), ("adamw_torch_fused", 8)):
+        found = run(method="full", optimizer=optimizer)
+        peak = replay(found, Allocator()).phases["optimizer"] - 2 * AMPERE.cublas_workspace_bytes
+        assert peak == pytest.approx(bytes_each * PARAMS, rel=0.05)
+
+
+def test_loading_for_full_begins_with_a_block_in_the_weights_own_dtype() -> None:
+    for settings, bytes_each in (({}, 2), ({"autocast": True}, 4)):
+        sizes = run(method="full", **settings).phases[0].events[:, 1]
+        assert sizes[0] == -sizes[1] == bytes_each * PARAMS
+        assert sizes.sum() == pytest.approx(bytes_each * PARAMS, rel=0.001)  # and the frequencies of the positions
+
+
+def test_a_full_model_is_saved_whole_and_never_merged() -> None:
+    found = run(method="full")
+    assert host_parts(found, PARAMS)["save"]["the model"] == 2 * PARAMS
+    disk = totals(disk_parts(found, PARAMS))
+    assert disk.keys() == {"load", "save"}
+    assert 2 * PARAMS < disk["save"] == output_bytes(PARAMS, bytes_each=2)
+
+
+def test_many_tokens_are_sorted_before_their_embedding_learns() -> None:
+    """aten/native/cuda/Embedding.cu: above 3,072 tokens, with a float32 sum for each."""
+    sums = (4096 * 64 * 4, "embedding_dense_backward")
+
+    def taken(seq_len: int) -> bool:
+        found = run(method="full", seq_len=seq_len)
+        return sums in {
+            (size, str(found.made[key][0]).split(".")[1])
+            for phase in found.phases
+            for key, size in phase.events.tolist()
+            if size == sums[0] and key in found.made and found.made[key][1] is None
+        }
+
+    assert taken(2048)
+    assert not taken(1024)
+
+
+def test_all_weights_of_a_small_model_are_trained_and_counted_once() -> None:
+    hardware = Hardware(host=HOST, no_gpu_reason="none")
+    estimator = Estimator(
+        "small", CONFIG, target_of(hardware, gpu_name="rtx4090", vram_gib=None, cpu_flops_per_s=lambda *_: 1e11)
+    )
+    estimate = estimator.estimate(Recipe(method="full", micro_batch=1, seq_len=64))
+    assert (estimate.trainable_params, estimate.total_params) == (PARAMS, PARAMS)
+    assert sum(estimate.components.values()) == estimate.peak_allocated_bytes

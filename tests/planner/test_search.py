@@ -1,0 +1,123 @@
+"""The search finds what an exhaustive one would, with fewer rehearsals. Memory and time are made up here, lawfully:
+memory bends upwards with the micro-batch and falls with every saving, time a row does the opposite."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoft.planner.candidates import BASES, SAVINGS, Family, base_bits
+from autoft.planner.choose import PREFERENCES, choose, order
+from autoft.planner.estimate import Estimate, Range
+from autoft.planner.search import Candidate, Search
+from autoft.trainer.recipe import Recipe
+
+MICRO_BATCHES = (1, 2, 4, 8, 16)
+FAMILIES = [
+    Family(base, saving, tuple(Recipe(**kind, **saved, micro_batch=rows) for rows in MICRO_BATCHES))
+    for base, kind in enumerate(BASES)
+    for saving, saved in enumerate(SAVINGS)
+]
+
+worlds = st.fixed_dictionaries(
+    {
+        "weights": st.integers(1, 1000),
+        "row": st.integers(1, 500),
+        "early": st.integers(0, 2000),  # of loading, which no micro-batch changes
+        "launch": st.floats(0.01, 2),
+        "room": st.integers(1, 5000),
+    }
+)
+
+
+def estimate(world: dict[str, Any], recipe: Recipe) -> Estimate:
+    saving = next(family.saving for family in FAMILIES if recipe in family.recipes)
+    bits = base_bits(recipe)
+    weights, rows = world["weights"] * bits, recipe.micro_batch * world["row"]
+    growing = rows >> (2 * saving)
+    need = max(weights + growing, weights + world["early"])
+    time = recipe.micro_batch * (1 + 0.5 * saving + (16 - bits) / 40) + world["launch"]
+    return Estimate(
+        method="rehearsal", peak_allocated_bytes=need, peak_reserved_bytes=need, device_bytes=need,
+        available_bytes=world["room"], fits="yes" if need <= world["room"] else "no",
+        components={"weights": weights, "activations": growing}, phases={"step": need},
+        step_time_s=Range(lower=time, upper=time), tokens_per_s=1.0, trainable_params=1, total_params=2, assumptions=(),
+    )  # fmt: skip
+
+
+def search(world: dict[str, Any]) -> Search:
+    return Search(
+        estimate=lambda recipe: estimate(world, recipe),
+        available_bytes=world["room"],
+        weights_bytes=lambda recipe: world["weights"] * base_bits(recipe),
+        padding=lambda micro_batch: 1.0,
+        gpu=False,
+    )
+
+
+def everything(world: dict[str, Any]) -> list[Candidate]:
+    found = [(recipe, estimate(world, recipe)) for family in FAMILIES for recipe in family.recipes]
+    return [Candidate(recipe, need, need.step_time_s.middle / recipe.micro_batch) for recipe, need in found]
+
+
+@given(world=worlds, prefer=st.sampled_from([p for p in PREFERENCES if p != "memory"]))
+@settings(deadline=None)
+def test_it_finds_what_trying_everything_finds(world: dict[str, Any], prefer: Any) -> None:
+    found = search(world)
+    found.largest(FAMILIES)
+    found.settle(FAMILIES, lambda candidate: order(candidate, prefer))
+    best = choose(list(found.found.values()), prefer=prefer)
+    truly = choose(everything(world), prefer=prefer)
+    assert (best is None) == (truly is None)
+    if best is not None and truly is not None:
+        keys = [order(found._try(choice.recipe), prefer) for choice in (best, truly)]
+        # all but which of two that take the same time needs less memory
+        assert keys[0][:-3] == keys[1][:-3]
+    assert len(found.found) < len(FAMILIES) * len(MICRO_BATCHES)
+
+
+@given(world=worlds)
+@settings(deadline=None)
+def test_the_least_memory_is_among_the_smallest_micro_batches(world: dict[str, Any]) -> None:
+    found = search(world)
+    found.smallest(FAMILIES)
+    best, truly = choose(list(found.found.values()), prefer="memory"), choose(everything(world), prefer="memory")
+    assert (best is None) == (truly is None)
+    if best is not None and truly is not None:
+        assert best.estimate.device_bytes == truly.estimate.device_bytes
+
+
+@given(world=worlds, prefer=st.sampled_from(PREFERENCES), more=st.integers(0, 5000))
+@settings(deadline=None)
+def test_more_memory_never_leads_to_a_later_choice(world: dict[str, Any], prefer: Any, more: int) -> None:
+    roomier = {**world, "room": world["room"] + more}
+    before, after = (choose(everything(w), prefer=prefer) for w in (world, roomier))
+    if before is not None:
+        assert after is not None
+        keys = [
+            order(next(c for c in everything(world) if c.recipe == choice.recipe), prefer) for choice in (after, before)
+        ]
+        assert keys[0] <= keys[1]
+
+
+@given(
+    world=worlds,
+    prefer=st.sampled_from(PREFERENCES),
+    shuffled=st.permutations(range(len(FAMILIES) * len(MICRO_BATCHES))),
+)
+@settings(deadline=None)
+def test_the_order_of_candidates_does_not_matter(world: dict[str, Any], prefer: Any, shuffled: list[int]) -> None:
+    candidates = everything(world)
+    assert choose(candidates, prefer=prefer) == choose([candidates[i] for i in shuffled], prefer=prefer)
+
+
+def test_a_smaller_micro_batch_is_tried_where_it_is_padded_less() -> None:
+    world = {"weights": 1, "row": 1, "early": 0, "launch": 0.0, "room": 10_000}
+    found = replace(search(world), padding=lambda micro_batch: 0.5 + micro_batch / 32, found={}, pruned=[])
+    found.largest(FAMILIES[:1])
+    best = choose(list(found.found.values()), prefer="speed")
+    assert best is not None
+    assert best.recipe.micro_batch == 1

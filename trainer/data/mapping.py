@@ -1,0 +1,143 @@
+"""`--map`: which column is which part of an example, as the user words it, and what could be worded for a row."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping as Fields
+from dataclasses import dataclass
+from string import Formatter
+from typing import Any
+
+from autoft.errors import DataError, OptionError, near
+from autoft.trainer.data.read import RawRow
+
+ROLES = ("prompt", "completion", "system", "text", "messages", "chosen")
+FORM = "role=column, such as --map prompt=question,completion=answer"
+# One of these makes an example; each goes with the roles behind it.
+TOGETHER = {"completion": ("prompt", "system"), "chosen": ("prompt", "system"), "messages": ("system",), "text": ()}
+
+# Words in the names of columns, for the proposal only.
+ASKS = ("prompt", "question", "instruction", "query", "input", "request", "title", "article", "document", "source",
+        "text")  # fmt: skip
+TELLS = ("completion", "response", "answer", "output", "target", "reply", "summary", "solution", "highlights", "label",
+         "category", "class", "result", "translation")  # fmt: skip
+BESIDE = re.compile(r"(^|_)(id|idx|index|uuid|guid|url|link|date|time|timestamp|split|source|author|lang|language)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """roles: (role, column, dotted path into one, or template of columns in braces). words: as the user wrote it."""
+
+    roles: tuple[tuple[str, str], ...]
+    words: str
+
+    def apply(self, raw: RawRow) -> RawRow:
+        """The row with the mapping's roles as its columns. Raises: DataError for a column that is not there."""
+        return RawRow({role: _value(raw, role, wanted) for role, wanted in self.roles}, raw.where, raw.goes_on)
+
+
+def parse_mapping(words: str) -> Mapping:
+    r"""The Mapping of `role=column,role=column`. In a template \n and \t are a new line and a tab, {{ and }} braces.
+
+    Raises: OptionError for a word that is none, an unknown role, or roles that do not go together.
+    """
+    roles: dict[str, str] = {}
+    for word in re.split(rf",(?=\s*(?:{'|'.join(ROLES)})\s*=)", words):
+        role, equals, wanted = (part.strip() for part in word.partition("="))
+        if not equals or not wanted:
+            raise OptionError(f"--map {word.strip()}: not of the form role=column", fix=FORM)
+        if role not in ROLES:
+            raise OptionError(f"--map {word}: no role {role!r}.{near(role, ROLES)}", fix=f"one of: {', '.join(ROLES)}")
+        if role in roles:
+            raise OptionError(f"--map names {role} twice", fix=r'join columns in a template: "{first}\n{second}"')
+        if "{" in wanted:
+            _check_template(role, wanted)
+        elif "=" in wanted:
+            unknown = wanted.split(",")[-1].partition("=")[0].strip()
+            raise OptionError(
+                f"--map {role}={wanted}: no role {unknown!r}.{near(unknown, ROLES)}", fix=f"one of: {', '.join(ROLES)}"
+            )
+        roles[role] = wanted
+    _check_roles(roles)
+    return Mapping(tuple(roles.items()), words)
+
+
+def propose(fields: Fields[str, Any]) -> str | None:
+    """A --map that might be meant for a row of unknown shape, by the names of its columns; None without any text."""
+    columns = [name for name in fields if name and not set(name) & set(",={}")]
+    for name in columns:
+        value = fields[name]
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return f"messages={name}"
+    texts = [n for n in columns if isinstance(fields[n], str) and fields[n].strip() and not BESIDE.search(n.lower())]
+    told = [n for n in columns if n in texts or (isinstance(fields[n], int) and not isinstance(fields[n], bool))]
+    answer = next((n for n in told if any(word in n.lower() for word in TELLS)), None)
+    asked = [name for name in texts if name != answer]
+    prompt = next((name for name in asked if any(word in name.lower() for word in ASKS)), asked[0] if asked else None)
+    if answer is None and prompt is not None:
+        answer = next((name for name in reversed(asked) if name != prompt), None)
+        if answer is not None and asked.index(answer) < asked.index(prompt):
+            prompt, answer = answer, prompt
+    if prompt is None:
+        return None
+    return f"prompt={prompt},completion={answer}" if answer else f"text={prompt}"
+
+
+def _check_template(role: str, template: str) -> None:
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        raise OptionError(f"--map {role}={template}: {error}", fix='a column in braces: "{title}"') from None
+    if any(column == "" for _, column, _, _ in parts):
+        raise OptionError(f"--map {role}={template}: braces without a column", fix='a column in braces: "{title}"')
+    if role == "messages":
+        raise OptionError(f"--map messages={template}: turns cannot be made of text", fix="name one column")
+
+
+def _check_roles(roles: Fields[str, str]) -> None:
+    main = [role for role in TOGETHER if role in roles]
+    if not main:
+        raise OptionError(
+            f"--map names {' and '.join(roles)}, and nothing to learn",
+            fix="add completion=, chosen=, messages= or text=",
+        )
+    extra = next((role for role in roles if role != main[0] and role not in TOGETHER[main[0]]), None)
+    if extra is not None:
+        raise OptionError(f"--map names {main[0]} and {extra}, which do not go together", fix="leave one of them out")
+    if main[0] == "completion" and "prompt" not in roles:
+        raise OptionError("--map names a completion and no prompt", fix="add prompt=, or use text= for text alone")
+
+
+def _value(raw: RawRow, role: str, wanted: str) -> Any:
+    if "{" in wanted:
+        pieces = Formatter().parse(wanted.replace("\\n", "\n").replace("\\t", "\t"))
+        return "".join(
+            text + ("" if name is None else _as_text(_column(raw, role, name))) for text, name, _, _ in pieces
+        )
+    if role == "system" and any(space in wanted for space in " \t\n") and wanted not in raw.fields:
+        return wanted
+    return _column(raw, role, wanted)
+
+
+def _column(raw: RawRow, role: str, name: str) -> Any:
+    if name in raw.fields:
+        return raw.fields[name]
+    same = [column for column in raw.fields if column.lower() == name.lower()]
+    if len(same) == 1:
+        return raw.fields[same[0]]
+    value: Any = raw.fields
+    for part in name.split("."):
+        value = value.get(part, raw) if isinstance(value, dict) else raw
+    if value is raw:
+        raise DataError(
+            f"{raw.where}: --map {role}: no column {name!r}.{near(name, raw.fields)}",
+            fix=f"one of: {', '.join(raw.fields) or 'none: the row is empty'}",
+        )
+    return value
+
+
+def _as_text(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False, default=str)
