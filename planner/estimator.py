@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any
 
@@ -18,7 +19,7 @@ from autoft.planner.loop import OURS, Loop
 from autoft.planner.memory import least_bytes, replay, squeezed
 from autoft.planner.shape import model_shape
 from autoft.planner.target import Target, usable_bytes
-from autoft.planner.time import step_timing
+from autoft.planner.time import Timing, step_timing
 from autoft.planner.work import product_dtypes
 from autoft.trainer.build import base_of, build_base, refuse_flash_attention, refuse_offloading
 from autoft.trainer.recipe import Attention, Method, QuantType, Recipe
@@ -37,11 +38,16 @@ class Estimator:
         self.target = target
         self.attention, base = base_of(config)
         self.shape = model_shape(name, config, base)
-        capability = target.gpu.compute_capability or UNKNOWN_CAPABILITY if target.gpu is not None else None
-        self.device = Device(capability, target.gpu.multiprocessors if target.gpu is not None else None)
+        self.device = _device(target)
         self._depth: dict[Attention, Depth | None] = {self.attention: depth_of(base, config)}
         self._kept = Kept()
         self._refusal: dict[tuple[Method, QuantType | None, Attention, bool], ModelError | None] = {}
+
+    def on(self, target: Target) -> Estimator:
+        """The same model on another target, without building it again."""
+        other = copy.copy(self)
+        other.target, other.device, other._kept = target, _device(target), Kept()
+        return other
 
     def takes(self, recipe: Recipe) -> bool:
         """Whether the model can be trained by the recipe's method and attention at all."""
@@ -81,10 +87,8 @@ class Estimator:
         """Memory and time of `recipe`, which has been rehearsed."""
         memory = replay(rehearsal, self.allocator(loop))
         device_bytes = self.target.device_bytes(memory.highest_reserved)
-        work = rehearsal.work + rehearsal.optimizer_work
         fits, squeeze = self._fits(rehearsal, loop, device_bytes, self.target.available_bytes)
-        rates = self.target.rates(product_dtypes(work), self.shape)
-        timing = step_timing(work, rehearsal.managed_bytes, rates, rehearsal.offloaded_bytes)
+        timing = self.timing(rehearsal)
         return Estimate(
             method="rehearsal",
             peak_allocated_bytes=memory.allocated,
@@ -109,6 +113,12 @@ class Estimator:
             host_bytes=totals(host_parts(rehearsal, self.shape.total_params)) if self.device.cuda else {},
             disk_bytes=totals(disk_parts(rehearsal, self.shape.total_params)),
         )
+
+    def timing(self, rehearsal: Rehearsal) -> Timing:
+        """Time and energy of a rehearsed step on the target."""
+        work = rehearsal.work + rehearsal.optimizer_work
+        rates = self.target.rates(product_dtypes(work), self.shape)
+        return step_timing(work, rehearsal.managed_bytes, rates, rehearsal.offloaded_bytes)
 
     def fits_by_gib(self, rehearsal: Rehearsal, device_bytes: int, loop: Loop = OURS) -> dict[str, Fits]:
         """Whether the run fits cards like this one with more or less memory, by their GiB; empty on a CPU."""
@@ -157,6 +167,12 @@ class Estimator:
             except ModelError as error:
                 self._refusal[key] = error
         return self._refusal[key]
+
+
+def _device(target: Target) -> Device:
+    if target.gpu is None:
+        return Device(None)
+    return Device(target.gpu.compute_capability or UNKNOWN_CAPABILITY, target.gpu.multiprocessors)
 
 
 def _assumptions(recipe: Recipe) -> list[str]:
