@@ -1,4 +1,4 @@
-"""Which cards of the catalogue would do? The plan's choice on each, rehearsed once for all that run the same kernels."""
+"""Which cards of the catalogue would do? The plan's choice on each, rehearsed once for all with the same kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Frame: what the questions around a plan start from, so that each is about the very step that the plan would run."""
+"""The Frame: what the questions around a plan start from, so that each is about the very step that would run."""
 
 from __future__ import annotations
 

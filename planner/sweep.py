@@ -10,10 +10,10 @@ from typing import Literal
 
 from autoft.errors import DoesNotFit, ModelError, OptionError, near
 from autoft.planner.estimate import Range
+from autoft.planner.estimator import Estimator
 from autoft.planner.frame import Frame
 from autoft.planner.parallel import spread
 from autoft.planner.search import closest, pick
-from autoft.planner.estimator import Estimator
 from autoft.profiles.model_catalogue import ModelProfile, model_profiles
 from autoft.schema import Record
 from autoft.trainer.recipe import Recipe

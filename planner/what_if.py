@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from autoft.errors import DoesNotFit
 from autoft.planner.choose import describe
@@ -110,7 +110,8 @@ def _values(frame: Frame, quantity: Quantity) -> tuple[Sequence[int], str]:
 
 def _ceiling(frame: Frame, recipe: Recipe, quantity: Quantity, values: Sequence[int]) -> Ceiling:
     def at(value: int) -> Recipe:
-        return replace(recipe, **{quantity: value})
+        changed: dict[str, Any] = {quantity: value}
+        return replace(recipe, **changed)
 
     room = frame.target.available_bytes
     place = largest(values, lambda value: frame.estimate(at(value)).device_bytes, room)
