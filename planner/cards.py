@@ -8,7 +8,7 @@ from typing import Literal
 
 from autoft.errors import DoesNotFit
 from autoft.planner.estimate import Estimate, Range
-from autoft.planner.estimator import Estimator
+from autoft.planner.estimator import UNKNOWN_CAPABILITY, Estimator
 from autoft.planner.frame import Frame, unlimited
 from autoft.planner.ghost import Rehearsal
 from autoft.planner.parallel import spread
@@ -19,10 +19,10 @@ from autoft.profiles.gpu_catalogue import GpuProfile, gpu_profiles
 from autoft.schema import Record
 from autoft.trainer.recipe import Recipe
 
-SHARED = (
-    "cards of one compute capability share their rehearsals, those of the one with the most multiprocessors: few of "
-    "them can change a kernel's workspace, mostly by less than 1%; `autoft plan --gpu NAME` rehearses for that card"
-)
+# Of two compute capabilities that run kernels of the same workspaces, the one that stands for both: planner/attention.py
+# and device.py tell them apart nowhere. None: an AMD card, rehearsed as the estimator does.
+SAME_KERNELS = {None: UNKNOWN_CAPABILITY, (8, 7): (8, 0), (8, 9): (8, 6), (10, 0): (9, 0), (12, 1): (12, 0)}
+SHARED = "cards with the same kernels share their rehearsals; `autoft plan --gpu NAME` rehearses for that card alone"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,8 @@ def fit_all_cards(frame: Frame) -> list[CardFit]:
     """One CardFit a card, ordered by memory, then by name."""
     kinds: dict[object, list[GpuProfile]] = {}
     for profile in gpu_profiles().values():
-        kinds.setdefault((profile.compute_capability, profile.native_bf16), []).append(profile)
+        capability = SAME_KERNELS.get(profile.compute_capability, profile.compute_capability)
+        kinds.setdefault((capability, profile.native_bf16), []).append(profile)
     found = [fit for fits in spread(lambda cards: _fits(frame, cards), list(kinds.values())) for fit in fits]
     return sorted(found, key=lambda fit: (fit.total_bytes, fit.card))
 

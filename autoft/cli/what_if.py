@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from autoft.planner.frame import Frame
     from autoft.planner.sweep import ModelFit
     from autoft.planner.what_if import Limit, Quantity
+    from autoft.trainer.recipe import Recipe
 
 OWN_FAMILY = "*"
-WIDE = 100  # columns from which a table has time and energy beside memory
+LEAST_COLUMNS = 5  # of a table that has a line a row
 
 OPTIONS = (
     click.option("--max-seq", is_flag=True, help="What if? The longest sequence that fits."),
@@ -188,19 +189,14 @@ def show_cards(frame: Frame, found: list[CardFit], note: str, console: Console) 
         rows.append(("Closest", f"{describe(found[-1].recipe)}, {size(found[-1].device_bytes)}"))
     rows.append(("Time of", run_in_words(frame)))
     console.print(render.facts(rows))
-    wide = console.width >= WIDE
-    table = _grid("left", "right", "left", "right", *(("right", "right", "right") if wide else ()))
-    table.add_row(*_bold("Card", "Memory", "Plan", "Needs", *(("Time", "Energy", "Power") if wide else ())))
+    rows = []
     for fit in found:
-        chosen = describe(fit.recipe) if fit.fits == "yes" else "nothing fits"
-        cells = [fit.card, size(fit.total_bytes), chosen, size(fit.device_bytes)]
-        if wide:
-            power = f"{fit.power_w:.0f} W" if fit.power_w else ""
-            cells += (
-                [_span(fit.run_time_s), _energy(fit.run_energy_kwh), power] if fit.fits == "yes" else ["", "", power]
-            )
-        table.add_row(*(Text(cell, style="" if fit.fits == "yes" else "dim") for cell in cells))
-    console.print(table)
+        yes = fit.fits == "yes"
+        chosen = _short(fit.recipe) if yes else f"nothing fits ({_short(fit.recipe)})"
+        times = (_span(fit.run_time_s), _energy(fit.run_energy_kwh)) if yes else ("", "")
+        power = f"{fit.power_w:.0f} W" if fit.power_w else ""
+        rows.append((yes, (fit.card, size(fit.total_bytes), chosen, size(fit.device_bytes), *times, power)))
+    _print_table(("Card", "Memory", "Plan", "Needs", "Time", "Energy", "Power"), rows, console)
     console.print(Text(f"Note: {note}", style="dim"))
 
 
@@ -208,7 +204,6 @@ def show_models(frame: Frame, family: str, found: list[ModelFit], console: Conso
     """A line a model, the smallest first."""
     from rich.text import Text
 
-    from autoft.planner.choose import describe
     from autoft.units import count, size
 
     console.print(Text(f"{family} on {frame.target.name}, {frame.seq_len:,} tokens", style="bold"))
@@ -217,20 +212,52 @@ def show_models(frame: Frame, family: str, found: list[ModelFit], console: Conso
     if fitting:
         rows.insert(1, ("Largest", fitting[-1].model))
     console.print(render.facts(rows))
-    wide = console.width >= WIDE
-    table = _grid("left", "right", "left", "right", *(("right", "right") if wide else ()))
-    table.add_row(*_bold("Model", "Weights", "Plan", "Needs", *(("Time", "Energy") if wide else ())))
+    rows = []
     for fit in found:
-        chosen, need, times = fit.reason or "", "", ["", ""]
+        chosen, need, times = fit.reason or "", "", ("", "")
         if fit.recipe is not None and fit.device_bytes is not None and fit.run_time_s is not None:
-            chosen, need = describe(fit.recipe), size(fit.device_bytes)
+            chosen, need = _short(fit.recipe), size(fit.device_bytes)
             if fit.over_bytes is not None:
-                chosen = f"nothing fits: {size(fit.over_bytes)} short"
+                chosen = f"{size(fit.over_bytes)} short ({chosen})"
             else:
-                times = [_span(fit.run_time_s), _energy(fit.run_energy_kwh)]
-        cells = [fit.model, count(fit.params) if fit.params else "", chosen, need, *(times if wide else ())]
-        table.add_row(*(Text(cell, style="" if fit.fits == "yes" else "dim") for cell in cells))
+                times = (_span(fit.run_time_s), _energy(fit.run_energy_kwh))
+        weights = count(fit.params) if fit.params else ""
+        rows.append((fit.fits == "yes", (fit.model, weights, chosen, need, *times)))
+    _print_table(("Model", "Weights", "Plan", "Needs", "Time", "Energy"), rows, console)
+
+
+def _print_table(names: tuple[str, ...], rows: list[tuple[bool, tuple[str, ...]]], console: Console) -> None:
+    """A line a row, without its last columns where they have no room; where not even five have, two lines a row.
+
+    rows: (whether it fits, its cells).
+    """
+    from rich.cells import cell_len
+    from rich.padding import Padding
+    from rich.text import Text
+
+    widths = [
+        max(cell_len(line[number]) for line in (names, *(cells for _, cells in rows))) for number in range(len(names))
+    ]
+    shown = len(names)
+    while shown > LEAST_COLUMNS and sum(widths[:shown]) + 2 * shown > console.width:
+        shown -= 1
+    if sum(widths[:shown]) + 2 * shown > console.width:
+        for fits, (name, amount, *rest) in rows:
+            style = "" if fits else "dim"
+            console.print(Text(f"{name} ({amount})" if amount else name, style=style))
+            console.print(Padding(Text(", ".join(cell for cell in rest[:3] if cell), style=style), (0, 0, 0, 2)))
+        return
+    table = _grid(*("left" if number in (0, 2) else "right" for number in range(shown)))
+    table.add_row(*(Text(name, style="bold") for name in names[:shown]))
+    for fits, cells in rows:
+        table.add_row(*(Text(cell, style="" if fits else "dim") for cell in cells[:shown]))
     console.print(table)
+
+
+def _short(recipe: Recipe) -> str:
+    """qlora nf4, 4 rows, checkpointing."""
+    words = [f"qlora {recipe.quant_type}" if recipe.quant_type else "lora", f"{recipe.micro_batch} rows"]
+    return ", ".join([*words, *(["checkpointing"] if recipe.gradient_checkpointing else [])])
 
 
 def _refuse_contradiction(name: str, words: dict[str, Any], output: object) -> None:
@@ -292,9 +319,3 @@ def _grid(*sides: str) -> Any:
     for side in sides:
         table.add_column(justify=side, overflow="fold")  # type: ignore[arg-type]
     return table
-
-
-def _bold(*names: str) -> Iterable[Any]:
-    from rich.text import Text
-
-    return (Text(name, style="bold") for name in names)
