@@ -19,8 +19,8 @@ from autoft.profiles.gpu_catalogue import GpuProfile, gpu_profiles
 from autoft.schema import Record
 from autoft.trainer.recipe import Recipe
 
-# Of two compute capabilities that run kernels of the same workspaces, the one that stands for both: planner/attention.py
-# and device.py tell them apart nowhere. None: an AMD card, rehearsed as the estimator does.
+# Of two compute capabilities whose kernels take the same workspaces, the one that stands for both: attention.py and
+# device.py tell them apart nowhere. None: an AMD card, which the estimator rehearses so.
 SAME_KERNELS = {None: UNKNOWN_CAPABILITY, (8, 7): (8, 0), (8, 9): (8, 6), (10, 0): (9, 0), (12, 1): (12, 0)}
 SHARED = "cards with the same kernels share their rehearsals; `autoft plan --gpu NAME` rehearses for that card alone"
 

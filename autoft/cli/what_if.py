@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from autoft.trainer.recipe import Recipe
 
 OWN_FAMILY = "*"
+Line = tuple[bool, tuple[str, ...]]  # of a table: whether it fits, its cells
 LEAST_COLUMNS = 5  # of a table that has a line a row
 
 OPTIONS = (
@@ -189,14 +190,14 @@ def show_cards(frame: Frame, found: list[CardFit], note: str, console: Console) 
         rows.append(("Closest", f"{describe(found[-1].recipe)}, {size(found[-1].device_bytes)}"))
     rows.append(("Time of", run_in_words(frame)))
     console.print(render.facts(rows))
-    rows = []
+    lines: list[Line] = []
     for fit in found:
         yes = fit.fits == "yes"
         chosen = _short(fit.recipe) if yes else f"nothing fits ({_short(fit.recipe)})"
         times = (_span(fit.run_time_s), _energy(fit.run_energy_kwh)) if yes else ("", "")
         power = f"{fit.power_w:.0f} W" if fit.power_w else ""
-        rows.append((yes, (fit.card, size(fit.total_bytes), chosen, size(fit.device_bytes), *times, power)))
-    _print_table(("Card", "Memory", "Plan", "Needs", "Time", "Energy", "Power"), rows, console)
+        lines.append((yes, (fit.card, size(fit.total_bytes), chosen, size(fit.device_bytes), *times, power)))
+    _print_table(("Card", "Memory", "Plan", "Needs", "Time", "Energy", "Power"), lines, console)
     console.print(Text(f"Note: {note}", style="dim"))
 
 
@@ -212,7 +213,7 @@ def show_models(frame: Frame, family: str, found: list[ModelFit], console: Conso
     if fitting:
         rows.insert(1, ("Largest", fitting[-1].model))
     console.print(render.facts(rows))
-    rows = []
+    lines: list[Line] = []
     for fit in found:
         chosen, need, times = fit.reason or "", "", ("", "")
         if fit.recipe is not None and fit.device_bytes is not None and fit.run_time_s is not None:
@@ -222,15 +223,12 @@ def show_models(frame: Frame, family: str, found: list[ModelFit], console: Conso
             else:
                 times = (_span(fit.run_time_s), _energy(fit.run_energy_kwh))
         weights = count(fit.params) if fit.params else ""
-        rows.append((fit.fits == "yes", (fit.model, weights, chosen, need, *times)))
-    _print_table(("Model", "Weights", "Plan", "Needs", "Time", "Energy"), rows, console)
+        lines.append((fit.fits == "yes", (fit.model, weights, chosen, need, *times)))
+    _print_table(("Model", "Weights", "Plan", "Needs", "Time", "Energy"), lines, console)
 
 
-def _print_table(names: tuple[str, ...], rows: list[tuple[bool, tuple[str, ...]]], console: Console) -> None:
-    """A line a row, without its last columns where they have no room; where not even five have, two lines a row.
-
-    rows: (whether it fits, its cells).
-    """
+def _print_table(names: tuple[str, ...], lines: list[Line], console: Console) -> None:
+    """A row a line, without its last columns where they have no room; two rows where not even five have."""
     from rich.cells import cell_len
     from rich.padding import Padding
     from rich.text import Text
@@ -242,21 +240,21 @@ def _print_table(names: tuple[str, ...], rows: list[tuple[bool, tuple[str, ...]]
     while shown > LEAST_COLUMNS and sum(widths[:shown]) + 2 * shown > console.width:
         shown -= 1
     if sum(widths[:shown]) + 2 * shown > console.width:
-        for fits, (name, amount, *rest) in rows:
+        for fits, (name, amount, *rest) in lines:
             style = "" if fits else "dim"
             console.print(Text(f"{name} ({amount})" if amount else name, style=style))
             console.print(Padding(Text(", ".join(cell for cell in rest[:3] if cell), style=style), (0, 0, 0, 2)))
         return
     table = _grid(*("left" if number in (0, 2) else "right" for number in range(shown)))
     table.add_row(*(Text(name, style="bold") for name in names[:shown]))
-    for fits, cells in rows:
+    for fits, cells in lines:
         table.add_row(*(Text(cell, style="" if fits else "dim") for cell in cells[:shown]))
     console.print(table)
 
 
 def _short(recipe: Recipe) -> str:
     """qlora nf4, 4 rows, checkpointing."""
-    words = [f"qlora {recipe.quant_type}" if recipe.quant_type else "lora", f"{recipe.micro_batch} rows"]
+    words = [f"qlora {recipe.quant_type}" if recipe.quant_type else "lora", _rows(recipe.micro_batch)]
     return ", ".join([*words, *(["checkpointing"] if recipe.gradient_checkpointing else [])])
 
 
@@ -284,7 +282,11 @@ def _counted(limit: Limit, value: int | None) -> str:
     assert value is not None
     if limit.quantity == "rank":
         return f"rank {value:,}"
-    return f"{value:,} {'tokens' if limit.quantity == 'seq_len' else 'rows'}"
+    return f"{value:,} tokens" if limit.quantity == "seq_len" else _rows(value)
+
+
+def _rows(number: int) -> str:
+    return "1 row" if number == 1 else f"{number:,} rows"
 
 
 def _way(limit: Limit, described: str) -> str:
