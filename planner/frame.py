@@ -52,6 +52,11 @@ class Frame:
     def rows_per_step(self) -> int:
         return self.plan.job.accumulation * self.plan.job.recipe.micro_batch
 
+    @property
+    def run_of(self) -> str:
+        """What the figures of a whole run are of, in words."""
+        return "a million tokens" if self.plan.steps is None else "the whole run on this data"
+
     def on(self, target: Target, estimator: Estimator) -> Frame:
         """The same question of another device, or another model."""
         return replace(self, target=target, estimator=estimator, known={})

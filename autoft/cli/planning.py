@@ -26,8 +26,7 @@ DEVICE = (
     ),
     click.option("--vram", "vram_gib", type=float, metavar="GIB", help="Plan for so much device memory."),
 )
-RECIPE = (
-    click.option("--method", type=options.Choice(METHODS), help="lora keeps the base in 16 bits, qlora holds it in 4."),
+SETTINGS = (
     click.option(
         "--seq-len",
         type=click.IntRange(min=1),
@@ -37,6 +36,10 @@ RECIPE = (
     click.option(
         "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Pin any field of the recipe or job. Repeatable."
     ),
+)
+RECIPE = (
+    click.option("--method", type=options.Choice(METHODS), help="lora keeps the base in 16 bits, qlora holds it in 4."),
+    *SETTINGS,
 )
 DATA = (
     click.option("--data", metavar="FILE", help="Training data: .jsonl, .json, .csv or .parquet."),

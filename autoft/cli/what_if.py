@@ -96,7 +96,7 @@ def _cards(frame: Frame, _: object, as_json: bool) -> int:
         data = {
             "model": frame.request.model,
             "seq_len": frame.seq_len,
-            "run": run_in_words(frame),
+            "run": frame.run_of,
             "cards": [fit.to_dict() for fit in found],
             "notes": [SHARED],
         }
@@ -115,7 +115,7 @@ def _models(frame: Frame, family: str, as_json: bool) -> int:
             "family": name,
             "target": frame.target.name,
             "seq_len": frame.seq_len,
-            "run": run_in_words(frame),
+            "run": frame.run_of,
             "models": [fit.to_dict() for fit in found],
         }
         options.print_json(data)
@@ -131,12 +131,6 @@ _ANSWERS: dict[str, Callable[[Frame, Any, bool], int]] = {
     "fit_all_gpus": _cards,
     "model_sweep": _models,
 }
-
-
-def run_in_words(frame: Frame) -> str:
-    """What time and energy are of."""
-    steps = frame.plan.steps
-    return "the whole run on this data" if steps is not None else "a million tokens"
 
 
 def show_limit(limit: Limit, console: Console) -> None:
@@ -188,7 +182,7 @@ def show_cards(frame: Frame, found: list[CardFit], note: str, console: Console) 
         rows.append(("Quickest", f"{quickest.card}: {_span(quickest.run_time_s)}"))
     else:
         rows.append(("Closest", f"{describe(found[-1].recipe)}, {size(found[-1].device_bytes)}"))
-    rows.append(("Time of", run_in_words(frame)))
+    rows.append(("Time of", frame.run_of))
     console.print(render.facts(rows))
     lines: list[Line] = []
     for fit in found:
@@ -209,7 +203,7 @@ def show_models(frame: Frame, family: str, found: list[ModelFit], console: Conso
 
     console.print(Text(f"{family} on {frame.target.name}, {frame.seq_len:,} tokens", style="bold"))
     fitting = [fit for fit in found if fit.fits == "yes"]
-    rows = [("Fits", f"{len(fitting)} of {len(found)} models"), ("Time of", run_in_words(frame))]
+    rows = [("Fits", f"{len(fitting)} of {len(found)} models"), ("Time of", frame.run_of)]
     if fitting:
         rows.insert(1, ("Largest", fitting[-1].model))
     console.print(render.facts(rows))
@@ -233,9 +227,8 @@ def _print_table(names: tuple[str, ...], lines: list[Line], console: Console) ->
     from rich.padding import Padding
     from rich.text import Text
 
-    widths = [
-        max(cell_len(line[number]) for line in (names, *(cells for _, cells in rows))) for number in range(len(names))
-    ]
+    columns = zip(names, *(cells for _, cells in lines), strict=True)
+    widths = [max(map(cell_len, column)) for column in columns]
     shown = len(names)
     while shown > LEAST_COLUMNS and sum(widths[:shown]) + 2 * shown > console.width:
         shown -= 1

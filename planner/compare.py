@@ -1,0 +1,231 @@
+"""The base in 16, 8 or 4 bits? The three methods side by side on one target, each at its best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from autoft.errors import DoesNotFit, ModelError, OptionError
+from autoft.planner.estimate import Estimate, Range
+from autoft.planner.frame import METHOD_KEYS, Frame
+from autoft.planner.ghost import Rehearsal
+from autoft.planner.search import closest, pick
+from autoft.planner.target import Target, target_of
+from autoft.planner.time import measure_cpu_flops
+from autoft.profiles.gpu_catalogue import gpu_profiles
+from autoft.schema import Record
+from autoft.trainer.measure import Steps
+from autoft.trainer.recipe import Recipe
+
+Name = Literal["lora", "int8", "qlora"]
+
+CLASS_CARD_GIB = 24.0  # of a card to ask "how much would do?" for, where the target is none
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Way:
+    """One method. pins: of the Recipe. when: to choose it. sources: of what it says."""
+
+    name: Name
+    label: str
+    pins: dict[str, str | bool | None]
+    when: str
+    sources: tuple[str, ...]
+
+
+WAYS = (
+    Way(
+        name="lora",
+        label="LoRA",
+        pins={"method": "lora", "quant_type": None, "double_quant": False},
+        when="it fits: the base stays as it was published, no product waits for weights to be unpacked, and the adapter "
+        "merges into the very base that it was trained on",
+        sources=("arXiv:2106.09685",),
+    ),
+    Way(
+        name="int8",
+        label="LoRA, 8-bit",
+        pins={"method": "qlora", "quant_type": "int8", "double_quant": False},
+        when="16 bits do not fit, 8 do, and the 4-bit base is measurably worse on your data (--measure): rows are rounded "
+        "to 8 bits and columns with outliers kept in 16, which costs more than unpacking 4 bits does",
+        sources=("arXiv:2208.07339",),
+    ),
+    Way(
+        name="qlora",
+        label="QLoRA",
+        pins={"method": "qlora", "quant_type": "nf4", "double_quant": True},
+        when="memory decides: a larger model, a longer sequence or a smaller card. Its authors found no loss against 16-bit "
+        "fine-tuning; serve the adapter on the 4-bit base, or merge it into the 16-bit one and evaluate again",
+        sources=("arXiv:2305.14314",),
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured(Record):
+    """Real steps on this machine. recipe: what ran. predicted: for that very recipe. heldout_*: of the base, untrained.
+
+    failed: why there is nothing else.
+    """
+
+    recipe: Recipe
+    predicted_bytes: int
+    predicted_step_s: Range
+    steps: Steps | None = None
+    failed: str | None = None
+    heldout_rows: int = 0
+    heldout_tokens: int = 0
+    perplexity: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Side(Record):
+    """One method at its best. Where fits is "no" recipe and estimate are of what comes closest.
+
+    fits "refused": the model or the card cannot take it, `reason` says why.
+    run_time_s, run_energy_kwh: of the whole run, without data of a million tokens.
+    base_bytes: of the frozen base as it is held while training. adapter_bytes: the file that is written.
+    deployment_bytes: what serving has to hold of weights, by form. host_bytes: the most RAM beside a GPU, by phase.
+    smallest_gib: the least memory of a common card that does, whatever the time; None where 80 GiB do not.
+    """
+
+    name: Name
+    label: str
+    when: str
+    sources: tuple[str, ...]
+    fits: Literal["yes", "no", "refused"]
+    reason: str | None = None
+    recipe: Recipe | None = None
+    estimate: Estimate | None = None
+    run_time_s: Range | None = None
+    run_energy_kwh: Range | None = None
+    base_bytes: int | None = None
+    adapter_bytes: int | None = None
+    deployment_bytes: dict[str, int] | None = None
+    smallest_gib: int | None = None
+    smallest_card: str | None = None
+    measured: Measured | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison(Record):
+    """run: what times and energies are of. plan_takes: the side that `autoft plan` would choose, None where none fits."""
+
+    model: str
+    target: str
+    seq_len: int
+    run: str
+    plan_takes: Name | None
+    sides: tuple[Side, ...]
+    notes: tuple[str, ...] = ()
+
+
+def compare(frame: Frame) -> Comparison:
+    """The three methods on the frame's target. Raises: OptionError where the settings pin one of them."""
+    pinned = sorted(METHOD_KEYS & frame.pins.keys())
+    if pinned:
+        raise OptionError(
+            f"{pinned[0]} is pinned, and a comparison is of all methods", fix="leave it out, or use autoft plan"
+        )
+    sides = tuple(_side(frame, way) for way in WAYS)
+    known = [side.estimate for side in sides if side.estimate is not None]
+    return Comparison(
+        model=frame.request.model,
+        target=frame.target.name,
+        seq_len=frame.seq_len,
+        run=frame.run_of,
+        plan_takes=_plan_takes(frame),
+        sides=sides,
+        notes=(*frame.plan.notes, *(known[0].assumptions if known else ())),
+    )
+
+
+def _side(frame: Frame, way: Way) -> Side:
+    said = {"name": way.name, "label": way.label, "when": way.when, "sources": way.sources}
+    refusal = _no_kernels(frame.target, way)
+    if refusal is not None:
+        return Side(**said, fits="refused", reason=refusal)  # type: ignore[arg-type]
+    try:
+        recipes = frame.recipes(**way.pins)
+        recipe, estimate = _best(frame, recipes)
+        rehearsal = frame.estimator.rehearse(recipe, accumulate=frame.accumulates(recipe))
+    except ModelError as error:
+        return Side(**said, fits="refused", reason=error.what)  # type: ignore[arg-type]
+    run_time_s, run_energy_kwh = frame.run(recipe, estimate)
+    gib = _smallest_gib(frame, recipes)
+    base = sum(weight.size + sum(weight.state) for weight in rehearsal.weights if not weight.adapter)
+    adapter = _adapter_bytes(recipe, rehearsal)
+    whole = 2 * frame.estimator.shape.total_params
+    forms = {"merged, 16-bit": whole, "16-bit base and adapter": whole + adapter}
+    if recipe.quant_type is not None:
+        forms[f"{'8' if recipe.quant_type == 'int8' else '4'}-bit base and adapter"] = base + adapter
+    return Side(
+        **said,  # type: ignore[arg-type]
+        fits="yes" if estimate.fits == "yes" else "no",
+        recipe=recipe,
+        estimate=estimate,
+        run_time_s=run_time_s,
+        run_energy_kwh=run_energy_kwh,
+        base_bytes=base,
+        adapter_bytes=adapter,
+        deployment_bytes=forms,
+        smallest_gib=gib,
+        smallest_card=None if gib is None else _card_of(frame, gib),
+    )
+
+
+def _no_kernels(target: Target, way: Way) -> str | None:
+    features = target.gpu.features if target.gpu is not None else None
+    if features is None or way.name == "lora":
+        return None
+    bits, has = (8, features.bitsandbytes_int8) if way.name == "int8" else (4, features.bitsandbytes_4bit)
+    return None if has else f"bitsandbytes has no {bits}-bit kernels for {target.name}"
+
+
+def _best(frame: Frame, recipes: list[Recipe]) -> tuple[Recipe, Estimate]:
+    try:
+        choice = pick(recipes, frame.estimate, prefer=frame.plan.prefer, target=frame.target.name)  # type: ignore[arg-type]
+    except DoesNotFit:
+        return closest(recipes, frame.estimate)
+    return choice.recipe, choice.estimate
+
+
+def _plan_takes(frame: Frame) -> Name | None:
+    try:
+        choice = pick(frame.recipes(), frame.estimate, prefer=frame.plan.prefer, target=frame.target.name)  # type: ignore[arg-type]
+    except DoesNotFit:
+        return None
+    return "qlora" if choice.recipe.method == "qlora" else "lora"
+
+
+def _adapter_bytes(recipe: Recipe, rehearsal: Rehearsal) -> int:
+    """Of the file: the trained weights as they are held."""
+    return rehearsal.trainable_params * (4 if recipe.adapter_dtype == "float32" else 2)
+
+
+def _smallest_gib(frame: Frame, recipes: list[Recipe]) -> int | None:
+    """Of the common sizes the least that takes the leanest of `recipes`; for a CPU on a card of bfloat16."""
+    mine = frame
+    if frame.target.gpu is None:
+        target = target_of(
+            replace(frame.hardware, gpus=()),
+            gpu_name=None,
+            vram_gib=CLASS_CARD_GIB,
+            cpu_flops_per_s=measure_cpu_flops,
+        )
+        mine = frame.on(target, frame.estimator.on(target))
+        way = recipes[0]
+        recipes = mine.recipes(method=way.method, quant_type=way.quant_type, double_quant=way.double_quant)
+    recipe, estimate = closest(recipes, mine.estimate)
+    rehearsal = mine.estimator.rehearse(recipe, accumulate=mine.accumulates(recipe))
+    sizes = mine.estimator.fits_by_gib(rehearsal, estimate.device_bytes)
+    return next((int(gib) for gib, fits in sizes.items() if fits == "yes"), None)
+
+
+def _card_of(frame: Frame, gib: int) -> str | None:
+    """The quickest catalogue card of that memory, of the target's own kind where there is one."""
+    cards = [p for p in gpu_profiles().values() if round(p.memory_gib.value) == gib and p.vendor == "nvidia"]
+    own = frame.target.gpu.compute_capability if frame.target.gpu is not None else None
+    cards = [card for card in cards if card.compute_capability == own] or [card for card in cards if card.native_bf16]
+    quickest = max(cards, key=lambda card: card.half_flops_per_s.value if card.half_flops_per_s else 0, default=None)
+    return quickest.name if quickest is not None else None
