@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from autoft.errors import DoesNotFit, ModelError, OptionError
 from autoft.planner.estimate import Estimate, Range
@@ -28,7 +28,7 @@ class Way:
 
     name: Name
     label: str
-    pins: dict[str, str | bool | None]
+    pins: dict[str, Any]
     when: str
     sources: tuple[str, ...]
 
@@ -38,24 +38,24 @@ WAYS = (
         name="lora",
         label="LoRA",
         pins={"method": "lora", "quant_type": None, "double_quant": False},
-        when="it fits: the base stays as it was published, no product waits for weights to be unpacked, and the adapter "
-        "merges into the very base that it was trained on",
+        when="it fits: the base stays as it was published, and the adapter merges into the very weights that it was "
+        "trained on",
         sources=("arXiv:2106.09685",),
     ),
     Way(
         name="int8",
         label="LoRA, 8-bit",
         pins={"method": "qlora", "quant_type": "int8", "double_quant": False},
-        when="16 bits do not fit, 8 do, and the 4-bit base is measurably worse on your data (--measure): rows are rounded "
-        "to 8 bits and columns with outliers kept in 16, which costs more than unpacking 4 bits does",
+        when="16 bits do not fit, 8 do, and the 4-bit base is measurably worse on your data (--measure): weights are "
+        "rounded to 8 bits row by row, and what meets outliers is computed in 16",
         sources=("arXiv:2208.07339",),
     ),
     Way(
         name="qlora",
         label="QLoRA",
         pins={"method": "qlora", "quant_type": "nf4", "double_quant": True},
-        when="memory decides: a larger model, a longer sequence or a smaller card. Its authors found no loss against 16-bit "
-        "fine-tuning; serve the adapter on the 4-bit base, or merge it into the 16-bit one and evaluate again",
+        when="memory decides: a larger model, a longer sequence or a smaller card. Its authors report the task performance "
+        "of 16-bit fine-tuning; after a merge into the 16-bit base evaluate again, since that is another base",
         sources=("arXiv:2305.14314",),
     ),
 )
@@ -85,7 +85,7 @@ class Side(Record):
     fits "refused": the model or the card cannot take it, `reason` says why.
     run_time_s, run_energy_kwh: of the whole run, without data of a million tokens.
     base_bytes: of the frozen base as it is held while training. adapter_bytes: the file that is written.
-    deployment_bytes: what serving has to hold of weights, by form. host_bytes: the most RAM beside a GPU, by phase.
+    deployment_bytes: weights to hold for serving, merged into the 16-bit base or on a base beside the adapter.
     smallest_gib: the least memory of a common card that does, whatever the time; None where 80 GiB do not.
     """
 
@@ -109,7 +109,7 @@ class Side(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison(Record):
-    """run: what times and energies are of. plan_takes: the side that `autoft plan` would choose, None where none fits."""
+    """run: what times and energies are of. plan_takes: the side that the plan would choose, None where none fits."""
 
     model: str
     target: str
@@ -156,9 +156,9 @@ def _side(frame: Frame, way: Way) -> Side:
     base = sum(weight.size + sum(weight.state) for weight in rehearsal.weights if not weight.adapter)
     adapter = _adapter_bytes(recipe, rehearsal)
     whole = 2 * frame.estimator.shape.total_params
-    forms = {"merged, 16-bit": whole, "16-bit base and adapter": whole + adapter}
+    forms = {"merged": whole, "on_16-bit_base": whole + adapter}
     if recipe.quant_type is not None:
-        forms[f"{'8' if recipe.quant_type == 'int8' else '4'}-bit base and adapter"] = base + adapter
+        forms[f"on_{8 if recipe.quant_type == 'int8' else 4}-bit_base"] = base + adapter
     return Side(
         **said,  # type: ignore[arg-type]
         fits="yes" if estimate.fits == "yes" else "no",

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoft.errors import ModelError, TrainingError
-from autoft.planner.compare import Comparison, Measured, Side
+from autoft.planner.compare import Comparison, Measured
 from autoft.planner.frame import Frame
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.measure import Task, measure, random_weights, weights_at_hand
@@ -17,8 +17,8 @@ from autoft.trainer.recipe import Recipe
 from autoft.trainer.resolve import resolve
 
 # What is measured is kept small. A CPU trains some hundred tokens of a small model in a second.
-CPU_SEQ_LEN = 256
-HELDOUT_ROWS = {"cpu": 16, "cuda": 100}
+CPU_SEQ_LEN = 128
+HELDOUT_ROWS = {"cpu": 8, "cuda": 100}
 
 
 def measured(found: Comparison, frame: Frame, *, steps: int, say: Callable[[str], None]) -> Comparison:
@@ -44,12 +44,12 @@ def measured(found: Comparison, frame: Frame, *, steps: int, say: Callable[[str]
                     pad_id=frame.prepared.tokenizer.pad_token_id if frame.prepared else 0,
                     heldout=tuple((tuple(e.input_ids), tuple(e.labels)) for e in heldout) if real else (),
                 )
-                side = replace(side, measured=_measured(frame, side, task, heldout, env))
+                side = replace(side, measured=_measured(frame, task, heldout, env))
             sides.append(side)
     return replace(found, sides=tuple(sides), notes=(*found.notes, *_notes(frame, heldout, real=real)))
 
 
-def _measured(frame: Frame, side: Side, task: Task, heldout: Sequence[Example], env: dict[str, str]) -> Measured:
+def _measured(frame: Frame, task: Task, heldout: Sequence[Example], env: dict[str, str]) -> Measured:
     recipe = task.recipe
     predicted = frame.estimator.estimate(recipe)
     known = {

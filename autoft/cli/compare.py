@@ -30,9 +30,7 @@ NARROW_COLUMN = 21  # of a method; where three such have no room the methods com
     is_flag=True,
     help="Run a few real steps of each here; with weights at hand and --data, also what quantization costs in loss.",
 )
-@click.option(
-    "--steps", type=click.IntRange(min=1), metavar="N", help="Steps to measure, after one to warm up. Default: 3."
-)
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps to measure, after a first. Default: 3.")
 def command(model: str, measure: bool, steps: int | None, as_json: bool, **words: Any) -> int:
     if steps is not None and not measure:
         raise OptionError("--steps: nothing is measured", fix="add --measure, or leave it out")
@@ -123,16 +121,19 @@ def _cells(side: Side, run: str) -> dict[str, str]:
     }
     ram = max((num for phase, num in estimate.host_bytes.items() if phase != "merge"), default=None)
     if ram is not None:
-        cells["Host RAM"] = f"{size(ram)}, to merge {size(estimate.host_bytes['merge'])}"
+        cells["Host RAM"] = size(ram)
+        cells["Host RAM to merge"] = size(estimate.host_bytes["merge"])
     cells["Tokens/s"] = "{:,.0f} to {:,.0f}".format(*_speeds(side))
-    assert side.run_time_s is not None and side.deployment_bytes is not None
+    assert side.run_time_s is not None
+    assert side.deployment_bytes is not None
     cells[run] = f"{duration(side.run_time_s.lower)} to {duration(side.run_time_s.upper)}"
     if side.run_energy_kwh is not None:
         cells["Energy"] = f"{energy(side.run_energy_kwh.lower)} to {energy(side.run_energy_kwh.upper)}"
     share = estimate.trainable_params / estimate.total_params
     cells["Trained"] = f"{count(estimate.trainable_params)}, {share:.2%}"
     cells["Adapter file"] = size(side.adapter_bytes or 0)
-    cells["To serve"] = "; ".join(f"{form}: {size(num)}" for form, num in side.deployment_bytes.items())
+    for form, num in side.deployment_bytes.items():
+        cells[f"Serve {form.replace('_', ' ')}"] = size(num)
     example = f", such as {side.smallest_card}" if side.smallest_card else ""
     cells["Smallest card"] = "more than 80 GiB" if side.smallest_gib is None else f"{side.smallest_gib} GiB{example}"
     return {**cells, **_measured_cells(side)}
@@ -140,7 +141,8 @@ def _cells(side: Side, run: str) -> dict[str, str]:
 
 def _speeds(side: Side) -> tuple[float, float]:
     """(least, most) tokens a second."""
-    assert side.recipe is not None and side.estimate is not None
+    assert side.recipe is not None
+    assert side.estimate is not None
     tokens = side.recipe.micro_batch * side.recipe.seq_len
     return tokens / side.estimate.step_time_s.upper, tokens / side.estimate.step_time_s.lower
 
