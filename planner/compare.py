@@ -54,8 +54,8 @@ WAYS = (
         name="qlora",
         label="QLoRA",
         pins={"method": "qlora", "quant_type": "nf4", "double_quant": True},
-        when="memory decides: a larger model, a longer sequence or a smaller card. Its authors report the task performance "
-        "of 16-bit fine-tuning; after a merge into the 16-bit base evaluate again, since that is another base",
+        when="memory decides: a larger model, a longer sequence or a smaller card. Its authors report the quality of "
+        "16-bit fine-tuning; after a merge into the 16-bit base evaluate again, since that is another base",
         sources=("arXiv:2305.14314",),
     ),
 )
