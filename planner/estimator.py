@@ -46,9 +46,12 @@ class Estimator:
         self._rehearsed: dict[tuple[Recipe, Loop, Backend | None, bool], Rehearsal] = {}
         self._replayed: dict[int, Memory] = {}
 
-    def on(self, target: Target) -> Estimator:
-        """The same model on another device. Where that has the same kernels, what is remembered goes with it."""
-        if _device_of(target) != self.device:
+    def on(self, target: Target, *, same_kernels: bool = False) -> Estimator:
+        """The same model on another device. Where that has the same kernels, what is remembered goes with it.
+
+        same_kernels: take it for granted that it has.
+        """
+        if not same_kernels and _device_of(target) != self.device:
             return Estimator(self.shape.name, self.config, target)
         found = copy(self)
         found.target = target

@@ -24,12 +24,13 @@ def spread(
 ) -> Iterator[Result]:
     """function(item) of each item, in order. alone: in this process. fewest: items that a process is worth.
 
-    Neighbours go to one process, as they may share what `function` remembers. Alone too where processes do not fork.
+    Neighbours go to one process, as they may share what `function` remembers. Alone too where processes do not fork,
+    and in a process that was forked for this already.
     Raises: what `function` raises, in its turn.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     processes = min(MOST, cores, len(items) // fewest)
-    if alone or processes < 2:
+    if alone or processes < 2 or multiprocessing.parent_process() is not None:
         yield from map(function, items)
         return
     context = multiprocessing.get_context("fork")

@@ -52,6 +52,7 @@ class Asked:
     prepared: Prepared | None
     workload: Workload | None
     reasons: tuple[str, ...]
+    notes: tuple[str, ...]
     words: dict[str, str]  # how the user pinned fields of the Recipe, by field
 
 
@@ -75,7 +76,7 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
         preset=asked.preset.name,
         reasons=(*choice.reasons, *asked.reasons),
         pruned=tuple(group.text for group in found.pruned),
-        notes=(*_notes(asked.prepared, question.seq_len), *asked.preset.notes(), *_machine_notes(request, hardware)),
+        notes=asked.notes,
         steps=steps_of(job, question.rows),
         run_time_s=run_time_s,
         run_energy_kwh=run_energy_kwh,
@@ -152,7 +153,8 @@ def ask(request: Request, hardware: Hardware) -> Asked:
         *(text for name, text in sources.items() if name not in job_pins),
         *preset.reasons(seq_len_counts=seq_len_counts),
     )
-    return Asked(question, preset, prepared, workload, reasons, words)
+    notes = (*_notes(prepared, seq_len), *preset.notes(), *_machine_notes(request, hardware))
+    return Asked(question, preset, prepared, workload, reasons, notes, words)
 
 
 def _words(request: Request, pins: dict[str, Any]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from autoft.planner.candidates import Family, base_bits, families
 from autoft.planner.choose import SLOWER, Choice, choose, order
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator import Estimator
+from autoft.planner.ghost import Rehearsal
 from autoft.planner.request import Prefer
 from autoft.planner.schedule import Rows, mean_length, run_takes, steps_of
 from autoft.planner.search import Candidate, Pruned, Search
@@ -102,7 +103,11 @@ class Question:
 
     def estimate(self, recipe: Recipe) -> Estimate:
         """With several micro-batches a step, gradients live through the forward of the later ones."""
-        return self.estimator.estimate(recipe, accumulate=recipe.micro_batch < self.rows_per_step)
+        return self.estimator.estimate_of(recipe, self.rehearse(recipe))
+
+    def rehearse(self, recipe: Recipe) -> Rehearsal:
+        """As estimate has it."""
+        return self.estimator.rehearse(recipe, accumulate=recipe.micro_batch < self.rows_per_step)
 
     def weights_bytes(self, recipe: Recipe) -> int:
         """The least that the base's weights take: quantization state and what is not known of it left out."""
@@ -130,7 +135,7 @@ class Question:
             return None, None
         if recipe not in self.run_takes_memo:
             mean = replace(recipe, seq_len=mean_length(recipe, self.padded(recipe.micro_batch)))
-            self.run_takes_memo[recipe] = run_takes(self.estimate(mean), steps, job.accumulation)
+            self.run_takes_memo[recipe] = run_takes(self.estimate(mean), steps * job.accumulation)
         return self.run_takes_memo[recipe]
 
     def _forbidden(self, candidate: Candidate) -> str | None:

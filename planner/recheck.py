@@ -104,7 +104,7 @@ def _whole_run(job: Job, prepared: Prepared, estimator: Estimator) -> tuple[int,
     assert steps is not None
     padded = rows.padded(recipe.micro_batch, recipe.micro_batch * job.accumulation, grouped=job.group_by_length)
     mean = replace(recipe, seq_len=mean_length(recipe, padded))
-    return steps, *run_takes(estimator.estimate(mean, accumulate=job.accumulation > 1), steps, job.accumulation)
+    return steps, *run_takes(estimator.estimate(mean, accumulate=job.accumulation > 1), steps * job.accumulation)
 
 
 def _target(planned: Plan, hardware: Hardware) -> Target:

@@ -139,9 +139,8 @@ def mean_length(recipe: Recipe, padded: float) -> int:
     return min(recipe.seq_len, max(1, round(padded * recipe.seq_len / PAD_MULTIPLE)) * PAD_MULTIPLE)
 
 
-def run_takes(estimate: Estimate, steps: int, accumulation: int) -> tuple[Range, Range | None]:
-    """(seconds, kWh) of all steps; energy None where unknown. estimate: of a micro-batch of the mean length."""
-    micro_batches = steps * accumulation
+def run_takes(estimate: Estimate, micro_batches: float) -> tuple[Range, Range | None]:
+    """(seconds, kWh) of so many; energy None where unknown. estimate: of a micro-batch of the mean length."""
     step, energy = estimate.step_time_s, estimate.step_energy_wh
     seconds = Range(lower=micro_batches * step.lower, upper=micro_batches * step.upper)
     if energy is None:

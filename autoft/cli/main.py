@@ -21,6 +21,7 @@ COMMANDS = {
     "probe": "Show what this machine is: GPUs, memory, disk, processor.",
     "doctor": "Check what ruins an evening: driver, torch, kernels, versions, folders, hub.",
     "plan": "Find the best fine-tune of a model that this machine can run, and say why.",
+    "compare": "LoRA on 16 bits, on 8, and QLoRA, side by side.",
     "estimate": "Memory and time of one exact recipe.",
     "run": "Plan, train, evaluate and save, in one shot.",
     "export-config": "Write a plan as the configuration of axolotl, LLaMA-Factory, TRL or unsloth.",

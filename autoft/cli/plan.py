@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoft import render
-from autoft.cli import options, planning
+from autoft.cli import options, planning, what_if
 from autoft.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
@@ -21,26 +21,29 @@ if TYPE_CHECKING:
     "MODEL is a hub id, a local folder, a .gguf file, a name from `autoft profiles models`, or starter."
 )
 @click.argument("model", required=False)
-@planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS)
+@planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS, *what_if.OPTIONS)
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan as TOML.")
 @click.option("--explain", is_flag=True, help="Say how each figure comes about, and what earlier runs here measured.")
 @click.option("--diff", type=click.Path(path_type=Path), nargs=2, metavar="A B", help="Compare two plan files.")
 def command(
     model: str | None, output: Path | None, explain: bool, diff: tuple[Path, Path] | None, as_json: bool, **words: Any
-) -> None:
+) -> int | None:
     if diff is not None:
         if model is not None or output is not None or explain or any(words.values()):
             raise OptionError("--diff compares two plan files and plans nothing", fix="autoft plan --diff A B")
         from autoft.cli.diff import show_diff
 
         show_diff(*diff, as_json=as_json)
-        return
+        return None
     if model is None:
         raise OptionError("Missing argument 'MODEL'", fix="autoft plan --help shows how it is used")
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise OutputError(f"{output}: not a file that can be written", fix="-o a file in a folder that exists")
     if words["data"] is None and model == "starter":
         words["data"] = "starter"
+    answered = what_if.answer(model, words, output=output, explain=explain, as_json=as_json)
+    if answered is not None:
+        return answered
     wanted = planning.request(model, **words)
     plan, _ = planning.plan(wanted)
     figures = _explained(plan, wanted) if explain else []
@@ -50,7 +53,7 @@ def command(
         write_plan(plan, output)
     if as_json:
         options.print_json({**plan.to_dict(), "explanation": figures} if explain else plan.to_dict())
-        return
+        return None
     from autoft.cli.show import show_explanation, show_plan
     from autoft.cli.show_correction import show_sources
 
@@ -61,6 +64,7 @@ def command(
         show_sources(plan, console)
     run = f"autoft run {output or model}" + ("" if words["data"] else " --data FILE")
     console.print(f"Next: {run}", style="bold", markup=False)
+    return None
 
 
 def _explained(plan: Plan, wanted: Request) -> list[dict[str, Any]]:

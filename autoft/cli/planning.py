@@ -30,12 +30,7 @@ DEVICE = (
     ),
     click.option("--vram", "vram_gib", type=float, metavar="GIB", help="Plan for so much device memory."),
 )
-RECIPE = (
-    click.option(
-        "--method",
-        type=options.Choice(METHODS),
-        help="lora keeps the base in 16 bits, qlora holds it in 4; full trains every weight.",
-    ),
+SETTINGS = (
     click.option(
         "--seq-len",
         type=click.IntRange(min=1),
@@ -45,6 +40,14 @@ RECIPE = (
     click.option(
         "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Pin any field of the recipe or job. Repeatable."
     ),
+)
+RECIPE = (
+    click.option(
+        "--method",
+        type=options.Choice(METHODS),
+        help="lora keeps the base in 16 bits, qlora holds it in 4; full trains every weight.",
+    ),
+    *SETTINGS,
 )
 DATA = (
     click.option(
