@@ -27,7 +27,6 @@ Tool = Literal["axolotl", "llamafactory", "trl", "unsloth"]
 Form = Literal["messages", "prompt_completion", "text"]
 
 SUFFIXES: dict[Tool, str] = {"axolotl": ".yaml", "llamafactory": ".yaml", "trl": ".yaml", "unsloth": ".py"}
-ADAPTERS: frozenset[str] = frozenset({"lora", "qlora"})
 # What every tool is told, or what autoft itself has settled in the files that it writes
 TOLD = frozenset({
     "model", "data", "eval_data", "mapping", "recipe", "device", "eval_rows", "epochs", "max_steps", "accumulation",
@@ -75,6 +74,10 @@ class Source:
         return self.recipe.base_dtype if self.recipe.autocast else None
 
     @property
+    def has_adapter(self) -> bool:
+        return self.recipe.method != "full"
+
+    @property
     def warmup_steps(self) -> int | None:
         """As the trainer counts them; None where the number of steps is not known."""
         return None if self.plan.steps is None else -int(-self.plan.steps * self.job.warmup_ratio // 1)
@@ -113,14 +116,9 @@ class Export:
 def export_config(plan: Plan, tool: Tool, out: Path, *, where: str) -> Export:
     """What to write so that `tool` trains the plan from the file `out`. Nothing is written here.
 
-    Raises: InputError when the model or the data is gone, or the plan names no data; OptionError for a plan of another
-    kind than LoRA or QLoRA.
+    Raises: InputError when the model or the data is gone, or the plan names no data.
     """
     job = plan.job
-    if job.recipe.method not in ADAPTERS:
-        raise OptionError(
-            f"{where}: method {job.recipe.method} has no form in other tools here", fix="plan with --method lora"
-        )
     if job.data is None:
         raise OptionError(f"{where}: the plan names no data to train on", fix="plan again with --data FILE")
     ref = resolve(job.model)
@@ -158,6 +156,11 @@ def yaml_text(values: dict[str, Any]) -> str:
 
     said = {key: value for key, value in values.items() if value is not None}
     return str(yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=10_000))
+
+
+def only_if(wanted: bool, values: dict[str, Any]) -> dict[str, Any]:
+    """The values, or nothing."""
+    return values if wanted else {}
 
 
 def whole(value: float, key: str) -> tuple[int, tuple[str, ...]]:
