@@ -16,12 +16,14 @@ from autoft import __version__
 from autoft.errors import OptionError
 from autoft.home import write_text
 from autoft.planner.candidates import describe
+from autoft.planner.inputs import job_digest
 from autoft.planner.plan_file import Plan
 from autoft.trainer.data.load import load_data
 from autoft.trainer.data.shape import Row
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.resolve import hub_name, resolve
+from autoft.units import size
 
 Tool = Literal["axolotl", "llamafactory", "trl", "unsloth"]
 Form = Literal["messages", "prompt_completion", "text"]
@@ -211,10 +213,15 @@ def _row(row: Row, form: Form) -> dict[str, Any]:
 def _notes(source: Source, *, gguf: bool) -> list[str]:
     estimate, recipe = source.plan.estimate, source.recipe
     notes = [
-        f"the plan's memory, {estimate.device_bytes / 2**30:.1f} GiB, is that of autoft's own step and loss: "
+        f"the plan's memory, {size(estimate.device_bytes)}, is that of autoft's own step and loss: "
         "another trainer takes more or less",
         "autoft's answers before and after are not evaluated, only the loss is",
     ]
+    inputs = source.plan.inputs
+    if inputs is not None and inputs.job_sha256 != job_digest(source.job):
+        notes.append(
+            "[job] was edited after it was planned: memory and warm-up steps are of before (autoft run checks)"
+        )
     if gguf:
         notes.append("the model is a GGUF file, which this tool does not train: name a folder of safetensors")
     if source.plan.workload is not None and source.plan.workload.template_supplied:

@@ -14,6 +14,7 @@ import yaml
 
 from autoft.errors import DataError, OptionError
 from autoft.planner.export_config import Export, Tool, export_config, write_export
+from autoft.planner.inputs import Inputs, job_digest
 from autoft.planner.plan_file import Plan, read_plan
 from tests.conftest import write_jsonl
 
@@ -175,6 +176,17 @@ def test_the_rows_are_autoft_s_own_split_in_one_shape(tmp_path: Path) -> None:
     assert questions == {f"number {n}" for n in range(40)}
     assert {tuple(m["role"] for m in row["messages"]) for row in rows} == {("user", "assistant")}
     assert next(iter(export.files)).name == "x.yaml"
+
+
+def test_an_edited_plan_says_that_its_figures_are_of_before(tmp_path: Path) -> None:
+    plan = a_plan(tmp_path, "lora", "pairs")
+    plan = replace(plan, inputs=Inputs(job_sha256=job_digest(plan.job)))
+    edited = replace(plan, job=replace(plan.job, epochs=1.0))
+    told = [
+        [note for note in export_config(p, "trl", tmp_path / "x.yaml", where="").notes if "was edited" in note]
+        for p in (plan, edited)
+    ]
+    assert [len(notes) for notes in told] == [0, 1]
 
 
 def test_columns_that_the_plan_maps_are_written_as_mapped(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ WHOLE = st.integers(1, 2**62)
 REAL = st.floats(1e-300, 1e300)
 RANGES = st.builds(Range, lower=REAL, upper=REAL)
 BYTES = st.dictionaries(TEXT, WHOLE, max_size=3)
-RECIPES = (
+RECIPES = st.one_of(
     st.builds(
         Recipe,
         method=st.just("lora"),
@@ -44,9 +44,9 @@ RECIPES = (
         target_modules=st.just("all-linear") | st.lists(TEXT, max_size=3).map(tuple),
         micro_batch=WHOLE,
         gradient_checkpointing=st.booleans(),
-    )
-    | st.just(Recipe(method="full"))
-    | st.builds(Recipe, method=st.just("qlora"), quant_type=st.sampled_from(["nf4", "fp4"]), double_quant=st.booleans())
+    ),
+    st.builds(Recipe, method=st.just("qlora"), quant_type=st.sampled_from(["nf4", "fp4"]), double_quant=st.booleans()),
+    st.just(Recipe(method="full")),
 )
 ESTIMATES = st.builds(
     replace,
