@@ -74,7 +74,7 @@ def test_fix_writes_what_a_second_check_finds_good(autoft, faulty, tmp_path) -> 
     again = autoft("data", "check", out, "--json")
     assert again.code == 0
     assert json.loads(again.out)["rows"] == 5
-    assert json.loads((tmp_path / "clean.report.json").read_text(encoding="utf-8"))["kept"] == 5
+    assert json.loads((tmp_path / "clean.jsonl.report.json").read_text(encoding="utf-8"))["kept"] == 5
     assert_refused(autoft("data", "check", faulty, "--fix", out), "clean.jsonl is there already")
 
 

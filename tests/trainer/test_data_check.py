@@ -151,7 +151,7 @@ def test_a_cleaned_copy_has_no_fault_and_keeps_columns(messy, tmp_path) -> None:
     assert rows[0] == MESSY[0]
     assert {"messages": [*MESSY[10]["messages"][:2], {"role": "assistant", "content": "  c"}], "id": 7} in rows
     assert load_data(str(out)).train
-    report = json.loads((tmp_path / "out.report.json").read_text(encoding="utf-8"))
+    report = json.loads((tmp_path / "out.jsonl.report.json").read_text(encoding="utf-8"))
     assert report["kept"] == 11
     assert report["rows"] == 19
     assert report["changed"] == {"invisible characters removed": 2, "white space trimmed": 2}
@@ -186,9 +186,9 @@ def test_plain_texts_keep_their_white_space(tmp_path) -> None:
 
 def test_a_copy_is_never_written_over_anything(tmp_path, messy) -> None:
     checked = check(messy)
-    (tmp_path / "out.report.json").write_text("mine", encoding="utf-8")
+    (tmp_path / "out.jsonl.report.json").write_text("mine", encoding="utf-8")
     for out, message in (
-        (tmp_path / "out.jsonl", r"out\.report\.json is there already"),
+        (tmp_path / "out.jsonl", r"out\.jsonl\.report\.json is there already"),
         (Path(messy), r"messy\.jsonl is there already"),
         (tmp_path / "out.csv", "the copy is JSONL"),
         (tmp_path / "no" / "out.jsonl", "no such folder"),
@@ -198,7 +198,7 @@ def test_a_copy_is_never_written_over_anything(tmp_path, messy) -> None:
     nothing = write_lines(tmp_path / "nothing.jsonl", [chat(("user", "a"))])
     with pytest.raises(DataError, match="no row could be kept"):
         write_fixed(check(nothing), tmp_path / "kept.jsonl")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["messy.jsonl", "nothing.jsonl", "out.report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["messy.jsonl", "nothing.jsonl", "out.jsonl.report.json"]
 
 
 def test_rows_in_both_splits(tmp_path) -> None:

@@ -43,7 +43,7 @@ def check_target(out: Path) -> None:
 
 def report_path(out: Path) -> Path:
     """Where the report of a cleaned copy goes."""
-    return out.with_name(f"{out.name.removesuffix(out.suffix)}.report.json")
+    return out.with_name(f"{out.name}.report.json")
 
 
 def write_fixed(checked: Checked, out: Path) -> Fixed:
