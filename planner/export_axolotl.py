@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from autoft.planner.export_config import Config, Source, whole, yaml_text
+from autoft.planner.export_config import Config, Source, only_if, whole, yaml_text
 
 OPTIMIZERS = {"adamw_8bit": "adamw_bnb_8bit"}
 
@@ -17,11 +17,7 @@ def axolotl(source: Source) -> Config:
         "bnb_4bit_quant_type": recipe.quant_type,
         "bnb_4bit_use_double_quant": recipe.double_quant,
     }
-    values = {
-        "base_model": source.model,
-        "load_in_4bit": four_bit,
-        "load_in_8bit": recipe.quant_type == "int8",
-        "bnb_config_kwargs": quantization if four_bit else None,
+    adapter = {
         "adapter": "qlora" if four_bit else "lora",
         "lora_r": recipe.rank,
         "lora_alpha": alpha,
@@ -30,6 +26,13 @@ def axolotl(source: Source) -> Config:
         "peft_use_dora": True if recipe.use_dora else None,
         "lora_target_linear": True if source.target_modules is None else None,
         "lora_target_modules": source.target_modules,
+    }
+    values = {
+        "base_model": source.model,
+        "load_in_4bit": four_bit,
+        "load_in_8bit": recipe.quant_type == "int8",
+        "bnb_config_kwargs": quantization if four_bit else None,
+        **only_if(source.has_adapter, adapter),
         "chat_template": "tokenizer_default" if source.form != "text" else None,
         "datasets": [_dataset(source, source.train_file)],
         "test_datasets": [{**_dataset(source, source.test_file), "split": "train"}] if source.heldout else None,
@@ -91,6 +94,8 @@ def _differs(source: Source) -> list[str]:
         notes.append("all logits are built, 12 to 14 bytes x vocabulary a token, unless a plugin fuses the loss")
     if recipe.quant_type is not None and not recipe.kbit_upcast:
         notes.append("norms and embeddings of a quantized base go to float32")
+    if recipe.weights_dtype != recipe.base_dtype:
+        notes.append(f"the weights are {recipe.base_dtype}: autoft trains them in {recipe.weights_dtype}")
     if source.job.device == "cpu":
         notes.append("axolotl is made for GPUs: there is no key for the CPU")
     return notes

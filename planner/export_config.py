@@ -16,18 +16,19 @@ from autoft import __version__
 from autoft.errors import OptionError
 from autoft.home import write_text
 from autoft.planner.candidates import describe
+from autoft.planner.inputs import job_digest
 from autoft.planner.plan_file import Plan
 from autoft.trainer.data.load import load_data
 from autoft.trainer.data.shape import Row
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.resolve import hub_name, resolve
+from autoft.units import size
 
 Tool = Literal["axolotl", "llamafactory", "trl", "unsloth"]
 Form = Literal["messages", "prompt_completion", "text"]
 
 SUFFIXES: dict[Tool, str] = {"axolotl": ".yaml", "llamafactory": ".yaml", "trl": ".yaml", "unsloth": ".py"}
-ADAPTERS: frozenset[str] = frozenset({"lora", "qlora"})
 # What every tool is told, or what autoft itself has settled in the files that it writes
 TOLD = frozenset({
     "model", "data", "eval_data", "mapping", "recipe", "device", "eval_rows", "epochs", "max_steps", "accumulation",
@@ -75,6 +76,10 @@ class Source:
         return self.recipe.base_dtype if self.recipe.autocast else None
 
     @property
+    def has_adapter(self) -> bool:
+        return self.recipe.method != "full"
+
+    @property
     def warmup_steps(self) -> int | None:
         """As the trainer counts them; None where the number of steps is not known."""
         return None if self.plan.steps is None else -int(-self.plan.steps * self.job.warmup_ratio // 1)
@@ -113,14 +118,9 @@ class Export:
 def export_config(plan: Plan, tool: Tool, out: Path, *, where: str) -> Export:
     """What to write so that `tool` trains the plan from the file `out`. Nothing is written here.
 
-    Raises: InputError when the model or the data is gone, or the plan names no data; OptionError for a plan of another
-    kind than LoRA or QLoRA.
+    Raises: InputError when the model or the data is gone, or the plan names no data.
     """
     job = plan.job
-    if job.recipe.method not in ADAPTERS:
-        raise OptionError(
-            f"{where}: method {job.recipe.method} has no form in other tools here", fix="plan with --method lora"
-        )
     if job.data is None:
         raise OptionError(f"{where}: the plan names no data to train on", fix="plan again with --data FILE")
     ref = resolve(job.model)
@@ -158,6 +158,11 @@ def yaml_text(values: dict[str, Any]) -> str:
 
     said = {key: value for key, value in values.items() if value is not None}
     return str(yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=10_000))
+
+
+def only_if(wanted: bool, values: dict[str, Any]) -> dict[str, Any]:
+    """The values, or nothing."""
+    return values if wanted else {}
 
 
 def whole(value: float, key: str) -> tuple[int, tuple[str, ...]]:
@@ -208,10 +213,15 @@ def _row(row: Row, form: Form) -> dict[str, Any]:
 def _notes(source: Source, *, gguf: bool) -> list[str]:
     estimate, recipe = source.plan.estimate, source.recipe
     notes = [
-        f"the plan's memory, {estimate.device_bytes / 2**30:.1f} GiB, is that of autoft's own step and loss: "
+        f"the plan's memory, {size(estimate.device_bytes)}, is that of autoft's own step and loss: "
         "another trainer takes more or less",
         "autoft's answers before and after are not evaluated, only the loss is",
     ]
+    inputs = source.plan.inputs
+    if inputs is not None and inputs.job_sha256 != job_digest(source.job):
+        notes.append(
+            "[job] was edited after it was planned: memory and warm-up steps are of before (autoft run checks)"
+        )
     if gguf:
         notes.append("the model is a GGUF file, which this tool does not train: name a folder of safetensors")
     if source.plan.workload is not None and source.plan.workload.template_supplied:

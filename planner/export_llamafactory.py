@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from autoft.planner.export_config import Config, Source, whole, yaml_text
+from autoft.planner.export_config import Config, Source, only_if, whole, yaml_text
 
 ATTENTION = {"sdpa": "sdpa", "flash_attention_2": "fa2", "eager": "disabled"}
 NAMES = {"train": "autoft_train", "test": "autoft_test"}
@@ -16,19 +16,23 @@ def llamafactory(source: Source) -> Config:
     four_bit = recipe.quant_type in ("nf4", "fp4")
     alpha, rounded = whole(recipe.alpha, "lora_alpha")
     text = source.form == "text"
-    values = {
-        "model_name_or_path": source.model,
-        "trust_remote_code": False,
-        "flash_attn": ATTENTION[recipe.attention],
-        "stage": "pt" if text else "sft",
-        "do_train": True,
-        "finetuning_type": "lora",
+    adapter = {
         "lora_rank": recipe.rank,
         "lora_alpha": alpha,
         "lora_dropout": recipe.dropout,
         "use_rslora": recipe.use_rslora,
         "use_dora": recipe.use_dora,
         "lora_target": ",".join(source.target_modules or ["all"]),
+    }
+    values = {
+        "model_name_or_path": source.model,
+        "trust_remote_code": False,
+        "flash_attn": ATTENTION[recipe.attention],
+        "stage": "pt" if text else "sft",
+        "do_train": True,
+        "finetuning_type": "lora" if source.has_adapter else "full",
+        **only_if(source.has_adapter, adapter),
+        "pure_bf16": True if not source.has_adapter and recipe.weights_dtype == "bfloat16" else None,
         "quantization_method": "bnb" if recipe.quant_type else None,
         "quantization_bit": 4 if four_bit else 8 if recipe.quant_type else None,
         "quantization_type": recipe.quant_type if four_bit else None,
@@ -103,6 +107,6 @@ def _differs(source: Source) -> list[str]:
         notes.append("a conversation in which user and assistant do not alternate is skipped")
     if recipe.loss != "logits":
         notes.append("all logits are built, 12 to 14 bytes x vocabulary a token")
-    if source.mixed is None and recipe.base_dtype != "float32":
+    if source.has_adapter and source.mixed is None and recipe.base_dtype != "float32":
         notes.append("without bf16 or fp16 the base is loaded in float32")
     return notes

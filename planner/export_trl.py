@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from autoft.planner.export_config import Config, Source, whole, yaml_text
+from autoft.planner.export_config import Config, Source, only_if, whole, yaml_text
 
 
 def trl(source: Source) -> Config:
     job, recipe = source.job, source.recipe
     four_bit = recipe.quant_type in ("nf4", "fp4")
     alpha, rounded = whole(recipe.alpha, "lora_alpha")
-    values = {
-        "model_name_or_path": source.model,
-        "dtype": recipe.base_dtype,
-        "attn_implementation": recipe.attention,
-        "load_in_4bit": True if four_bit else None,
-        "bnb_4bit_quant_type": recipe.quant_type if four_bit else None,
-        "use_bnb_nested_quant": recipe.double_quant if four_bit else None,
-        "load_in_8bit": True if recipe.quant_type == "int8" else None,
-        "use_peft": True,
+    adapter = {
         "lora_r": recipe.rank,
         "lora_alpha": alpha,
         "lora_dropout": recipe.dropout,
         "use_rslora": recipe.use_rslora,
         "use_dora": recipe.use_dora,
         "lora_target_modules": source.target_modules or ["all-linear"],
+    }
+    values = {
+        "model_name_or_path": source.model,
+        "dtype": recipe.weights_dtype,
+        "attn_implementation": recipe.attention,
+        "load_in_4bit": True if four_bit else None,
+        "bnb_4bit_quant_type": recipe.quant_type if four_bit else None,
+        "use_bnb_nested_quant": recipe.double_quant if four_bit else None,
+        "load_in_8bit": True if recipe.quant_type == "int8" else None,
+        "use_peft": source.has_adapter,
+        **only_if(source.has_adapter, adapter),
         "dataset_name": str(source.data),
         "dataset_train_split": "train",
         "dataset_test_split": "test" if source.heldout else None,

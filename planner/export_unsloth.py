@@ -19,7 +19,8 @@ def unsloth(source: Source) -> Config:
         "dtype": None if recipe.base_dtype == "float32" else recipe.base_dtype,
         "load_in_4bit": recipe.quant_type in ("nf4", "fp4"),
         "load_in_8bit": recipe.quant_type == "int8",
-        "load_in_16bit": recipe.quant_type is None,
+        "load_in_16bit": recipe.quant_type is None and source.has_adapter,
+        "full_finetuning": not source.has_adapter,
     }
     adapter = {
         "r": recipe.rank,
@@ -54,15 +55,14 @@ def unsloth(source: Source) -> Config:
         "report_to": "none",
     }
     files = {"train": source.train_file, **({"test": source.test_file} if source.heldout else {})}
+    adapted = f"model = FastLanguageModel.get_peft_model(\n    model,{_keywords(adapter)})\n"
     text = f"""
 from unsloth import FastLanguageModel  # first: it changes what the others do
 from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer
 
 model, tokenizer = FastLanguageModel.from_pretrained({_keywords(loading)})
-model = FastLanguageModel.get_peft_model(
-    model,{_keywords(adapter)})
-data = load_dataset("json", data_files={_literal(files)})
+{adapted if source.has_adapter else ""}data = load_dataset("json", data_files={_literal(files)})
 arguments = SFTConfig({_keywords(arguments)})
 trainer = SFTTrainer(
     model=model,
@@ -91,7 +91,7 @@ def _literal(value: Any) -> str:
 def _differs(source: Source) -> list[str]:
     recipe = source.recipe
     notes = [f"rows longer than {recipe.seq_len} tokens are cut: autoft leaves them out"]
-    if source.target_modules is None:
+    if source.has_adapter and source.target_modules is None:
         notes.append("target_modules names the usual linear layers: of a model with others it misses some")
     if recipe.quant_type in ("nf4", "fp4"):
         notes.append("unsloth may take its own 4-bit copy of the model, always NF4 with double quantization")

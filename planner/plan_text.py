@@ -9,6 +9,7 @@ from typing import Any
 from autoft.planner.candidates import describe
 from autoft.planner.plan_file import Plan
 from autoft.schema import without_none
+from autoft.trainer.recipe import OF_ADAPTERS
 from autoft.units import duration, size
 
 COLUMNS = 100
@@ -85,6 +86,8 @@ def plan_toml(plan: Plan) -> str:
             continue
         if name == "job":
             recipe = data["job"].pop("recipe")
+            if recipe["method"] == "full":  # the rest is at its defaults, and means nothing
+                recipe = {key: value for key, value in recipe.items() if key not in OF_ADAPTERS}
             parts.append(_table("job", data["job"], {**JOB, "accumulation": _rows(plan)}, _reasons(plan)))
             parts.append(_table("job.recipe", recipe, RECIPE, _instead(plan), _reasons(plan)))
         else:

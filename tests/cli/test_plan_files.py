@@ -52,6 +52,20 @@ def test_an_edit_that_does_not_fit_is_refused_and_leaves_nothing(autoft, plan_fi
     assert json.loads(done.out)["error"]["exit_code"] == 3
 
 
+def test_force_runs_what_does_not_fit_and_says_so(autoft, plan_file, tmp_path, monkeypatch) -> None:
+    path, out = plan_file("plan.toml"), tmp_path / "out"
+    # hardly any of this machine's memory counts as usable: the plan itself has not changed
+    monkeypatch.setattr("autoft.planner.target.RAM_USABLE", 1e-6)
+    refused = autoft("run", path, "-o", out)
+    assert refused.code == 3, refused.err
+    assert "; less memory than planned for: " in refused.err
+    assert not out.exists()
+    done = autoft("run", path, "-o", out, "--force", "--json")
+    assert done.code == 0, done.err
+    assert any(re.match(r"Note: --force: lora on float32, .* more than can be used", n) for n in done.err.splitlines())
+    assert (out / "result.json").is_file()
+
+
 def test_an_edit_that_fits_is_run_and_what_has_changed_is_told_beside_json(
     autoft, plan_file, data_file, tmp_path
 ) -> None:

@@ -14,6 +14,7 @@ import yaml
 
 from autoft.errors import DataError, OptionError
 from autoft.planner.export_config import Export, Tool, export_config, write_export
+from autoft.planner.inputs import Inputs, job_digest
 from autoft.planner.plan_file import Plan, read_plan
 from tests.conftest import write_jsonl
 
@@ -37,9 +38,17 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qlora": {"method": "qlora", "quant_type": "nf4", "double_quant": True, "packing": True, "alpha": 16.5},
     "int8": {"method": "qlora", "quant_type": "int8", "base_dtype": "float16", "optimizer": "paged_adamw_8bit"},
     "offloaded": {"gradient_checkpointing": True, "offload_checkpoints": True, "target_modules": ("q_proj", "v_proj")},
+    "full": {"method": "full", "autocast": True, "gradient_checkpointing": True},
     "float32": {"base_dtype": "float32", "autocast": False, "loss": "selected", "optimizer": "adamw_8bit"},
 }
-CASES = [("lora", "pairs"), ("qlora", "turns"), ("int8", "text"), ("offloaded", "turns"), ("float32", "pairs")]
+CASES = [
+    ("lora", "pairs"),
+    ("qlora", "turns"),
+    ("int8", "text"),
+    ("offloaded", "turns"),
+    ("full", "turns"),
+    ("float32", "pairs"),
+]
 
 
 def a_plan(folder: Path, change: str, rows: str, **job: Any) -> Plan:
@@ -68,19 +77,20 @@ def test_trl_s_own_parser_reads_it_and_finds_the_data(tmp_path: Path, change: st
     # bf16 without a GPU is refused when the arguments are made, for the machine that the test is on
     script, args, model, _ = parser.parse_args_and_config(["--config", str(out), "--use_cpu", "true"])
     assert model.model_name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert (model.dtype, model.attn_implementation) == (recipe.base_dtype, "sdpa")
+    assert (model.dtype, model.attn_implementation) == (recipe.weights_dtype, "sdpa")
     assert (model.load_in_4bit, model.load_in_8bit) == (recipe.quant_type == "nf4", recipe.quant_type == "int8")
     assert model.use_bnb_nested_quant == recipe.double_quant
     adapter = get_peft_config(model)
-    assert adapter is not None
-    assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (16, round(recipe.alpha), 0.0)
-    assert adapter.use_rslora == recipe.use_rslora
-    assert adapter.target_modules in ("all-linear", {"q_proj", "v_proj"})
+    assert (adapter is None) == (change == "full")
+    if adapter is not None:
+        assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (16, round(recipe.alpha), 0.0)
+        assert adapter.use_rslora == recipe.use_rslora
+        assert adapter.target_modules in ("all-linear", {"q_proj", "v_proj"})
     assert (args.max_length, args.packing, args.pad_to_multiple_of) == (256, recipe.packing, 16)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (1, 3)
     assert (args.num_train_epochs, args.max_steps, args.learning_rate) == (3.0, 7, 2e-4)
     assert (args.lr_scheduler_type, args.warmup_steps, args.optim) == ("cosine", 0.03, recipe.optimizer)
-    assert (args.bf16, args.fp16) == (change in ("lora", "qlora", "offloaded"), change == "int8")
+    assert (args.bf16, args.fp16) == (change in ("lora", "qlora", "offloaded", "full"), change == "int8")
     assert args.gradient_checkpointing == recipe.gradient_checkpointing
     assert args.assistant_only_loss == (rows == "turns")
     assert args.report_to == []
@@ -102,7 +112,7 @@ def test_axolotl_and_llamafactory_know_every_key(tmp_path: Path, change: str, ro
     for dataset in (*config["datasets"], *config["test_datasets"]):
         assert set(dataset) <= set(keys["dataset"])
         assert Path(dataset["path"]).is_file()
-    assert config["adapter"] == ("qlora" if change == "qlora" else "lora")
+    assert config.get("adapter") == {"qlora": "qlora", "full": None}.get(change, "lora")
     assert (config["sequence_len"], config["sample_packing"], config["num_epochs"]) == (256, change == "qlora", 3.0)
 
     _, out = exported(tmp_path, "llamafactory", change, rows)
@@ -111,6 +121,7 @@ def test_axolotl_and_llamafactory_know_every_key(tmp_path: Path, change: str, ro
     training = {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)}
     assert set(config) <= set(keys["arguments"]) | training
     assert config.get("quantization_bit") == {"qlora": 4, "int8": 8}.get(change)
+    assert config["finetuning_type"] == ("full" if change == "full" else "lora")
     assert config["stage"] == ("pt" if rows == "text" else "sft")
     info = json.loads((Path(config["dataset_dir"]) / "dataset_info.json").read_text())
     assert set(info) == {config["dataset"], config["eval_dataset"]}
@@ -133,7 +144,8 @@ def test_the_unsloth_script_compiles_and_says_what_the_plan_says(tmp_path: Path,
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         said |= {word.arg: ast.literal_eval(word.value) for word in call.keywords if _is_plain(word.value)}
     recipe = replace(PLAN.job.recipe, **CHANGES[change])
-    assert (said["max_seq_length"], said["r"], said["lora_alpha"]) == (256, 16, recipe.alpha)
+    assert (said["max_seq_length"], said["full_finetuning"]) == (256, change == "full")
+    assert (said.get("r"), said.get("lora_alpha")) == ((None, None) if change == "full" else (16, recipe.alpha))
     assert (said["load_in_4bit"], said["load_in_8bit"]) == (recipe.quant_type == "nf4", recipe.quant_type == "int8")
     assert said["warmup_steps"] == 1  # 3 % of 27 steps, rounded up as the trainer does
     assert said["data_files"] == {s: str(tmp_path / "x-data" / f"{s}.jsonl") for s in ("train", "test")}
@@ -164,6 +176,17 @@ def test_the_rows_are_autoft_s_own_split_in_one_shape(tmp_path: Path) -> None:
     assert questions == {f"number {n}" for n in range(40)}
     assert {tuple(m["role"] for m in row["messages"]) for row in rows} == {("user", "assistant")}
     assert next(iter(export.files)).name == "x.yaml"
+
+
+def test_an_edited_plan_says_that_its_figures_are_of_before(tmp_path: Path) -> None:
+    plan = a_plan(tmp_path, "lora", "pairs")
+    plan = replace(plan, inputs=Inputs(job_sha256=job_digest(plan.job)))
+    edited = replace(plan, job=replace(plan.job, epochs=1.0))
+    told = [
+        [note for note in export_config(p, "trl", tmp_path / "x.yaml", where="").notes if "was edited" in note]
+        for p in (plan, edited)
+    ]
+    assert [len(notes) for notes in told] == [0, 1]
 
 
 def test_columns_that_the_plan_maps_are_written_as_mapped(tmp_path: Path) -> None:

@@ -34,16 +34,20 @@ WHOLE = st.integers(1, 2**62)
 REAL = st.floats(1e-300, 1e300)
 RANGES = st.builds(Range, lower=REAL, upper=REAL)
 BYTES = st.dictionaries(TEXT, WHOLE, max_size=3)
-RECIPES = st.builds(
-    Recipe,
-    method=st.just("lora"),
-    rank=WHOLE,
-    alpha=REAL,
-    dropout=st.floats(0, 0.99),
-    target_modules=st.just("all-linear") | st.lists(TEXT, max_size=3).map(tuple),
-    micro_batch=WHOLE,
-    gradient_checkpointing=st.booleans(),
-) | st.builds(Recipe, method=st.just("qlora"), quant_type=st.sampled_from(["nf4", "fp4"]), double_quant=st.booleans())
+RECIPES = st.one_of(
+    st.builds(
+        Recipe,
+        method=st.just("lora"),
+        rank=WHOLE,
+        alpha=REAL,
+        dropout=st.floats(0, 0.99),
+        target_modules=st.just("all-linear") | st.lists(TEXT, max_size=3).map(tuple),
+        micro_batch=WHOLE,
+        gradient_checkpointing=st.booleans(),
+    ),
+    st.builds(Recipe, method=st.just("qlora"), quant_type=st.sampled_from(["nf4", "fp4"]), double_quant=st.booleans()),
+    st.just(Recipe(method="full")),
+)
 ESTIMATES = st.builds(
     replace,
     st.just(PLAN.estimate),
@@ -161,6 +165,13 @@ def test_what_a_person_wants_comes_first_with_its_reasons() -> None:
     assert "accumulation = 4  # micro-batches in an optimizer step: 1 x 4 rows" in lines
     assert "device_bytes = 1124073472  # 1.0 GiB" in lines
     assert max(len(line) for line in lines if line.startswith("#")) <= 100
+
+
+def test_a_full_fine_tune_has_no_lines_of_an_adapter() -> None:
+    plan = replace(PLAN, job=replace(PLAN.job, recipe=Recipe(method="full")))
+    recipe = tomllib.loads(plan.to_toml())["job"]["recipe"]
+    assert not {"rank", "alpha", "target_modules"} & set(recipe)
+    assert recipe["method"] == "full"
 
 
 @pytest.mark.parametrize(
