@@ -53,8 +53,8 @@ def _without_unnamed(splits: list[str]) -> list[str]:
     return named if any(split_in(split) == "train" for split in named) else splits
 
 
-def _rows(dataset: Any, where: str, *, on_fault: Any = None) -> Iterator[RawRow]:
-    """on_fault: what is told of lines that are no rows, of which a table has none."""
+def _rows(dataset: Any, where: str, **_: Any) -> Iterator[RawRow]:
+    """Rows of a table: none is broken, so that whoever would be told of that is not needed."""
     from autoft.trainer.data.columnar import rows_of
 
     yield from rows_of(dataset.data.to_batches(), dataset.features.arrow_schema, where)
