@@ -53,7 +53,8 @@ def _without_unnamed(splits: list[str]) -> list[str]:
     return named if any(split_in(split) == "train" for split in named) else splits
 
 
-def _rows(dataset: Any, where: str) -> Iterator[RawRow]:
+def _rows(dataset: Any, where: str, **_: Any) -> Iterator[RawRow]:
+    """Rows of a table: none is broken, so that whoever would be told of that is not needed."""
     from autoft.trainer.data.columnar import rows_of
 
     yield from rows_of(dataset.data.to_batches(), dataset.features.arrow_schema, where)
