@@ -10,7 +10,7 @@ from typing import Any
 
 from autoft.errors import DataError, near
 from autoft.trainer.data.files import roles, split_in
-from autoft.trainer.data.read import Data, RawRow
+from autoft.trainer.data.read import Data, OnFault, RawRow
 
 HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w.-]+))?")
 FORM = "owner/name, owner/name:split, or owner/name/configuration:split"
@@ -53,7 +53,8 @@ def _without_unnamed(splits: list[str]) -> list[str]:
     return named if any(split_in(split) == "train" for split in named) else splits
 
 
-def _rows(dataset: Any, where: str) -> Iterator[RawRow]:
+def _rows(dataset: Any, where: str, *, on_fault: OnFault | None = None) -> Iterator[RawRow]:  # noqa: ARG001
+    """on_fault is never told: a table has no broken lines."""
     from autoft.trainer.data.columnar import rows_of
 
     yield from rows_of(dataset.data.to_batches(), dataset.features.arrow_schema, where)
