@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from autoft.errors import FileFormatError, OptionError, near
 from autoft.planner.target import Target
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Attention, Method, Recipe
 
-METHODS: tuple[Method, ...] = ("lora", "qlora")
-# How the base is held: a method with its quantization
+METHODS: tuple[Method, ...] = get_args(Method)
+# How the base is held: a method with its quantization. Full fine-tuning is looked at only where it is asked for.
 BASES: tuple[dict[str, Any], ...] = (
     {"method": "lora"},
     {"method": "qlora", "quant_type": "nf4", "double_quant": True},
     {"method": "qlora", "quant_type": "int8"},
+    {"method": "full"},
+    {"method": "full", "optimizer": "adamw_8bit"},
+    {"method": "full", "optimizer": "paged_adamw_8bit"},
 )
 # What is done to keep less of the forward, each saving more and taking longer than the one before
 SAVINGS: tuple[dict[str, Any], ...] = (
@@ -59,7 +62,8 @@ def families(
     seen: set[Recipe] = set()
     problem: FileFormatError | None = None
     for base, saving in ((base, saving) for base in range(len(BASES)) for saving in range(len(SAVINGS))):
-        if pinned.get("method", BASES[base]["method"]) != BASES[base]["method"]:
+        method = BASES[base]["method"]
+        if pinned.get("method", "lora" if method == "full" else method) != method:
             continue
         if target.device == "cpu" and "offload_checkpoints" in SAVINGS[saving]:
             continue  # they are in the host's memory as it is
@@ -137,7 +141,9 @@ def _ordinal(number: int) -> str:
 
 
 def describe_base(recipe: Recipe) -> str:
-    """lora on bfloat16, qlora nf4."""
+    """lora on bfloat16, qlora nf4, full on float32 with adamw_8bit."""
+    if recipe.method == "full":
+        return f"full on {recipe.weights_dtype} with {recipe.optimizer}"
     return f"qlora {recipe.quant_type}" if recipe.quant_type else f"lora on {recipe.base_dtype}"
 
 
@@ -149,6 +155,7 @@ def base_bits(recipe: Recipe) -> int:
 def _recipe(target: Target, seq_len: int) -> Recipe:
     """The device's own defaults around the choices that vary."""
     return Recipe(
+        optimizer="adamw_torch_fused" if target.device == "cuda" else "adamw_torch",
         base_dtype=target.half_dtype or "float32",
         autocast=target.half_dtype is not None,
         seq_len=seq_len,

@@ -26,7 +26,7 @@ from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
 from autoft.trainer.job import Job
 from autoft.trainer.prepare import Prepared, prepare
-from autoft.trainer.recipe import PAD_MULTIPLE, Recipe
+from autoft.trainer.recipe import OF_ADAPTERS, PAD_MULTIPLE, Recipe
 from autoft.trainer.resolve import load_config, resolve
 
 DEFAULT_SEQ_LEN = 2048  # without data to look at
@@ -124,10 +124,12 @@ def ask(request: Request, hardware: Hardware) -> Asked:
         preset = _packable(preset, estimator, prepared, seq_len or _seq_len(workload, shape, preset), job_pins)
     seq_len_counts = seq_len is None and (workload is None or preset.packing)
     seq_len = seq_len or _seq_len(workload, shape, preset)
-    recipe_pins = _with_rank({**preset.recipe, **recipe_pins}, request.min_rank, words)
+    full = recipe_pins.get("method") == "full"
+    from_preset = {name: value for name, value in preset.recipe.items() if not (full and name in OF_ADAPTERS)}
+    recipe_pins = _with_rank({**from_preset, **recipe_pins}, request.min_rank, words)
     rows = rows_of(prepared, seq_len, packing=bool(recipe_pins.get("packing")))
     starter = (request.model, request.data) == ("starter", "starter")
-    planned, sources = schedule(starter, workload, rows, seq_len)
+    planned, sources = schedule(starter, workload, rows, seq_len, full=full)
     job = {**planned, **job_pins}
     question = Question(
         estimator=estimator,
@@ -162,6 +164,8 @@ def _words(request: Request, pins: dict[str, Any]) -> dict[str, str]:
 def _with_rank(pins: dict[str, Any], least: int | None, words: dict[str, str]) -> dict[str, Any]:
     """The pins with a rank of at least `least`. Raises: OptionError where the user has set a smaller one."""
     rank = pins.get("rank", Recipe.__dataclass_fields__["rank"].default)
+    if least is not None and pins.get("method") == "full":
+        raise OptionError("--min-rank: full fine-tuning has no adapter", fix="leave out --min-rank or method=full")
     if least is None or rank >= least:
         return pins
     if "rank" in words:

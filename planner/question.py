@@ -106,7 +106,7 @@ class Question:
 
     def weights_bytes(self, recipe: Recipe) -> int:
         """The least that the base's weights take: quantization state and what is not known of it left out."""
-        shape, whole = self.estimator.shape, {"float32": 4}.get(recipe.base_dtype, 2)
+        shape, whole = self.estimator.shape, {"float32": 4}.get(recipe.weights_dtype, 2)
         held = {None: float(whole), "int8": 1.0}.get(recipe.quant_type, 0.5)
         return int(shape.linear_params * held) + shape.other_params * whole
 

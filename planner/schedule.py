@@ -19,6 +19,7 @@ MIN_STEPS = 100  # optimizer steps that a run should have before its batch grows
 # large batches less well than full fine-tuning does (LoRA Without Regret, Thinking Machines Lab, 2025).
 MAX_ROWS_PER_STEP = 16
 MAX_TOKENS_PER_STEP = 16 * 512
+FULL_RATE = 10  # an adapter wants some ten times the learning rate of full fine-tuning (the same source)
 SMALL_DATA_ROWS = 1000  # fewer rows than this are gone over three times
 GROUPING_PAYS = 0.95  # of the tokens, padding included, without it
 MEGA_BATCHES = 50  # steps that transformers' sampler sorts by length at once
@@ -60,11 +61,12 @@ def rows_of(prepared: Prepared | None, seq_len: int, *, packing: bool) -> Rows |
 
 
 def schedule(
-    starter: bool, workload: Workload | None, rows: Rows | None, seq_len: int
+    starter: bool, workload: Workload | None, rows: Rows | None, seq_len: int, *, full: bool = False
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """(epochs, learning rate, rows a step and the like; where each comes from, by name).
 
-    starter: the bundled task with the starter model, which were tried together. rows: None without data.
+    starter: the bundled task with the starter model, which were tried together. rows: None without data. full: all
+    weights are trained.
     """
     number = len(rows.lengths) if rows else 10 * SMALL_DATA_ROWS
     examples = workload.rows if workload else number
@@ -73,7 +75,7 @@ def schedule(
     per_step = _rows_per_step(int(number * epochs), mean)
     found: dict[str, Any] = {
         "epochs": epochs,
-        "learning_rate": 1e-3 if starter else 2e-4,
+        "learning_rate": (1e-3 if starter else 2e-4) / (FULL_RATE if full else 1),
         "rows_per_step": per_step,
     }
     sources: dict[str, str] = {}
@@ -87,9 +89,12 @@ def schedule(
             sources["group_by_length"] = f"rows of like length share a step: {fewer}"
     tried = "tried with the starter model on its task"
     paper = "the QLoRA paper's for models of 7B and 13B (arXiv:2305.14314, table 9)"
+    rate = f"learning rate {found['learning_rate']:g}: "
+    if full:
+        rate += f"a {FULL_RATE}th of an adapter's (LoRA Without Regret, Thinking Machines Lab, 2025), which is "
     why_epochs = tried if starter else _why_epochs(examples, workload)
     return found, sources | {
-        "learning_rate": f"learning rate {found['learning_rate']:g}: {tried if starter else paper}",
+        "learning_rate": f"{rate}{tried if starter else paper}",
         "epochs": f"{epochs:g} epoch{'s' if epochs > 1 else ''}: {why_epochs}",
         "accumulation": f"{per_step} rows a step, about {per_step * mean:,.0f} tokens: the QLoRA paper's batch of "
         f"{MAX_ROWS_PER_STEP} rows and {MAX_TOKENS_PER_STEP:,} tokens at most, and where possible {MIN_STEPS} steps",

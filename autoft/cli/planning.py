@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from autoft.profiles.hardware import Hardware
     from autoft.trainer.prepare import Prepared
 
-METHODS = ("lora", "qlora")
+METHODS = ("lora", "qlora", "full")
 PREFERENCES = ("balanced", "quality", "speed", "memory")
 
 DEVICE = (
@@ -31,7 +31,11 @@ DEVICE = (
     click.option("--vram", "vram_gib", type=float, metavar="GIB", help="Plan for so much device memory."),
 )
 RECIPE = (
-    click.option("--method", type=options.Choice(METHODS), help="lora keeps the base in 16 bits, qlora holds it in 4."),
+    click.option(
+        "--method",
+        type=options.Choice(METHODS),
+        help="lora keeps the base in 16 bits, qlora holds it in 4; full trains every weight.",
+    ),
     click.option(
         "--seq-len",
         type=click.IntRange(min=1),

@@ -138,7 +138,9 @@ def _job_facts(plan: Plan) -> list[tuple[str, str]]:
     recipe = job.recipe
     trained = f"{count(estimate.trainable_params)} of {count(estimate.total_params)} weights"
     rows = [
-        ("Adapter", f"rank {recipe.rank} on {recipe.target_modules}, {trained}"),
+        ("Trained", trained)
+        if recipe.method == "full"
+        else ("Adapter", f"rank {recipe.rank} on {recipe.target_modules}, {trained}"),
         (
             "Batch",
             f"{recipe.micro_batch} x {job.accumulation} rows of up to {recipe.seq_len} tokens, "

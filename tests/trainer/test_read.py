@@ -17,7 +17,7 @@ from pyarrow import feather
 from autoft.errors import DataError
 from autoft.trainer.data.files import roles
 from autoft.trainer.data.load import load_data
-from autoft.trainer.data.read import PASSAGE_CHARACTERS, open_data, read_rows, stream_rows
+from autoft.trainer.data.read import open_data, read_rows, stream_rows
 from tests.conftest import write_jsonl
 
 ROWS = [{"question": "a", "answer": "b"}, {"question": "c\nd", "answer": '"e"'}]
@@ -95,21 +95,17 @@ def test_a_text_is_read_in_passages_of_whole_paragraphs(tmp_path) -> None:
     assert [(row.fields, row.where, row.goes_on) for row in read_rows(str(short))] == [
         ({"text": "a\n\nb\n"}, f"{short}:1", False)
     ]
-    paragraphs = "".join(f"{n} {'x' * 990}\n\n" for n in range(20))
-    unbroken = "y" * 999 + "\n"
     path = tmp_path / "long.md"
-    path.write_text(paragraphs + unbroken * 40)
+    paragraphs = "".join(f"{n} {'x' * 988}\n{'x' * 8}\n\n" for n in range(10, 20))
+    lines = ("y" * 999 + "\n") * 20
+    path.write_text("\n" * 9000 + paragraphs + lines + "word " * 3000 + "\n" * 9000)
     rows = read_rows(str(path))
-    assert "".join(row.fields["text"] for row in rows) == path.read_text()
+    assert "".join(row.fields["text"] for row in rows).strip() == path.read_text().strip()
     assert [row.goes_on for row in rows] == [True] * (len(rows) - 1) + [False]
-    assert {len(row.fields["text"]) // 1000 for row in rows[:2]} == {PASSAGE_CHARACTERS // 1000}
-    assert max(len(row.fields["text"]) for row in rows) <= 2 * PASSAGE_CHARACTERS
-    assert rows[1].fields["text"].startswith("9 xxx")
-    assert rows[1].where == f"{path}:19"
-    path.write_text(paragraphs + "\n" * 20000)
-    assert [row.goes_on for row in read_rows(str(path))] == [True, True, False]
-    path.write_text("word " * 9000)
-    assert [len(row.fields["text"]) for row in read_rows(str(path))] == [16000, 16000, 13000]
+    # 7 paragraphs of 1002, then 3 and 4 lines of 1000 (its last blank line is in its first half), 8 and 8, and words
+    assert [len(row.fields["text"]) for row in rows] == [7014, 7006, 8000, 8000, 8000, 16000]
+    assert [row.where for row in rows[:2]] == [f"{path}:9001", f"{path}:9022"]
+    assert rows[1].fields["text"].startswith("17 xxx")
 
 
 def layout(folder: Path, *names: str) -> Path:

@@ -179,23 +179,31 @@ def _byte_lines(file: Path) -> Iterator[bytes]:
 
 
 def _passages(file: Path) -> Iterator[RawRow]:
-    """A plain text in passages of whole paragraphs, each ended by the first blank line after PASSAGE_CHARACTERS.
-
-    Where there is none for as long again, the end of a line will do, or of a word. Together they are the file,
-    character for character, but for blank lines at the end.
+    """A plain text in passages of at most PASSAGE_CHARACTERS, each ended by a blank line if there is one in its second
+    half, else by the end of a line, or of a word. Together they are the file, but for blank lines at its ends.
     """
-    kept: list[str] = []
-    size, begins = 0, 1
+    kept: list[tuple[int, str]] = []
+    size = 0
     for number, line in _short_lines(file):
-        too_long = size + len(line) > 2 * PASSAGE_CHARACTERS
-        paragraph = size >= PASSAGE_CHARACTERS and kept[-1].isspace()
-        if (too_long or paragraph) and not line.isspace():
-            yield RawRow({"text": "".join(kept)}, f"{file}:{begins}", goes_on=True)
-            kept, size, begins = [], 0, number
-        kept.append(line)
-        size += len(line)
-    if size and not "".join(kept).isspace():
-        yield RawRow({"text": "".join(kept)}, f"{file}:{begins}")
+        if size + len(line) > PASSAGE_CHARACTERS and not line.isspace():
+            blank = next((at for at in range(len(kept), 0, -1) if kept[at - 1][1].isspace()), 0)
+            cut = blank if 2 * _size(kept[:blank]) > PASSAGE_CHARACTERS else len(kept)
+            yield _passage(file, kept[:cut], goes_on=True)
+            del kept[:cut]
+            size = _size(kept)
+        if kept or not line.isspace():
+            kept.append((number, line))
+            size += len(line)
+    if kept:
+        yield _passage(file, kept, goes_on=False)
+
+
+def _passage(file: Path, lines: list[tuple[int, str]], *, goes_on: bool) -> RawRow:
+    return RawRow({"text": "".join(text for _, text in lines)}, f"{file}:{lines[0][0]}", goes_on)
+
+
+def _size(lines: list[tuple[int, str]]) -> int:
+    return sum(len(text) for _, text in lines)
 
 
 def _short_lines(file: Path) -> Iterator[tuple[int, str]]:
