@@ -44,13 +44,18 @@ def command() -> None:
 @click.option("--model", metavar="M", help="Count real tokens, under this model's chat template.")
 @click.option("--eval-data", metavar="PATH", help="Held-out rows: are any of them in PATH too?")
 @click.option(
+    "--map", "mapping", multiple=True, metavar="ROLE=COLUMN", help="Which column is what, as for `autoft plan`."
+)
+@click.option(
     "--fix",
     "out",
     type=click.Path(path_type=Path),
     metavar="OUT",
     help="Write a cleaned copy, and OUT.report.json that says what was dropped and why.",
 )
-def check(path: str, model: str | None, eval_data: str | None, out: Path | None, as_json: bool) -> int:
+def check(
+    path: str, model: str | None, eval_data: str | None, mapping: tuple[str, ...], out: Path | None, as_json: bool
+) -> int:
     from autoft.trainer import environment
 
     environment.prepare()
@@ -61,7 +66,8 @@ def check(path: str, model: str | None, eval_data: str | None, out: Path | None,
     if out is not None:
         check_target(out)
     with render.console(stderr=True).status("reading", spinner="line") as status:
-        checked = examine(path, eval_data, model, lambda rows: status.update(f"reading, {rows:,} rows"))
+        words = ",".join(mapping) or None
+        checked = examine(path, eval_data, model, words, lambda rows: status.update(f"reading, {rows:,} rows"))
         report = checked.report
         if out is not None:
             status.update(f"writing {out}")

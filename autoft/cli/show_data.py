@@ -143,12 +143,9 @@ def _show_example(example: Example, console: Console) -> None:
             piece = f"«{piece}»"
         text.append(piece, style="bold green" if segment.trained else "")
     marked = "green" if colored else "«marked»"
-    template = {
-        "model": "under the model's chat template",
-        "plain": "under a plain chat template",
-        "none": "--model M renders it",
-    }
-    title = f"{example.where}, {template[example.template]}; trained is {marked}"
+    template = {"model": "under the model's chat template", "none": "--model M renders it"}
+    how = template.get(example.template, f"under a supplied chat template ({example.template})")
+    title = f"{example.where}, {how}; trained is {marked}"
     console.print(Text("One row as the model sees it", style="bold"))
     console.print(Text(f"  {title}", style="dim"))
     console.print(Panel(text))

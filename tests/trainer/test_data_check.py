@@ -288,7 +288,7 @@ def test_rows_that_the_model_s_template_refuses_are_faults(tmp_path) -> None:
     rows = [pair(str(n), "x") for n in range(5)]
     rows[3] = chat(("user", "a"), ("tool", "b"), ("assistant", "c"))
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    scan = Scan(partial(stream_rows, str(path)), Meter("tiny", tokenizer, 512, False)).read()
+    scan = Scan(partial(stream_rows, str(path)), Meter("tiny", tokenizer, 512, None)).read()
     (fault,) = scan.faults.values()
     assert fault.what == "the model's chat template refuses the roles user, tool, assistant: no tools"
     assert fault.count.places == [f"{path}:4"]

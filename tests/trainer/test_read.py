@@ -200,6 +200,7 @@ def hub_cache(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.usefixtures("hub_cache")
 def test_a_hub_dataset_in_the_local_cache_is_read_without_a_network() -> None:
+    assert [row.where for row in read_rows("acme/qa")] == ["acme/qa:train: row 1", "acme/qa:train: row 2"]
     data = load_data("acme/qa")
     assert [row.where for row in data.train] == ["acme/qa:train: row 1", "acme/qa:train: row 2"]
     assert [row.messages[0]["content"] for row in data.heldout] == ["test.jsonl 0", "test.jsonl 1"]

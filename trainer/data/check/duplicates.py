@@ -1,9 +1,9 @@
 """Rows that say the same: equal after normalising (a 64-bit hash), or nearly so (MinHash over pairs of words).
 
 Near-duplicates by Broder's resemblance: of the pairs of neighbouring words that two rows have, the share that both
-have. HASHES minima of random permutations estimate it with a standard error of sqrt(s (1 - s) / HASHES), 0.05 at 0.8;
+have. HASHES minima of random permutations estimate it with a standard error of sqrt(s (1 - s) / HASHES), 0.06 at 0.7;
 rows that agree in one of BANDS bands of ROWS_A_BAND minima are compared, which two rows of resemblance s do with
-probability 1 - (1 - s^4)^16: 0.9998 at 0.8, 0.14 at 0.3. Source: Leskovec, Rajaraman, Ullman, "Mining of Massive
+probability 1 - (1 - s^4)^16: 0.988 at 0.7, 0.12 at 0.3. Source: Leskovec, Rajaraman, Ullman, "Mining of Massive
 Datasets", chapter 3. A row costs 128 bytes.
 """
 

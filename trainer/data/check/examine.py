@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -14,7 +13,8 @@ from autoft.trainer.data.check.findings import Relations, findings_of, judge, re
 from autoft.trainer.data.check.lengths import Meter, lengths_of, meter_of
 from autoft.trainer.data.check.report import Example, Lengths, Report
 from autoft.trainer.data.check.scan import Progress, Scan, Verdict
-from autoft.trainer.data.read import stream_rows
+from autoft.trainer.data.mapping import parse_mapping
+from autoft.trainer.data.read import open_data
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,20 @@ class Checked:
 
 
 def check(
-    data: str, eval_data: str | None = None, model: str | None = None, progress: Progress = lambda _: None
+    data: str,
+    eval_data: str | None = None,
+    model: str | None = None,
+    mapping: str | None = None,
+    progress: Progress = lambda _: None,
 ) -> Checked:
     """Check the rows of `data`, and whether those of `eval_data` are among them.
 
-    data: a file, or "starter" for the bundled task. model: as for `autoft plan`; with it lengths are in its tokens.
+    data: what `autoft plan` takes, or "starter" for the bundled task. eval_data: the same, of which its own held-out
+    split is taken where it has one; without it that of data. model: with it lengths are in its tokens. mapping: which
+    column is what, as --map words it.
     progress: told, now and then, how many rows of a split are read.
     Time and memory are linear in the rows; a row costs about 250 bytes, whatever its length.
-    Raises: DataError where there is nothing to read, ModelError.
+    Raises: DataError where there is nothing to read, ModelError, OptionError.
     """
     if data == "starter":
         from autoft.trainer.data.support_desk import write
@@ -43,17 +49,19 @@ def check(
         train, heldout_file = write(home() / "data")
         data, eval_data = str(train), eval_data or str(heldout_file)
     meter = meter_of(model) if model is not None else None
-    scan = Scan(partial(stream_rows, data), meter).read(progress)
-    heldout = None
-    if eval_data is not None:
-        heldout = Scan(partial(stream_rows, eval_data), meter, scan.sketches.common).read(progress)
+    columns = parse_mapping(mapping) if mapping else None
+    source = open_data(data)
+    given = open_data(eval_data) if eval_data is not None else None
+    others = (given.heldout or given.train) if given is not None else source.heldout
+    scan = Scan(source.train, meter, columns).read(progress)
+    heldout = Scan(others, meter, columns, scan.sketches.common).read(progress) if others is not None else None
     relations = relate(scan, heldout)
     judge(scan, relations)
-    findings = tuple(findings_of(scan, heldout, relations))
+    findings = tuple(findings_of(scan, heldout, relations, own_split=eval_data is None))
     usable_rows = sum(verdict not in _UNUSABLE for verdict in scan.verdicts)
     report = Report(
         data=data,
-        eval_data=eval_data,
+        eval_data=eval_data or (f"{data}, its split {source.roles.heldout}" if heldout is not None else None),
         model=model,
         usable=usable_rows > 0 and not any(finding.severity == "fault" for finding in findings),
         rows=scan.rows,

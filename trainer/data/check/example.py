@@ -25,7 +25,7 @@ def rendered(row: Row, meter: Meter | None) -> Example:
         Segment(text=meter.tokenizer.decode([token for token, _ in run]), trained=trained)
         for trained, run in itertools.groupby(pairs, key=lambda pair: bool(pair[1] != IGNORED))
     )
-    return Example(where=row.where, template="plain" if meter.template_supplied else "model", segments=segments)
+    return Example(where=row.where, template=meter.template or "model", segments=segments)
 
 
 def _turns(row: Row) -> tuple[Segment, ...]:

@@ -83,14 +83,16 @@ def judge(scan: Scan, relations: Relations) -> None:
         verdicts[chosen[verdicts[chosen] == Verdict.KEPT]] = verdict
 
 
-def findings_of(scan: Scan, heldout: Scan | None, relations: Relations) -> Iterator[Finding]:
-    """All findings, faults first."""
-    yield from _faults(scan, heldout, relations)
+def findings_of(scan: Scan, heldout: Scan | None, relations: Relations, *, own_split: bool) -> Iterator[Finding]:
+    """All findings, faults first. own_split: held out is a split of the data, of which a run drops what it trains."""
+    findings = [*_faults(scan, heldout, relations, own_split)]
+    yield from (finding for finding in findings if finding.severity == "fault")
+    yield from (finding for finding in findings if finding.severity != "fault")
     yield from _warnings(scan, relations, heldout)
     yield from _notes(scan, relations)
 
 
-def _faults(scan: Scan, heldout: Scan | None, relations: Relations) -> Iterator[Finding]:
+def _faults(scan: Scan, heldout: Scan | None, relations: Relations, own_split: bool) -> Iterator[Finding]:
     for side, held, prefix in ((scan, "", ""), (heldout, "held-out-", "held-out rows: ")):
         if side is None:
             continue
@@ -104,7 +106,9 @@ def _faults(scan: Scan, heldout: Scan | None, relations: Relations) -> Iterator[
         )  # fmt: skip
     if heldout is not None:
         yield from _several(
-            "fault", "in-both-splits", "also among the held-out rows, so the evaluation would be flattered",
+            "warning" if own_split else "fault", "in-both-splits",
+            "also among the held-out rows" + ("; a run does not hold those out" if own_split else
+            ", so the evaluation would be flattered"),
             relations.in_eval >= 0, _Pairs(scan.places, heldout.places, relations.in_eval),
             fix="remove them from one of the two files (--fix leaves them out)",
         )  # fmt: skip
@@ -167,8 +171,10 @@ def _notes(scan: Scan, relations: Relations) -> Iterator[Finding]:
         "note", "not-compared", "too short, beside what many rows share, to be told near-duplicates",
         ~relations.compared & (relations.copy_of < 0), scan.places,
     )  # fmt: skip
-    if scan.meter and scan.meter.template_supplied:
-        yield _finding("note", "plain-template", "the model has no chat template: a plain one is used", 0, [])
+    yield from _tallied("note", scan.remarks, {remark: remark for remark in scan.remarks}, fix=None, kind="reading")
+    if scan.meter and scan.meter.template:
+        what = f"the model has no chat template: it is given one ({scan.meter.template})"
+        yield _finding("note", "supplied-template", what, 0, [])
 
 
 def _verdicts(scan: Scan) -> Array:
@@ -208,10 +214,14 @@ def _several(
         yield _finding(severity, kind, what, len(marked), first, fix)
 
 
-def _tallied(severity: Severity, tally: Tally, kinds: Mapping[str, str], fix: str | None) -> Iterator[Finding]:
-    for kind, what in kinds.items():
-        if kind in tally:
-            yield _finding(severity, kind.lower().replace(" ", "-"), what, tally[kind].rows, tally[kind].places, fix)
+def _tallied(
+    severity: Severity, tally: Tally, kinds: Mapping[str, str], fix: str | None, kind: str | None = None
+) -> Iterator[Finding]:
+    """kind: what to call all of them; without it each is called as in the tally."""
+    for name, what in kinds.items():
+        if name in tally:
+            called = kind or name.lower().replace(" ", "-")
+            yield _finding(severity, called, what, tally[name].rows, tally[name].places, fix)
 
 
 def _finding(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from autoft.trainer.data.check.report import Fixed
 from autoft.trainer.data.check.scan import Verdict
 from autoft.trainer.data.check.tally import place_of
 from autoft.trainer.data.check.text import trimmed, visible
+from autoft.trainer.data.mapping import Mapping
 from autoft.trainer.data.read import RawRow
 from autoft.trainer.data.shape import shape_of
 
@@ -89,7 +91,7 @@ class _Copy:
             fields = raw.fields
             if verdict == Verdict.KEPT:
                 fields, changes = _cleaned(raw, trim=scan.format != "text")
-                trouble = _trouble(RawRow(fields, raw.where))
+                trouble = _trouble(replace(raw, fields=fields), scan.mapping)
                 if trouble is None:
                     self.kept += 1
                     self.changed.update(changes)
@@ -110,7 +112,7 @@ class _Copy:
         """good: the row's place among those with a shape."""
         scan, relations = self.checked.scan, self.checked.relations
         if verdict == Verdict.BROKEN:
-            return _trouble(raw) or "broken"
+            return _trouble(raw, scan.mapping) or "broken"
         if verdict == Verdict.COPY:
             return f"says the same as {scan.places[int(relations.copy_of[good])]}"
         if verdict == Verdict.IN_EVAL:
@@ -123,10 +125,10 @@ class _Copy:
         }[verdict]
 
 
-def _trouble(raw: RawRow) -> str | None:
+def _trouble(raw: RawRow, mapping: Mapping | None) -> str | None:
     """Why a row cannot be trained, None if it can."""
     try:
-        shape_of(raw)[1](raw)
+        shape_of(raw, mapping)[1](raw)
     except DataError as error:
         return error.what.removeprefix(f"{raw.where}: ")
     return None

@@ -27,12 +27,12 @@ Array = np.ndarray
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """A model's tokenizer, its longest sequence, and whether it had no chat template and was given the plain one."""
+    """A model's tokenizer, its longest sequence, and the name of the chat template that it was given if it had none."""
 
     model: str
     tokenizer: Any
     context: int | None
-    template_supplied: bool
+    template: str | None
 
     def measure(self, rows: Sequence[Row]) -> list[tuple[int, int] | DataError]:
         """(tokens, trained tokens) of each row, or why it cannot be trained."""
@@ -62,7 +62,7 @@ def meter_of(model: str) -> Meter:
             fix="add its tokenizer files, or check without --model",
         )
     context = getattr(load_config(ref).get_text_config(), "max_position_embeddings", None)
-    return Meter(model, tokenizer, context, supply_template(tokenizer) is not None)
+    return Meter(model, tokenizer, context, supply_template(tokenizer))
 
 
 def estimated_tokens(row: Row) -> int:

@@ -92,10 +92,10 @@ class Segment(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example(Record):
-    """A row as the model sees it. template: whose chat template rendered it."""
+    """A row as the model sees it. template: model, the name of one that was supplied, or none without a model."""
 
     where: str
-    template: Literal["model", "plain", "none"]
+    template: str
     segments: tuple[Segment, ...]
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import IntEnum
-from typing import Protocol
 
 import numpy as np
 
@@ -16,7 +15,8 @@ from autoft.trainer.data.check.duplicates import Finished, Sketches, key_of, nor
 from autoft.trainer.data.check.language import language_of
 from autoft.trainer.data.check.lengths import Meter, estimated_tokens
 from autoft.trainer.data.check.tally import Faults, Places, Tally, place_of
-from autoft.trainer.data.read import OnFault, RawRow
+from autoft.trainer.data.mapping import Mapping
+from autoft.trainer.data.read import Start
 from autoft.trainer.data.shape import Row, shape_of
 
 # Rows are taken so many at a time, or fewer when they are long, so that memory stays bounded
@@ -24,12 +24,6 @@ BATCH_ROWS, BATCH_CHARACTERS = 2048, 2_000_000
 EXAMPLE_CHARACTERS = 1200  # a rendered example of up to so many is liked best
 
 Progress = Callable[[int], None]
-
-
-class Source(Protocol):
-    """Begins to read a split anew each time."""
-
-    def __call__(self, *, on_fault: OnFault | None = None) -> Iterator[RawRow]: ...
 
 
 class Verdict(IntEnum):
@@ -52,13 +46,21 @@ class Scan:
     what comes before its last answer), characters, words, tokens, trained.
     """
 
-    def __init__(self, source: Source, meter: Meter | None = None, common: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        source: Start,
+        meter: Meter | None = None,
+        mapping: Mapping | None = None,
+        common: np.ndarray | None = None,
+    ) -> None:
         self.source = source
+        self.mapping = mapping
         self.meter = meter
         self.unread = 0
         self.verdicts = bytearray()
         self.faults = Faults()
         self.turns, self.text, self.secrets, self.personal = Tally(), Tally(), Tally(), Tally()
+        self.remarks = Tally()
         self.languages: Counter[str] = Counter()
         self.places = Places()
         self.raw, self.shape = array("I"), array("B")
@@ -91,7 +93,7 @@ class Scan:
         for raw in self.source(on_fault=self._unread):
             self.verdicts.append(Verdict.KEPT)
             try:
-                name, convert = shape_of(raw)
+                name, convert = shape_of(raw, self.mapping)
                 batch.append(convert(raw))
             except DataError as error:
                 self.faults.add(raw.where, error.what.removeprefix(f"{raw.where}: "), error.fix)
@@ -140,6 +142,8 @@ class Scan:
     def _look(self, row: Row, number: int) -> list[str]:
         """Note what one row is; its words, without the system turn, for the sketches."""
         where = row.where
+        if row.remark:
+            self.remarks.add(row.remark, where)
         if row.text is not None:
             contents, trained = [row.text], len(row.text)
             prompt: list[str] = []

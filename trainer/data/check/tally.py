@@ -10,6 +10,7 @@ from autoft.errors import DataError
 
 FIRST_PLACES = 5
 MOST_KINDS = 40  # of faults told apart; what comes after is counted together
+SHOWS_ROW = re.compile(r", which makes of it: .*;(?= without --map )", re.DOTALL)
 WHERE = re.compile(r"(?P<where>.+?(?:: row |:)\d+(?::\d+)?): (?P<what>.*)", re.DOTALL)
 
 
@@ -55,6 +56,8 @@ class Faults(dict[str, Fault]):
     """Errors of rows, alike when they differ only in numbers."""
 
     def add(self, where: str, what: str, fix: str | None) -> None:
+        # the example of a mapping that a fix may hold would show the row
+        fix = SHOWS_ROW.sub(";", fix) if fix else fix
         kind = re.sub(r"\d+", "N", what)
         if kind not in self and len(self) >= MOST_KINDS:
             kind, what = "other", "broken in another way"
