@@ -179,7 +179,8 @@ def _pack_linears(model: PreTrainedModel, recipe: Recipe) -> None:
 
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            packed, state = pack_on_meta(module.weight, str(recipe.quant_type), recipe.double_quant)
+            loaded = module.weight.to(torch_dtype(recipe.base_dtype))
+            packed, state = pack_on_meta(loaded, str(recipe.quant_type), recipe.double_quant)
             weight = bnb.nn.Params4bit.__new__(
                 bnb.nn.Params4bit,
                 packed,

@@ -202,6 +202,21 @@ def test_autocast_goes_by_cuda_s_lists() -> None:
     assert taken(CPU, power, tensor(S, D)) == [2 * S * D]
 
 
+def test_norms_of_rows_are_float32_under_cuda_s_autocast_without_a_copy_of_the_rows() -> None:
+    def norm(x: torch.Tensor) -> Any:
+        with torch.autocast("cpu", dtype=BF16):
+            return torch.linalg.norm(x, dim=1)
+
+    assert taken(ADA, norm, tensor(S, D)) == [4 * S]
+    assert taken(CPU, norm, tensor(S, D)) == [2 * S]
+
+
+def test_a_cpu_copies_the_narrower_input_into_the_wider_dtype() -> None:
+    inputs = (tensor(S, D), tensor(S, D, dtype=FP32))
+    assert taken(CPU, torch.mul, *inputs) == [4 * S * D, 4 * S * D]
+    assert taken(ADA, torch.mul, *inputs) == [4 * S * D]
+
+
 # --- head and optimizer
 
 

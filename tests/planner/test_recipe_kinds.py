@@ -139,6 +139,12 @@ def test_the_fused_optimizer_makes_no_copies_of_weights() -> None:
     assert above[1] < 0.1  # the norms of the gradients
 
 
+def test_dora_unpacks_a_weight_to_the_dtype_it_was_loaded_in() -> None:
+    found = run(**DORA, method="qlora", quant_type="nf4")
+    unpacked = [made for made in found.made.values() if str(made[0]) == "bitsandbytes.dequantize_4bit.default"]
+    assert {dtype for _, _, dtype in unpacked} == {torch.bfloat16}
+
+
 # of the small model: 12 layers of q, k, v, o, gate, up, down and two norms, a norm, embedding and head
 PARAMS = 12 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 160 + 2 * 64) + 64 + 2 * 500 * 64
 
