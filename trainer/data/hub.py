@@ -10,7 +10,7 @@ from typing import Any
 
 from autoft.errors import DataError, near
 from autoft.trainer.data.files import roles, split_in
-from autoft.trainer.data.read import Data, OnFault, RawRow
+from autoft.trainer.data.read import Data, RawRow
 
 HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w.-]+))?")
 FORM = "owner/name, owner/name:split, or owner/name/configuration:split"
