@@ -104,7 +104,7 @@ def test_the_highest_rank_and_the_largest_batch_too(model, quantity) -> None:
 
 
 def test_pins_hold_and_nothing_is_an_answer_too(model) -> None:
-    pinned = Request(model=model, gpu="rtx-3060", vram_gib=1.0, settings=("micro_batch=3", "rank=4"))
+    pinned = Request(model=model, gpu="rtx-3060", vram_gib=1.0, settings=("method=qlora", "micro_batch=3", "rank=4"))
     limit = find_limit(make_frame(pinned, CPU), "seq_len")
     assert {(c.recipe.micro_batch, c.recipe.rank) for c in limit.ceilings} == {(3, 4)}
     with pytest.raises(DoesNotFit) as error:
@@ -112,29 +112,25 @@ def test_pins_hold_and_nothing_is_an_answer_too(model) -> None:
     assert "at any sequence length. Closest: qlora nf4, micro-batch 3, checkpointing, 64 tokens" in error.value.what
 
 
-def test_every_card_gets_the_plan_that_it_would_get_alone(model) -> None:
-    request = Request(model=model, seq_len=8192)
+def test_every_card_gets_the_plan_that_it_would_get_alone(tmp_path) -> None:
+    wide = {**CONFIG, "vocab_size": 128_000, "hidden_size": 8192, "intermediate_size": 24_576}
+    (tmp_path / "config.json").write_text(json.dumps(wide), encoding="utf-8")
+    request = Request(model=str(tmp_path), seq_len=1024)
     found = fit_all_cards(make_frame(request, CPU))
     assert [fit.total_bytes for fit in found] == sorted(fit.total_bytes for fit in found)
     assert {fit.card for fit in found} == set(gpu_profiles())
+    small = found[0]
+    assert (small.fits, small.recipe.method, small.recipe.micro_batch) == ("no", "qlora", 1)
+    assert small.device_bytes > small.available_bytes
     by_name = {fit.card: fit for fit in found}
-    for card in ("rtx-3050-laptop", "t4", "a100-80gb"):
+    for card in ("t4", "a100-80gb"):
         plan, _ = make_plan(replace(request, gpu=card), CPU)
         fit = by_name[card]
+        assert fit.fits == "yes"
         assert fit.recipe == plan.job.recipe
         assert fit.device_bytes == plan.estimate.device_bytes
         assert fit.step_time_s == plan.estimate.step_time_s
-        assert fit.fits == "yes"
         assert fit.power_w is not None
-
-
-def test_a_card_that_is_too_small_says_what_comes_closest(model) -> None:
-    found = fit_all_cards(make_frame(Request(model=model, seq_len=40_000, settings=("micro_batch=64",)), CPU))
-    assert {fit.fits for fit in found} == {"yes", "no"}
-    small = found[0]
-    assert small.fits == "no"
-    assert small.device_bytes > small.available_bytes
-    assert small.recipe.gradient_checkpointing
 
 
 @pytest.mark.parametrize(("one", "other"), SAME_KERNELS.items())
