@@ -53,8 +53,11 @@ def test_sizes_are_what_the_shapes_say() -> None:
     assert lora.base_bytes == pytest.approx(2 * whole, rel=0.001)  # and the rotary frequencies
     rows = LAYERS * (2 * HIDDEN + 2 * KV + 2 * INNER + HIDDEN)  # of the layers' weights: a float32 scale each
     assert int8.base_bytes - lora.base_bytes == 4 * rows - linear
-    # NF4: half a byte a weight, and with double quantization 0.127 bits (arXiv:2305.14314, section 3)
-    assert lora.base_bytes - qlora.base_bytes == pytest.approx(linear * (2 - 0.5 - 0.127 / 8), rel=0.001)
+    # NF4 with double quantization: half a byte a weight, a byte a block of 64, a float32 for 256 of these, and two
+    # tables of 16 and 256 values with an offset (arXiv:2305.14314, section 3)
+    weights = [HIDDEN * HIDDEN] * 2 + [HIDDEN * KV] * 2 + [HIDDEN * INNER] * 3
+    packed = sum(w // 2 + w // 64 + 4 * -(-w // (64 * 256)) + 4 * (16 + 256 + 1) for w in weights)
+    assert lora.base_bytes - qlora.base_bytes == 2 * linear - LAYERS * packed
 
 
 def test_a_card_without_the_kernels_and_a_pinned_method_are_told() -> None:
