@@ -124,6 +124,7 @@ def random_weights(ref: ModelRef, num_params: int) -> Iterator[Path]:
             fix="fetch the weights first, or compare without --measure",
         )
     with tempfile.TemporaryDirectory(prefix="autoft-random-") as folder:
+        environment.quiet()
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(load_config(ref), dtype=torch.bfloat16, trust_remote_code=False)
         model.save_pretrained(folder)
@@ -161,7 +162,7 @@ def run(task: Task) -> Steps:
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(float(loss))  # waits for the device
+        losses.append(float(loss.detach()))  # waits for the device
         if task.device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)

@@ -43,7 +43,7 @@ def target(gpu=None, vram=None, hardware=CPU):
 
 def test_candidates_are_legal_distinct_and_by_the_device_s_ability() -> None:
     on_cpu = candidates(target(), seq_len=64, rows_per_step=4, pinned={})
-    assert len(on_cpu) == len(set(on_cpu)) == 3 * 2 * 3  # bases, savings, micro-batches
+    assert len(on_cpu) == len(set(on_cpu)) == 3 * 3 * 3  # bases, savings, micro-batches
     assert {r.micro_batch for r in on_cpu} == {4, 2, 1}
     assert {r.base_dtype for r in on_cpu} == {"bfloat16"}
     on_t4 = candidates(target("t4"), seq_len=64, rows_per_step=1, pinned={})

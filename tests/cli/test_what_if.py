@@ -1,0 +1,93 @@
+"""`autoft plan`'s what-if questions and `autoft compare` on the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+SMALL = "smollm2-135m"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--max-seq", "--max-rank"), "--max-seq and --max-rank: two questions at once"),
+        (("--max-seq", "--seq-len", "64"), "--seq-len and --max-seq: the question is what the option says"),
+        (("--max-rank", "--set", "rank=4"), "--set rank and --max-rank: the question is what the setting says"),
+        (("--max-batch", "--set", "micro_batch = 4"), "--set micro_batch and --max-batch"),
+        (("--fit-all-gpus", "--gpu", "t4"), "--gpu and --fit-all-gpus"),
+        (("--fit-all-gpus", "--vram", "8"), "--vram and --fit-all-gpus"),
+        (("--max-seq", "-o", "plan.toml"), "-o: --max-seq makes no plan to write"),
+        (("--model-sweep", "smolm2", "--gpu", "t4"), "--model-sweep smolm2: no family of the catalogue"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_in_a_line(autoft, tmp_path, monkeypatch, words, said) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = autoft("plan", SMALL, *words)
+    assert done.code == 2
+    assert done.out == ""
+    first, fix = done.err.splitlines()
+    assert first.startswith(f"Error: {said}")
+    assert fix.startswith("To fix: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--steps", "2"), "--steps: nothing is measured"),
+        (("--measure", "--gpu", "t4"), "--measure runs on this machine, and --gpu and --vram plan for another"),
+        (("--measure", "--vram", "8"), "--measure runs on this machine"),
+        (("--gpu", "t4", "--set", "quant_type=nf4", "--set", "method=qlora"), "method is pinned"),
+    ],
+)
+def test_a_comparison_refuses_too(autoft, words, said) -> None:
+    done = autoft("compare", SMALL, *words)
+    assert done.code == 2
+    assert done.err.startswith(f"Error: {said}")
+
+
+def test_a_limit_in_json_and_in_words(autoft, monkeypatch) -> None:
+    words = ("plan", SMALL, "--vram", "1.5", "--method", "lora", "--set", "gradient_checkpointing=true", "--max-seq")
+    done = autoft(*words, "--json")
+    assert done.code == 0, done.err
+    limit = json.loads(done.out)
+    best = limit["best"]
+    assert best["estimate"]["device_bytes"] <= best["estimate"]["available_bytes"]
+    assert best["next_estimate"]["device_bytes"] > best["estimate"]["available_bytes"]
+    monkeypatch.setenv("COLUMNS", "40")
+    told = autoft(*words)
+    assert told.code == 0
+    assert max(map(len, told.out.splitlines())) <= 40
+    assert f"{best['value']:,} tokens (sequence length)" in told.out
+    assert f"{best['next_value']:,} tokens would need" in " ".join(told.out.split())
+
+
+def test_nothing_exits_with_three(autoft) -> None:
+    done = autoft("plan", SMALL, "--vram", "0.7", "--max-rank", "--json")
+    assert done.code == 3
+    error = json.loads(done.out)["error"]
+    assert error["exit_code"] == 3
+    assert "at any rank" in error["what"]
+
+
+@pytest.mark.parametrize("width", [40, 120])
+def test_a_sweep_fits_the_width(autoft, monkeypatch, width) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    done = autoft("plan", SMALL, "--vram", "1.2", "--seq-len", "512", "--model-sweep", "gpt")
+    assert done.code == 0, done.err
+    assert max(map(len, done.out.splitlines())) <= width
+    assert "Largest  gpt2" in done.out
+    assert " short (qlora nf4, 1 row, checkpointing)" in " ".join(done.out.split())
+
+
+@pytest.mark.parametrize("width", [40, 100])
+def test_a_comparison_fits_the_width(autoft, monkeypatch, width) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    done = autoft("compare", SMALL, "--gpu", "rtx-3060", "--seq-len", "128")
+    assert done.code == 0, done.err
+    assert max(map(len, done.out.splitlines())) <= width
+    out = " ".join(done.out.split())
+    for said in ("LoRA, 8-bit", "Smallest card", "QLoRA when memory decides", "arXiv:2305.14314", "takes LoRA here"):
+        assert said in out

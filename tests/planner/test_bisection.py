@@ -1,0 +1,40 @@
+"""The largest that fits, found over few rehearsals."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoft.planner.bisection import largest
+
+
+@given(
+    st.lists(st.integers(0, 1000), min_size=1, max_size=200),
+    st.integers(0, 20_000),
+)
+def test_the_largest_that_fits_is_found_and_the_next_was_asked_too(steps: list[int], room: int) -> None:
+    needs = [sum(steps[: number + 1]) for number in range(len(steps))]
+    asked = []
+
+    def need(value: int) -> int:
+        asked.append(value)
+        return needs[value]
+
+    place = largest(range(len(needs)), need, room)
+    fitting = [number for number, bytes_ in enumerate(needs) if bytes_ <= room]
+    assert place == (fitting[-1] if fitting else -1)
+    assert place + 1 == len(needs) or place + 1 in asked
+    assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_a_long_range_is_searched_in_few_steps(power: int) -> None:
+    asked = []
+
+    def need(value: int) -> int:
+        asked.append(value)
+        return 5 * 2**30 + 700_000 * value**power
+
+    assert largest(range(64, 131_073, 64), need, need(16_384) + 1) == 16_384 // 64 - 1
+    assert len(asked) <= 16
