@@ -1,0 +1,193 @@
+"""What holds of every choice: real rehearsals of a small model once, then any memory, preference, data and pins."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autoft.errors import InputError
+from autoft.planner.candidates import base_bits, families
+from autoft.planner.choose import PREFERENCES, SAME_TIME, Choice, choose, order
+from autoft.planner.estimate import Estimate
+from autoft.planner.plan import ask, make_plan
+from autoft.planner.plan_file import Plan
+from autoft.planner.question import Question
+from autoft.planner.request import Request
+from autoft.planner.schedule import Rows
+from autoft.planner.search import Candidate
+from autoft.profiles.hardware import Hardware, Host
+from autoft.schema import parse_toml
+from autoft.trainer.recipe import Recipe
+from tests.planner.families import family_config
+
+GIB = 2**30
+SEQ_LEN = 256
+HOST = Host(
+    cpu="test", cores=2, ram_total_bytes=16 * GIB, ram_available_bytes=8 * GIB, disk_path="/", disk_free_bytes=GIB
+)
+PLACE = Hardware(host=HOST, no_gpu_reason="none")
+PINS = st.fixed_dictionaries(
+    {},
+    optional={
+        "method": st.sampled_from(["lora", "qlora"]),
+        "micro_batch": st.sampled_from([1, 2, 4]),
+        "gradient_checkpointing": st.booleans(),
+    },
+)
+LENGTHS = st.none() | st.lists(st.integers(1, SEQ_LEN), min_size=1, max_size=30)
+quick = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remembered(Question):
+    """A Question whose recipes are rehearsed once for all: memory does not change what a recipe needs, only its fit.
+
+    needs: device_bytes of every recipe without pins, sorted.
+    """
+
+    known: dict[Recipe, Estimate] = field(default_factory=dict, compare=False)
+    needs: tuple[int, ...] = ()
+
+    def estimate(self, recipe: Recipe) -> Estimate:
+        estimate, room = self.known[recipe], self.target.available_bytes
+        return replace(estimate, available_bytes=room, fits="yes" if estimate.device_bytes <= room else "no")
+
+    def where(self, room: int, prefer: str, lengths: list[int] | None = None, **pinned: object) -> Remembered:
+        """With so much memory, such rows and these pins."""
+        rows = None if lengths is None else Rows(tuple(lengths), SEQ_LEN, False)
+        on = self.estimator.on(replace(self.target, available_bytes=room))
+        return replace(self, estimator=on, prefer=prefer, rows=rows, pinned=pinned)
+
+    def all(self) -> list[Candidate]:
+        """Every candidate that the preference looks at, rehearsed."""
+        found = [recipe for family in self.families() for recipe in family.recipes]
+        few = [recipe for recipe in found if base_bits(recipe) != 8 or self.prefer == "quality"]
+        return [self.candidate(recipe) for recipe in few or found]
+
+    def candidate(self, recipe: Recipe) -> Candidate:
+        estimate = self.estimate(recipe)
+        row_s = estimate.step_time_s.middle / recipe.micro_batch * self.padded(recipe.micro_batch)
+        return Candidate(recipe, estimate, row_s)
+
+    def best(self) -> Choice | None:
+        return self.choose(self.search())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a config.json alone: four layers, wide enough that every saving of memory counts."""
+    folder = tmp_path_factory.mktemp("model")
+    wide = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 4}
+    family_config("llama3", num_hidden_layers=4, vocab_size=32_000, **wide).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def question(model: Path) -> Iterator[Remembered]:
+    """On one core, where a search forks no processes: they would not hand back what they have rehearsed."""
+    cores = os.sched_getaffinity(0) if sys.platform == "linux" else set()
+    if cores:
+        os.sched_setaffinity(0, {min(cores)})
+    asked = ask(Request(model=str(model), gpu="rtx-3060", seq_len=SEQ_LEN), PLACE).question
+    kept = {name: getattr(asked, name) for name in Question.__dataclass_fields__}
+    found = Remembered(**{**kept, "rows_per_step": 4})
+    for family in families(found.target, seq_len=SEQ_LEN, rows_per_step=4, pinned={}):
+        for recipe in family.recipes:
+            found.known[recipe] = Question.estimate(found, recipe)
+    yield replace(found, needs=tuple(sorted({estimate.device_bytes for estimate in found.known.values()})))
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
+def rooms(question: Remembered) -> st.SearchStrategy[int]:
+    """Memory from too little to plenty, and just what some candidate needs, or a byte less."""
+    needs = question.needs
+    just = st.sampled_from(needs) | st.sampled_from([need - 1 for need in needs])
+    return just | st.integers(needs[0] - 1, needs[-1] + 1)
+
+
+@quick
+@given(st.data(), st.sampled_from(PREFERENCES), LENGTHS)
+def test_more_memory_never_leads_to_what_comes_later(question, data, prefer, lengths) -> None:
+    less, more = sorted((data.draw(rooms(question)), data.draw(rooms(question))))
+    small, large = (question.where(room, prefer, lengths) for room in (less, more))
+    with_less, with_more = small.best(), large.best()
+    if with_less is None:
+        return
+    assert with_more is not None
+    ranks = [order(large.candidate(choice.recipe), prefer) for choice in (with_more, with_less)]
+    assert ranks[0] <= ranks[1]
+    if with_more.estimate.device_bytes <= less:
+        assert with_more.recipe == with_less.recipe
+
+
+@quick
+@given(st.data(), st.sampled_from(PREFERENCES), LENGTHS)
+def test_the_few_that_are_rehearsed_hold_the_best_of_all(question, data, prefer, lengths) -> None:
+    """But for times that are as good as equal, and what `memory` puts behind the memory."""
+    asked = question.where(data.draw(rooms(question)), prefer, lengths)
+    found, best = asked.best(), choose(asked.all(), prefer=prefer)
+    assert (found is None) == (best is None)
+    if found is None or best is None:
+        return
+    if prefer == "memory":
+        assert found.estimate.device_bytes == best.estimate.device_bytes
+        return
+    assert base_bits(found.recipe) == base_bits(best.recipe)
+    assert asked.candidate(found.recipe).row_s <= SAME_TIME**2 * asked.candidate(best.recipe).row_s
+
+
+@quick
+@given(st.data(), st.sampled_from(PREFERENCES), LENGTHS, PINS)
+def test_something_is_chosen_where_anything_fits_and_it_fits(question, data, prefer, lengths, pins) -> None:
+    asked = question.where(data.draw(rooms(question)), prefer, lengths, **pins)
+    choice = asked.best()
+    assert (choice is not None) == any(candidate.estimate.fits == "yes" for candidate in asked.all())
+    if choice is not None:
+        assert choice.estimate.device_bytes <= asked.target.available_bytes
+        for other in choice.alternatives:
+            assert (other.role == "rejected") == (other.estimate.device_bytes > asked.target.available_bytes)
+
+
+@quick
+@given(st.data(), st.sampled_from(PREFERENCES), st.randoms(use_true_random=False))
+def test_the_order_in_which_candidates_come_does_not_matter(question, data, prefer, rng: random.Random) -> None:
+    everything = question.where(data.draw(rooms(question)), prefer).all()
+    shuffled = rng.sample(everything, len(everything))
+    assert choose(shuffled, prefer=prefer) == choose(everything, prefer=prefer)
+
+
+@quick
+@given(st.data(), st.sampled_from(PREFERENCES), PINS)
+def test_a_pin_is_honoured_in_all_that_is_looked_at(question, data, prefer, pins) -> None:
+    found = question.where(data.draw(rooms(question)), prefer, **pins).search()
+    assert found.found or found.pruned
+    for recipe in found.found:
+        assert {name: getattr(recipe, name) for name in pins} == pins
+
+
+@pytest.mark.parametrize(
+    "words", [("quant_type=nf4", "method=lora"), ("offload_checkpoints=true", "gradient_checkpointing=false")]
+)
+def test_pins_that_exclude_each_other_are_refused(model, words) -> None:
+    with pytest.raises(InputError, match="--set"):
+        make_plan(Request(model=str(model), gpu="rtx-3060", seq_len=SEQ_LEN, settings=words), PLACE)
+
+
+@pytest.mark.parametrize("prefer", ["balanced", "memory"])
+def test_the_same_question_has_the_same_plan_which_survives_its_file(model, prefer) -> None:
+    asked = Request(model=str(model), gpu="rtx-3060", vram_gib=4, seq_len=SEQ_LEN, prefer=prefer, settings=("rank=8",))
+    (plan, _), (again, _) = make_plan(asked, PLACE), make_plan(asked, PLACE)
+    assert again == plan
+    assert Plan.from_dict(parse_toml(plan.to_toml(), where="plan.toml")) == plan
+    assert Plan.from_dict(plan.to_dict()) == plan
+    assert plan.estimate.fits == "yes"
+    assert plan.job.recipe.rank == 8
