@@ -1,4 +1,4 @@
-"""Answers kept: a question that `autoft estimate` was asked before is answered without importing torch.
+"""Estimates kept: a question that `autoft estimate` was asked before is answered without importing torch.
 
 The key of an entry is a digest of everything that shapes the answer, down to the source of the planner and trainer.
 What depends on the moment is not kept: free memory is compared anew, and a CPU throughput that planning measured itself
@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
-import json
 import os
 import platform
 from contextlib import suppress
@@ -22,9 +21,9 @@ import autoft
 import autoft.profiles
 import autoft.trainer
 from autoft.errors import FileFormatError
-from autoft.home import home, write_text
 from autoft.planner.candidates import parse_settings
 from autoft.planner.estimate import Estimate
+from autoft.planner.kept import Shelf, digest
 from autoft.planner.request import Request
 from autoft.planner.target import Target, target_of
 from autoft.planner.time import measure_cpu_flops
@@ -32,10 +31,10 @@ from autoft.profiles.bench_store import THREADS
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.host import installed_version
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.resolve import config_source, resolve
+from autoft.trainer.resolve import ModelRef, config_source, resolve
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "trl", "accelerate")
-KEPT_ENTRIES = 500
+SHELF = Shelf("estimates")
 # Of the Target and its card: words, and what differs from one moment to the next
 MOMENTARY = (
     "name",
@@ -85,15 +84,22 @@ def ask(request: Request, hardware: Hardware) -> Question | None:
     if config is None:
         return None
     facts = {
+        "settings": [recipe_pins, job_pins, request.seq_len],
+        **facts_of(request, ref, config, target, hardware),
+    }
+    return Question(digest(facts), target)
+
+
+def facts_of(request: Request, ref: ModelRef, config: bytes, target: Target, hardware: Hardware) -> dict[str, Any]:
+    """Of model, device and software: all that an answer depends on but the moment. config: from `config_source`."""
+    return {
         "model": [request.model, ref.kind, str(ref.path), ref.hub_id],
         "config": hashlib.sha256(config).hexdigest(),
-        "settings": [recipe_pins, job_pins, request.seq_len],
         "target": _target_facts(target, hardware),
         "versions": {name: installed_version(name) for name in LIBRARIES},
         "autoft": [autoft.__version__, _source_digest()],
         "python": [platform.python_version(), platform.platform()],
     }
-    return Question(hashlib.sha256(_canonical(facts)).hexdigest(), target)
 
 
 def recall(question: Question, *, explained: bool = False) -> Kept | None:
@@ -119,34 +125,27 @@ def recall(question: Question, *, explained: bool = False) -> Kept | None:
 
 
 def keep(question: Question, known: Kept) -> None:
-    """Keep an answer where AUTOFT_HOME can be written to; the oldest beyond KEPT_ENTRIES go."""
+    """Keep an answer where AUTOFT_HOME can be written to."""
     answer = {
         "recipe": known.recipe.to_dict(),
         "estimate": known.estimate.to_dict(),
         "explanation": known.explanation,
         "at": datetime.datetime.now(datetime.UTC).strftime("%H:%M"),
     }
-    entry = {"key": question.key, "sha256": _digest(question.key, answer), "answer": answer}
-    with suppress(OSError):
-        _folder().mkdir(parents=True, exist_ok=True)
-        write_text(_path(question), json.dumps(entry))
-        for old in sorted(_folder().glob("*.json"), key=_age, reverse=True)[KEPT_ENTRIES:]:
-            old.unlink(missing_ok=True)
+    SHELF.keep(question.key, answer)
 
 
 def _read(question: Question) -> Kept | None:
     """Only an entry that is whole and answers this very question."""
-    with suppress(OSError, ValueError, RecursionError, KeyError, TypeError, FileFormatError):
-        entry = json.loads(_path(question).read_text(encoding="utf-8"))
-        answer = entry["answer"]
-        if entry["key"] == question.key and entry["sha256"] == _digest(question.key, answer):
-            explanation = answer["explanation"]
-            return Kept(
-                Recipe.from_dict(answer["recipe"]),
-                Estimate.from_dict(answer["estimate"]),
-                None if explanation is None else tuple(explanation),
-                answer["at"],
-            )
+    answer = SHELF.read(question.key)
+    with suppress(KeyError, TypeError, FileFormatError):
+        explanation = answer["explanation"]
+        return Kept(
+            Recipe.from_dict(answer["recipe"]),
+            Estimate.from_dict(answer["estimate"]),
+            None if explanation is None else tuple(explanation),
+            answer["at"],
+        )
     return None
 
 
@@ -175,27 +174,3 @@ def _source_digest() -> str:
             digest.update(f"\0{folder.name}/{file.relative_to(folder).as_posix()}\0".encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, default=str).encode()
-
-
-def _digest(key: str, answer: Any) -> str:
-    return hashlib.sha256(_canonical([key, answer])).hexdigest()
-
-
-def _folder() -> Path:
-    return home() / "estimates"
-
-
-def _path(question: Question) -> Path:
-    return _folder() / f"{question.key}.json"
-
-
-def _age(path: Path) -> float:
-    """Time of the last change; a file that is gone meanwhile counts as the oldest."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0

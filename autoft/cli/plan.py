@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,16 @@ if TYPE_CHECKING:
 @planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS, *what_if.OPTIONS)
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan as TOML.")
 @click.option("--explain", is_flag=True, help="Say how each figure comes about, and what earlier runs here measured.")
+@click.option("--no-cache", is_flag=True, help="Plan anew, even what was asked before, and keep nothing.")
 @click.option("--diff", type=click.Path(path_type=Path), nargs=2, metavar="A B", help="Compare two plan files.")
 def command(
-    model: str | None, output: Path | None, explain: bool, diff: tuple[Path, Path] | None, as_json: bool, **words: Any
+    model: str | None,
+    output: Path | None,
+    explain: bool,
+    diff: tuple[Path, Path] | None,
+    no_cache: bool,
+    as_json: bool,
+    **words: Any,
 ) -> int | None:
     if diff is not None:
         if model is not None or output is not None or explain or any(words.values()):
@@ -45,7 +53,7 @@ def command(
     if answered is not None:
         return answered
     wanted = planning.request(model, **words)
-    plan, _ = planning.plan(wanted)
+    plan = planning.kept_plan(wanted, no_cache=no_cache)
     figures = _explained(plan, wanted) if explain else []
     if output is not None:
         from autoft.planner.plan_file import write_plan
@@ -62,9 +70,19 @@ def command(
     if explain:
         show_explanation(figures, console)
         show_sources(plan, console)
-    run = f"autoft run {output or model}" + ("" if words["data"] else " --data FILE")
-    console.print(f"Next: {run}", style="bold", markup=False)
+    console.print(f"Next: {_next(model, output, words)}", style="bold", markup=False)
     return None
+
+
+def _next(model: str, output: Path | None, words: dict[str, Any]) -> str:
+    """The command that trains what was planned: the file, or the same words again."""
+    said = [str(output)] if output is not None else [model]
+    for option in click.get_current_context().command.params:
+        value = words.get(option.name or "") if output is None else None
+        for word in value if isinstance(value, tuple) else [value]:
+            if word is not None and (model, word) != ("starter", "starter"):
+                said += [option.opts[0], str(word)]
+    return shlex.join(["autoft", "run", *said]) + ("" if words["data"] else " --data FILE")
 
 
 def _explained(plan: Plan, wanted: Request) -> list[dict[str, Any]]:

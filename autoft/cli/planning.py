@@ -133,6 +133,23 @@ def request(
     )
 
 
+def kept_plan(wanted: Request, *, no_cache: bool) -> Plan:
+    """As `plan`; what was asked before is answered without importing torch."""
+    with rare_collections():
+        from autoft.planner import plan_cache
+        from autoft.profiles.detect import detect
+
+        hardware = detect()
+        question = None if no_cache else plan_cache.ask(wanted, hardware)
+        known = plan_cache.recall(question) if question is not None else None
+        if known is not None:
+            return _corrected(known, wanted, hardware)
+    found, _ = plan(wanted)
+    if question is not None:
+        plan_cache.keep(question, found)
+    return found
+
+
 def plan(wanted: Request, disk_path: Path | None = None) -> tuple[Plan, Prepared | None]:
     """Probe, then plan, and set beside the plan what earlier runs here make expect."""
     from autoft.trainer import environment

@@ -15,7 +15,7 @@ import pytest
 
 import autoft.planner
 import autoft.trainer
-from autoft.planner import cache
+from autoft.planner import cache, kept
 from autoft.planner.cache import Kept, Question, ask, keep, recall
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.request import Request
@@ -56,7 +56,7 @@ def asked(request: Request = REQUEST, hardware: Hardware = CPU) -> Question:
 
 
 def entry(question: Question) -> Path:
-    return cache._path(question)
+    return cache.SHELF.path(question.key)
 
 
 def gpu_here(free_gib: float, **changes: object) -> Hardware:
@@ -150,7 +150,7 @@ def test_no_damaged_or_foreign_entry_is_trusted() -> None:
     keep(other, KEPT)
     data = json.loads(whole)
     data["answer"]["estimate"]["extra"] = 1
-    signed = {**data, "sha256": cache._digest(question.key, data["answer"])}
+    signed = {**data, "sha256": kept.digest([question.key, data["answer"]])}
     broken += [entry(other).read_bytes(), b"null", b"[]", b"\xff", b"[" * 100_000, json.dumps(signed).encode()]
     for content in broken:
         entry(question).write_bytes(content)
@@ -216,7 +216,7 @@ def test_on_a_cpu_the_answer_says_when_it_was_measured(monkeypatch) -> None:
 
 
 def test_only_the_newest_entries_stay(monkeypatch) -> None:
-    monkeypatch.setattr(cache, "KEPT_ENTRIES", 5)
+    monkeypatch.setattr(kept, "KEPT_ENTRIES", 5)
     questions = [asked(replace(REQUEST, seq_len=length)) for length in range(16, 32)]
     for second, question in enumerate(questions):
         keep(question, KEPT)

@@ -63,7 +63,7 @@ def fits(request: Request, recipe: Recipe, **changed: int) -> bool:
     settings = tuple(f"{name}={json.dumps(values[name])}" for name in varied if values.get(name) is not None)
     try:
         make_plan(replace(request, seq_len=None, settings=settings), CPU)
-    except DoesNotFit:
+    except (DoesNotFit, OptionError):  # the latter where two of the pins exclude each other
         return False
     return True
 
