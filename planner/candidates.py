@@ -79,11 +79,11 @@ def families(
                 seen.add(recipe)
                 recipes.append(recipe)
         if recipes:
-            found.append(Family(base, saving, tuple(recipes)))
+            found.append(Family(base, _saving(recipes[0]), tuple(recipes)))
     if not found:
         assert problem is not None
         raise problem
-    return found
+    return sorted(found, key=lambda family: (family.base, family.saving))
 
 
 def candidates(
@@ -170,6 +170,13 @@ def _pin(recipe: Recipe, pinned: dict[str, Any]) -> Recipe:
     if values["quant_type"] == "int8" and "double_quant" not in pinned:
         values["double_quant"] = False
     return Recipe.from_dict(values, where="--set")
+
+
+def _saving(recipe: Recipe) -> int:
+    """Its place in SAVINGS, which pins may have made another than the one that was varied."""
+    if not recipe.gradient_checkpointing:
+        return 0
+    return 3 if recipe.offload_checkpoints else 2 if recipe.checkpoint_every == 1 else 1
 
 
 def _micro_batches(rows: int) -> list[int]:

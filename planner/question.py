@@ -88,11 +88,9 @@ class Question:
         if slow and len(slow) < len(wanted) and self.prefer != "quality":
             found.pruned.append(Pruned(slow[0].recipes[0], NO_8_BIT))
             wanted = [family for family in wanted if family not in slow]
-        if self.prefer == "memory":
-            found.smallest(wanted)
-        else:
-            found.largest(wanted)
-            found.settle(wanted, lambda candidate: order(candidate, self.prefer))
+        for_memory = self.prefer == "memory"
+        (found.smallest if for_memory else found.largest)(wanted)
+        found.settle(wanted, lambda candidate: order(candidate, self.prefer), step=1 if for_memory else -1)
         return found
 
     def choose(self, found: Search) -> Choice | None:

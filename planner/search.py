@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 from autoft.planner.candidates import Family, describe, describe_base
 from autoft.planner.estimate import Estimate
@@ -71,16 +71,16 @@ class Search:
             self.found |= found
             self.pruned += pruned
 
-    def settle(self, families: Sequence[Family], order: Callable[[Candidate], Any]) -> None:
-        """Rehearse smaller micro-batches of the best by `order` as long as they come before it."""
+    def settle(self, families: Sequence[Family], order: Callable[[Candidate], Any], *, step: Literal[1, -1]) -> None:
+        """Rehearse larger (step 1) or smaller micro-batches of the best by `order` as long as they come before it."""
         fitting = [candidate for candidate in self.found.values() if candidate.estimate.fits == "yes"]
         best = min(fitting, key=order, default=None)
         recipes = next((f.recipes for f in families if best is not None and best.recipe in f.recipes), ())
-        while best is not None and (place := recipes.index(best.recipe)) > 0:
-            smaller = self._try(recipes[place - 1])
-            if order(smaller) > order(best):
+        while best is not None and 0 <= (place := recipes.index(best.recipe) + step) < len(recipes):
+            other = self._try(recipes[place])
+            if other.estimate.fits != "yes" or order(other) > order(best):
                 return
-            best = smaller
+            best = other
 
     def _base(self, savings: list[Family]) -> tuple[dict[Recipe, Candidate], list[Pruned]]:
         """What is found of one base; in a process of its own, so nothing of it is in `self` yet."""

@@ -49,7 +49,7 @@ def test_a_comparison_refuses_too(autoft, words, said) -> None:
 
 
 def test_a_limit_in_json_and_in_words(autoft, monkeypatch) -> None:
-    words = ("plan", SMALL, "--vram", "1.5", "--method", "lora", "--set", "gradient_checkpointing=true", "--max-seq")
+    words = ("plan", SMALL, "--vram", "0.9", "--method", "lora", "--set", "gradient_checkpointing=true", "--max-seq")
     done = autoft(*words, "--json")
     assert done.code == 0, done.err
     limit = json.loads(done.out)
