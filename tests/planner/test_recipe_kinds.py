@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from autoft.errors import ModelError
 from autoft.planner.allocator import Allocator
 from autoft.planner.device import Device
 from autoft.planner.estimator import Estimator
@@ -137,6 +138,22 @@ def test_the_fused_optimizer_makes_no_copies_of_weights() -> None:
         above.append(events[:, 1].cumsum().max() / rehearsal.trainable_params)
     assert above[0] >= 4
     assert above[1] < 0.1  # the norms of the gradients
+
+
+def test_dora_over_experts_that_are_named_is_refused() -> None:
+    config = family_config("qwen3_moe")
+    recipe = Recipe(**BASE, use_dora=True, target_modules=("gate_proj", "up_proj", "down_proj"))
+    with pytest.raises(ModelError, match=r"target_modules .* does not work with use_dora=True") as refused:
+        rehearse(recipe, config, AMPERE, depth=None)
+    assert refused.value.fix == "--set target_modules=all-linear"
+
+
+def test_the_command_line_estimates_them_and_refuses_in_one_line(autoft, tiny_model) -> None:
+    words = ("estimate", tiny_model, "--gpu", "rtx3090", "--set", "use_dora=true", "--json")
+    assert autoft(*words, "--set", "use_rslora=true", "--set", "optimizer=adamw_torch_fused").code == 0
+    refused = autoft(*words, "--method", "qlora", "--set", "quant_type=int8")
+    assert refused.code == 2
+    assert "--set: use_dora needs a base in 16 or 4 bits: PEFT loses the scales of 8-bit weights" in refused.err
 
 
 def test_dora_unpacks_a_weight_to_the_dtype_it_was_loaded_in() -> None:

@@ -26,7 +26,7 @@ RECIPES = st.builds(
     gradient_checkpointing=st.booleans(),
     autocast=st.booleans(),
     loss=st.sampled_from(["logits", "fused", "selected"]),
-    optimizer=st.sampled_from(["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]),
+    optimizer=st.sampled_from(["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"]),
 )
 # Each example is seconds of work, too much for shrinking
 few = settings(
