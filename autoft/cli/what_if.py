@@ -69,6 +69,10 @@ def answer(model: str, words: dict[str, Any], *, output: object, as_json: bool) 
     from autoft.trainer import environment
 
     environment.prepare()
+    if name == "model_sweep":
+        from autoft.planner.sweep import members
+
+        members(model, None if value == OWN_FAMILY else value)  # refuses before anything is rehearsed
     with planning.rare_collections():
         from autoft.planner.frame import make_frame
         from autoft.profiles.detect import detect
@@ -107,9 +111,10 @@ def _cards(frame: Frame, _: object, as_json: bool) -> int:
 
 
 def _models(frame: Frame, family: str, as_json: bool) -> int:
-    from autoft.planner.sweep import sweep_models
+    from autoft.planner.sweep import members, sweep_models
 
-    name, found = sweep_models(frame, None if family == OWN_FAMILY else family)
+    name, models = members(frame.request.model, None if family == OWN_FAMILY else family)
+    found = sweep_models(frame, models)
     if as_json:
         data = {
             "family": name,
