@@ -148,19 +148,18 @@ def show_limit(limit: Limit, console: Console) -> None:
 
     best, estimate = limit.best, limit.best.estimate
     recipe = best.recipe
-    words = in_words(limit.quantity)
     console.print(Text(f"{limit.model} on {limit.target}", style="bold"))
     rows = [
-        ("Most", f"{_counted(limit, best.value)} ({words})"),
+        ("Most", _counted(limit, best.value) + ("" if limit.quantity == "rank" else f" ({in_words(limit.quantity)})")),
         ("Recipe", f"{describe(recipe)}, rank {recipe.rank}, {recipe.seq_len:,} tokens"),
         ("Memory", f"{size(estimate.device_bytes)} of {size(estimate.available_bytes)} usable"),
         ("Step", _step(estimate.step_time_s.lower, estimate.step_time_s.upper, estimate.tokens_per_s)),
     ]
     if best.next_estimate is not None:
         over = size(best.next_estimate.device_bytes - best.next_estimate.available_bytes)
-        rows.append(("Next", f"{_counted(limit, best.next_value)} would need {over} more than can be used"))
+        rows.append(("Beyond", f"{_counted(limit, best.next_value)} would need {over} more than can be used"))
     else:
-        rows.append(("Next", f"none: {limit.bound_by}"))
+        rows.append(("Beyond", f"nothing: {limit.bound_by}"))
     console.print(render.facts(rows))
     console.print(Text("By recipe, each with what it needs", style="bold"))
     table = _grid("left", "right", "right")

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 
 import pytest
 from rich.console import Console
 
 from autoft.cli.compare import show
+from autoft.cli.what_if import show_limit
 from autoft.planner.compare import Comparison
+from autoft.planner.what_if import Limit
 
 SMALL = "smollm2-135m"
+
+
+def in_words(print_to: Callable[[Console], None], width: int) -> str:
+    """What is printed at that width, which it keeps to, as one line."""
+    file = io.StringIO()
+    print_to(Console(width=width, file=file))
+    assert max(map(len, file.getvalue().splitlines())) <= width
+    return " ".join(file.getvalue().split())
 
 
 @pytest.mark.parametrize(
@@ -56,21 +67,18 @@ def test_a_comparison_refuses_too(autoft, words, said) -> None:
     assert done.err.startswith(f"Error: {said}")
 
 
-def test_a_limit_in_json_and_in_words(autoft, monkeypatch) -> None:
-    words = ("plan", SMALL, "--vram", "1.2", "--method", "lora", "--set", "gradient_checkpointing=true", "--max-seq")
-    done = autoft(*words, "--json")
+def test_a_limit_in_json_and_in_words(autoft) -> None:
+    words = ("--vram", "1.0", "--method", "lora", "--set", "gradient_checkpointing=true")
+    done = autoft("plan", SMALL, *words, "--max-seq", "--json")
     assert done.code == 0, done.err
-    limit = json.loads(done.out)
-    best = limit["best"]
-    assert best["estimate"]["device_bytes"] <= best["estimate"]["available_bytes"]
-    assert best["next_estimate"]["device_bytes"] > best["estimate"]["available_bytes"]
-    monkeypatch.setenv("COLUMNS", "40")
-    told = autoft(*words)
-    assert told.code == 0
-    assert max(map(len, told.out.splitlines())) <= 40
-    out = " ".join(told.out.split())
-    assert f"{best['value']:,} tokens (sequence length)" in out
-    assert f"{best['next_value']:,} tokens would need" in out
+    limit = Limit.from_dict(json.loads(done.out))
+    best = limit.best
+    assert best.value is not None
+    assert best.next_value == best.value + 64
+    for width in (40, 100):
+        out = in_words(lambda console: show_limit(limit, console), width)
+        assert f"{best.value:,} tokens (sequence length)" in out
+        assert f"{best.next_value:,} tokens would need" in out
 
 
 def test_nothing_exits_with_three(autoft) -> None:
@@ -101,17 +109,6 @@ def test_a_comparison_fits_every_width(autoft) -> None:
     assert done.code == 0, done.err
     found = Comparison.from_dict(json.loads(done.out))
     for width in (40, 80, 100, 200):
-        console = Console(width=width, file=io.StringIO())
-        show(found, console)
-        assert isinstance(console.file, io.StringIO)
-        text = console.file.getvalue()
-        assert max(map(len, text.splitlines())) <= width
-        out = " ".join(text.split())
-        for said in (
-            "LoRA, 8-bit",
-            "Smallest card",
-            "QLoRA when memory decides",
-            "arXiv:2305.14314",
-            "takes LoRA here",
-        ):
+        out = in_words(lambda console: show(found, console), width)
+        for said in ("LoRA, 8-bit", "Smallest card", "QLoRA when memory decides", "arXiv:2305.14314"):
             assert said in out
