@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from autoft.errors import ModelError, OptionError
+from autoft.planner.candidates import parse_settings
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.frame import METHOD_KEYS, Frame
 from autoft.planner.ghost import Rehearsal
+from autoft.planner.request import Request
 from autoft.planner.target import Target, target_of
 from autoft.planner.time import measure_cpu_flops
 from autoft.profiles.gpu_catalogue import gpu_profiles
@@ -119,13 +121,18 @@ class Comparison(Record):
     notes: tuple[str, ...] = ()
 
 
-def compare(frame: Frame) -> Comparison:
-    """The three methods on the frame's target. Raises: OptionError where the settings pin one of them."""
-    pinned = sorted(METHOD_KEYS & frame.question.pinned.keys())
+def refuse_pinned_method(request: Request) -> None:
+    """Raises: OptionError where the settings leave no choice of the method."""
+    pinned = sorted(METHOD_KEYS & parse_settings(request.settings)[0].keys())
     if pinned:
         raise OptionError(
-            f"{pinned[0]} is pinned, and a comparison is of all methods", fix="leave it out, or use autoft plan"
+            f"--set {pinned[0]}: a comparison is of all methods", fix="leave it out, or use autoft plan or estimate"
         )
+
+
+def compare(frame: Frame) -> Comparison:
+    """The three methods on the frame's target. Raises: OptionError where the settings pin one of them."""
+    refuse_pinned_method(frame.request)
     sides = tuple(_side(frame, way) for way in WAYS)
     known = [side.estimate for side in sides if side.estimate is not None]
     return Comparison(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,13 +45,8 @@ class ModelFit(Record):
     reason: str | None = None
 
 
-def sweep_models(frame: Frame, family: str | None = None) -> tuple[str, list[ModelFit]]:
-    """(the family's name, one ModelFit a model, the smallest first).
-
-    family: a family, or the beginning of several ("qwen"); None is that of the frame's own model.
-    Raises: OptionError where the catalogue has none of it.
-    """
-    name, models = _members(frame, family)
+def sweep_models(frame: Frame, models: Sequence[ModelProfile]) -> list[ModelFit]:
+    """One ModelFit a model, the smallest first."""
     same: dict[str, list[ModelProfile]] = {}  # a base model and its instruct form are one question
     for profile in models:
         same.setdefault(_architecture(profile), []).append(profile)
@@ -65,7 +60,7 @@ def sweep_models(frame: Frame, family: str | None = None) -> tuple[str, list[Mod
         for profile in profiles
     ]
     sizes = {profile.name: profile.parameters or 0 for profile in models}
-    return name, sorted(found, key=lambda fit: (fit.params or sizes[fit.model], fit.model))
+    return sorted(found, key=lambda fit: (fit.params or sizes[fit.model], fit.model))
 
 
 def family_of(name: str) -> str:
@@ -80,9 +75,13 @@ def family_of(name: str) -> str:
     return re.match(r"[a-z]*", words[0])[0] or words[0]  # type: ignore[index]
 
 
-def _members(frame: Frame, family: str | None) -> tuple[str, list[ModelProfile]]:
-    ref = resolve(frame.request.model)
-    own = ref.profile.name if ref.profile else hub_name(ref) or (ref.path.name if ref.path else frame.request.model)
+def members(model: str, family: str | None = None) -> tuple[str, list[ModelProfile]]:
+    """(the family's name, its models). family: or the beginning of several ("qwen"); None is that of `model`.
+
+    Raises: OptionError where the catalogue has none of it.
+    """
+    ref = resolve(model)
+    own = ref.profile.name if ref.profile else hub_name(ref) or (ref.path.name if ref.path else model)
     known = model_profiles()
     for name in [family.casefold()] if family else _shorter(family_of(own)):
         exact = [profile for profile in known.values() if family_of(profile.name) == name]
@@ -96,7 +95,7 @@ def _members(frame: Frame, family: str | None) -> tuple[str, list[ModelProfile]]
             fix=f"one of: {', '.join(families)}",
         )
     raise OptionError(
-        f"--model-sweep: the catalogue knows no family of {frame.request.model}",
+        f"--model-sweep: the catalogue knows no family of {model}",
         fix=f"name one after --model-sweep: {', '.join(families)}",
     )
 

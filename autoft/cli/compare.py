@@ -43,10 +43,11 @@ def command(model: str, measure: bool, steps: int | None, as_json: bool, **words
 
     environment.prepare()
     with planning.rare_collections():
-        from autoft.planner.compare import compare
+        from autoft.planner.compare import compare, refuse_pinned_method
         from autoft.planner.frame import make_frame
         from autoft.profiles.detect import detect
 
+        refuse_pinned_method(wanted)
         frame = make_frame(wanted, detect())
         found = compare(frame)
     if measure:

@@ -71,6 +71,10 @@ def answer(model: str, words: dict[str, Any], *, output: object, explain: bool, 
     from autoft.trainer import environment
 
     environment.prepare()
+    if name == "model_sweep":
+        from autoft.planner.sweep import members
+
+        members(model, None if value == OWN_FAMILY else value)  # refuses before anything is rehearsed
     with planning.rare_collections():
         from autoft.planner.frame import make_frame
         from autoft.profiles.detect import detect
@@ -109,9 +113,10 @@ def _cards(frame: Frame, _: object, as_json: bool) -> int:
 
 
 def _models(frame: Frame, family: str, as_json: bool) -> int:
-    from autoft.planner.sweep import sweep_models
+    from autoft.planner.sweep import members, sweep_models
 
-    name, found = sweep_models(frame, None if family == OWN_FAMILY else family)
+    name, models = members(frame.request.model, None if family == OWN_FAMILY else family)
+    found = sweep_models(frame, models)
     if as_json:
         data = {
             "family": name,
@@ -145,19 +150,18 @@ def show_limit(limit: Limit, console: Console) -> None:
 
     best, estimate = limit.best, limit.best.estimate
     recipe = best.recipe
-    words = in_words(limit.quantity)
     console.print(Text(f"{limit.model} on {limit.target}", style="bold"))
     rows = [
-        ("Most", f"{_counted(limit, best.value)} ({words})"),
+        ("Most", _counted(limit, best.value) + ("" if limit.quantity == "rank" else f" ({in_words(limit.quantity)})")),
         ("Recipe", f"{describe(recipe)}, rank {recipe.rank}, {recipe.seq_len:,} tokens"),
         ("Memory", f"{size(estimate.device_bytes)} of {size(estimate.available_bytes)} usable"),
         ("Step", _step(estimate.step_time_s.lower, estimate.step_time_s.upper, estimate.tokens_per_s)),
     ]
     if best.next_estimate is not None:
         over = size(best.next_estimate.device_bytes - best.next_estimate.available_bytes)
-        rows.append(("Next", f"{_counted(limit, best.next_value)} would need {over} more than can be used"))
+        rows.append(("Beyond", f"{_counted(limit, best.next_value)} would need {over} more than can be used"))
     else:
-        rows.append(("Next", f"none: {limit.bound_by}"))
+        rows.append(("Beyond", f"nothing: {limit.bound_by}"))
     console.print(render.facts(rows))
     console.print(Text("By recipe, each with what it needs", style="bold"))
     table = _grid("left", "right", "right")

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Callable
 
 import pytest
+from rich.console import Console
+
+from autoft.cli.compare import show
+from autoft.cli.what_if import show_limit
+from autoft.planner.compare import Comparison
+from autoft.planner.what_if import Limit
 
 SMALL = "smollm2-135m"
+
+
+def in_words(print_to: Callable[[Console], None], width: int) -> str:
+    """What is printed at that width, which it keeps to, as one line."""
+    file = io.StringIO()
+    print_to(Console(width=width, file=file))
+    assert max(map(len, file.getvalue().splitlines())) <= width
+    return " ".join(file.getvalue().split())
 
 
 @pytest.mark.parametrize(
@@ -39,7 +55,10 @@ def test_what_contradicts_itself_is_refused_in_a_line(autoft, tmp_path, monkeypa
         (("--steps", "2"), "--steps: nothing is measured"),
         (("--measure", "--gpu", "t4"), "--measure runs on this machine, and --gpu and --vram plan for another"),
         (("--measure", "--vram", "8"), "--measure runs on this machine"),
-        (("--gpu", "t4", "--set", "quant_type=nf4", "--set", "method=qlora"), "method is pinned"),
+        (
+            ("--gpu", "t4", "--set", "quant_type=nf4", "--set", "method=qlora"),
+            "--set method: a comparison",
+        ),
     ],
 )
 def test_a_comparison_refuses_too(autoft, words, said) -> None:
@@ -48,20 +67,18 @@ def test_a_comparison_refuses_too(autoft, words, said) -> None:
     assert done.err.startswith(f"Error: {said}")
 
 
-def test_a_limit_in_json_and_in_words(autoft, monkeypatch) -> None:
-    words = ("plan", SMALL, "--vram", "0.9", "--method", "lora", "--set", "gradient_checkpointing=true", "--max-seq")
-    done = autoft(*words, "--json")
+def test_a_limit_in_json_and_in_words(autoft) -> None:
+    words = ("--vram", "0.9", "--method", "lora", "--set", "gradient_checkpointing=true")
+    done = autoft("plan", SMALL, *words, "--max-seq", "--json")
     assert done.code == 0, done.err
-    limit = json.loads(done.out)
-    best = limit["best"]
-    assert best["estimate"]["device_bytes"] <= best["estimate"]["available_bytes"]
-    assert best["next_estimate"]["device_bytes"] > best["estimate"]["available_bytes"]
-    monkeypatch.setenv("COLUMNS", "40")
-    told = autoft(*words)
-    assert told.code == 0
-    assert max(map(len, told.out.splitlines())) <= 40
-    assert f"{best['value']:,} tokens (sequence length)" in told.out
-    assert f"{best['next_value']:,} tokens would need" in " ".join(told.out.split())
+    limit = Limit.from_dict(json.loads(done.out))
+    best = limit.best
+    assert best.value is not None
+    assert best.next_value == best.value + 64
+    for width in (40, 100):
+        out = in_words(lambda console: show_limit(limit, console), width)
+        assert f"{best.value:,} tokens (sequence length)" in out
+        assert f"{best.next_value:,} tokens would need" in out
 
 
 def test_nothing_exits_with_three(autoft) -> None:
@@ -72,22 +89,26 @@ def test_nothing_exits_with_three(autoft) -> None:
     assert "at any rank" in error["what"]
 
 
-@pytest.mark.parametrize("width", [40, 120])
-def test_a_sweep_fits_the_width(autoft, monkeypatch, width) -> None:
+@pytest.mark.parametrize(("width", "family"), [(40, "tinyllama"), (120, "gpt")])
+def test_a_sweep_fits_the_width(autoft, monkeypatch, width, family) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    done = autoft("plan", SMALL, "--vram", "1.2", "--seq-len", "512", "--model-sweep", "gpt")
-    assert done.code == 0, done.err
-    assert max(map(len, done.out.splitlines())) <= width
-    assert "Largest  gpt2" in done.out
-    assert " short (qlora nf4, 1 row, checkpointing)" in " ".join(done.out.split())
-
-
-@pytest.mark.parametrize("width", [40, 100])
-def test_a_comparison_fits_the_width(autoft, monkeypatch, width) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
-    done = autoft("compare", SMALL, "--gpu", "rtx-3060", "--seq-len", "128")
-    assert done.code == 0, done.err
-    assert max(map(len, done.out.splitlines())) <= width
+    done = autoft("plan", SMALL, "--vram", "1.2", "--seq-len", "512", "--model-sweep", family)
     out = " ".join(done.out.split())
-    for said in ("LoRA, 8-bit", "Smallest card", "QLoRA when memory decides", "arXiv:2305.14314", "takes LoRA here"):
-        assert said in out
+    assert max(map(len, done.out.splitlines())) <= width
+    assert " short (qlora nf4, 1 row, checkpointing)" in out
+    if family == "gpt":
+        assert done.code == 0, done.err
+        assert "Fits 2 of 4 models" in out
+        assert "Model Weights Plan Needs Time" in out
+    else:
+        assert done.code == 3
+
+
+def test_a_comparison_fits_every_width(autoft) -> None:
+    done = autoft("compare", SMALL, "--gpu", "rtx-3060", "--seq-len", "128", "--json")
+    assert done.code == 0, done.err
+    found = Comparison.from_dict(json.loads(done.out))
+    for width in (40, 80, 100, 200):
+        out = in_words(lambda console: show(found, console), width)
+        for said in ("LoRA, 8-bit", "Smallest card", "QLoRA when memory decides", "arXiv:2305.14314"):
+            assert said in out

@@ -66,8 +66,8 @@ def test_a_card_without_the_kernels_and_a_pinned_method_are_told() -> None:
     assert sides["int8"].fits == "refused"
     assert str(sides["int8"].reason).startswith("bitsandbytes has no 8-bit kernels for ")
     assert sides["qlora"].fits == "yes"
-    with pytest.raises(OptionError, match="quant_type is pinned, and a comparison is of all methods"):
-        compare(frame.pinned(quant_type="nf4"))
+    with pytest.raises(OptionError, match="--set quant_type: a comparison is of all methods"):
+        compare(replace(frame, request=replace(frame.request, settings=("quant_type=nf4",))))
 
 
 def test_real_steps_stand_beside_the_prediction(tiny_model, data_file, monkeypatch) -> None:

@@ -13,7 +13,7 @@ from autoft.planner.estimator import UNKNOWN_CAPABILITY
 from autoft.planner.frame import make_frame
 from autoft.planner.plan import make_plan
 from autoft.planner.request import Request
-from autoft.planner.sweep import family_of, sweep_models
+from autoft.planner.sweep import family_of, members, sweep_models
 from autoft.planner.what_if import find_limit
 from autoft.profiles.catalogue import forget, own_folder
 from autoft.profiles.gpu_catalogue import gpu_profiles
@@ -168,12 +168,13 @@ def test_a_family_is_planned_from_small_to_large(profiles_of_my_own) -> None:
         lines += ["[config]", *(f"{key} = {json.dumps(value)}" for key, value in config.items())]
         (profiles_of_my_own / f"{name}.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     frame = make_frame(Request(model="toy-1b", gpu="rtx-3060", vram_gib=0.9, seq_len=2048), CPU)
-    family, found = sweep_models(frame)
+    family, models = members("toy-1b")
     assert family == "toy"
+    found = sweep_models(frame, models)
     assert [(fit.model, fit.fits) for fit in found] == [("toy-1b", "yes"), ("toy-1b-instruct", "yes"), ("toy-2b", "no")]
     plan, _ = make_plan(frame.request, CPU)
     assert found[0].recipe == found[1].recipe == plan.job.recipe
     assert found[2].over_bytes is not None
     assert found[2].over_bytes > 0
     with pytest.raises(OptionError, match=r"--model-sweep toi: no family of the catalogue\. Did you mean toy"):
-        sweep_models(frame, "toi")
+        members("toy-1b", "toi")
