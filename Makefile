@@ -46,11 +46,14 @@ format: setup ## Rewrite the code in the project's style
 bench: setup ## Measure start-up, planner, CPU step, starter and old runs; write benchmarks/results
 	@$(BIN)/python benchmarks/startup.py
 	@$(BIN)/python benchmarks/planner_speed.py
+	@$(BIN)/python benchmarks/plan_speed.py
+	@$(BIN)/python benchmarks/data_check.py
 	@$(BIN)/python benchmarks/measured_runs.py
 	@$(BIN)/python benchmarks/loading_order.py
 	@$(BIN)/python benchmarks/cpu_step.py
 	@$(BIN)/python benchmarks/starter.py
 
-readme: setup ## Regenerate the output blocks of README.md and docs/how-estimates-work.md, and docs/catalogue.md
+readme: setup ## Regenerate the output blocks of README.md and docs/how-estimates-work.md, docs/catalogue.md and docs/plans.md
 	@$(BIN)/python docs/readme_blocks.py
 	@$(BIN)/python docs/catalogue.py
+	@$(BIN)/python docs/plan_table.py

@@ -22,6 +22,15 @@ MAX_TOKENS_PER_STEP = 16 * 512
 FULL_RATE = 10  # an adapter wants some ten times the learning rate of full fine-tuning (the same source)
 SMALL_DATA_ROWS = 1000  # fewer rows than this are gone over three times
 GROUPING_PAYS = 0.95  # of the tokens, padding included, without it
+_JOB, _RECIPE = Job.__dataclass_fields__, Recipe.__dataclass_fields__
+RANK = (
+    f"rank {_RECIPE['rank'].default} on all linear layers: with adapters on all of them the rank hardly matters "
+    "(QLoRA, arXiv:2305.14314, appendix A)"
+)
+WARMUP = (
+    f"warmup ratio {_JOB['warmup_ratio'].default:g} and a {_JOB['schedule'].default}: Stanford Alpaca's recipe "
+    "(github.com/tatsu-lab/stanford_alpaca, README)"
+)
 MEGA_BATCHES = 50  # steps that transformers' sampler sorts by length at once
 
 
@@ -94,7 +103,9 @@ def schedule(
         rate += f"a {FULL_RATE}th of an adapter's (LoRA Without Regret, Thinking Machines Lab, 2025), which is "
     why_epochs = tried if starter else _why_epochs(examples, workload)
     return found, sources | {
+        **({} if full else {"rank": RANK}),
         "learning_rate": f"{rate}{tried if starter else paper}",
+        "warmup_ratio": WARMUP,
         "epochs": f"{epochs:g} epoch{'s' if epochs > 1 else ''}: {why_epochs}",
         "accumulation": f"{per_step} rows a step, about {per_step * mean:,.0f} tokens: the QLoRA paper's batch of "
         f"{MAX_ROWS_PER_STEP} rows and {MAX_TOKENS_PER_STEP:,} tokens at most, and where possible {MIN_STEPS} steps",

@@ -62,7 +62,8 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
         plan, prepared = planning.plan(planning.request(what, **words), out.absolute().parent)
     from autoft.trainer.run import output_bytes
 
-    check_output(out, force=force, needed_bytes=output_bytes(plan.estimate.trainable_params))
+    each = 4 if plan.job.recipe.method != "full" or plan.job.recipe.weights_dtype == "float32" else 2
+    check_output(out, force=force, needed_bytes=output_bytes(plan.estimate.trainable_params, bytes_each=each))
     _take_device(plan)
     if not as_json:
         from autoft.cli.show import show_plan

@@ -43,8 +43,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     if plan.alternatives:
         console.print(Text("Not chosen", style="bold"))
         console.print(_alternatives(plan.alternatives))
-    for group in plan.pruned:
-        console.print(Text(f"Not tried: {group}", style="dim"))
+    if plan.pruned:
+        console.print(Text(f"Not tried: {'; '.join(plan.pruned)}", style="dim"))
 
 
 def show_estimate(recipe: Recipe, estimate: Estimate, target: str, console: Console) -> None:
