@@ -41,7 +41,7 @@ COUPLED = (
 class Family:
     """Recipes that differ in their micro-batch alone, the smallest first.
 
-    base, saving: places in BASES and SAVINGS. A later saving of the same base needs less memory and more time.
+    base: its place in BASES. saving: a higher one of the same base needs less memory and more time.
     """
 
     base: int
@@ -173,10 +173,10 @@ def _pin(recipe: Recipe, pinned: dict[str, Any]) -> Recipe:
 
 
 def _saving(recipe: Recipe) -> int:
-    """Its place in SAVINGS, which pins may have made another than the one that was varied."""
+    """How much it saves, 0 for nothing; pins may have made it another than the one that was varied."""
     if not recipe.gradient_checkpointing:
         return 0
-    return 3 if recipe.offload_checkpoints else 2 if recipe.checkpoint_every == 1 else 1
+    return (1 if recipe.checkpoint_every > 1 else 2) + 2 * recipe.offload_checkpoints
 
 
 def _micro_batches(rows: int) -> list[int]:

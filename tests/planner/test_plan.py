@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from autoft.errors import DoesNotFit, FileFormatError, OptionError
-from autoft.planner.candidates import candidates, parse_settings
+from autoft.planner.candidates import candidates, families, parse_settings
 from autoft.planner.choose import PREFERENCES, choose
 from autoft.planner.plan import make_estimate, make_plan
 from autoft.planner.plan_file import Plan, read_plan, write_plan
@@ -15,7 +15,7 @@ from autoft.planner.request import Request
 from autoft.planner.search import Candidate
 from autoft.planner.target import Target, target_of
 from autoft.profiles.detect import gpu_from_profile
-from autoft.profiles.hardware import GpuStatus, Hardware, Host
+from autoft.profiles.hardware import GpuProcess, GpuStatus, Hardware, Host
 from autoft.profiles.model_shape import ModelShape
 from autoft.trainer.recipe import PAD_MULTIPLE, Recipe
 
@@ -276,3 +276,42 @@ def test_a_target_is_what_it_says() -> None:
     assert isinstance(target(vram=24), Target)
     assert target(vram=24).device == "cuda"
     assert target("cpu", vram=4).available_bytes < 4 * GIB
+
+
+def test_what_holds_the_card_is_named_where_closing_it_would_do() -> None:
+    gpu = replace(
+        gpu_from_profile("rtx-3060"),
+        origin="nvml",
+        free_bytes=3 * GIB,
+        processes=(GpuProcess(pid=7, name="game.exe", used_bytes=8 * GIB),),
+    )
+    request = Request(model=TINYLLAMA, seq_len=2048, settings=("method=lora",))
+    with pytest.raises(DoesNotFit) as error:
+        make_plan(request, Hardware(host=HOST, gpus=(gpu,)))
+    assert "; or close game.exe (7), which hold 8.0 GiB of the card; or " in str(error.value.fix)
+    roomy = replace(gpu, free_bytes=11 * GIB)
+    assert make_plan(request, Hardware(host=HOST, gpus=(roomy,)))[0].estimate.fits == "yes"
+
+
+def test_full_fine_tuning_only_where_it_is_asked_for() -> None:
+    plain = candidates(target("rtx-4090"), seq_len=64, rows_per_step=1, pinned={})
+    assert {r.method for r in plain} == {"lora", "qlora"}
+    asked = candidates(target("rtx-4090"), seq_len=64, rows_per_step=1, pinned={"method": "full"})
+    assert {r.method for r in asked} == {"full"}
+    assert {r.optimizer for r in asked} == {"adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"}
+    plan, _ = make_plan(Request(model="smollm2-135m", gpu="rtx-4090", seq_len=256, settings=("method=full",)), CPU)
+    assert plan.job.learning_rate == 2e-5
+    assert plan.estimate.trainable_params == plan.shape.total_params
+
+
+def test_savings_stand_in_their_order_whatever_is_pinned() -> None:
+    for pinned in ({}, {"gradient_checkpointing": True}, {"checkpoint_every": 2}, {"offload_checkpoints": True}):
+        found = families(target("rtx-4090"), seq_len=64, rows_per_step=1, pinned=pinned)
+        assert [(f.base, f.saving) for f in found] == sorted((f.base, f.saving) for f in found)
+        assert len({(f.base, f.saving) for f in found}) == len(found)
+
+
+def test_what_was_not_tried_has_its_reason() -> None:
+    plan, _ = make_plan(Request(model=TINYLLAMA, gpu="rtx-4090", seq_len=512), CPU)
+    for start in ("8-bit bases: ", "torch.compile: ", "optimizers of 8 bits", "DoRA: ", "rsLoRA: ", "packing: "):
+        assert sum(group.startswith(start) for group in plan.pruned) == 1
