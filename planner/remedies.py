@@ -180,7 +180,7 @@ def _smaller_model(question: Question) -> Iterator[Remedy]:
         estimator = Estimator(profile.name, load_config(resolve(profile.name)), question.target)
         if estimator.shape.max_position < question.seq_len:
             continue
-        fitting = _fitting(replace(question, estimator=estimator))
+        fitting = _fitting(replace(question, estimator=estimator, run_takes_memo={}))
         if fitting is not None:
             need = fitting.estimate.device_bytes
             what = f"{profile.name} ({count(estimator.shape.total_params)} weights, needs {size(need)})"
