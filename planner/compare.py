@@ -86,7 +86,7 @@ class Side(Record):
     fits "refused": the model or the card cannot take it, `reason` says why.
     run_time_s, run_energy_kwh: of the whole run, without data of a million tokens.
     base_bytes: of the frozen base as it is held while training. adapter_bytes: the file that is written.
-    deployment_bytes: weights to hold for serving, merged into the 16-bit base or on a base beside the adapter.
+    deployment_bytes: weights to hold for serving, merged into the 16-bit base, or with the adapter beside a base.
     smallest_gib: the least memory of a common card that does, whatever the time; None where 80 GiB do not.
     """
 
@@ -164,7 +164,7 @@ def _side(frame: Frame, way: Way) -> Side:
     whole = 2 * frame.estimator.shape.total_params
     forms = {"merged": whole, "on_16-bit_base": whole + adapter}
     if recipe.quant_type is not None:
-        forms[f"on_{8 if recipe.quant_type == 'int8' else 4}-bit_base"] = base + adapter
+        forms["on_quantized_base"] = base + adapter
     return Side(
         **said,  # type: ignore[arg-type]
         fits="yes" if estimate.fits == "yes" else "no",

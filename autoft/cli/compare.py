@@ -102,7 +102,7 @@ def _columns(found: Comparison, rows: list[tuple[str, list[str]]], console: Cons
 def _rows(found: Comparison) -> list[tuple[str, list[str]]]:
     """(what, of each side in words)."""
     cells = [_cells(side, found.run) for side in found.sides]
-    names = dict.fromkeys(name for of in cells for name in of)
+    names = dict.fromkeys(name for of in sorted(cells, key=len, reverse=True) for name in of)
     return [(name, [of.get(name, "") for of in cells]) for name in names]
 
 
