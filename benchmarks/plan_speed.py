@@ -2,10 +2,10 @@
 
     python benchmarks/plan_speed.py [--runs 5]
 
-Whole processes in turn, so that a busy machine slows all alike; medians. A cold plan has a cache folder of its own each time;
-"asked again" has the folder of the plan just before. The model is a folder with an 8B configuration and the starter's
-tokenizer, the data 10,000 rows of the bundled task's form. Reading is what the plan's own reader takes in a process that
-has imported all that it needs.
+Whole processes in turn, so that a busy machine slows all alike; medians. A cold plan has a cache folder of its own each
+time; "asked again" has the folder of the plan just before. The model is a folder with an 8B configuration and the
+starter's tokenizer, the data 10,000 rows of the bundled task's form. Reading is what the plan's own reader takes in a
+process that has imported all that it needs.
 """
 
 from __future__ import annotations
