@@ -1,4 +1,4 @@
-"""How long does `autoft plan` take for an 8B model and 10,000 rows, beside the bare imports and the reading of the data?
+"""How long does `autoft plan` take for an 8B model and 10,000 rows, beside bare imports and the reading of the data?
 
     python benchmarks/plan_speed.py [--runs 5]
 
