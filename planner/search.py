@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from autoft.planner.candidates import Family, describe, describe_base
 from autoft.planner.estimate import Estimate
-from autoft.planner.parallel import spread
+from autoft.planner.parallel import beside
 from autoft.trainer.recipe import Recipe
 from autoft.units import size
 
@@ -67,7 +67,7 @@ class Search:
         """
         groups = [list(group) for _, group in groupby(families, key=lambda family: family.base)]
         # PyTorch's threads, which a CPU's estimate times, do not survive a fork
-        for found, pruned in spread(self._base, groups, alone=not self.gpu, fewest=1):
+        for found, pruned in beside(self._base, groups, alone=not self.gpu):
             self.found |= found
             self.pruned += pruned
 
