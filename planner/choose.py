@@ -151,11 +151,9 @@ def _other(candidate: Candidate, best: Candidate) -> Alternative:
     bits = base_bits(candidate.recipe)
     if bits != base_bits(best.recipe):
         (gains if bits > base_bits(best.recipe) else losses).append(f"a base in {bits} bits")
-    told = [f"{word} {', '.join(which)}" for word, which in (("gains", gains), ("costs", losses)) if which]
+    told = ", but ".join(", ".join(words) for words in (gains, losses) if words)
     role: Literal["fallback", "runner_up"] = "fallback" if less > 0 else "runner_up"
-    return Alternative(
-        role=role, recipe=candidate.recipe, estimate=candidate.estimate, reason=f"fits; {'; '.join(told)}"
-    )
+    return Alternative(role=role, recipe=candidate.recipe, estimate=candidate.estimate, reason=f"fits: {told}")
 
 
 def _rejected(candidate: Candidate, limit: str | None) -> Alternative:

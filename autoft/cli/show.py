@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BAR_COLORS = ("blue", "cyan", "green", "magenta", "yellow", "red", "white")
 SHOWN_ALTERNATIVES = 8
+LEAST_SHOWN = 0.01  # of the run's memory, for a part to be named beside the bar
 SHOWN_PARTS = 12  # of a figure that is explained; --json has them all
 
 
@@ -34,6 +35,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(Text(f"{job.model} on {plan.target}", style="bold"))
     console.print(facts([("Plan", describe(recipe)), *_job_facts(plan)]))
     console.print(memory_bar(plan.estimate, console.width))
+    console.print(_legend(plan.estimate))
     show_correction(plan, console)
     console.print(Text("Why", style="bold"))
     for reason in plan.reasons:
@@ -131,6 +133,17 @@ def memory_bar(estimate: Estimate, width: int) -> Text:
     bar.append("▒" * max(0, taken - round(used / room * cells)), style="dim")
     bar.append("·" * max(0, cells - taken), style="dim")
     return bar
+
+
+def _legend(estimate: Estimate) -> Text:
+    """What the colors of the bar are, the smallest parts aside."""
+    legend = Text("  ")
+    for color, (name, part) in zip(itertools.cycle(BAR_COLORS), estimate.components.items(), strict=False):
+        if part >= LEAST_SHOWN * estimate.device_bytes:
+            legend.append("█ ", style=color).append(f"{name.replace('_', ' ')} {size(part)}  ")
+    if estimate.device_bytes > estimate.peak_allocated_bytes:
+        legend.append("▒ ", style="dim").append("reserved beside and context  ")
+    return legend.append("· ", style="dim").append("free")
 
 
 def _job_facts(plan: Plan) -> list[tuple[str, str]]:
