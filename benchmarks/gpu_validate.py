@@ -224,7 +224,7 @@ class Predictor:
 
         Raises: ModelError.
         """
-        from autoft.planner.candidates import candidates
+        from autoft.planner.candidates import exact
         from autoft.planner.estimator import Estimator
         from autoft.trainer.resolve import load_config, resolve
 
@@ -236,7 +236,7 @@ class Predictor:
             self._estimators[key] = Estimator(case["shape"], load_config(resolve(str(folder))), target)
         pins = {name: value for name, value in case.items() if name not in ("id", "shape")}
         seq_len = pins.pop("seq_len")
-        recipe = candidates(target, seq_len=seq_len, rows_per_step=1, pinned={"attention": "sdpa", **pins})[0]
+        recipe = exact(target, seq_len=seq_len, pinned=pins)
         estimate = self._estimators[key].estimate(recipe).to_dict()
         card_bytes = None if cap_gib is None else int(cap_gib * GIB)
         return {

@@ -61,17 +61,14 @@ def families(
     found: list[Family] = []
     seen: set[Recipe] = set()
     problem: FileFormatError | None = None
-    for base, saving in ((base, saving) for base in range(len(BASES)) for saving in range(len(SAVINGS))):
-        method = BASES[base]["method"]
-        if pinned.get("method", "lora" if method == "full" else method) != method:
-            continue
-        if target.device == "cpu" and "offload_checkpoints" in SAVINGS[saving]:
+    for base, saving in ((base, saving) for base in _bases(pinned) for saving in SAVINGS):
+        if target.device == "cpu" and "offload_checkpoints" in saving:
             continue  # they are in the host's memory as it is
         recipes: list[Recipe] = []
         for micro_batch in _micro_batches(rows_per_step):
-            varied = {**BASES[base], **SAVINGS[saving], "micro_batch": micro_batch, "attention": attention}
+            varied = {**base, **saving, "micro_batch": micro_batch}
             try:
-                recipe = _pin(replace(_recipe(target, seq_len), **varied), pinned)
+                recipe = _pin(replace(_recipe(target, seq_len, attention), **varied), pinned)
             except FileFormatError as error:
                 problem = error
                 continue
@@ -79,19 +76,29 @@ def families(
                 seen.add(recipe)
                 recipes.append(recipe)
         if recipes:
-            found.append(Family(base, _saving(recipes[0]), tuple(recipes)))
+            found.append(Family(BASES.index(base), _saving(recipes[0]), tuple(recipes)))
     if not found:
         assert problem is not None
         raise problem
     return sorted(found, key=lambda family: (family.base, family.saving))
 
 
-def candidates(
-    target: Target, *, seq_len: int, rows_per_step: int, attention: Attention = "sdpa", pinned: dict[str, Any]
-) -> list[Recipe]:
-    """The recipes of all `families`, the device's default first. Raises: as they do."""
-    found = families(target, seq_len=seq_len, rows_per_step=rows_per_step, attention=attention, pinned=pinned)
-    return [recipe for family in found for recipe in reversed(family.recipes)]
+def exact(target: Target, *, seq_len: int, attention: Attention = "sdpa", pinned: dict[str, Any]) -> Recipe:
+    """The one Recipe that `pinned` describes: what is left out is the device's default, or else what goes with it.
+
+    Raises: FileFormatError when a pinned value is wrong whatever it is combined with.
+    """
+    problem: FileFormatError | None = None
+    whole = _recipe(target, seq_len, attention)
+    for base, saving in ((base, saving) for saving in SAVINGS for base in _bases(pinned)):
+        if "checkpoint_every" in saving:
+            continue  # only where it is pinned
+        try:
+            return _pin(replace(whole, micro_batch=1, **base, **saving), pinned)
+        except FileFormatError as error:
+            problem = problem or error
+    assert problem is not None
+    raise problem
 
 
 def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -152,9 +159,16 @@ def base_bits(recipe: Recipe) -> int:
     return {None: 16, "int8": 8}.get(recipe.quant_type, 4)
 
 
-def _recipe(target: Target, seq_len: int) -> Recipe:
+def _bases(pinned: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of the pinned method."""
+    wanted = pinned.get("method")
+    return [base for base in BASES if base["method"] == wanted or (wanted is None and base["method"] != "full")]
+
+
+def _recipe(target: Target, seq_len: int, attention: Attention) -> Recipe:
     """The device's own defaults around the choices that vary."""
     return Recipe(
+        attention=attention,
         optimizer="adamw_torch_fused" if target.device == "cuda" else "adamw_torch",
         base_dtype=target.half_dtype or "float32",
         autocast=target.half_dtype is not None,

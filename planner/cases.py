@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from autoft.errors import FileFormatError, near
-from autoft.planner.candidates import candidates
+from autoft.planner.candidates import exact
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
 from autoft.planner.loop import OURS, PLAIN, OutputUntil
@@ -72,13 +72,12 @@ def estimates(
         name = case.gpu or gpu
         found = estimator(case.model, name)
         pins = {"attention": found.attention, **case.pins}
-        recipe = candidates(
+        recipe = exact(
             target(name),
             seq_len=pins.pop("seq_len", None) or min(DEFAULT_SEQ_LEN, found.shape.max_position),
-            rows_per_step=1,
             attention=found.attention,
             pinned=pins,
-        )[0]
+        )
         loop = dataclasses.replace(PLAIN, output_until=case.output_until) if recipe.loss == "logits" else OURS
         return recipe, found.estimate(recipe, loop=loop, backend=case.backend)
 

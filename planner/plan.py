@@ -8,7 +8,7 @@ from typing import Any
 
 from autoft import __version__
 from autoft.errors import OptionError
-from autoft.planner.candidates import candidates, parse_settings
+from autoft.planner.candidates import exact, parse_settings
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
 from autoft.planner.ghost import Rehearsal
@@ -211,7 +211,7 @@ def make_estimate(request: Request, hardware: Hardware) -> Answer:
     seq_len = request.seq_len or pins.get("seq_len")
     _check_seq_len(seq_len, estimator.shape)
     seq_len = seq_len or _seq_len(None, estimator.shape, Defaults())
-    recipe = candidates(target, seq_len=seq_len, rows_per_step=1, attention=estimator.attention, pinned=pins)[0]
+    recipe = exact(target, seq_len=seq_len, attention=estimator.attention, pinned=pins)
     rehearsal = estimator.rehearse(recipe)
     estimate = estimator.estimate_of(recipe, rehearsal)
     others = estimator.fits_by_gib(rehearsal, estimate.device_bytes)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from autoft.errors import DoesNotFit, FileFormatError, OptionError
-from autoft.planner.candidates import candidates, families, parse_settings
+from autoft.planner.candidates import exact, families, parse_settings
 from autoft.planner.choose import PREFERENCES, choose
 from autoft.planner.plan import make_estimate, make_plan
 from autoft.planner.plan_file import Plan, read_plan, write_plan
@@ -41,6 +42,10 @@ def target(gpu=None, vram=None, hardware=CPU):
     return target_of(hardware, gpu_name=gpu, vram_gib=vram, cpu_flops_per_s=lambda dtype, shape: 1e11)
 
 
+def candidates(*args: Any, **words: Any) -> list[Recipe]:
+    return [recipe for family in families(*args, **words) for recipe in family.recipes]
+
+
 def test_candidates_are_legal_distinct_and_by_the_device_s_ability() -> None:
     on_cpu = candidates(target(), seq_len=64, rows_per_step=4, pinned={})
     assert len(on_cpu) == len(set(on_cpu)) == 3 * 3 * 3  # bases, savings, micro-batches
@@ -59,6 +64,21 @@ def test_pins_hold_in_every_candidate() -> None:
     found = candidates(target(), seq_len=64, rows_per_step=4, pinned={"rank": 3, "method": "qlora", "micro_batch": 2})
     assert {(r.rank, r.method, r.micro_batch) for r in found} == {(3, "qlora", 2)}
     assert {r.gradient_checkpointing for r in found} == {False, True}
+
+
+def test_an_exact_recipe_is_what_was_said_and_the_device_s_default() -> None:
+    card = target("rtx-4090")
+    assert exact(card, seq_len=64, pinned={}) == Recipe(
+        seq_len=64, micro_batch=1, autocast=True, optimizer="adamw_torch_fused"
+    )
+    checkpointed = exact(card, seq_len=64, pinned={"gradient_checkpointing": True})
+    assert (checkpointed.checkpoint_every, checkpointed.offload_checkpoints) == (1, False)
+    assert exact(card, seq_len=64, pinned={"checkpoint_every": 3}).gradient_checkpointing
+    assert exact(card, seq_len=64, pinned={"offload_checkpoints": True}).gradient_checkpointing
+    assert exact(card, seq_len=64, pinned={"quant_type": "int8"}).method == "qlora"
+    assert exact(card, seq_len=64, pinned={"method": "full"}).weights_dtype == "float32"
+    with pytest.raises(FileFormatError, match="needs a quant_type"):
+        exact(card, seq_len=64, pinned={"method": "lora", "double_quant": True})
 
 
 def test_a_setting_that_is_right_only_beside_another_can_be_pinned() -> None:

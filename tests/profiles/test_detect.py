@@ -431,8 +431,9 @@ def test_a_gpu_that_is_gone_between_plan_and_run_is_one_line(
     run = driver.autoft("lost", "run", str(file), "-o", str(out), "--json")
     assert run.returncode == 2
     assert run.stderr.splitlines()[-2:] == [
-        f"Error: the plan is for {LAPTOP} (6.0 GiB), and PyTorch finds no GPU here",
-        "To fix: run it there, or --gpu cpu",
+        f"Error: the plan is for {LAPTOP} (6.0 GiB), and there is no GPU here: the driver does not tell the memory of "
+        f"GPU 0 ({LAPTOP}): GPU is lost",
+        "To fix: run it there, or plan with --gpu cpu",
     ]
     assert not out.exists()
 
