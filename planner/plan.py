@@ -107,7 +107,7 @@ def _not_tried(recipe: Recipe, estimate: Estimate) -> list[str]:
     if not recipe.use_rslora:
         found.append("rsLoRA: the best of that comparison at rank 64, not yet tried at this plan's scale and rate")
     if not recipe.packing:
-        found.append("packing: rows of like length together leave little padding to save")
+        found.append("packing: not compared with padded rows; a preset or --set packing=true asks for it")
     return found
 
 
