@@ -37,6 +37,9 @@ JOB = {
     "warmup_ratio": "part of all steps that leads up to the peak",
     "max_grad_norm": "gradients are clipped to this norm",
     "max_new_tokens": "longest answer in the evaluation; 0 evaluates the loss only",
+    "metric": "figure of the evaluation by which the best weights are chosen",
+    "save_minutes": "a checkpoint at least this often",
+    "keep_checkpoints": "the newest so many stay",
 }
 RECIPE = {
     "double_quant": "the scales of 4-bit blocks are quantized too",

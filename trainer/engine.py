@@ -170,8 +170,16 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                 total_steps=state.max_steps,
                 loss=loss,
                 learning_rate=float(logs.get("learning_rate", 0.0)),
+                grad_norm=float(logs["grad_norm"]),
+                tokens=round(state.global_step * self.tokens_per_step),
                 tokens_per_s=self.tokens_per_step / recent_s,
-                seconds_left=(state.max_steps - state.global_step) * recent_s,
+                trained_tokens_per_s=self.tokens_per_step / recent_s,
+                padded_tokens_per_s=self.tokens_per_step / recent_s,
+                seconds_left_lower=(state.max_steps - state.global_step) * recent_s,
+                seconds_left_upper=(state.max_steps - state.global_step) * recent_s,
                 memory_bytes=self.memory.now_bytes(),
+                peak_bytes=self.memory.peak_bytes,
+                micro_batch=args.per_device_train_batch_size,
+                next_save_s=0.0,
             )
         )

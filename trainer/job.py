@@ -12,6 +12,8 @@ from autoft.trainer.recipe import Recipe
 
 Device = Literal["cuda", "cpu"]
 Schedule = Literal["linear", "cosine", "constant"]
+Metric = Literal["loss", "exact_match", "json_valid", "fields_right", "number_match", "f1", "rouge_l"]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +30,11 @@ class Job(Record):
         steps' worth at a time, fifty at most, and these come by length. The first step has the longest row of all.
     max_steps: stop after so many optimizer steps; None trains all epochs.
     max_new_tokens: the longest answer that the evaluation generates; 0 evaluates the loss only.
+    eval_steps: evaluate every so many optimizer steps too; None only before and after. The weights of the best
+        evaluation by `metric` are kept then, and early_stopping ends a run after so many without a better one.
+    metric: a figure of trainer/result.py's Evaluation.
+    save_minutes, save_steps: the longest time, and steps, between checkpoints; the last keep_checkpoints stay.
+    report_to: trackers that the run is told to as well, through the callbacks of transformers.
     """
 
     model: str
@@ -47,8 +54,19 @@ class Job(Record):
     weight_decay: Annotated[float, Ge(0)] = 0.0
     max_grad_norm: Annotated[float, Gt(0)] = 1.0
     max_new_tokens: Annotated[int, Ge(0)] = 128
+    eval_steps: Annotated[int, Gt(0)] | None = None
+    metric: Metric = "loss"
+    early_stopping: Annotated[int, Gt(0)] | None = None
+    save_minutes: Annotated[float, Gt(0)] = 10.0
+    save_steps: Annotated[int, Gt(0)] | None = None
+    keep_checkpoints: Annotated[int, Gt(0)] = 2
+    report_to: tuple[Tracker, ...] = ()
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
 
     def __post_init__(self) -> None:
         if self.group_by_length and self.recipe.packing:
             raise ValueError("group_by_length has nothing to group beside packing: all rows are of one length then")
+        if self.early_stopping is not None and self.eval_steps is None:
+            raise ValueError("early_stopping needs eval_steps: it counts evaluations")
+        if self.metric != "loss" and self.max_new_tokens == 0:
+            raise ValueError(f"metric {self.metric} is of answers: max_new_tokens must not be 0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from autoft.schema import Record
 from autoft.trainer.job import Job
@@ -14,17 +15,24 @@ SCHEMA_VERSION = 1
 class Evaluation(Record):
     """Of the held-out rows, the same before and after training.
 
-    loss: nats a trained token. The rest is of greedy answers, in parts of 1, None where it does not apply:
+    loss: nats a trained token; perplexity is e to it. The rest is of greedy answers, in parts of 1, None where it does
+    not apply:
     exact_match: equal to the expected answer. json_valid: a JSON object. fields_right: of all expected fields, those
-    that the answer holds with exactly the expected value.
+    that the answer holds with exactly the expected value. number_match: the last number in both is the same.
+    f1: of words shared with the expected answer (SQuAD, arXiv:1606.05250). rouge_l: F of the longest common
+    subsequence (ROUGE-L, Lin 2004).
     """
 
     rows: int
     loss: float | None = None
+    perplexity: float | None = None
     generated_rows: int = 0
     exact_match: float | None = None
     json_valid: float | None = None
     fields_right: float | None = None
+    number_match: float | None = None
+    f1: float | None = None
+    rouge_l: float | None = None
     seconds: float = 0.0
 
 
@@ -40,12 +48,16 @@ class Sample(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Predicted(Record):
-    """What the plan promised: peak_bytes of the training phase (see Measured), seconds an optimizer step from..to."""
+    """What the plan promised: peak_bytes of the training phase (see Measured), seconds an optimizer step from..to.
+
+    phases: peak bytes of each phase of the estimate, by its name.
+    """
 
     peak_bytes: int
     step_time_lower_s: float
     step_time_upper_s: float
     method: str
+    phases: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +77,16 @@ class Measured(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult(Record):
-    """A finished run. losses: (step, loss) of every optimizer step. artifacts: file name to SHA-256."""
+    """A finished run. losses: (step, loss) of every optimizer step. artifacts: file name to SHA-256.
+
+    memory: (step, bytes) that the run held after it, as Measured counts them. evaluations: (step, evaluation) during
+    training. best_step: the step whose weights were kept, where that was chosen by an evaluation; None is the last.
+    phases: measured peak bytes of "rehearse", "train" and "evaluate". energy_kwh: what the GPU drew, None where that is
+    not known.
+    events: what happened on the way, as in events.jsonl: recoveries, restarts, stops and warnings.
+    samples: held-out conversations before and after; sample is the first of them.
+    data_sha256: of the token ids and labels that were trained on.
+    """
 
     schema_version: int = SCHEMA_VERSION
     autoft_version: str
@@ -91,3 +112,11 @@ class RunResult(Record):
     versions: dict[str, str]
     artifacts: dict[str, str]
     notes: tuple[str, ...] = field(default=())
+    memory: tuple[tuple[int, int], ...] = ()
+    evaluations: tuple[tuple[int, Evaluation], ...] = ()
+    best_step: int | None = None
+    phases: dict[str, int] = field(default_factory=dict)
+    energy_kwh: float | None = None
+    events: tuple[dict[str, Any], ...] = ()
+    samples: tuple[Sample, ...] = ()
+    data_sha256: str | None = None
