@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autoft.planner.ghost import Rehearsal
-from autoft.trainer.run import output_bytes
+from autoft.trainer.outcome import output_bytes
 from autoft.units import GIB
 
 # Assumption: Python and the libraries with CUDA's, loaded and initialised.

@@ -53,7 +53,7 @@ def build_model(
     torch.manual_seed(seed)
     model = base if recipe.method == "full" else add_adapter(base, recipe, device)
     if recipe.gradient_checkpointing:
-        _checkpoint(model, recipe.checkpoint_every)
+        checkpoint_layers(model, recipe.checkpoint_every)
         if recipe.offload_checkpoints:
             offload_checkpoints(model)
     if torch.device(device).type == "cuda":
@@ -68,7 +68,7 @@ def without_adapter(model: Any) -> PreTrainedModel:
     return base
 
 
-def _checkpoint(model: Any, every: int) -> None:
+def checkpoint_layers(model: Any, every: int = 1) -> None:
     """Have every `every`-th layer run again in the backward. Raises: ModelError where layers cannot be told apart."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 

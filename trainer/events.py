@@ -23,7 +23,10 @@ class Stage(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rehearsed(Record):
-    """The step on the longest micro-batch went well. Bytes as Measured has them; predicted_bytes None without a plan."""
+    """The step on the longest micro-batch went well.
+
+    Bytes are as Measured has them; predicted_bytes is None without a plan.
+    """
 
     micro_batch: int
     tokens: int

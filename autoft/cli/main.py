@@ -24,6 +24,7 @@ COMMANDS = {
     "compare": "LoRA on 16 bits, on 8, and QLoRA, side by side.",
     "estimate": "Memory and time of one exact recipe.",
     "run": "Plan, train, evaluate and save, in one shot.",
+    "resume": "Take up a run that was stopped, where its newest whole checkpoint is.",
     "export-config": "Write a plan as the configuration of axolotl, LLaMA-Factory, TRL or unsloth.",
     "chat": "Talk to a model that autoft trained.",
     "data": "Check training data, and write a cleaned copy of it.",
@@ -68,7 +69,8 @@ def cli() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 3 nothing fits, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 3 nothing fits, 4 stopped but resumable, 130
+    interrupted with nothing to resume."""
     args = list(sys.argv[1:] if argv is None else argv)
     _take_any_text()
     try:

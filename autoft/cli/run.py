@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from rich.console import Console
 
 from autoft import render
 from autoft.cli import options, planning
-from autoft.errors import Interrupted, ModelError, OptionError, OutOfMemory
+from autoft.errors import ModelError, OptionError, OutOfMemory, Resumable
 
 if TYPE_CHECKING:
     from autoft.planner.plan_file import Plan
@@ -60,22 +62,27 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
         if words["data"] is None:
             raise OptionError("no data to train on", fix=f"autoft run {what} --data FILE")
         plan, prepared = planning.plan(planning.request(what, **words), out.absolute().parent)
-    from autoft.trainer.run import output_bytes
+    from autoft.trainer.outcome import output_bytes
 
     each = 4 if plan.job.recipe.method != "full" or plan.job.recipe.weights_dtype == "float32" else 2
     check_output(out, force=force, needed_bytes=output_bytes(plan.estimate.trainable_params, bytes_each=each))
-    _take_device(plan)
+    take_device(plan)
     if not as_json:
         from autoft.cli.show import show_plan
 
         show_plan(plan, console)
     predicted = _predicted(plan)
-    try:
+    with _memory_remembered(plan, predicted, console):
         result = _train(plan, predicted, prepared, out, force=force)
-    except OutOfMemory:
-        _remember(plan, predicted, None, console)
-        raise
-    _remember(plan, predicted, result, console)
+    conclude(plan, predicted, result, out, console, as_json=as_json)
+
+
+def conclude(
+    plan: Plan, predicted: Predicted | None, result: RunResult, out: Path, console: Console, *, as_json: bool
+) -> None:
+    """Remember and show a finished run."""
+    if predicted is not None:
+        _remember(plan, predicted, result, console)
     if as_json:
         options.print_json({"output": str(out), **result.to_dict()})
     else:
@@ -100,6 +107,17 @@ def _predicted(plan: Plan) -> Predicted:
     )
 
 
+@contextmanager
+def _memory_remembered(plan: Plan, predicted: Predicted, console: Console) -> Iterator[None]:
+    """A run that memory has ended is remembered too."""
+    try:
+        yield
+    except (OutOfMemory, Resumable) as error:
+        if isinstance(error, OutOfMemory) or isinstance(error.__cause__, OutOfMemory):
+            _remember(plan, predicted, None, console)
+        raise
+
+
 def _remember(plan: Plan, predicted: Predicted, result: RunResult | None, console: Console) -> None:
     """Keep predicted beside measured for later plans; result: None where the run ran out of memory."""
     from autoft.planner.history import remember
@@ -114,18 +132,15 @@ def _train(plan: Plan, predicted: Predicted, prepared: Prepared | None, out: Pat
     from autoft.trainer.run import run
 
     with Display(render.console(stderr=True), predicted.peak_bytes) as display:
-        try:
-            return run(
-                plan.job,
-                out,
-                plan_toml=plan.to_toml(),
-                predicted=predicted,
-                prepared=prepared,
-                force=force,
-                listener=display,
-            )
-        except KeyboardInterrupt:
-            raise Interrupted(f"interrupted: {out} was not written", fix="run again to start over") from None
+        return run(
+            plan.job,
+            out,
+            plan_toml=plan.to_toml(),
+            predicted=predicted,
+            prepared=prepared,
+            force=force,
+            listener=display,
+        )
 
 
 def _from_file(
@@ -177,7 +192,7 @@ def _fetch_starter(console: Console) -> None:
     starter_folder(lambda text: console.print(text, markup=False))
 
 
-def _take_device(plan: Plan) -> None:
+def take_device(plan: Plan) -> None:
     """Make the GPU with the most free memory the only one that is visible: with several, PyTorch would use them all.
 
     Raises: ModelError when the plan wants a GPU and PyTorch can reach none here.
