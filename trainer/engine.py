@@ -160,16 +160,22 @@ class Engine(SFTTrainer):  # type: ignore[misc]
 
     def take_fallback(self, step: int) -> None:
         """Go on with less memory. Raises: OutOfMemory when that cannot be."""
-        free_memory(self.job.device)
-        change = self.fallbacks.take()
-        if change is None:
+        if not self.take_fallback_for_want(self._exhausted, step):
             raise OutOfMemory(
                 f"out of memory at step {step}, with one row at a time and all that saves memory: {self._exhausted}",
                 fix="end what else uses the device, or plan again with a shorter --seq-len or --method qlora",
             )
-        event = Recovered(step=step, change=change, micro_batch=self.fallbacks.micro_batch, reason=self._exhausted)
+
+    def take_fallback_for_want(self, reason: str, step: int = 0) -> bool:
+        """Whether there is a way to go on with less memory; it is taken and told of."""
+        free_memory(self.job.device)
+        change = self.fallbacks.take()
+        if change is None:
+            return False
+        event = Recovered(step=step, change=change, micro_batch=self.fallbacks.micro_batch, reason=reason)
         self.progress.events.append({"event": "recovered", **event.to_dict()})
         self.listener(event)
+        return True
 
     def _backward(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
         losses = [

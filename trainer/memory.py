@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from types import TracebackType
 
+from autoft.profiles.host import available_ram
+
 
 class PeakMemory:
     """Peak over a `with` block. On a GPU PyTorch's own counters; on the CPU the growth of the process, sampled.
@@ -68,6 +70,16 @@ class PeakMemory:
 
             return int(torch.cuda.memory_allocated())
         return resident_bytes() - self.baseline_bytes
+
+    def headroom(self, peak_bytes: int) -> tuple[int, int]:
+        """(bytes of the device that a step which holds peak_bytes leaves free, bytes of the device)."""
+        if self.device == "cuda":
+            import torch
+
+            free, total = torch.cuda.mem_get_info()
+            return free + torch.cuda.memory_reserved() - peak_bytes, total
+        total, available = available_ram()
+        return available - max(0, peak_bytes - self.now_bytes()), total
 
     def _sample(self) -> None:
         while not self._done.is_set():

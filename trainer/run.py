@@ -47,11 +47,13 @@ from autoft.trainer.record import EVENTS, Recorder
 from autoft.trainer.resolve import ModelRef, fetch, load_config, resolve
 from autoft.trainer.result import Evaluation, Predicted, RunResult
 from autoft.trainer.signals import StopRequest, StopRequested, listening
+from autoft.units import size
 
 if TYPE_CHECKING:
     from autoft.trainer.engine import Engine
 
 NON_FINITE = "not-finite.json"
+MARGIN = 0.01  # of the device's memory that the largest step has to leave: what an estimate may be off
 
 
 def run(
@@ -223,6 +225,7 @@ def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | 
         keeper = Keeper(folder, job, session.progress, run_id=session.run_id, identity=identity, listener=session.tell)
         engine = _engine(session, loaded, keeper, memory)
         checkpoint = _begin(session, engine, keeper, checkpoint)
+        session.stop.resumable = True
         with session.clock("rehearse"), _rows_named(session, loaded):
             _rehearse(session, engine, checkpoint, memory)
         with session.clock("evaluate_before"):
@@ -326,9 +329,16 @@ def _rehearse(session: _Session, engine: Engine, checkpoint: Checkpoint, memory:
     """The step with the most memory, before an hour is spent; then all is as it was, by the way a resumed run takes."""
     session.tell(Stage(name="rehearse", detail="the longest rows"))
     began = time.perf_counter()
-    tokens = engine.rehearse()
-    peak = memory.take_peak()
-    engine.restore(checkpoint)
+    while True:
+        memory.take_peak()
+        tokens = engine.rehearse()
+        peak = memory.take_peak()
+        left, total = memory.headroom(peak)
+        engine.restore(checkpoint)
+        if left >= MARGIN * total or not engine.take_fallback_for_want(
+            f"the step leaves {size(left)} of {size(total)}"
+        ):
+            break
     session.progress.saw_peak("rehearse", peak)
     session.tell(
         Rehearsed(

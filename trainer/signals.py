@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from autoft.errors import Interrupted, Resumable
+
 ASK = ("SIGINT", "SIGTERM", "SIGBREAK")
-RESUMABLE = 4
+RESUMABLE, NOTHING_TO_RESUME = Resumable.exit_code, Interrupted.exit_code
 
 
 class StopRequested(BaseException):
@@ -21,10 +23,11 @@ class StopRequested(BaseException):
 
 
 class StopRequest:
-    """signal: the name of the one that asked the run to stop; None until then."""
+    """signal: the name of the one that asked the run to stop; None until then. resumable: a checkpoint is there."""
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self.resumable = False
 
     def check(self) -> None:
         """Raises: StopRequested when the run was asked to stop."""
@@ -42,7 +45,7 @@ def listening() -> Iterator[StopRequest]:
 
     def ask(number: int, _: FrameType | None) -> None:
         if request.signal is not None:
-            _end_at_once()
+            _end_at_once(RESUMABLE if request.resumable else NOTHING_TO_RESUME)
         request.signal = signal.Signals(number).name
         _say("Stopping after this step; once more stops at once")
 
@@ -59,10 +62,10 @@ def listening() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def _end_at_once() -> None:
+def _end_at_once(exit_code: int) -> None:
     """No more waiting for anything. Whatever was being written is aside, and never taken for whole."""
     _say("\x1b[?25hStopped")  # a live display hides the cursor
-    os._exit(RESUMABLE)
+    os._exit(exit_code)
 
 
 def _say(text: str) -> None:
