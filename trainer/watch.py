@@ -84,6 +84,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                 loss=loss,
                 learning_rate=float(logs.get("learning_rate", 0.0)),
                 grad_norm=norm if math.isfinite(norm) else None,
+                step_s=self._recent[-1][0],
+                step_trained_tokens=self._recent[-1][2],
                 tokens=progress.tokens,
                 tokens_per_s=tokens / seconds,
                 trained_tokens_per_s=trained / seconds,
