@@ -76,11 +76,11 @@ def write_checkpoint(
             "schema_version": SCHEMA_VERSION, "step": step, "run_id": run_id, "identity": identity, "files": files,
         }  # fmt: skip
         _write(aside / MANIFEST, json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1))
-        _sync(aside)
+        sync(aside)
         target = parent / _name(step)
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
-        _sync(parent)
+        sync(parent)
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -152,7 +152,7 @@ def _save_tensors(tensors: dict[str, Any], path: Path) -> None:
         save_file(tensors, path)
     except SafetensorError as error:  # its own word for a full disk
         raise OSError(f"{path}: {error}") from error
-    _sync(path)
+    sync(path)
 
 
 def _packed(value: Any, tensors: dict[str, Any], name: str) -> Any:
@@ -231,7 +231,7 @@ def _write(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have the disk hold what a file holds, or which files are in a folder."""
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folder, and writes renames down by itself

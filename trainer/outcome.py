@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from autoft.trainer.run import Loaded
 
 SMALL_FILES_BYTES = 2**26  # assumption: tokenizer, card and the rest beside the adapter
-NOT_HASHED = (EVENTS, RUN, BEFORE)  # written to, or removed, after the result
+NOT_HASHED = (EVENTS, RUN, BEFORE, RESULT)  # written to, or removed, after the result
 Judged = tuple[Evaluation, list[str]]
 
 
@@ -113,8 +113,6 @@ def widest_trained(model: Any) -> int:
 
 def _save(job: Job, loaded: Loaded, folder: Path) -> None:
     """The adapter, or with method full the whole model, and the tokenizer."""
-    from safetensors import SafetensorError
-
     try:
         if job.recipe.method == "full":
             loaded.model.config.use_cache = True
@@ -122,9 +120,11 @@ def _save(job: Job, loaded: Loaded, folder: Path) -> None:
         else:
             loaded.model.peft_config["default"].base_model_name_or_path = base_reference(loaded.ref, loaded.weights)
             loaded.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-    except SafetensorError as error:  # its own word for a full disk
-        raise OSError(f"{folder}: {error}") from error
-    loaded.prepared.tokenizer.save_pretrained(folder)
+        loaded.prepared.tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if "os error" not in str(error):
+            raise
+        raise OSError(f"{folder}: {error}") from error  # safetensors' and tokenizers' word for a full disk
 
 
 def _stored_params(model: Any) -> int:

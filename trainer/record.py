@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from autoft.trainer.events import Event, Progress
@@ -20,5 +21,5 @@ class Recorder:
             return
         at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = {"event": type(event).__name__.lower(), "at": at, **event.to_dict()}
-        with self.path.open("a", encoding="utf-8") as file:
+        with suppress(OSError), self.path.open("a", encoding="utf-8") as file:  # a full disk does not end a run
             file.write(json.dumps(line) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -37,6 +36,7 @@ from autoft.trainer.output import (
     BEFORE,
     CHECKPOINTS,
     RUN,
+    WORK,
     check_disk,
     output_folder,
     unfinished_folder,
@@ -241,10 +241,6 @@ def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | 
             seconds=session.seconds, folder=folder, name=session.out.name, data_sha256=identity["data_sha256"],
         )  # fmt: skip
     session.tell(Finished(steps=result.steps, seconds=round(time.perf_counter() - began, 2)))
-    for leftover in (folder / CHECKPOINTS, folder / ".trainer"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    for name in (BEFORE, RUN):
-        (folder / name).unlink(missing_ok=True)
     return result
 
 
@@ -298,7 +294,7 @@ def _engine(session: _Session, loaded: Loaded, keeper: Keeper, memory: PeakMemor
         tokenizer=loaded.prepared.tokenizer,
         job=session.job,
         examples=loaded.prepared.train.examples,
-        work_dir=session.folder / ".trainer",
+        work_dir=session.folder / WORK,
         keeper=keeper,
         progress=session.progress,
         watch=watch,
