@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -97,13 +98,17 @@ class Scene:
             self.plans[name] = path
         return self.plans[name]
 
-    def child(self, act: Callable[[], Any], harm: Harm | None = None, *, log: Path | None = None) -> Done:
+    def child(self, act: Callable[[], Any], harm: Harm | None = None, *, log: Path | None = None,
+              kill_after_s: float | None = None) -> Done:  # fmt: skip
         """What became of `act` in a child of its own."""
         said = self.folder / "said"
         began = os.fork()
         if began == 0:
             _redirect(said)
             os._exit(self._act(act, harm, log))
+        if kill_after_s is not None:
+            time.sleep(kill_after_s)
+            os.kill(began, signal.SIGKILL)
         _, status = os.waitpid(began, 0)
         return Done(os.waitstatus_to_exitcode(status), said.read_text(encoding="utf-8", errors="replace"))
 
@@ -132,9 +137,10 @@ class Scene:
         return code
 
     def run(self, out: Path, plan: Path, *words: str, harm: Harm | None = None, before: Callable[[], Any] = bool,
-            log: Path | None = None) -> Done:  # fmt: skip
+            log: Path | None = None, kill_after_s: float | None = None) -> Done:  # fmt: skip
         """`autoft run PLAN -o OUT`; before: done in the child first."""
-        return self.child(lambda: (before(), autoft("run", plan, "-o", out, *words)), harm, log=log)
+        act = lambda: (before(), autoft("run", plan, "-o", out, *words))  # noqa: E731
+        return self.child(act, harm, log=log, kill_after_s=kill_after_s)
 
     def resume(self, out: Path, *words: str, harm: Harm | None = None) -> Done:
         """`autoft resume OUT`."""
@@ -236,8 +242,8 @@ def flaws(out: Path, expected: Path) -> list[str]:
             json.loads(line)
         except ValueError:
             found.append(f"events.jsonl has half a line: {line[:60]}")
-    beside = {path.name for path in out.parent.iterdir()} - {out.name, "home", expected.name, f".{expected.name}.lock"}
-    found += [f"{name} lies beside it" for name in sorted(beside)]
+    for name in (f"{out.name}.unfinished", f"{out.name}.replaced"):
+        found += [f"{name} lies beside it"] if out.with_name(name).exists() else []
     return found
 
 
