@@ -15,7 +15,7 @@ from autoft.home import sha256, write_text
 from autoft.trainer.card import model_card
 from autoft.trainer.identity import versions
 from autoft.trainer.job import Job
-from autoft.trainer.output import BEFORE, RESULT, RUN
+from autoft.trainer.output import RESULT, RUN
 from autoft.trainer.prepare import Prepared
 from autoft.trainer.progress import Progress
 from autoft.trainer.record import EVENTS
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from autoft.trainer.run import Loaded
 
 SMALL_FILES_BYTES = 2**26  # assumption: tokenizer, card and the rest beside the adapter
-NOT_HASHED = (EVENTS, RUN, BEFORE, RESULT)  # written to, or removed, after the result
+NOT_HASHED = (EVENTS, RUN, RESULT)  # written to, or removed, after the result
 Judged = tuple[Evaluation, list[str]]
 
 

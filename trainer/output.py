@@ -16,7 +16,7 @@ RESULT = "result.json"
 UNFINISHED = ".unfinished"
 CHECKPOINTS = "checkpoints"
 WORK = ".trainer"  # of transformers
-RUN, BEFORE = "run.json", "before.json"  # of an unfinished run: about it, and its evaluation before training
+RUN = "run.json"  # of an unfinished run: about it
 
 
 def free_name(parent: Path, stem: str) -> Path:
@@ -141,7 +141,7 @@ def _put_in_place(staging: Path, out: Path) -> None:
 
     Raises: Resumable when the disk does not let it.
     """
-    old = out.with_name(f"{out.name}.replaced")
+    old = _replaced(out)
     try:
         for path in staging.iterdir():
             if path.is_file():
@@ -151,22 +151,25 @@ def _put_in_place(staging: Path, out: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
             out.rename(old)
         staging.rename(out)
-        sync(out.parent)
     except OSError as error:
         raise Resumable(
             f"{staging}: whole, but not renamed to {out.name}: {error.strerror or error}", fix=f"autoft resume {out}"
         ) from error
-    shutil.rmtree(old, ignore_errors=True)
+    with suppress(OSError):
+        sync(out.parent)
     _clear(out)
 
 
+def _replaced(out: Path) -> Path:
+    return out.with_name(f"{out.name}.replaced")
+
+
 def _clear(out: Path) -> None:
-    """Remove what only an unfinished run needs."""
-    for folder in (out / CHECKPOINTS, out / WORK):
+    """Remove what only an unfinished run needs, and the run that it has replaced."""
+    for folder in (out / CHECKPOINTS, out / WORK, _replaced(out)):
         shutil.rmtree(folder, ignore_errors=True)
-    for name in (BEFORE, RUN):
-        with suppress(OSError):
-            (out / name).unlink()
+    with suppress(OSError):
+        (out / RUN).unlink()
 
 
 def _nearest_existing(path: Path) -> Path:

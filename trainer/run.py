@@ -23,7 +23,7 @@ from autoft.errors import (
 )
 from autoft.home import write_text
 from autoft.trainer import environment
-from autoft.trainer.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint, set_aside
+from autoft.trainer.checkpoint import Checkpoint, digest_of_values, newest_checkpoint, open_checkpoint, set_aside
 from autoft.trainer.data.tokens import model_stop_ids, stop_ids
 from autoft.trainer.events import Evaluated, Event, Finished, Listener, Note, Rehearsed, Resumed, Stage, Stopped
 from autoft.trainer.events import Progress as Done
@@ -33,7 +33,6 @@ from autoft.trainer.keeper import Keeper
 from autoft.trainer.memory import PeakMemory, is_device_lost, is_out_of_memory, resident_bytes
 from autoft.trainer.outcome import finish, output_bytes, trainable_params, widest_trained
 from autoft.trainer.output import (
-    BEFORE,
     CHECKPOINTS,
     RUN,
     WORK,
@@ -46,7 +45,7 @@ from autoft.trainer.progress import Progress
 from autoft.trainer.record import EVENTS, Recorder
 from autoft.trainer.resolve import ModelRef, fetch, load_config, resolve
 from autoft.trainer.result import Evaluation, Predicted, RunResult
-from autoft.trainer.signals import StopRequest, StopRequested, listening
+from autoft.trainer.signals import StopRequest, StopRequested, let_go_of_lost_outputs, listening
 from autoft.units import size
 
 if TYPE_CHECKING:
@@ -76,7 +75,8 @@ def run(
     with output_folder(out, force=force) as folder, listening() as stop:
         about = {"run_id": uuid.uuid4().hex, "started_in": str(Path.cwd())}
         write_text(folder / "plan.toml", plan_toml)
-        write_text(folder / RUN, json.dumps({**about, "predicted": None if predicted is None else predicted.to_dict()}))
+        kept = {**about, "predicted": None if predicted is None else predicted.to_dict()}
+        write_text(folder / RUN, json.dumps({**kept, "sha256": digest_of_values(kept)}))
         tell = _Telling(folder, listener)
         session = _Session(job, out, folder, about["run_id"], predicted, stop, tell)
         return _told(session, lambda: _run(session, prepared, None))
@@ -133,12 +133,12 @@ def _told(session: _Session, go: Callable[[], RunResult]) -> RunResult:
 
 
 def about_run(folder: Path) -> dict[str, Any]:
-    """run_id, started_in and predicted of an unfinished run; empty where its run.json is lost."""
+    """run_id, started_in and predicted of an unfinished run; empty where its run.json is lost or damaged."""
     try:
         about: dict[str, Any] = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return about if about.pop("sha256") == digest_of_values(about) else {}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return {}
-    return about
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,10 @@ class _Telling:
 
     def __call__(self, event: Event) -> None:
         self.record(event)
-        self.listener(event)
+        try:
+            self.listener(event)
+        except (OSError, SystemExit):  # whoever was looking is gone (rich exits for that): that ends no run
+            let_go_of_lost_outputs()
 
 
 def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | None) -> RunResult:
@@ -350,12 +353,11 @@ def _rehearse(session: _Session, engine: Engine, checkpoint: Checkpoint, memory:
 
 def _before(session: _Session, loaded: Loaded) -> tuple[Evaluation, list[str]]:
     """The evaluation before training; a run that is taken up again has it already."""
-    kept = session.folder / BEFORE
-    if kept.is_file():
-        known = json.loads(kept.read_text(encoding="utf-8"))
+    known = session.progress.before
+    if known is not None:
         return Evaluation.from_dict(known["evaluation"]), known["answers"]
     before, answers = _evaluate(session, loaded, "before", session.job.max_new_tokens)
-    write_text(kept, json.dumps({"evaluation": before.to_dict(), "answers": answers}))
+    session.progress.before = {"evaluation": before.to_dict(), "answers": answers}
     return before, answers
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from tests.faults import rows_run as runs
 from tests.faults import rows_writes as writes
 from tests.faults.scene import Scene
 from tests.faults.table import Row, Skipped
@@ -23,4 +24,11 @@ def _writes(scene: Scene, every: int) -> Iterator[Row | Skipped]:
     yield writes.clock_jumps(run)
 
 
-ROWS: dict[str, Callable[[Scene, int], Iterator[Row | Skipped]]] = {"writes": _writes}
+ROWS: dict[str, Callable[[Scene, int], Iterator[Row | Skipped]]] = {
+    "memory": lambda scene, _: runs.memory(runs.Runs(scene)),
+    "not finite": lambda scene, _: runs.not_finite(runs.Runs(scene)),
+    "signals": lambda scene, _: runs.signals(runs.Runs(scene)),
+    "damage": lambda scene, _: runs.damage(runs.Runs(scene)),
+    "beneath": lambda scene, _: runs.beneath(runs.Runs(scene)),
+    "writes": _writes,
+}

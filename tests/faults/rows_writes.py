@@ -120,9 +120,9 @@ def full_disks(writes: Writes) -> Iterator[Row]:
         ("disk full from a change on", FAIL, errno.ENOSPC, False, ""),
         ("disk full once", FAIL, errno.ENOSPC, True, ""),
         ("disk full in the midst of a write", FAIL_HALF, errno.ENOSPC, False, "write "),
-        ("quota used up from a change on", FAIL, errno.EDQUOT, False, "write "),
-        ("input/output error once", FAIL, errno.EIO, True, ""),
-        ("disk turned read-only from a change on", FAIL, errno.EROFS, False, ""),
+        ("quota used up from a write on", FAIL, errno.EDQUOT, False, "write "),
+        ("input/output error once", FAIL, errno.EIO, True, "write "),
+        ("disk turned read-only from a write on", FAIL, errno.EROFS, False, "write "),
     ]
     whole = range(1, len(writes.changes) + 1)
     for fault, what, code, once, only in kinds:

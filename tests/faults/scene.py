@@ -16,9 +16,10 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,14 +106,15 @@ class Scene:
         began = os.fork()
         if began == 0:
             _redirect(said)
-            os._exit(self._act(act, harm, log))
+            os._exit(self.act(act, harm, log))
         if kill_after_s is not None:
             time.sleep(kill_after_s)
             os.kill(began, signal.SIGKILL)
         _, status = os.waitpid(began, 0)
         return Done(os.waitstatus_to_exitcode(status), said.read_text(encoding="utf-8", errors="replace"))
 
-    def _act(self, act: Callable[[], Any], harm: Harm | None, log: Path | None) -> int:
+    def act(self, act: Callable[[], Any], harm: Harm | None = None, log: Path | None = None) -> int:
+        """Do it in this process, which is a child's; the exit code."""
         if self.shim is not None and (harm or log):
             harm = harm or Harm(0, 0)
             self.shim.fault_arm(
@@ -125,15 +127,12 @@ class Scene:
         except SystemExit as stopped:
             code = stopped.code if isinstance(stopped.code, int) else 1
         except BaseException:  # noqa: BLE001 - a child must not go on as if it were its parent
-            import traceback
-
-            traceback.print_exc()
+            with suppress(OSError):
+                traceback.print_exc()
             code = 99
         for stream in (sys.stdout, sys.stderr):
-            try:
+            with suppress(OSError, ValueError):
                 stream.flush()
-            except (OSError, ValueError):
-                pass
         return code
 
     def run(self, out: Path, plan: Path, *words: str, harm: Harm | None = None, before: Callable[[], Any] = bool,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autoft.trainer.checkpoint import newest_checkpoint
-from autoft.trainer.output import CHECKPOINTS, unfinished
+from autoft.trainer.output import CHECKPOINTS, RUN, unfinished
 from tests.faults.scene import Done, Scene, flaws
 
 CODES = {
@@ -80,10 +80,10 @@ def settle(scene: Scene, out: Path, plan: Path, quiet: Path, first: Done, allowe
             second = scene.resume(out)
         wrong += [f"{then}: exit {second.code}: {second.said.strip()[-300:]}"] if second.code else []
         wrong += [f"told after {skipped}"] if then == "run again" and skipped else []
-    elif first.code == 0:
-        then = "finished"
     else:
-        then = "whole already"
+        then = "finished" if first.code == 0 else "whole already"
+        if any((out / name).exists() for name in (CHECKPOINTS, RUN)) or first.code:
+            scene.resume(out)  # says that it is finished, and tidies
     wrong += flaws(out, quiet)
     return Case(code=first.code, then=then, repeated=max(0, repeated), wrong=tuple(wrong))
 
