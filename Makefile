@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cksum < pyproject.toml | cut -d' ' -f1)-$(shell cksum < constraints.txt | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast lint format bench readme
+.PHONY: help setup run test test-fast lint format bench faults readme
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -52,6 +52,9 @@ bench: setup ## Measure start-up, planner, CPU step, starter and old runs; write
 	@$(BIN)/python benchmarks/loading_order.py
 	@$(BIN)/python benchmarks/cpu_step.py
 	@$(BIN)/python benchmarks/starter.py
+
+faults: setup ## Cause every fault that a run must survive; write the table of docs/faults.md (half an hour)
+	@$(BIN)/python benchmarks/faults.py
 
 readme: setup ## Regenerate the output blocks of README.md and docs/how-estimates-work.md, docs/catalogue.md and docs/plans.md
 	@$(BIN)/python docs/readme_blocks.py

@@ -1,10 +1,10 @@
-"""What does a run lose when it is killed, its disk is full, its memory ends, its files are damaged, its machine stopped?
+"""What does a run lose when it is killed, its disk is full, its memory ends, its files are damaged?
 
-    python benchmarks/faults.py [--quick] [--only WORDS]
+    python benchmarks/faults.py [--every N] [--only NAME,NAME] [--json FILE]
 
 Causes each fault for real on a tiny model, in a process of its own, resumes the run, compares its weights with those of
-one that nothing has disturbed, and prints the table; without options also into benchmarks/results and docs/faults.md.
-Exit code 1 when a row does not hold. --quick: some of the changes of files instead of all. --only: rows with these words.
+one that nothing has disturbed, and prints the table; without --only also into benchmarks/results and docs/faults.md.
+Exit code 1 when a row does not hold.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ tests/faults has a part of them; tests/faults/shim.c stands in front of libc and
 
 def main() -> None:
     options = argparse.ArgumentParser(description="Cause every fault, and see what it costs.")
-    options.add_argument("--quick", action="store_true")
-    options.add_argument("--only", default="")
-    options.add_argument("--json", type=Path)
+    options.add_argument("--every", type=int, default=1, help="try one of so many changes of files, not each")
+    options.add_argument("--only", default="", help="names of groups of rows, with commas")
+    options.add_argument("--json", type=Path, help="write the rows to this file too")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if "LD_PRELOAD" not in os.environ:
@@ -46,12 +46,12 @@ def main() -> None:
                 os.environ["LD_PRELOAD"] = str(shim)
                 done = os.spawnv(os.P_WAIT, sys.executable, [sys.executable, *sys.argv])
                 sys.exit(done)
-        rows = _rows(Scene(Path(folder) / "scene"), chosen.only, every=8 if chosen.quick else 1)
+        rows = _rows(Scene(Path(folder) / "scene"), chosen.only, every=chosen.every)
     print(_table(rows))
     if chosen.json is not None:
         chosen.json.write_text(json.dumps([row.to_dict() for row in rows if isinstance(row, Row)]), encoding="utf-8")
-    if not chosen.quick and not chosen.only:
-        _write(rows)
+    if not chosen.only:
+        _write(rows, chosen.every)
     broken = [row for row in rows if isinstance(row, Row) and not row.holds]
     for row in broken:
         print(f"\n{row.fault}, {row.when}:", *row.wrong, sep="\n  ")
@@ -68,10 +68,15 @@ def _rows(scene: Scene, only: str, *, every: int) -> list[Row | Skipped]:
         began = time.monotonic()
         for row in rows(scene, every):
             found.append(row)
-            words = f"skipped: {row.reason}" if isinstance(row, Skipped) else "holds" if row.holds else f"BROKEN {row.wrong}"
-            print(f"{row.fault}, {getattr(row, 'when', '')}: {words}", file=sys.stderr, flush=True)
+            print(_line(row), file=sys.stderr, flush=True)
         print(f"  {name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return found
+
+
+def _line(row: Row | Skipped) -> str:
+    if isinstance(row, Skipped):
+        return f"{row.fault}: not caused, {row.reason}"
+    return f"{row.fault}, {row.when}: {'holds' if row.holds else 'does NOT hold'}"
 
 
 def _table(rows: list[Row | Skipped]) -> str:
@@ -88,14 +93,14 @@ def _table(rows: list[Row | Skipped]) -> str:
     return "\n".join(lines)
 
 
-def _write(rows: list[Row | Skipped]) -> None:
+def _write(rows: list[Row | Skipped], every: int) -> None:
     from common import write_results
 
     from autoft.home import write_text
 
     done = [row for row in rows if isinstance(row, Row)]
     skipped = {row.fault: row.reason for row in rows if isinstance(row, Skipped)}
-    write_results("faults", {"rows": [row.to_dict() for row in done], "skipped": skipped})
+    write_results("faults", {"one_change_of": every, "rows": [row.to_dict() for row in done], "skipped": skipped})
     write_text(ROOT / "docs" / "faults.md", f"{HEAD}{_table(rows)}\n")
 
 

@@ -9,26 +9,32 @@ from tests.faults import rows_writes as writes
 from tests.faults.scene import Scene
 from tests.faults.table import Row, Skipped
 
-
-def _writes(scene: Scene, every: int) -> Iterator[Row | Skipped]:
-    if scene.shim is None:
-        yield Skipped("kill -9 and full disks at every change of a file", "no C compiler, or no Linux")
-        return
-    yield writes.checkpoint_changes(scene)
-    run = writes.Writes(scene, every)
-    yield from writes.kills(run)
-    yield writes.kills_of_a_replacement(run)
-    yield writes.kills_at_random(run, 12 if every == 1 else 2)
-    yield from writes.full_disks(run)
-    yield from writes.small_disks(run)
-    yield writes.clock_jumps(run)
+Rows = Iterator[Row | Skipped]
 
 
-ROWS: dict[str, Callable[[Scene, int], Iterator[Row | Skipped]]] = {
+def _shimmed(name: str, rows: Callable[[writes.Writes], Rows]) -> Callable[[Scene, int], Rows]:
+    def all_of(scene: Scene, every: int) -> Rows:
+        if scene.shim is None:
+            yield Skipped(name, "no C compiler, or no Linux")
+        else:
+            yield from rows(writes.Writes(scene, every))
+
+    return all_of
+
+
+ROWS: dict[str, Callable[[Scene, int], Rows]] = {
     "memory": lambda scene, _: runs.memory(runs.Runs(scene)),
     "not finite": lambda scene, _: runs.not_finite(runs.Runs(scene)),
     "signals": lambda scene, _: runs.signals(runs.Runs(scene)),
+    "terminal": lambda scene, _: runs.terminal(runs.Runs(scene)),
     "damage": lambda scene, _: runs.damage(runs.Runs(scene)),
     "beneath": lambda scene, _: runs.beneath(runs.Runs(scene)),
-    "writes": _writes,
+    "checkpoint": _shimmed("a checkpoint's save", lambda run: iter([writes.checkpoint_changes(run.scene)])),
+    "kills": _shimmed("kill -9 at every change of a file", writes.kills),
+    "replacement": _shimmed("a killed replacement", lambda run: iter([writes.kills_of_a_replacement(run)])),
+    "random": _shimmed("kill -9 at random", lambda run: iter([writes.kills_at_random(run, 12)])),
+    "power": _shimmed("power lost", lambda run: iter([writes.power(run)])),
+    "full disks": _shimmed("full disks at every change of a file", writes.full_disks),
+    "small disks": _shimmed("a real full disk", writes.small_disks),
+    "clock": _shimmed("clock jumps", lambda run: iter([writes.clock_jumps(run)])),
 }

@@ -1,4 +1,4 @@
-"""Rows of the table: signals, the end of memory, numbers that are none, damaged files, and what changes beneath a run."""
+"""Rows of the table: signals, the end of memory, numbers that are none, damage, and what changes beneath a run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,18 @@ class Runs:
             done = scene.run(self.quiet, self.plan)
             assert done.code == 0, done.said
 
-    def case(self, before: Callable[[], Any], allowed: tuple[int, ...], *, said: str = "", plan: Path | None = None,
-             quiet: Path | None = None) -> Case:  # fmt: skip
-        """A run in which `before` has set something up; said: words that it has to end with."""
+    def case(
+        self, before: Callable[[], Any], allowed: tuple[int, ...], *, said: str = "", on_terminal: bool = False
+    ) -> Case:
+        """A run in which `before` has set something up; said: words that it has to say."""
         clear(self.scene)
-        first = self.scene.run(self.out, plan or self.plan, before=before)
-        case = settle(self.scene, self.out, plan or self.plan, quiet or self.quiet, first, allowed)
+        if on_terminal:
+            first = _on_terminal(self.scene, lambda: (before(), autoft("run", self.plan, "-o", self.out)))
+        else:
+            first = self.scene.run(self.out, self.plan, before=before)
+        case = settle(self.scene, self.out, self.plan, self.quiet, first, allowed)
         missing = [] if said in first.said else [f"does not say {said!r}: {first.said[-300:]}"]
-        return Case(code=case.code, then=case.then, repeated=case.repeated, wrong=(*case.wrong, *missing))
+        return replace(case, wrong=(*case.wrong, *missing))
 
     def stopped(self) -> Path:
         """The unfinished folder of a run that was stopped after step 3."""
@@ -54,31 +59,23 @@ class Runs:
 
 def signals(runs: Runs) -> Iterator[Row]:
     """Each to a process without a terminal and to one that has one."""
-    again = f"autoft resume {runs.out}"
     rows = [
-        ("SIGINT (Ctrl-C)", (signal.SIGINT,), (4,), again),
-        ("SIGTERM", (signal.SIGTERM,), (4,), again),
-        ("SIGINT twice", (signal.SIGINT, signal.SIGINT), (4,), ""),
-        ("SIGHUP", (signal.SIGHUP,), (0,), ""),
+        ("SIGINT (Ctrl-C)", (signal.SIGINT,), 4, "autoft resume"),
+        ("SIGTERM", (signal.SIGTERM,), 4, "autoft resume"),
+        ("SIGINT twice", (signal.SIGINT, signal.SIGINT), 4, ""),
+        ("SIGHUP", (signal.SIGHUP,), 0, ""),
     ]
-    for fault, numbers, allowed, said in rows:
+    for fault, numbers, code, said in rows:
         began, cases = time.monotonic(), []
         for on_terminal in (False, True):
-            setup = at_step(3, send(*numbers))
-            if on_terminal:
-                clear(runs.scene)
-                first = _on_terminal(runs.scene, lambda: (setup(), autoft("run", runs.plan, "-o", runs.out)))
-                case = settle(runs.scene, runs.out, runs.plan, runs.quiet, first, allowed)
-                wrong = [] if not said or "autoft resume" in first.said else [f"no {said}: {first.said[-300:]}"]
-                cases.append(Case(code=case.code, then=case.then, repeated=case.repeated, wrong=(*case.wrong, *wrong)))
-            else:
-                cases.append(runs.case(setup, allowed, said=said))
-            wanted = [] if cases[-1].code in allowed else [f"exit {cases[-1].code}"]
-            cases[-1] = Case(
-                code=cases[-1].code, then=cases[-1].then, repeated=cases[-1].repeated,
-                wrong=(*cases[-1].wrong, *wanted),
-            )  # fmt: skip
+            case = runs.case(at_step(3, send(*numbers)), (code,), said=said, on_terminal=on_terminal)
+            wrong = [] if case.code == code else [f"exit {case.code} instead of {code}"]
+            cases.append(replace(case, wrong=(*case.wrong, *wrong)))
         yield row(fault, "after step 3, without and on a terminal", cases, began)
+
+
+def terminal(runs: Runs) -> Iterator[Row]:
+    """What the run writes to is gone: it goes on."""
     began = time.monotonic()
     clear(runs.scene)
     first = _on_terminal(runs.scene, lambda: autoft("run", runs.plan, "-o", runs.out), close_at_step=3)
@@ -238,7 +235,7 @@ def not_finite(runs: Runs) -> Iterator[Row]:
 
 
 def _poison(step: int, *, gradient: bool) -> None:
-    def change(loss: Any, rows: int) -> Any:
+    def change(loss: Any, _: int) -> Any:
         if not gradient:
             return loss * float("nan")
         loss.register_hook(lambda value: value * float("inf"))
@@ -427,4 +424,3 @@ def _workers(runs: Runs) -> tuple[str, str, bool | None, list[str]]:
     done = runs.scene.run(runs.out, runs.plan, before=at_step(3, count))
     wrong = [] if done.code == 0 and told.read_text(encoding="utf-8") == "0" else [f"children: {told.read_text()}"]
     return "cannot be: rows are in memory, a run has no other process (counted: 0)", "nothing", None, wrong
-

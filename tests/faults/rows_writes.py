@@ -8,6 +8,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from tests.faults.scene import CLOCK, FAIL, FAIL_HALF, KILL, KILL_HALF, Harm, Scene, at_step, small_disk
@@ -17,12 +18,16 @@ DISK = (0, 4)
 
 
 class Writes:
-    """A run of two steps, a checkpoint after each, and all changes of files that it makes; every: so many apart."""
+    """A run of two steps, a checkpoint after each, and all changes of files that it makes.
+
+    every: one of so many of them is tried.
+    """
 
     def __init__(self, scene: Scene, every: int = 1) -> None:
         self.scene, self.every = scene, every
         self.plan = scene.plan(max_steps=2)
         self.quiet, self.out = scene.work / "quiet2", scene.work / "out"
+        shutil.rmtree(self.quiet, ignore_errors=True)
         began = time.monotonic()
         self.changes = scene.changes(self.plan, out=self.quiet)
         self.quiet_s = time.monotonic() - began
@@ -55,6 +60,12 @@ class Writes:
         for name, low, high in zip(names, bounds, bounds[1:], strict=False):
             yield name, range(low, high)
 
+    def last_words(self) -> list[str]:
+        """Of the files of the result, those that were not on the disk for sure when the run's folder got its name."""
+        renamed = self.changes.index(f"rename {self.quiet}")
+        synced = {change.rpartition("/")[2] for change in self.changes[:renamed] if change.startswith("fsync ")}
+        return sorted({path.name for path in self.quiet.iterdir()} - synced)
+
     def each(self, numbers: range) -> range:
         """Of `numbers`, those to try."""
         return numbers[:: self.every]
@@ -64,11 +75,8 @@ class Writes:
         clear(self.scene)
         first = self.scene.run(self.out, self.plan, harm=harm)
         case = settle(self.scene, self.out, self.plan, self.quiet, first, allowed)
-        return Case(
-            code=case.code,
-            then=case.then,
-            repeated=case.repeated,
-            wrong=tuple(f"change {harm.at}, {self.changes[harm.at - 1]}: {text}" for text in case.wrong),
+        return replace(
+            case, wrong=tuple(f"change {harm.at}, {self.changes[harm.at - 1]}: {text}" for text in case.wrong)
         )
 
 
@@ -78,7 +86,8 @@ def kills(writes: Writes) -> Iterator[Row]:
         began = time.monotonic()
         harms = [Harm(KILL, n) for n in writes.each(numbers)]
         harms += [Harm(KILL_HALF, n) for n in writes.each(numbers) if "write " in writes.changes[n - 1]]
-        yield row("kill -9 before every change, and in every write", name, [writes.case(h, (-9,)) for h in harms], began)
+        cases = [writes.case(harm, (-9,)) for harm in harms]
+        yield row("kill -9 before every change, and in every write", name, cases, began)
 
 
 def kills_of_a_replacement(writes: Writes) -> Row:
@@ -100,8 +109,8 @@ def kills_of_a_replacement(writes: Writes) -> Row:
         case = settle(scene, out, writes.plan, writes.quiet, first)
         gone = [] if old or case.then == "whole already" or first.code == 0 else ["neither old nor new was there"]
         wrong = [f"change {n}, {changes[n - 1]}: {text}" for text in (*gone, *case.wrong)]
-        cases.append(Case(code=case.code, then=case.then, repeated=case.repeated, wrong=tuple(wrong)))
-    return row("kill -9 while a finished run is replaced (--force)", "every change around the two renames", cases, began)
+        cases.append(replace(case, wrong=tuple(wrong)))
+    return row("kill -9 while a finished run is replaced (--force)", "every change from the renames on", cases, began)
 
 
 def kills_at_random(writes: Writes, number: int) -> Row:
@@ -112,6 +121,17 @@ def kills_at_random(writes: Writes, number: int) -> Row:
         first = writes.scene.run(writes.out, writes.plan, kill_after_s=draw.uniform(0.2, 1.0) * writes.quiet_s)
         cases.append(settle(writes.scene, writes.out, writes.plan, writes.quiet, first))
     return row("kill -9 from outside", "random moments", cases, began)
+
+
+def power(writes: Writes) -> Row:
+    """Not caused, but read off the changes: nothing is named or removed before what it rests on is on the disk."""
+    left = writes.last_words()
+    said = "every file of the result is made durable before its folder gets its name"
+    return single(
+        "power lost at the end",
+        "by the order of changes",
+        lambda: (said, "nothing", None, [f"not synced: {left}"] * bool(left)),
+    )
 
 
 def full_disks(writes: Writes) -> Iterator[Row]:
@@ -185,7 +205,7 @@ def clock_jumps(writes: Writes) -> Row:
         wrong = [*case.wrong, *_times_wrong(writes.out)]
         many = sum("rename" in line and "/step-" in line for line in log.read_text(encoding="utf-8").splitlines())
         wrong += [] if many == 3 else [f"{many} checkpoints instead of 3"]
-        cases.append(Case(code=case.code, then=case.then, wrong=tuple(wrong)))
+        cases.append(replace(case, wrong=tuple(wrong)))
     return row("the clock jumps ten years on, ten back", "before the second checkpoint", cases, began)
 
 
@@ -219,9 +239,12 @@ def checkpoint_changes(scene: Scene) -> Row:
         wrong = () if text == "-" else (f"{lines[harm.at - 1]}: {text}",)
         cases.append(Case(code=code, then="", wrong=wrong))
     return row(
-        "kill -9, killed in a write, disk full, alone and lasting", "every change of one checkpoint's save", cases, began,
+        "kill -9, in a write too; disk full, once and for good",
+        "every change of one checkpoint's save",
+        cases,
+        began,
         same=None,
-    )  # fmt: skip
+    )
 
 
 def _write(parent: Path, step: int, *, tolerant: bool = False) -> None:
@@ -248,4 +271,3 @@ def _judged(parent: Path) -> str:
     state = kept.state()
     same = state["step"] == kept.step and bool((state["weights"]["a"] == float(kept.step)).all())
     return "" if same else f"step {kept.step} loads as something else"
-

@@ -121,6 +121,8 @@ class Scene:
                 str(self.work).encode(), str(log or "").encode(), harm.at, harm.what, ctypes.c_longlong(harm.code),
                 int(harm.once),
             )  # fmt: skip
+        # a parent's may remember that they were files
+        sys.stdout, sys.stderr = (open(fd, "w", buffering=1, encoding="utf-8", closefd=False) for fd in (1, 2))  # noqa: SIM115
         code = 0
         try:
             act()
@@ -177,7 +179,7 @@ def _import_all() -> None:
 
     _adapter(Plan)
 
-    def unchecked(planned: Any, job: Any, *_: Any, **__: Any) -> Any:
+    def unchecked(planned: Any, *_: Any, **__: Any) -> Any:
         return types.SimpleNamespace(plan=planned, prepared=None, notes=())
 
     recheck.recheck = unchecked
