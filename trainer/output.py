@@ -161,7 +161,7 @@ def _put_in_place(staging: Path, out: Path) -> None:
 
 
 def _replaced(out: Path) -> Path:
-    return out.with_name(f"{out.name}.replaced")
+    return out.with_name(f".{out.name}.replaced")
 
 
 def _clear(out: Path) -> None:

@@ -32,6 +32,7 @@ ROWS: dict[str, Callable[[Scene, int], Rows]] = {
     "checkpoint": _shimmed("a checkpoint's save", lambda run: iter([writes.checkpoint_changes(run.scene)])),
     "kills": _shimmed("kill -9 at every change of a file", writes.kills),
     "replacement": _shimmed("a killed replacement", lambda run: iter([writes.kills_of_a_replacement(run)])),
+    "resumed": _shimmed("a killed resume", lambda run: iter([writes.kills_of_a_resumed_run(run)])),
     "random": _shimmed("kill -9 at random", lambda run: iter([writes.kills_at_random(run, 12)])),
     "power": _shimmed("power lost", lambda run: iter([writes.power(run)])),
     "full disks": _shimmed("full disks at every change of a file", writes.full_disks),

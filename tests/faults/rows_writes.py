@@ -6,15 +6,18 @@ import errno
 import json
 import random
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from tests.faults.scene import CLOCK, FAIL, FAIL_HALF, KILL, KILL_HALF, Harm, Scene, at_step, small_disk
+from autoft.trainer.output import CHECKPOINTS, unfinished
+from tests.faults.scene import CLOCK, FAIL, FAIL_HALF, KILL, KILL_HALF, Harm, Scene, at_step, send, small_disk
 from tests.faults.table import Case, Row, Skipped, clear, row, settle, single
 
 DISK = (0, 4)
+TAKES_ROOM = ("open", "mkdir", "ftruncate64", "write", "pwrite", "fsync", "fdatasync", "rename")
 
 
 class Writes:
@@ -85,7 +88,8 @@ def kills(writes: Writes) -> Iterator[Row]:
     for name, numbers in writes.parts():
         began = time.monotonic()
         harms = [Harm(KILL, n) for n in writes.each(numbers)]
-        harms += [Harm(KILL_HALF, n) for n in writes.each(numbers) if "write " in writes.changes[n - 1]]
+        halves = [n for n in numbers if "write " in writes.changes[n - 1]]
+        harms += [Harm(KILL_HALF, n) for n in halves[:: writes.every]]
         cases = [writes.case(harm, (-9,)) for harm in harms]
         yield row("kill -9 before every change, and in every write", name, cases, began)
 
@@ -103,7 +107,7 @@ def kills_of_a_replacement(writes: Writes) -> Row:
         shutil.copytree(writes.quiet, out)
         (out / "mark").write_text("the old one", encoding="utf-8")
         first = scene.run(out, writes.plan, "--force", harm=Harm(KILL, n))
-        old = [folder for folder in (out, out.with_name("out.replaced")) if (folder / "mark").exists()]
+        old = [folder for folder in (out, out.with_name(".out.replaced")) if (folder / "mark").exists()]
         if (out / "mark").exists():
             shutil.rmtree(out)  # the new one has not come to its place: it is to be resumed
         case = settle(scene, out, writes.plan, writes.quiet, first)
@@ -111,6 +115,28 @@ def kills_of_a_replacement(writes: Writes) -> Row:
         wrong = [f"change {n}, {changes[n - 1]}: {text}" for text in (*gone, *case.wrong)]
         cases.append(replace(case, wrong=tuple(wrong)))
     return row("kill -9 while a finished run is replaced (--force)", "every change from the renames on", cases, began)
+
+
+def kills_of_a_resumed_run(writes: Writes) -> Row:
+    """The same while a run that was stopped after its first step is taken up, its newest checkpoint damaged."""
+    scene, out = writes.scene, writes.out
+    clear(scene)
+    assert scene.run(out, writes.plan, before=at_step(1, send(signal.SIGTERM))).code == 4
+    damaged = unfinished(out) / CHECKPOINTS / "step-00000001" / "state.json"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    stopped = scene.folder / "stopped-after-1"
+    shutil.copytree(unfinished(out), stopped)
+    log = scene.folder / "resume-changes"
+    assert scene.resume(out, log=log).code == 0
+    changes = log.read_text(encoding="utf-8").splitlines()
+    began, cases = time.monotonic(), []
+    for n in range(1, len(changes) + 1)[:: writes.every]:
+        clear(scene)
+        shutil.copytree(stopped, unfinished(out))
+        first = scene.resume(out, harm=Harm(KILL, n))
+        case = settle(scene, out, writes.plan, writes.quiet, first)
+        cases.append(replace(case, wrong=tuple(f"change {changes[n - 1]}: {text}" for text in case.wrong)))
+    return row("kill -9 while a run is resumed", "every change, the newest checkpoint damaged", cases, began)
 
 
 def kills_at_random(writes: Writes, number: int) -> Row:
@@ -137,19 +163,19 @@ def power(writes: Writes) -> Row:
 def full_disks(writes: Writes) -> Iterator[Row]:
     """No room from some change on until the run has ended; then there is room again, and it is resumed."""
     kinds = [
-        ("disk full from a change on", FAIL, errno.ENOSPC, False, ""),
-        ("disk full once", FAIL, errno.ENOSPC, True, ""),
-        ("disk full in the midst of a write", FAIL_HALF, errno.ENOSPC, False, "write "),
-        ("quota used up from a write on", FAIL, errno.EDQUOT, False, "write "),
-        ("input/output error once", FAIL, errno.EIO, True, "write "),
-        ("disk turned read-only from a write on", FAIL, errno.EROFS, False, "write "),
+        ("disk full from then on", FAIL, errno.ENOSPC, False, TAKES_ROOM),
+        ("disk full once", FAIL, errno.ENOSPC, True, TAKES_ROOM),
+        ("disk full in the midst of a write", FAIL_HALF, errno.ENOSPC, False, ("write",)),
+        ("quota used up from then on", FAIL, errno.EDQUOT, False, ("write",)),
+        ("input/output error once", FAIL, errno.EIO, True, ("write", "fsync")),
+        ("disk turned read-only from then on", FAIL, errno.EROFS, False, ("write",)),
     ]
-    whole = range(1, len(writes.changes) + 1)
     for fault, what, code, once, only in kinds:
         began = time.monotonic()
-        numbers = [n for n in writes.each(whole) if only in writes.changes[n - 1]]
-        cases = [writes.case(Harm(what, n, code, once), DISK) for n in numbers]
-        yield row(fault, f"every {'write' if only else 'change'} of a run", cases, began)
+        numbers = [n for n, change in enumerate(writes.changes, 1) if change.split()[0] in only]
+        cases = [writes.case(Harm(what, n, code, once), DISK) for n in numbers[:: writes.every]]
+        when = "that takes room" if only == TAKES_ROOM else f"that is a {' or '.join(only)}"
+        yield row(fault, f"every change of a run {when}", cases, began)
 
 
 def small_disks(writes: Writes) -> Iterator[Row | Skipped]:

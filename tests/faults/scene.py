@@ -143,9 +143,9 @@ class Scene:
         act = lambda: (before(), autoft("run", plan, "-o", out, *words))  # noqa: E731
         return self.child(act, harm, log=log, kill_after_s=kill_after_s)
 
-    def resume(self, out: Path, *words: str, harm: Harm | None = None) -> Done:
+    def resume(self, out: Path, *words: str, harm: Harm | None = None, log: Path | None = None) -> Done:
         """`autoft resume OUT`."""
-        return self.child(lambda: autoft("resume", out, *words), harm)
+        return self.child(lambda: autoft("resume", out, *words), harm, log=log)
 
     def changes(self, plan: Path, *words: str, out: Path) -> list[str]:
         """Every change of a file that a quiet run makes, in order: its name and path."""
@@ -243,7 +243,7 @@ def flaws(out: Path, expected: Path) -> list[str]:
             json.loads(line)
         except ValueError:
             found.append(f"events.jsonl has half a line: {line[:60]}")
-    for name in (f"{out.name}.unfinished", f"{out.name}.replaced"):
+    for name in (f"{out.name}.unfinished", f".{out.name}.replaced"):
         found += [f"{name} lies beside it"] if out.with_name(name).exists() else []
     return found
 
