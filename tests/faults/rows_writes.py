@@ -249,16 +249,16 @@ def checkpoint_changes(scene: Scene) -> Row:
     log.unlink(missing_ok=True)
     parent = scene.work / "one"
     assert scene.child(lambda: _write(parent, 1)).code == 0
+    old = shutil.copytree(parent, scene.work / "old")
     assert scene.child(lambda: _write(parent, 2), log=log).code == 0
-    lines = log.read_text(encoding="utf-8").splitlines()
-    harms = [Harm(KILL, n) for n in range(1, len(lines) + 1)]
-    harms += [Harm(KILL_HALF, n) for n in range(1, len(lines) + 1)]
-    harms += [Harm(FAIL, n, errno.ENOSPC, once) for n in range(1, len(lines) + 1) for once in (True, False)]
-    shutil.rmtree(parent)
+    lines = [line.split(" ", 1)[1] for line in log.read_text(encoding="utf-8").splitlines()]
+    kinds = [(n, line.split()[0]) for n, line in enumerate(lines, 1)]
+    harms = [Harm(KILL, n) for n, _ in kinds]
+    harms += [Harm(KILL_HALF, n) for n, kind in kinds if kind == "write"]
+    harms += [Harm(FAIL, n, errno.ENOSPC, once) for n, kind in kinds for once in (True, False) if kind in TAKES_ROOM]
     places = []
     for at, harm in enumerate(harms):
-        place = scene.work / f"each-{at}"
-        scene.child(lambda place=place: _write(place, 1))
+        place = shutil.copytree(old, scene.work / f"each-{at}")
         places.append((place, harm, scene.child(lambda place=place: _write(place, 2, tolerant=True), harm).code))
     judged = scene.child(lambda: print("\n".join(_judged(place) or "-" for place, _, _ in places)))
     for (_, harm, code), text in zip(places, judged.said.splitlines(), strict=True):
