@@ -55,7 +55,7 @@ class Unbreakable:
         try:
             act()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # room may come back, a reader does not
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN):  # these pass, a lost reader does not
                 self._to_nowhere()
         except ValueError:  # closed
             self.broken = True

@@ -20,7 +20,7 @@ from autoft.trainer.output import RESULT, UNFINISHED, unfinished
 from autoft.trainer.record import RECORD, Recorded, read_from
 
 LOOK_EVERY_S = 0.5
-QUIET_S = 2.0  # without news for so long, a run is asked whether it lives
+QUIET_S = 1.0  # without news for so long, a run is asked whether it lives
 RESUMABLE = 4
 
 
@@ -98,7 +98,9 @@ def find(where: Path) -> Path:
 
     Raises: OptionError when there is none.
     """
-    out = where.with_name(where.name.removesuffix(UNFINISHED)) if where.name else where
+    if where.name in ("", ".."):
+        where = where.resolve()
+    out = _out(where)
     if _is_run(out):
         return out
     if not where.is_dir():
@@ -168,11 +170,13 @@ def _is_being_written(out: Path) -> bool:
 
 
 def _is_run(out: Path) -> bool:
+    if not out.name:  # the root of all
+        return False
     return unfinished(out).is_dir() or (out / RECORD).is_file() or (out / RESULT).is_file()
 
 
 def _out(folder: Path) -> Path:
-    return folder.with_name(folder.name.removesuffix(UNFINISHED))
+    return folder.with_name(folder.name.removesuffix(UNFINISHED)) if folder.name else folder
 
 
 def _folders(parent: Path) -> list[Path]:
