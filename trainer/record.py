@@ -18,7 +18,7 @@ from autoft.errors import FileFormatError
 from autoft.schema import Record
 from autoft.trainer.events import Event, Progress
 
-RECORD = "events.jsonl"
+EVENTS = "events.jsonl"
 KINDS: dict[str, type[Event]] = {kind.__name__.lower(): kind for kind in typing.get_args(Event)}
 BLOCK_BYTES = 2**16
 
@@ -121,7 +121,7 @@ def _recorded(line: bytes) -> Recorded | None:
 
 def event_of(data: dict[str, Any]) -> Event | None:
     """What the line says, in this version's words: fields that it does not know are left out."""
-    kind = KINDS.get(data["event"])
+    kind = KINDS.get(str(data.get("event")))
     if kind is None:
         return None
     try:

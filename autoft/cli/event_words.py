@@ -152,7 +152,7 @@ def _rehearsed(event: Rehearsed) -> str:
         memory += f", predicted {size(event.predicted_bytes)}"
         if event.predicted_bytes:
             memory += f" ({event.peak_bytes / event.predicted_bytes - 1:+.1%})"
-    return f"Rehearsed on the longest micro-batch, {batch}: {memory}, {duration(event.seconds)} a step"
+    return f"Rehearsed on the longest micro-batch, {batch}: {memory} (took {duration(event.seconds)})"
 
 
 def _recovered(event: Recovered) -> str:

@@ -17,7 +17,7 @@ from autoft.cli import options
 from autoft.errors import AutoftError, OptionError, near
 from autoft.trainer.events import Finished, Saved, Step, Stopped
 from autoft.trainer.output import RESULT, UNFINISHED, unfinished
-from autoft.trainer.record import RECORD, Recorded, read_from
+from autoft.trainer.record import EVENTS, Recorded, read_from
 
 LOOK_EVERY_S = 0.5
 QUIET_S = 1.0  # without news for so long, a run is asked whether it lives
@@ -55,7 +55,7 @@ class Run:
         """What was recorded since the last look."""
         for folder in (unfinished(self.out), self.out):
             try:
-                found, self._offset = read_from(folder / RECORD, self._offset)
+                found, self._offset = read_from(folder / EVENTS, self._offset)
             except FileNotFoundError:  # not begun, or renamed
                 continue
             for each in found:
@@ -172,7 +172,7 @@ def _is_being_written(out: Path) -> bool:
 def _is_run(out: Path) -> bool:
     if not out.name:  # the root of all
         return False
-    return unfinished(out).is_dir() or (out / RECORD).is_file() or (out / RESULT).is_file()
+    return unfinished(out).is_dir() or (out / EVENTS).is_file() or (out / RESULT).is_file()
 
 
 def _out(folder: Path) -> Path:
@@ -186,7 +186,7 @@ def _folders(parent: Path) -> list[Path]:
 def _last_written(out: Path) -> float:
     """When its record was last written to, or its folder where it has none yet."""
     times = [0.0]
-    for path in (unfinished(out) / RECORD, unfinished(out), out / RECORD, out):
+    for path in (unfinished(out) / EVENTS, unfinished(out), out / EVENTS, out):
         if path.exists():
             times.append(path.stat().st_mtime)
     return max(times)

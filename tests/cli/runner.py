@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autoft.trainer.events import Evaluated, Event, Finished, Note, Rehearsed, Saved, Stage, Step, Stopped
 from autoft.trainer.output import RESULT, output_folder
-from autoft.trainer.record import RECORD, Recorder
+from autoft.trainer.record import EVENTS, Recorder
 from autoft.trainer.result import Evaluation
 
 
@@ -55,7 +55,7 @@ def events(word: str) -> list[Event]:
 
 def main(out: Path) -> None:
     with output_folder(out, force=True) as folder:
-        record = Recorder(folder / RECORD)
+        record = Recorder(folder / EVENTS)
         for line in sys.stdin:
             word = line.strip()
             for event in events(word):

@@ -15,7 +15,7 @@ import pytest
 
 from autoft.cli.follow import find
 from autoft.errors import OptionError
-from autoft.trainer.record import RECORD
+from autoft.trainer.record import EVENTS
 from tests.cli.terminal import plain, read_terminal, terminal
 
 RUNNER = Path(__file__).with_name("runner.py")
@@ -93,8 +93,7 @@ def test_a_finished_run_is_told_at_once(autoft, tmp_path: Path) -> None:
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines() == [
         "Loading tiny",
-        "Rehearsed on the longest micro-batch, 4 rows, 2,048 tokens: 9.0 GiB, predicted 10.0 GiB (-10.0%), "
-        "2.0 s a step",
+        "Rehearsed on the longest micro-batch, 4 rows, 2,048 tokens: 9.0 GiB, predicted 10.0 GiB (-10.0%) (took 2.0 s)",
         "Evaluated before training: loss 2.500 (3 held-out rows, 0 ms)",
         "Training 40 rows",
         "Note: here is a note",
@@ -102,7 +101,7 @@ def test_a_finished_run_is_told_at_once(autoft, tmp_path: Path) -> None:
         "Finished: 10 steps in 30 s",
     ]
     lines = autoft("watch", out, "--json").out
-    assert lines == (out / RECORD).read_text(encoding="utf-8")
+    assert lines == (out / EVENTS).read_text(encoding="utf-8")
 
 
 def test_a_killed_run_is_told_with_the_way_to_go_on(autoft, tmp_path: Path) -> None:
@@ -185,9 +184,9 @@ def test_which_run_is_meant(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     for number, name in enumerate(("old", "new.unfinished", "older")):
         (runs / name).mkdir(parents=True)
-        (runs / name / RECORD).write_text("")
+        (runs / name / EVENTS).write_text("")
         age = (20, 10, 30)[number]
-        os.utime(runs / name / RECORD, (1_000_000 - age, 1_000_000 - age))
+        os.utime(runs / name / EVENTS, (1_000_000 - age, 1_000_000 - age))
         os.utime(runs / name, (1_000_000 - age, 1_000_000 - age))
     (runs / "notes").mkdir()
     assert find(runs) == runs / "new"

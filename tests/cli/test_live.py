@@ -240,7 +240,7 @@ def test_without_a_gpu_there_is_nothing_of_it() -> None:
         (Note(text="so it is", warning=True), "Warning: so it is"),
         (
             Rehearsed(micro_batch=1, tokens=512, peak_bytes=GIB, predicted_bytes=None, seconds=1.0),
-            "Rehearsed on the longest micro-batch, 1 row, 512 tokens: 1.0 GiB, 1.0 s a step",
+            "Rehearsed on the longest micro-batch, 1 row, 512 tokens: 1.0 GiB (took 1.0 s)",
         ),
         (
             Recovered(step=0, change="micro_batch", micro_batch=2, reason="CUDA out of memory"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from autoft.trainer.events import Evaluated, Event, Note, Progress, Saved, Stage, Step
-from autoft.trainer.record import KINDS, RECORD, Recorder, as_line, read_events, read_from
+from autoft.trainer.record import EVENTS, KINDS, Recorder, as_line, read_events, read_from
 from autoft.trainer.result import Evaluation
 
 
@@ -34,7 +34,7 @@ def step(number: int, **changes: float) -> Step:
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    path = tmp_path / RECORD
+    path = tmp_path / EVENTS
     events: list[Event] = [
         Stage(name="train"),
         step(1),
@@ -57,7 +57,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 
 def test_lines_of_later_versions_and_half_ones_are_no_trouble(tmp_path: Path) -> None:
-    path = tmp_path / RECORD
+    path = tmp_path / EVENTS
     known = json.loads(as_line(Evaluated(when="after", step=2, evaluation=Evaluation(rows=1))))
     known["colour"] = "blue"
     known["evaluation"]["taste"] = 0.5
@@ -75,7 +75,7 @@ def test_lines_of_later_versions_and_half_ones_are_no_trouble(tmp_path: Path) ->
 
 
 def test_a_run_that_goes_on_cuts_off_what_a_kill_left_half_written(tmp_path: Path) -> None:
-    path = tmp_path / RECORD
+    path = tmp_path / EVENTS
     Recorder(path)(step(1))
     whole = path.read_bytes()
     for torn in (b'{"event": "step", "at"', b"x" * 200_000):
@@ -89,7 +89,7 @@ def test_a_run_that_goes_on_cuts_off_what_a_kill_left_half_written(tmp_path: Pat
 
 
 def test_a_record_begun_anew_is_read_from_its_start(tmp_path: Path) -> None:
-    path = tmp_path / RECORD
+    path = tmp_path / EVENTS
     for number in range(3):
         Recorder(path)(step(number))
     _, offset = read_from(path, 0)
@@ -108,16 +108,16 @@ def test_a_folder_that_is_gone_for_a_while_is_told_once_and_tried_again(tmp_path
     folder = tmp_path / "run"
     folder.mkdir()
     said: list[str] = []
-    record = Recorder(folder / RECORD, said.append)
+    record = Recorder(folder / EVENTS, said.append)
     record(step(1))
     folder.rename(tmp_path / "away")
     record(step(2))
     record(step(3))
-    assert said == [f"{folder / RECORD}: not written from here on: No such file or directory; the run goes on"]
+    assert said == [f"{folder / EVENTS}: not written from here on: No such file or directory; the run goes on"]
     (tmp_path / "away").rename(folder)
     record(step(4))
-    assert said[1:] == [f"{folder / RECORD}: written again, 2 events left out"]
-    assert [each.event for each in read_events(folder / RECORD)] == [step(1), step(4)]
+    assert said[1:] == [f"{folder / EVENTS}: written again, 2 events left out"]
+    assert [each.event for each in read_events(folder / EVENTS)] == [step(1), step(4)]
 
 
 FULL = """
@@ -140,7 +140,7 @@ record(Note(text="last"))
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs a limit of a file's size")
 def test_a_full_disk_leaves_whole_lines_and_a_run_that_goes_on(tmp_path: Path) -> None:
     """The system writes twenty bytes of a line and no more, as a disk does that gets full."""
-    path = tmp_path / RECORD
+    path = tmp_path / EVENTS
     done = subprocess.run([sys.executable, "-c", FULL, path], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     first, second = done.stdout.splitlines()
@@ -162,7 +162,7 @@ for number in range(10**9):
 
 
 def test_a_killed_writer_leaves_lines_that_can_be_read(tmp_path: Path) -> None:
-    path = tmp_path / RECORD
+    path = tmp_path / EVENTS
     with subprocess.Popen([sys.executable, "-c", KILLED, path], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
