@@ -147,12 +147,13 @@ class Display:
                 self.console.file.flush()
             return
         self._fit_terminal()
-        if waiting or self._changed.is_set() or time.monotonic() - self._drawn_at >= CLOCK_EVERY_S:
-            self._changed.clear()
-            self._drawn_at = time.monotonic()
-            self._live.update(Group(*self._picture()), refresh=not waiting)
-        if waiting:  # which draws the picture below them
-            self.console.print(Text("\n".join(waiting)))
+        with self.console:  # written at once
+            if waiting:
+                self.console.print(Text("\n".join(waiting)))
+            if waiting or self._changed.is_set() or time.monotonic() - self._drawn_at >= CLOCK_EVERY_S:
+                self._changed.clear()
+                self._drawn_at = time.monotonic()
+                self._live.update(Group(*self._picture()), refresh=True)
 
     def _fit_terminal(self) -> None:
         with suppress(OSError, ValueError):
