@@ -56,7 +56,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
     """Trains `model`, built by `build_model`, on `examples`.
 
     keeper writes the checkpoints. evaluate: called after every job.eval_steps steps with how many were done; it says
-    whether to stop early. watch: a callback that tells of every step.
+    whether to stop early. watch: a callback that tells of every step; trackers: more of them.
     """
 
     # Our loss divides by the trained tokens of the whole optimizer step
@@ -77,6 +77,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         stop: StopRequest,
         listener: Listener,
         evaluate: Callable[[int], bool] | None = None,
+        trackers: Sequence[Any] = (),
     ) -> None:
         self.job = job
         self.recipe = job.recipe
@@ -115,7 +116,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
                 ),
                 None,
             ),
-            callbacks=[watch],
+            callbacks=[watch, *trackers],
         )
         # TRL puts its own fused head over ours, with metrics that nobody reads, and casts the adapters of a quantized
         # base to bfloat16, which float16 training does not survive. The Recipe decides both: put back what we built.

@@ -47,6 +47,7 @@ from autoft.trainer.record import EVENTS, Recorder
 from autoft.trainer.resolve import ModelRef, fetch, load_config, resolve
 from autoft.trainer.result import Evaluation, Predicted, RunResult
 from autoft.trainer.signals import StopRequest, StopRequested, listening
+from autoft.trainer.trackers import check_trackers, trackers
 from autoft.units import size
 
 if TYPE_CHECKING:
@@ -203,11 +204,14 @@ class _Telling:
 
     def __init__(self, folder: Path, listener: Listener) -> None:
         self.listener = listener
-        self.record = Recorder(folder / EVENTS)
+        self.record = Recorder(folder / EVENTS, self.warn)
 
     def __call__(self, event: Event) -> None:
         self.record(event)
         self.listener(event)
+
+    def warn(self, text: str) -> None:
+        self.listener(Note(text=text, warning=True))
 
 
 def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | None) -> RunResult:
@@ -251,6 +255,7 @@ def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | 
 def _load(session: _Session, prepared: Prepared | None) -> Loaded:
     """Weights, data and model; every gate that can refuse the job is passed here."""
     job, tell = session.job, session.tell
+    check_trackers(job)
     if job.data is None:
         raise DataError("the plan names no data to train on", fix="--data FILE")
     tell(Stage(name="model", detail=job.model))
@@ -305,6 +310,7 @@ def _engine(session: _Session, loaded: Loaded, keeper: Keeper, memory: PeakMemor
         stop=session.stop,
         listener=session.tell,
         evaluate=lambda step: _during(session, loaded, step),
+        trackers=trackers(session.job, session.folder, session.tell.warn),
     )
     engine: Engine = watch.engine
     return engine

@@ -17,6 +17,7 @@ from autoft.cli import options, planning
 from autoft.errors import ModelError, OptionError, OutOfMemory, Resumable
 
 if TYPE_CHECKING:
+    from autoft.cli.live import Display
     from autoft.planner.plan_file import Plan
     from autoft.trainer.prepare import Prepared
     from autoft.trainer.result import Predicted, RunResult
@@ -73,7 +74,7 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
         show_plan(plan, console)
     predicted = _predicted(plan)
     with _memory_remembered(plan, predicted, console):
-        result = _train(plan, predicted, prepared, out, force=force)
+        result = _train(plan, predicted, prepared, out, force=force, as_json=as_json)
     conclude(plan, predicted, result, out, console, as_json=as_json)
 
 
@@ -127,11 +128,12 @@ def _remember(plan: Plan, predicted: Predicted, result: RunResult | None, consol
         console.print(f"Note: {note}", markup=False)
 
 
-def _train(plan: Plan, predicted: Predicted, prepared: Prepared | None, out: Path, *, force: bool) -> RunResult:
-    from autoft.cli.live import Display
+def _train(
+    plan: Plan, predicted: Predicted, prepared: Prepared | None, out: Path, *, force: bool, as_json: bool
+) -> RunResult:
     from autoft.trainer.run import run
 
-    with Display(render.console(stderr=True), predicted.peak_bytes) as display:
+    with display(plan, predicted, as_json=as_json) as listener:
         return run(
             plan.job,
             out,
@@ -139,8 +141,22 @@ def _train(plan: Plan, predicted: Predicted, prepared: Prepared | None, out: Pat
             predicted=predicted,
             prepared=prepared,
             force=force,
-            listener=display,
+            listener=listener,
         )
+
+
+def display(plan: Plan, predicted: Predicted | None, *, as_json: bool) -> Display:
+    """What shows a run of `plan` while it goes."""
+    from autoft.cli.live import Display
+
+    workload, job = plan.workload, plan.job
+    return Display(
+        render.console(stderr=True),
+        None if predicted is None else predicted.peak_bytes,
+        total_tokens=round(job.epochs * workload.tokens) if workload is not None and not job.max_steps else None,
+        gpu=job.device == "cuda",
+        as_json=as_json,
+    )
 
 
 def _from_file(

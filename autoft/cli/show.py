@@ -11,12 +11,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from autoft.cli import event_words
 from autoft.cli.show_correction import show_correction
 from autoft.planner.candidates import describe
 from autoft.planner.estimate import Estimate
 from autoft.planner.plan_file import Alternative, Plan
 from autoft.render import facts
 from autoft.trainer.recipe import Recipe
+from autoft.trainer.record import event_of
 from autoft.trainer.result import Evaluation, RunResult
 from autoft.units import KIB, count, duration, energy, size
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 BAR_COLORS = ("blue", "cyan", "green", "magenta", "yellow", "red", "white")
 SHOWN_ALTERNATIVES = 8
+SHOWN_EVENTS = 12  # of a run; result.json has them all
 LEAST_SHOWN = 0.01  # of the run's memory, for a part to be named beside the bar
 SHOWN_PARTS = 12  # of a figure that is explained; --json has them all
 
@@ -110,6 +113,8 @@ def show_result(result: RunResult, out: str, console: Console) -> None:
         console.print(Panel(answers, title="One held-out message", title_align="left"))
     console.print(_scores(result.before, result.after))
     console.print(facts(_measured_facts(result)))
+    for sentence in _happened(result):
+        console.print(Text(sentence))
     console.print(Text("Next", style="bold"))
     for command, what in (
         (f"autoft chat {out}", "talk to it"),
@@ -234,12 +239,26 @@ def _scores(before: Evaluation, after: Evaluation) -> Table:
         ("valid JSON", before.json_valid, after.json_valid, "{:.1%}"),
         ("fields right", before.fields_right, after.fields_right, "{:.1%}"),
         ("exact match", before.exact_match, after.exact_match, "{:.1%}"),
+        ("last number right", before.number_match, after.number_match, "{:.1%}"),
+        ("F1 of words", before.f1, after.f1, "{:.1%}"),
+        ("ROUGE-L", before.rouge_l, after.rouge_l, "{:.1%}"),
         ("loss, nats a token", before.loss, after.loss, "{:.3f}"),
     )
     for name, was, now, form in lines:
         if was is not None and now is not None:
             table.add_row(name, form.format(was), form.format(now))
     return table
+
+
+def _happened(result: RunResult) -> list[str]:
+    """What was out of the ordinary on the way, and which weights were kept."""
+    events = [event for event in map(event_of, result.events) if event is not None]
+    found = [line for event in events for line in event_words.lines(event)]
+    if len(found) > SHOWN_EVENTS:
+        found = [*found[:SHOWN_EVENTS], f"and {len(found) - SHOWN_EVENTS} more, all in result.json"]
+    if result.best_step is not None:
+        found.append(f"Kept: the weights of step {result.best_step:,}, the best by {result.job.metric}")
+    return found
 
 
 def _measured_facts(result: RunResult) -> list[tuple[str, str]]:

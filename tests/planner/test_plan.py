@@ -83,6 +83,8 @@ def test_an_exact_recipe_is_what_was_said_and_the_device_s_default() -> None:
 
 def test_a_setting_that_is_right_only_beside_another_can_be_pinned() -> None:
     assert parse_settings(("experts_4bit=true",)) == ({"experts_4bit": True}, {})
+    for words in ("report_to=wandb, mlflow", 'report_to=["wandb", "mlflow"]'):
+        assert parse_settings((words,)) == ({}, {"report_to": ("wandb", "mlflow")})
 
 
 def test_settings_are_read_as_toml_else_text() -> None:
