@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,29 +22,37 @@ if TYPE_CHECKING:
 UNPACKED_AT_ONCE = 2**24  # weights, 64 MiB of them in float32
 
 
-def base_loss(model: Any, examples: Sequence[Example]) -> float:
-    """Nats a trained token of `examples`, one forward each. model: as `build_model` built it; it stays as it is."""
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """loss: nats a trained token. spread: standard deviation of the loss over all tokens, those of prompts too."""
+
+    loss: float
+    spread: float
+
+
+def base_loss(model: Any, examples: Sequence[Example]) -> Reference:
+    """Of the base alone on `examples`, one forward each. model: as `build_model` built it; it stays as it is."""
     import torch
 
     base = without_adapter(model)
     alone = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
-    training, total, trained = model.training, 0.0, 0
+    training = model.training
+    found, trained = [], []
     model.eval()
     try:
         with torch.no_grad(), alone, _unpacked_layers(base):
             for example in examples:
                 ids_BS = torch.tensor([list(example.input_ids)], device=base.device)
-                labels_S = torch.tensor(list(example.labels)[1:], device=base.device)
                 # of the class: the instance's own may have a fused head over it
                 logits_BSV = type(base).forward(base, input_ids=ids_BS, use_cache=False).logits
-                losses_S = torch.nn.functional.cross_entropy(
-                    logits_BSV[0, :-1].float(), labels_S, ignore_index=IGNORED, reduction="none"
+                found.append(
+                    torch.nn.functional.cross_entropy(logits_BSV[0, :-1].float(), ids_BS[0, 1:], reduction="none")
                 )
-                total += float(losses_S.double().sum())
-                trained += int((labels_S != IGNORED).sum())
+                trained.append(torch.tensor(list(example.labels)[1:], device=base.device) != IGNORED)
     finally:
         model.train(training)
-    return total / trained
+    losses = torch.cat(found).double()
+    return Reference(loss=float(losses[torch.cat(trained)].mean()), spread=float(losses.std()))
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def build(folder: Path, job: Job) -> Any:
 
 
 def digest(model: Any) -> list[tuple[str, float, bool]]:
-    return [(name, float(p.double().sum()), p.requires_grad) for name, p in model.named_parameters()]
+    return [(name, float(p.detach().double().sum()), p.requires_grad) for name, p in model.named_parameters()]
 
 
 @pytest.mark.parametrize(
@@ -137,16 +137,12 @@ def test_a_template_that_asks_otherwise_than_it_writes_is_refused(tmp_path) -> N
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": f"{n}", "completion": "yes"} for n in range(4)])
     with pytest.raises(ModelError) as refused:
         check_data(prepared_with(tokenizer, path), job())
-    assert refused.value.what == (
-        r"tiny: its chat template asks for an answer with '|>user\n0<|im_end|>\n<|im_start|>assistant\n<think>\n'"[:-1]
-        and refused.value.what
-    )
     assert refused.value.what.startswith("tiny: its chat template asks for an answer with ")
     assert r"<|im_start|>assistant\n<think>\n' and does not write one so, that of" in refused.value.what
 
 
 def test_a_prompt_whose_last_space_joins_the_answer_is_refused(tmp_path) -> None:
-    template = CHAT_TEMPLATE.replace("<|im_start|>", "# ").replace("<|im_end|>", "</s>").replace("\\n", " ")
+    template = CHAT_TEMPLATE.replace("<|im_start|>", "# ").replace("<|im_end|>", "</s>").replace("\n", " ")
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": f"{n}", "completion": "yes"} for n in range(4)])
     check_data(prepared_with(make(template=template), path), job())
     joins = make(template=template, merges=[("Ġ", "y")])
@@ -227,7 +223,7 @@ def without_mask(model: Any, batch: dict[str, Any], recipe: Recipe) -> torch.Ten
 def test_a_loss_that_is_not_the_base_s_is_refused(tiny_model, prepared, monkeypatch, fault, settings) -> None:
     monkeypatch.setattr(gates, "compute_loss", fault)
     with pytest.raises(
-        TrainingError, match=r"before the first step the loss is \S+ as training computes it, and \S+ of"
+        TrainingError, match=r"before the first step the loss is \S+ as training computes it, and \S+ o"
     ):
         check_model(build(tiny_model, job(**settings)), prepared, job(**settings))
 
