@@ -39,11 +39,11 @@ class FourBit(Record):
     odd_error: float | None
 
 
-def four_bit() -> dict[str, Any]:
-    """FourBit of this machine, as a dict: on its first GPU where torch sees one, else on the CPU."""
+def four_bit(device: str | None = None) -> dict[str, Any]:
+    """FourBit of this machine, as a dict. device: None is its first GPU where torch sees one, else the CPU."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     found = {name: _worst_error(width, device) for name, width in (("usual", USUAL_WIDTH), ("odd", ODD_WIDTH))}
     return {"device": device, "usual_error": found["usual"], "odd_error": found["odd"]}
 
