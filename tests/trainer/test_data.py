@@ -122,7 +122,7 @@ def test_a_shared_system_prompt_is_found(tmp_path) -> None:
 def test_held_out_rows_in_the_training_data_are_refused_and_counted(tmp_path) -> None:
     train = write_jsonl(tmp_path / "a.jsonl", [{"prompt": str(n), "completion": "x"} for n in range(30)])
     heldout = tmp_path / "b.jsonl"
-    for others, more in (("7", ""), ("789", "; 2 more held-out rows are trained too")):
+    for others, more, them in (("7", "", "it"), ("789", "; 2 more held-out rows are trained too", "them")):
         write_jsonl(heldout, [{"question": n, "answer": "X "} for n in ("y", *others)])
         with pytest.raises(DataError) as refused:
             load_data(str(train), str(heldout), eval_rows=1)
@@ -130,7 +130,7 @@ def test_held_out_rows_in_the_training_data_are_refused_and_counted(tmp_path) ->
             f"{heldout}:2: this held-out row is also in {train}:8, spaces and upper case aside{more}"
         )
         assert refused.value.fix == (
-            "remove them from one of the two, or leave --eval-data out: then other rows are held out"
+            f"remove {them} from one of the two, or leave --eval-data out: then other rows are held out"
         )
 
 

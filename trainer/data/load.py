@@ -131,10 +131,12 @@ def _heldout(
     if both and demand is not None:
         key, where = both[0]
         trained_at = next(row.where for row in demand if row_key(row) == key)
-        others = f"; {len(both) - 1:,} more held-out rows are trained too" if len(both) > 1 else ""
+        others, them = "", "it"
+        if len(both) > 1:
+            others, them = f"; {len(both) - 1:,} more held-out rows are trained too", "them"
         raise DataError(
             f"{where}: this held-out row is also in {trained_at}, spaces and upper case aside{others}",
-            fix="remove them from one of the two, or leave --eval-data out: then other rows are held out",
+            fix=f"remove {them} from one of the two, or leave --eval-data out: then other rows are held out",
         )
     return [row for _, _, row in sorted(chosen, key=lambda found: found[1])], len(both)
 
