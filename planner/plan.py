@@ -21,9 +21,10 @@ from autoft.planner.request import Request
 from autoft.planner.schedule import MIN_STEPS, rows_of, schedule, steps_of
 from autoft.planner.target import Target, target_of
 from autoft.planner.time import measure_cpu_flops
-from autoft.planner.workload import Workload, measure, refuse_another_tokenizer
+from autoft.planner.workload import Workload, measure
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
+from autoft.trainer.gates import refuse_unknown_tokens
 from autoft.trainer.job import Job
 from autoft.trainer.prepare import Prepared, prepare
 from autoft.trainer.recipe import OF_ADAPTERS, PAD_MULTIPLE, Recipe
@@ -139,7 +140,7 @@ def ask(request: Request, hardware: Hardware) -> Asked:
             max_tokens=max_tokens,
             mapping=request.mapping,
         )
-        refuse_another_tokenizer(prepared, shape)
+        refuse_unknown_tokens(prepared, shape.vocab_size, shape.name)
     workload = measure(prepared) if prepared else None
     if preset.packing:
         preset = _packable(preset, estimator, prepared, seq_len or _seq_len(workload, shape, preset), job_pins)

@@ -15,10 +15,11 @@ from autoft.planner.plan_file import Plan
 from autoft.planner.schedule import mean_length, rows_of, run_takes, steps_of
 from autoft.planner.target import Target, target_of
 from autoft.planner.time import measure_cpu_flops
-from autoft.planner.workload import Workload, measure, refuse_another_tokenizer
+from autoft.planner.workload import Workload, measure
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
+from autoft.trainer.gates import refuse_unknown_tokens
 from autoft.trainer.job import Job
 from autoft.trainer.prepare import Prepared, prepare
 from autoft.trainer.recipe import Recipe
@@ -59,7 +60,7 @@ def recheck(planned: Plan, job: Job, hardware: Hardware, *, where: str, force: b
     prepared = prepare(
         ref, job.data, job.eval_data, eval_rows=job.eval_rows, max_tokens=recipe.seq_len, mapping=job.mapping
     )
-    refuse_another_tokenizer(prepared, estimator.shape)
+    refuse_unknown_tokens(prepared, estimator.shape.vocab_size, estimator.shape.name)
     estimate = estimator.estimate(recipe, accumulate=job.accumulation > 1)
     inputs, workload = inputs_of(job, ref), measure(prepared)
     edited = planned.inputs is not None and job_digest(planned.job) != planned.inputs.job_sha256
