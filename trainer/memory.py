@@ -63,3 +63,15 @@ def resident_bytes() -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
+
+
+# Words of the forms that the end of memory takes: PyTorch's own, the driver's, cuBLAS's and cuDNN's, that of PyTorch
+# when NVML fails while it says so, and the CPU's.
+_EXHAUSTED = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "cudaErrorMemoryAllocation", "NVML_SUCCESS ==")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that the device or the host had no memory left."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _EXHAUSTED)
