@@ -107,9 +107,7 @@ def longest_batch(examples: Sequence[Example], recipe: Recipe) -> list[Example]:
     return (longest * recipe.micro_batch)[: recipe.micro_batch]
 
 
-def mean_loss(
-    model: Any, tokenizer: Any, examples: Sequence[Example], recipe: Recipe, *, tell: Tell = silent
-) -> float:
+def mean_loss(model: Any, tokenizer: Any, examples: Sequence[Example], recipe: Recipe, *, tell: Tell = silent) -> float:
     """Nats a trained token over all examples, each token counting the same whatever its batch.
 
     A batch has as many tokens, padding included, as a micro-batch of the longest of `examples`: rows that are shorter

@@ -18,7 +18,7 @@ from typing import Any
 from autoft.trainer.job import Metric
 from autoft.trainer.result import Evaluation
 
-# What an evaluation tells people, best known last: a name, its field of Evaluation, how it is written
+# What an evaluation tells people, in this order: a name, its field of Evaluation, how it is written
 FIGURES = (
     ("valid JSON", "json_valid", "{:.1%}"),
     ("fields right", "fields_right", "{:.1%}"),

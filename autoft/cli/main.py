@@ -25,6 +25,7 @@ COMMANDS = {
     "estimate": "Memory and time of one exact recipe.",
     "run": "Plan, train, evaluate and save, in one shot.",
     "export-config": "Write a plan as the configuration of axolotl, LLaMA-Factory, TRL or unsloth.",
+    "eval": "Evaluate a model that autoft trained, beside its base.",
     "chat": "Talk to a model that autoft trained.",
     "data": "Check training data, and write a cleaned copy of it.",
     "history": "List, export or clear what earlier runs were predicted to take, and took.",
