@@ -26,6 +26,7 @@ from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
 from autoft.trainer.gates import refuse_unknown_tokens
 from autoft.trainer.job import Job
+from autoft.trainer.metrics import applicable
 from autoft.trainer.prepare import Prepared, prepare
 from autoft.trainer.recipe import OF_ADAPTERS, PAD_MULTIPLE, Recipe
 from autoft.trainer.resolve import load_config, resolve
@@ -153,6 +154,13 @@ def ask(request: Request, hardware: Hardware) -> Asked:
     starter = (request.model, request.data) == ("starter", "starter")
     planned, sources = schedule(starter, workload, rows, seq_len, full=full)
     job = {**planned, **job_pins}
+    unsuited = _unsuited(job, prepared)
+    if unsuited is not None:
+        if "metric" not in preset.job:
+            raise OptionError(
+                f"metric={job['metric']}: {unsuited}", fix="--set metric=loss, or a metric of what the answers are"
+            )
+        preset, job["metric"] = replace(preset, unmeasured=unsuited), "loss"
     question = Question(
         estimator=estimator,
         whole=whole,
@@ -242,6 +250,20 @@ def _packable(
     if rows is not None and len(rows.lengths) * job_pins.get("epochs", 1.0) < MIN_STEPS:
         return preset.without_packing(f"{len(rows.lengths)} packed rows are too few for {MIN_STEPS} optimizer steps")
     return preset
+
+
+def _unsuited(job: dict[str, Any], prepared: Prepared | None) -> str | None:
+    """Why the job's metric tells nothing of its answers, None where it does."""
+    metric = job.get("metric", "loss")
+    if metric == "loss":
+        return None
+    if job.get("max_new_tokens") == 0:
+        return "no answers are generated (max_new_tokens is 0)"
+    rows = prepared.splits.heldout if prepared else []
+    expected = [row.messages[-1]["content"] for row in rows if row.messages]
+    if rows and metric not in applicable(expected):
+        return f"{metric.replace('_', ' ')} tells nothing of the held-out answers"
+    return None
 
 
 def _seq_len(workload: Workload | None, shape: ModelShape, preset: Defaults) -> int:

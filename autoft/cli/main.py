@@ -29,6 +29,7 @@ COMMANDS = {
     "resume": "Take up a run that was stopped, where its newest whole checkpoint is.",
     "watch": "Follow a run from another terminal.",
     "export-config": "Write a plan as the configuration of axolotl, LLaMA-Factory, TRL or unsloth.",
+    "eval": "Evaluate a model that autoft trained, beside its base.",
     "chat": "Talk to a model that autoft trained.",
     "data": "Check training data, and write a cleaned copy of it.",
     "history": "List, export or clear what earlier runs were predicted to take, and took.",

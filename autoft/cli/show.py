@@ -17,18 +17,21 @@ from autoft.planner.candidates import describe
 from autoft.planner.estimate import Estimate
 from autoft.planner.plan_file import Alternative, Plan
 from autoft.render import facts
+from autoft.trainer.metrics import figures
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.record import event_of
-from autoft.trainer.result import Evaluation, RunResult
+from autoft.trainer.result import Evaluation, RunResult, Sample
 from autoft.units import KIB, count, duration, energy, size
 
 if TYPE_CHECKING:
     from autoft.planner.cases import Case
+    from autoft.trainer.judge import Judgement
 
 BAR_COLORS = ("blue", "cyan", "green", "magenta", "yellow", "red", "white")
 SHOWN_ALTERNATIVES = 8
 SHOWN_EVENTS = 12  # of a run; result.json has them all
 LEAST_SHOWN = 0.01  # of the run's memory, for a part to be named beside the bar
+SIDE_BY_SIDE = 80  # columns, for three answers beside each other
 SHOWN_PARTS = 12  # of a figure that is explained; --json has them all
 
 
@@ -111,7 +114,7 @@ def show_result(result: RunResult, out: str, console: Console) -> None:
             Text("Wanted  ", style="bold").append(sample.expected, style="not bold"),
         )
         console.print(Panel(answers, title="One held-out message", title_align="left"))
-    console.print(_scores(result.before, result.after))
+    console.print(scores(result.before, result.after))
     console.print(facts(_measured_facts(result)))
     for sentence in _happened(result):
         console.print(Text(sentence))
@@ -231,22 +234,20 @@ def _alternatives(alternatives: tuple[Alternative, ...]) -> Table:
     return table
 
 
-def _scores(before: Evaluation, after: Evaluation) -> Table:
+def show_judgement(judgement: Judgement, console: Console) -> None:
+    """A run judged again: its samples side by side, then the figures."""
+    for sample in judgement.samples:
+        console.print(_side_by_side(sample, console.width))
+    console.print(scores(judgement.before, judgement.after))
+
+
+def scores(before: Evaluation, after: Evaluation) -> Table:
+    """Every figure that both have."""
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     for name in (f"{after.rows} held-out rows", "before", "after"):
         table.add_column(name, justify="left" if "rows" in name else "right")
-    lines = (
-        ("valid JSON", before.json_valid, after.json_valid, "{:.1%}"),
-        ("fields right", before.fields_right, after.fields_right, "{:.1%}"),
-        ("exact match", before.exact_match, after.exact_match, "{:.1%}"),
-        ("last number right", before.number_match, after.number_match, "{:.1%}"),
-        ("F1 of words", before.f1, after.f1, "{:.1%}"),
-        ("ROUGE-L", before.rouge_l, after.rouge_l, "{:.1%}"),
-        ("loss, nats a token", before.loss, after.loss, "{:.3f}"),
-    )
-    for name, was, now, form in lines:
-        if was is not None and now is not None:
-            table.add_row(name, form.format(was), form.format(now))
+    for name, was, now in figures(before, after):
+        table.add_row(name, was, now)
     return table
 
 
@@ -259,6 +260,20 @@ def _happened(result: RunResult) -> list[str]:
     if result.best_step is not None:
         found.append(f"Kept: the weights of step {result.best_step:,}, the best by {result.job.metric}")
     return found
+
+
+def _side_by_side(sample: Sample, width: int) -> Panel:
+    """The message, and under it the answers: beside each other where there is room, else below each other."""
+    message = Text("Message ", style="bold").append(_clipped(sample.prompt), style="not bold")
+    answers = (("Before", _clipped(sample.before)), ("After", _clipped(sample.after)), ("Wanted", sample.expected))
+    if width < SIDE_BY_SIDE:
+        below = (Text(f"{name:<7} ", style="bold").append(text, style="not bold") for name, text in answers)
+        return Panel(Group(message, *below))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
+    for name, _ in answers:
+        table.add_column(name, ratio=1, overflow="fold")
+    table.add_row(*(Text(text) for _, text in answers))
+    return Panel(Group(message, table))
 
 
 def _measured_facts(result: RunResult) -> list[tuple[str, str]]:

@@ -84,6 +84,20 @@ def load_data(data: str, eval_data: str | None = None, *, eval_rows: int = 100, 
     return Splits(train, heldout, survey.system_prompt, tuple(notes))
 
 
+def load_rows(data: str, *, most: int, mapping: str | None = None) -> list[Row]:
+    """At most so many rows to evaluate on, chosen by what they say, in their order: of a split for that, else of all.
+
+    data, mapping: as `load_data` has them. Raises: DataError, OptionError.
+    """
+    if data == "starter":
+        from autoft.trainer.data.support_desk import write
+
+        data = str(write(home() / "data")[1])
+    source = open_data(data)
+    rows = convert_rows((source.heldout or source.train)(), parse_mapping(mapping) if mapping else None)
+    return _heldout(rows, frozenset(), most)[0]
+
+
 @dataclass(frozen=True, slots=True)
 class _Survey:
     """What one reading of all rows tells. remarks: each with how many rows have it, and where the first of them is."""
