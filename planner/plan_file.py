@@ -27,12 +27,13 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alternative(Record):
-    """A recipe that was not chosen. fallback: it fits in less memory than the chosen one."""
+    """A recipe that was not chosen. fallback: it fits in less memory than the chosen one. num_gpus: that it was for."""
 
     role: Literal["fallback", "runner_up", "rejected"]
     recipe: Recipe
     estimate: Estimate
     reason: str
+    num_gpus: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
