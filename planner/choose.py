@@ -34,8 +34,14 @@ _ORDER: dict[str, tuple[str, Callable[[Candidate], tuple[float, ...]]]] = {
         f"the shortest time, that of a 4-bit base taken {PRICE[4]:g} times",
         lambda c: (_pace(row_time(c) * PRICE[base_bits(c.recipe)]),),
     ),
-    "quality": ("the most bits in the base, then the shortest time", lambda c: (-base_bits(c.recipe), _pace(row_time(c)))),
-    "speed": ("the shortest time, then the most bits in the base", lambda c: (_pace(row_time(c)), -base_bits(c.recipe))),
+    "quality": (
+        "the most bits in the base, then the shortest time",
+        lambda c: (-base_bits(c.recipe), _pace(row_time(c))),
+    ),
+    "speed": (
+        "the shortest time, then the most bits in the base",
+        lambda c: (_pace(row_time(c)), -base_bits(c.recipe)),
+    ),
     "memory": ("the least memory, then the shortest time", lambda c: (c.estimate.device_bytes, _pace(row_time(c)))),
 }
 PREFERENCES = tuple(_ORDER)

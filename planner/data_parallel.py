@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,17 +23,6 @@ BROADCASTS_IN_FLIGHT = 2
 # Of gradients, the first bucket and all others: _DEFAULT_FIRST_BUCKET_BYTES and _DEFAULT_BUCKET_CAP_MB there
 BUCKET_BYTES = (MIB, 25 * MIB)
 _BUCKET = ("a bucket of gradients", "torch/csrc/distributed/c10d/reducer.cpp, initialize_buckets")
-
-
-@dataclass(frozen=True, slots=True)
-class Replicas:
-    """num_gpus: each has the whole model. accumulation: micro-batches that each has in an optimizer step."""
-
-    num_gpus: int = 1
-    accumulation: int = 1
-
-
-ALONE = Replicas()
 
 
 def gradient_buckets(weights: Iterable[Weight]) -> list[int]:

@@ -9,11 +9,11 @@ from typing import Any
 from autoft.errors import ModelError
 from autoft.planner.allocator import Allocator, ByteCounter
 from autoft.planner.attention import TOKENS_PER_EXAMPLE, Backend
-from autoft.planner.data_parallel import ALONE, Replicas, gradient_buckets, replicated
+from autoft.planner.data_parallel import gradient_buckets, replicated
 from autoft.planner.depth import Depth, depth_of, shortened
 from autoft.planner.device import Device
 from autoft.planner.estimate import Estimate, Fits
-from autoft.planner.exchange import together
+from autoft.planner.exchange import ALONE, Replicas, together
 from autoft.planner.ghost import Kept, Rehearsal, find_depth, rehearse
 from autoft.planner.host import ASSUMPTION as HOST_ASSUMPTION
 from autoft.planner.host import disk_parts, host_parts, totals

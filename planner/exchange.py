@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from autoft.planner.data_parallel import Replicas
 from autoft.planner.estimate import Range
 from autoft.planner.time import HOST_LINK_BYTES_PER_S, Rates, Timing
 from autoft.profiles.gpu_catalogue import gpu_profiles
@@ -21,6 +20,17 @@ PCIE_SHARE = (0.2, 0.9)
 NVLINK_SHARE = (0.5, 0.95)
 
 
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """num_gpus: each has the whole model. accumulation: micro-batches that each has in an optimizer step."""
+
+    num_gpus: int = 1
+    accumulation: int = 1
+
+
+ALONE = Replicas()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Link:
     """bytes/s that each GPU of a ring sends and receives at once, and what that goes over, in words."""
@@ -31,7 +41,7 @@ class Link:
 
 
 def link_of(gpu: Gpu) -> Link:
-    """Between cards of this kind. NVLink, which may be there or not, counts on the fast side where nobody has looked."""
+    """Between cards of this kind. NVLink, which may be there or not, is the upper bound where nobody has looked."""
     profile = gpu_profiles().get(gpu.profile or "")
     status, built = gpu.status, profile.pcie if profile else None
     generation = (status and status.pcie_max_generation) or (built and built.generation)
@@ -47,7 +57,9 @@ def link_of(gpu: Gpu) -> Link:
         return Link(lower=lower, upper=upper, what=what)
     if looked:
         return Link(lower=NVLINK_SHARE[0] * bridged, upper=NVLINK_SHARE[1] * bridged, what="NVLink")
-    return Link(lower=lower, upper=max(upper, NVLINK_SHARE[1] * bridged), what=f"{what}, or NVLink where it is built in")
+    return Link(
+        lower=lower, upper=max(upper, NVLINK_SHARE[1] * bridged), what=f"{what}, or NVLink where it is built in"
+    )
 
 
 def together(timing: Timing, buckets: Sequence[int], replicas: Replicas, gpu: Gpu | None, rates: Rates) -> Timing:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 
-from autoft.planner.data_parallel import Replicas
 from autoft.planner.estimator import Estimator
+from autoft.planner.exchange import Replicas
 from autoft.planner.explain import Figure, explain
 from autoft.planner.plan import Answer
 from autoft.planner.plan_file import Plan

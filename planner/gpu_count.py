@@ -36,7 +36,7 @@ def counts_of(question: Question, wanted: int | None) -> list[int]:
     if wanted is not None:
         _refuse_more(target, wanted)
         return [wanted]
-    micro_batch = question.pinned.get("micro_batch", 1)
+    micro_batch: int = question.pinned.get("micro_batch", 1)
 
     def in_step(num_gpus: int) -> int:
         return num_gpus * micro_batch * max(1, rows // num_gpus // micro_batch)
@@ -98,13 +98,14 @@ def _reasons(best: Candidate, others: list[Candidate], question: Question, name:
     one = next((other for other in others if other.estimate.num_gpus == 1), None)
     more = min((other for other in others if other.estimate.num_gpus > num_gpus), key=row_time, default=None)
     if num_gpus == 1 and more is not None:
-        times = row_time(more) / row_time(best)
-        return [f"1 of the GPUs: with {more.estimate.num_gpus}, {describe(more.recipe)}, a row would take {times:.2f} times the time"]
+        times = f"{row_time(more) / row_time(best):.2f} times the time"
+        return [f"1 of the GPUs: with {more.estimate.num_gpus}, {describe(more.recipe)}, a row would take {times}"]
     if num_gpus == 1:
         return []
     accumulation = question.replicas(best.recipe).accumulation
     rows = best.recipe.micro_batch * accumulation
-    told = f"{several(num_gpus, name)}, data parallel: each has the whole model and {rows} of a step's {num_gpus * rows} rows"
+    share = f"each has the whole model and {rows} of a step's {num_gpus * rows} rows"
+    told = f"{several(num_gpus, name)}, data parallel: {share}"
     if one is not None:
         told += f"; a row takes {row_time(best) / row_time(one):.2f} times the time of one GPU ({describe(one.recipe)})"
     return [told]
@@ -112,13 +113,13 @@ def _reasons(best: Candidate, others: list[Candidate], question: Question, name:
 
 def _other(other: Candidate, best: Candidate) -> Alternative:
     times = row_time(other) / row_time(best)
-    gpus = other.estimate.num_gpus
-    return alternative("runner_up", other, f"fits: {gpus} GPU{'s' * (gpus > 1)}, {times:.2f} times the time")
+    return alternative("runner_up", other, f"fits: {times:.2f} times the time")
 
 
 def _refuse_more(target: Target, wanted: int) -> None:
-    if target.device == "cuda" and wanted > target.num_gpus:
+    there = target.num_gpus
+    if target.device == "cuda" and wanted > there:
         raise OptionError(
-            f"--set num_gpus={wanted}: there {'are' if target.num_gpus > 1 else 'is'} {target.num_gpus} of {target.name}",
-            fix=f"--set num_gpus={target.num_gpus}, or --gpu 'NAME x{wanted}' for cards that are not here",
+            f"--set num_gpus={wanted}: planned for {several(there, target.name)}",
+            fix=f"--set num_gpus={there}, or --gpu 'NAME x{wanted}' for cards that are not here",
         )

@@ -9,9 +9,9 @@ from typing import Any
 from autoft import __version__
 from autoft.errors import OptionError
 from autoft.planner.candidates import exact, parse_settings
-from autoft.planner.data_parallel import ALONE, Replicas
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
+from autoft.planner.exchange import ALONE, Replicas
 from autoft.planner.ghost import Rehearsal
 from autoft.planner.gpu_count import counts_of, notes_of, plan_counts, with_counts
 from autoft.planner.inputs import inputs_of

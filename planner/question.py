@@ -8,9 +8,9 @@ from typing import Any
 from autoft.errors import OptionError
 from autoft.planner.candidates import Family, base_bits, families
 from autoft.planner.choose import SLOWER, Choice, choose, order
-from autoft.planner.data_parallel import Replicas
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator import Estimator
+from autoft.planner.exchange import Replicas
 from autoft.planner.ghost import Rehearsal
 from autoft.planner.request import Prefer
 from autoft.planner.schedule import Rows, mean_length, run_takes, steps_of
@@ -133,7 +133,9 @@ class Question:
         """As Rows.padded; 1 without data. GPUs wait for the one that has the longest row."""
         if self.rows is None:
             return 1.0
-        return self.rows.padded(micro_batch * self.num_gpus, self.rows_per_step, grouped=bool(self.job.get("group_by_length")))
+        return self.rows.padded(
+            micro_batch * self.num_gpus, self.rows_per_step, grouped=bool(self.job.get("group_by_length"))
+        )
 
     def job_of(self, recipe: Recipe) -> Job:
         """The Job that trains by `recipe`. Raises: FileFormatError for a field that is wrong."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from autoft.errors import DoesNotFit, FileFormatError, ModelError
 from autoft.planner.candidates import describe
 from autoft.planner.correction import correction_for, warnings
-from autoft.planner.data_parallel import Replicas
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator import Estimator
+from autoft.planner.exchange import Replicas
 from autoft.planner.inputs import Inputs, inputs_of, job_digest
 from autoft.planner.plan_file import Plan
 from autoft.planner.schedule import mean_length, rows_of, run_takes, steps_of

@@ -41,7 +41,7 @@ class Target:
     """device: where to train. available_bytes: what a run may take of it. half_dtype: its true 16-bit format, if any.
 
     cpu_flops_per_s, cpu_bytes_per_s: measure the CPU's throughput, for a model in a dtype, and its memory's.
-    gpu: the card, of several alike that one which has the least to give; gpus: all of these on the machine, the one with
+    gpu: the card, of several the one that has the least to give; gpus: all that are alike on the machine, the one with
     the most free memory first.
     bench: what `autoft probe --bench` has measured of this device with the software that is installed now.
     key: of this machine's device with that software; None for a card that is not here.

@@ -177,6 +177,7 @@ def _corrected(plan: Plan, wanted: Request, hardware: Hardware) -> Plan:
     if aside is not None:
         render.console(stderr=True).print(f"Note: {aside}", markup=False)
     target = target_of(hardware, gpu_name=wanted.gpu, vram_gib=wanted.vram_gib, cpu_flops_per_s=measure_cpu_flops)
+    target = target.using(plan.job.num_gpus)
     correction = correction_for(target, plan.estimate, plan.job.recipe)
     if correction is None:
         return plan
