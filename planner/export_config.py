@@ -32,8 +32,8 @@ SUFFIXES: dict[Tool, str] = {"axolotl": ".yaml", "llamafactory": ".yaml", "trl":
 # What every tool is told, or what autoft itself has settled in the files that it writes
 TOLD = frozenset({
     "model", "data", "eval_data", "mapping", "recipe", "device", "num_gpus", "eval_rows", "epochs", "max_steps",
-    "accumulation", "learning_rate", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "seed", "method", "base_dtype",
-    "quant_type", "rank", "alpha", "dropout", "target_modules", "micro_batch", "seq_len", "packing",
+    "accumulation", "learning_rate", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "seed", "method",
+    "base_dtype", "quant_type", "rank", "alpha", "dropout", "target_modules", "micro_batch", "seq_len", "packing",
     "gradient_checkpointing", "attention", "optimizer", "autocast", "loss", "adapter_dtype", "max_new_tokens",
 })  # fmt: skip
 COLUMNS = 100
