@@ -107,7 +107,8 @@ def cpu_memory() -> Any:
         return importlib.import_module("cpu_memory")
 
 
-def test_what_it_takes_of_a_real_run_is_met(cpu_memory: Any, group: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("group")
+def test_what_it_takes_of_a_real_run_is_met(cpu_memory: Any, tmp_path: Path) -> None:
     """Two steps of two micro-batches each: every phase, and the buckets themselves."""
     from torch.profiler import record_function
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -144,7 +145,9 @@ def test_what_it_takes_of_a_real_run_is_met(cpu_memory: Any, group: None, tmp_pa
     alone = rehearse(recipe, config, Device(None), depth=find_depth(recipe, config), accumulate=True)
     predicted = replay(replicated(alone), ByteCounter()).phases
     assert predicted["load"] == measured["load"]
-    assert predicted["first_step"] == pytest.approx(max(measured["1 forward"], measured["1 backward"]), rel=5e-4)
+    assert predicted["first_step"] == pytest.approx(
+        max(measured[f"1 {name}"] for name in ("forward", "backward", "optimizer")), rel=5e-4
+    )
     for name in ("forward", "backward", "optimizer"):
         assert predicted[name] == pytest.approx(measured[f"2 {name}"], rel=5e-4)
     found = wrapped._get_ddp_logging_data()
@@ -171,8 +174,8 @@ def test_buckets_are_torch_s_own(tensors: list[tuple[int, torch.dtype]], limits:
 
 def test_a_replica_takes_no_less_than_a_run_alone(model: Path) -> None:
     found = ask(request(model, gpu="rtx-3060 x2"), NOWHERE)
-    for family in found.question.families():
-        recipe = family.recipes[0]
+    recipes = [family.recipes[0] for family in found.question.families()]
+    for recipe in (r for r in recipes if r.quant_type != "int8" and r.checkpoint_every == 1):
         for accumulation in (1, 2):
             alone, one = (
                 found.question.estimator.estimate(recipe, replicas=Replicas(num, accumulation)) for num in (1, 2)
@@ -309,7 +312,7 @@ def test_a_pinned_number_is_kept_to_and_its_batch_told(model: Path) -> None:
     assert f"num_gpus=3: a step has {in_step} rows instead of 16, as many for each GPU" in plan.notes
     shared, _ = make_plan(request(model, gpu="cpu", settings=("num_gpus=2", "method=lora")), NOWHERE)
     assert shared.job.num_gpus == 2
-    assert shared.estimate.device_bytes == 2 * shared.estimate.peak_reserved_bytes
+    assert shared.estimate.device_bytes == 2 * max(shared.estimate.phases.values())
 
 
 def test_like_cards_of_this_machine_are_used_and_the_fullest_decides(model: Path) -> None:
@@ -332,7 +335,7 @@ def test_parts_of_one_card_stay_alone() -> None:
 
 def test_what_fits_no_single_gpu_is_refused_without_sharding(model: Path) -> None:
     with pytest.raises(DoesNotFit) as error:
-        make_plan(request(model, gpu="rtx-3060 x2", vram_gib=0.7), NOWHERE)
+        make_plan(request(model, gpu="rtx-3060 x2", vram_gib=0.7, settings=("method=lora", "micro_batch=1")), NOWHERE)
     assert error.value.exit_code == 3
     assert "each would hold the whole model, and sharding it is not planned yet" in error.value.what
 
@@ -367,7 +370,9 @@ def test_a_difference_names_it(two: Plan) -> None:
 def with_data(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     data = tmp_path_factory.mktemp("data") / "rows.jsonl"
     write_jsonl(data, [{"prompt": f"number {n}", "completion": f"it is {n}"} for n in range(400)])
-    return make_plan(Request(model=str(tiny_model), data=str(data)), machine(*cards(11, 11)))[0]
+    return make_plan(Request(model=str(tiny_model), data=str(data), settings=("num_gpus=2",)), machine(*cards(11, 11)))[
+        0
+    ]
 
 
 def test_fewer_gpus_than_planned_are_named_and_refused(with_data: Plan) -> None:
