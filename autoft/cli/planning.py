@@ -26,7 +26,9 @@ PREFERENCES = ("balanced", "quality", "speed", "memory")
 
 DEVICE = (
     click.option(
-        "--gpu", metavar="NAME", help="Plan for this card of the catalogue, here or not; cpu plans without one."
+        "--gpu",
+        metavar="NAME[xN]",
+        help='Plan for this card of the catalogue, here or not, or for several ("RTX 3090 x2"); cpu plans without one.',
     ),
     click.option("--vram", "vram_gib", type=float, metavar="GIB", help="Plan for so much device memory."),
 )

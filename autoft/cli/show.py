@@ -15,6 +15,7 @@ from autoft.cli.show_correction import show_correction
 from autoft.planner.candidates import describe
 from autoft.planner.estimate import Estimate
 from autoft.planner.plan_file import Alternative, Plan
+from autoft.planner.target import several
 from autoft.render import facts
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import Evaluation, RunResult
@@ -51,7 +52,8 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 def show_estimate(recipe: Recipe, estimate: Estimate, target: str, console: Console) -> None:
     """Memory and time of one recipe."""
-    console.print(Text(f"{describe(recipe)}, {recipe.seq_len} tokens, on {target}", style="bold"))
+    where = several(estimate.num_gpus, target)
+    console.print(Text(f"{describe(recipe)}, {recipe.seq_len} tokens, on {where}", style="bold"))
     rows = [
         ("Fits", f"{estimate.fits}: {size(estimate.device_bytes)} of {size(estimate.available_bytes)} usable"),
         ("Trained", f"{count(estimate.trainable_params)} of {count(estimate.total_params)} weights"),

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from autoft.errors import DoesNotFit, ModelError, OptionError
 from autoft.planner.allocator import ByteCounter
+from autoft.planner.cases import Case, estimates
 from autoft.planner.choose import PREFERENCES, row_time
 from autoft.planner.correction import correction_for
 from autoft.planner.data_parallel import _buckets, gradient_buckets, replicated
@@ -436,6 +437,22 @@ def test_questions_about_one_gpu_refuse_several(model: Path) -> None:
     with pytest.raises(OptionError, match="this question is about one GPU"):
         make_frame(request(model, gpu="t4x2"), NOWHERE)
     assert make_frame(request(model), machine(*cards(11, 11))).target.num_gpus == 2
+
+
+def test_a_case_may_name_several(model: Path) -> None:
+    cases = [Case("", str(model), gpu, None, {"method": "lora", "seq_len": SEQ_LEN}) for gpu in ("t4", "t4x2")]
+    assert [estimate.num_gpus for _, _, estimate in estimates(cases, NOWHERE)] == [1, 2]
+
+
+def test_a_plan_for_several_is_not_run_yet(autoft: Any, with_data: Plan, tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    write_plan(with_data, path)
+    done = autoft("run", path, "-o", tmp_path / "out")
+    assert done.code == 2
+    assert done.err == (
+        "Error: training on several GPUs is not built yet, and the plan is for 2\n"
+        f"To fix: num_gpus = 1 in {path}, or plan again with --set num_gpus=1\n"
+    )
 
 
 def test_the_command_line_tells_it(autoft: Any, model: Path) -> None:
