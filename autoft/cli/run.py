@@ -62,10 +62,10 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
         if words["gpu"] is None and not any(word.startswith("num_gpus") for word in words["settings"]):
             words["settings"] = (*words["settings"], "num_gpus=1")
         plan, prepared = planning.plan(planning.request(what, **words), out.absolute().parent)
-    _refuse_several_gpus(plan.job.num_gpus, "--set num_gpus=1")
     from autoft.trainer.run import output_bytes
 
     each = 4 if plan.job.recipe.method != "full" or plan.job.recipe.weights_dtype == "float32" else 2
+    _refuse_several_gpus(plan.job.num_gpus, "--set num_gpus=1")
     check_output(out, force=force, needed_bytes=output_bytes(plan.estimate.trainable_params, bytes_each=each))
     _take_device(plan)
     if not as_json:
