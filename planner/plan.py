@@ -11,7 +11,9 @@ from autoft.errors import OptionError
 from autoft.planner.candidates import exact, parse_settings
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
+from autoft.planner.exchange import ALONE, Replicas
 from autoft.planner.ghost import Rehearsal
+from autoft.planner.gpu_count import counts_of, notes_of, plan_counts, with_counts
 from autoft.planner.inputs import inputs_of
 from autoft.planner.plan_file import Plan
 from autoft.planner.preset import Defaults, defaults
@@ -19,7 +21,7 @@ from autoft.planner.question import Limits, Question, check_limits, limited
 from autoft.planner.remedies import nothing_fits
 from autoft.planner.request import Request
 from autoft.planner.schedule import MIN_STEPS, rows_of, schedule, steps_of
-from autoft.planner.target import Target, target_of
+from autoft.planner.target import Target, like, target_of, without_memory
 from autoft.planner.time import measure_cpu_flops
 from autoft.planner.workload import Workload, measure
 from autoft.profiles.hardware import Hardware
@@ -57,6 +59,7 @@ class Asked:
     reasons: tuple[str, ...]
     notes: tuple[str, ...]
     words: dict[str, str]  # how the user pinned fields of the Recipe, by field
+    counts: list[int]  # of GPUs, to plan for
 
 
 def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | None]:
@@ -65,11 +68,12 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
     Raises: InputError of several kinds; DoesNotFit when no candidate fits.
     """
     asked = ask(request, hardware)
-    question, workload = asked.question, asked.workload
-    found = question.search()
-    choice = question.choose(found)
-    if choice is None:
+    workload = asked.workload
+    taken, tried = plan_counts(asked.question, asked.counts)
+    question, found = taken.question, taken.search
+    if taken.choice is None:
         raise nothing_fits(question, found, asked.words)
+    choice = with_counts(taken, tried, without_memory(question.target.name))
     job = question.job_of(choice.recipe)
     run_time_s, run_energy_kwh = question.run_takes(choice.recipe)
     plan = Plan(
@@ -161,6 +165,7 @@ def ask(request: Request, hardware: Hardware) -> Asked:
                 f"metric={job['metric']}: {unsuited}", fix="--set metric=loss, or a metric of what the answers are"
             )
         preset, job["metric"] = replace(preset, unmeasured=unsuited), "loss"
+    num_gpus = job.pop("num_gpus", None)
     question = Question(
         estimator=estimator,
         whole=whole,
@@ -178,12 +183,18 @@ def ask(request: Request, hardware: Hardware) -> Asked:
         prefer=preset.prefer,
         limits=limits,
     )
+    counts = counts_of(question, num_gpus)
     reasons = (
         *(text for name, text in sources.items() if name not in {**job_pins, **recipe_pins}),
         *preset.reasons(seq_len_counts=seq_len_counts),
     )
-    notes = (*_notes(prepared, seq_len), *preset.notes(), *_machine_notes(request, hardware))
-    return Asked(question, preset, prepared, workload, reasons, notes, words)
+    notes = (
+        *_notes(prepared, seq_len),
+        *preset.notes(),
+        *notes_of(question, counts, num_gpus),
+        *_machine_notes(request, hardware),
+    )
+    return Asked(question, preset, prepared, workload, reasons, notes, words, counts)
 
 
 def _words(request: Request, pins: dict[str, Any]) -> dict[str, str]:
@@ -221,9 +232,10 @@ def make_estimate(request: Request, hardware: Hardware) -> Answer:
     _check_seq_len(seq_len, estimator.shape)
     seq_len = seq_len or _seq_len(None, estimator.shape, Defaults())
     recipe = exact(target, seq_len=seq_len, attention=estimator.attention, pinned=pins)
-    rehearsal = estimator.rehearse(recipe)
-    estimate = estimator.estimate_of(recipe, rehearsal)
-    others = estimator.fits_by_gib(rehearsal, estimate.device_bytes)
+    replicas = ALONE if request.gpu is None else Replicas(target.num_gpus)
+    rehearsal = estimator.rehearse(recipe, replicas=replicas)
+    estimate = estimator.estimate_of(recipe, rehearsal, replicas=replicas)
+    others = estimator.fits_by_gib(rehearsal, estimate.device_bytes, num_gpus=replicas.num_gpus)
     return Answer(recipe, replace(estimate, fits_by_gib=others), target, estimator, rehearsal)
 
 
@@ -293,7 +305,11 @@ def _notes(prepared: Prepared | None, seq_len: int) -> tuple[str, ...]:
 
 def _machine_notes(request: Request, hardware: Hardware) -> tuple[str, ...]:
     """What to know of this machine; nothing where the plan is for a card that was named."""
-    return hardware.notes if request.gpu is None else ()
+    if request.gpu is not None:
+        return ()
+    beside = [gpu.name for gpu in hardware.gpus if gpu not in like(hardware.gpus)]
+    unlike = (f"not used beside the others: {', '.join(beside)}; replicas of a model want cards of one kind",)
+    return (*hardware.notes, *(unlike if beside else ()))
 
 
 def _lasting(hardware: Hardware) -> Hardware:

@@ -27,7 +27,7 @@ def model_card(result: RunResult, name: str, base: str | None, licence: str | No
         "tags": sorted({"autoft", recipe.method} | ({"lora"} if recipe.method == "qlora" else set())),
     }
     yaml = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items() if value)
-    rows_per_step = recipe.micro_batch * job.accumulation
+    rows_per_step = job.num_gpus * recipe.micro_batch * job.accumulation
     data = Path(job.data or "").name
     system_prompt = json.dumps(result.system_prompt, ensure_ascii=False)
     return f"""---

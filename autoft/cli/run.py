@@ -62,10 +62,13 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
             _fetch_starter(console)
         if words["data"] is None:
             raise OptionError("no data to train on", fix=f"autoft run {what} --data FILE")
+        if words["gpu"] is None and not any(word.startswith("num_gpus") for word in words["settings"]):
+            words["settings"] = (*words["settings"], "num_gpus=1")
         plan, prepared = planning.plan(planning.request(what, **words), out.absolute().parent)
     from autoft.trainer.outcome import output_bytes
 
     each = 4 if plan.job.recipe.method != "full" or plan.job.recipe.weights_dtype == "float32" else 2
+    _refuse_several_gpus(plan.job.num_gpus, "--set num_gpus=1")
     check_output(out, force=force, needed_bytes=output_bytes(plan.estimate.trainable_params, bytes_each=each))
     take_device(plan)
     if not as_json:
@@ -185,6 +188,7 @@ def _from_file(
                 fix="plan again with it, or leave it out",
             )
     planned = read_plan(path)
+    _refuse_several_gpus(planned.job.num_gpus, f"num_gpus = 1 in {path}, or plan again with --set num_gpus=1")
     data = {name: words[name] for name in ("data", "eval_data") if words[name] is not None}
     if words["mapping"]:
         data["mapping"] = ",".join(words["mapping"])
@@ -200,6 +204,11 @@ def _from_file(
     for note in checked.notes:
         console.print(f"Note: {note}", markup=False)
     return checked.plan, checked.prepared
+
+
+def _refuse_several_gpus(num_gpus: int, fix: str) -> None:
+    if num_gpus > 1:
+        raise OptionError(f"training on several GPUs is not built yet, and the plan is for {num_gpus}", fix=fix)
 
 
 def _fetch_starter(console: Console) -> None:

@@ -16,6 +16,7 @@ from autoft.cli.show_correction import show_correction
 from autoft.planner.candidates import describe
 from autoft.planner.estimate import Estimate
 from autoft.planner.plan_file import Alternative, Plan
+from autoft.planner.target import several
 from autoft.render import facts
 from autoft.trainer.metrics import figures
 from autoft.trainer.recipe import Recipe
@@ -38,7 +39,7 @@ SHOWN_PARTS = 12  # of a figure that is explained; --json has them all
 def show_plan(plan: Plan, console: Console) -> None:
     """The plan in one screen: the choice, its memory and time, why, and what else was looked at."""
     job, recipe = plan.job, plan.job.recipe
-    console.print(Text(f"{job.model} on {plan.target}", style="bold"))
+    console.print(Text(f"{job.model} on {plan.place}", style="bold"))
     console.print(facts([("Plan", describe(recipe)), *_job_facts(plan)]))
     console.print(memory_bar(plan.estimate, console.width))
     console.print(_legend(plan.estimate))
@@ -50,14 +51,15 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(Text(f"Note: {note}", style="dim"))
     if plan.alternatives:
         console.print(Text("Not chosen", style="bold"))
-        console.print(_alternatives(plan.alternatives))
+        console.print(_alternatives(plan.alternatives, job.num_gpus))
     if plan.pruned:
         console.print(Text(f"Not tried: {'; '.join(plan.pruned)}", style="dim"))
 
 
 def show_estimate(recipe: Recipe, estimate: Estimate, target: str, console: Console) -> None:
     """Memory and time of one recipe."""
-    console.print(Text(f"{describe(recipe)}, {recipe.seq_len} tokens, on {target}", style="bold"))
+    where = several(estimate.num_gpus, target)
+    console.print(Text(f"{describe(recipe)}, {recipe.seq_len} tokens, on {where}", style="bold"))
     rows = [
         ("Fits", f"{estimate.fits}: {size(estimate.device_bytes)} of {size(estimate.available_bytes)} usable"),
         ("Trained", f"{count(estimate.trainable_params)} of {count(estimate.total_params)} weights"),
@@ -157,6 +159,7 @@ def _legend(estimate: Estimate) -> Text:
 def _job_facts(plan: Plan) -> list[tuple[str, str]]:
     job, estimate, work = plan.job, plan.estimate, plan.workload
     recipe = job.recipe
+    gpus = f"{job.num_gpus} GPUs x " if job.num_gpus > 1 else ""
     trained = f"{count(estimate.trainable_params)} of {count(estimate.total_params)} weights"
     rows = [
         ("Trained", trained)
@@ -164,7 +167,7 @@ def _job_facts(plan: Plan) -> list[tuple[str, str]]:
         else ("Adapter", f"rank {recipe.rank} on {recipe.target_modules}, {trained}"),
         (
             "Batch",
-            f"{recipe.micro_batch} x {job.accumulation} rows of up to {recipe.seq_len} tokens, "
+            f"{gpus}{recipe.micro_batch} x {job.accumulation} rows of up to {recipe.seq_len} tokens, "
             f"learning rate {job.learning_rate:g}",
         ),
     ]
@@ -176,7 +179,8 @@ def _job_facts(plan: Plan) -> list[tuple[str, str]]:
                 f"{work.trained_share:.0%} of them trained; {work.heldout_rows} held out",
             )
         )
-    rows.append(("Memory", f"{size(estimate.device_bytes)} of {size(estimate.available_bytes)} usable"))
+    each = " on each GPU" if job.num_gpus > 1 and job.device == "cuda" else ""
+    rows.append(("Memory", f"{size(estimate.device_bytes)} of {size(estimate.available_bytes)} usable{each}"))
     if plan.steps is not None:
         rows.append(("Time", _run_time(plan, plan.steps)))
     else:
@@ -218,7 +222,7 @@ def _components(estimate: Estimate) -> Table:
     return table
 
 
-def _alternatives(alternatives: tuple[Alternative, ...]) -> Table:
+def _alternatives(alternatives: tuple[Alternative, ...], num_gpus: int) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(overflow="fold", ratio=1)
     table.add_column(overflow="fold", ratio=1)
@@ -227,7 +231,10 @@ def _alternatives(alternatives: tuple[Alternative, ...]) -> Table:
     room = SHOWN_ALTERNATIVES - min(len(rejected), SHOWN_ALTERNATIVES // 2)
     for alternative in (*others[:room], *rejected[: SHOWN_ALTERNATIVES - min(len(others), room)]):
         style = "red" if alternative.role == "rejected" else ""
-        table.add_row(Text(f"  {describe(alternative.recipe)}", style=style), Text(alternative.reason))
+        name = describe(alternative.recipe)
+        if alternative.num_gpus != num_gpus:
+            name += f", {alternative.num_gpus} GPU{'s' * (alternative.num_gpus > 1)}"
+        table.add_row(Text(f"  {name}", style=style), Text(alternative.reason))
     left = len(alternatives) - table.row_count
     if left > 0:
         table.add_row(Text(f"  and {left} more (--json has them all)", style="dim"), Text(""))
