@@ -130,6 +130,24 @@ def test_a_stopped_run_is_told_when_it_is_over(autoft, tmp_path: Path) -> None:
     assert done.out.endswith(f"Go on with: autoft resume {out}\n")
 
 
+def test_a_run_that_replaces_another_is_not_taken_for_it(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with running(out) as run:
+        run.tell("begin", "10", "finish")
+        assert run.end() == 0
+    with running(out) as run:
+        while not (tmp_path / "out.unfinished").exists():
+            assert run.process.poll() is None
+        with watching(out, "--json") as watch:
+            run.tell("3")
+            assert next_event(watch) == "step"
+            run.tell("4", "finish")
+            assert run.end() == 0
+            rest, _ = watch.communicate(timeout=60)
+    assert watch.returncode == 0
+    assert [json.loads(line).get("step") for line in rest.splitlines()] == [4, None]
+
+
 def test_ctrl_c_leaves_the_run_alone(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with running(out) as run:
