@@ -53,15 +53,14 @@ class Run:
 
     def news(self) -> list[Recorded]:
         """What was recorded since the last look."""
-        for folder in (unfinished(self.out), self.out):
-            try:
-                found, self._offset = read_from(folder / EVENTS, self._offset)
-            except FileNotFoundError:  # not begun, or renamed
-                continue
-            for each in found:
-                self._learn(each)
-            return found
-        return []
+        folder = unfinished(self.out) if unfinished(self.out).exists() else self.out
+        try:
+            found, self._offset = read_from(folder / EVENTS, self._offset)
+        except FileNotFoundError:  # not begun, or renamed just now
+            return []
+        for each in found:
+            self._learn(each)
+        return found
 
     def is_finished(self) -> bool:
         """Also where the record could not be written to its end."""
@@ -144,11 +143,12 @@ def _until_over(run: Run, show: Callable[[Recorded], None], enough: Callable[[],
     heard_at = time.monotonic()
     while not enough():
         is_quiet = time.monotonic() - heard_at >= QUIET_S
-        is_over = is_quiet and not _is_being_written(run.out)  # asked first: what came until then is read below
+        # asked first: what came until then is read below
+        is_over = run.is_finished() or (is_quiet and not _is_being_written(run.out))
         news = run.news()
         for recorded in news:
             show(recorded)
-        if not news and (is_over or run.is_finished()):
+        if is_over and not news:
             return
         if news or is_quiet:
             heard_at = time.monotonic()

@@ -13,16 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from autoft.cli.follow import find
+from autoft.cli.follow import Run, find
 from autoft.errors import OptionError
-from autoft.trainer.record import EVENTS
+from autoft.trainer.output import RESULT
+from autoft.trainer.record import EVENTS, Recorder
+from tests.cli.runner import events, step
 from tests.cli.terminal import plain, read_terminal, terminal
 
 RUNNER = Path(__file__).with_name("runner.py")
 WATCH = [sys.executable, "-m", "autoft", "watch"]
 
 
-class Run:
+class Told:
     """The process, and how it is told what happens next."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -44,11 +46,11 @@ class Run:
 
 
 @contextmanager
-def running(out: Path) -> Iterator[Run]:
+def running(out: Path) -> Iterator[Told]:
     words = [sys.executable, str(RUNNER), str(out)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
-            yield Run(process)
+            yield Told(process)
         finally:
             process.kill()
 
@@ -128,6 +130,19 @@ def test_a_stopped_run_is_told_when_it_is_over(autoft, tmp_path: Path) -> None:
     assert done.code == 4
     assert "Stopped at step 3: asked to by SIGTERM" in done.out
     assert done.out.endswith(f"Go on with: autoft resume {out}\n")
+
+
+def test_a_run_that_replaces_another_is_not_taken_for_it(tmp_path: Path) -> None:
+    out, anew = tmp_path / "out", tmp_path / "out.unfinished"
+    out.mkdir()
+    (out / RESULT).write_text("{}")
+    Recorder(out / EVENTS)(events("finish")[0])
+    assert [each.event for each in Run(out).news()] == events("finish")
+    anew.mkdir()
+    run = Run(out)
+    assert (run.news(), run.is_finished()) == ([], False)
+    Recorder(anew / EVENTS)(step(1))
+    assert [each.event for each in run.news()] == [step(1)]
 
 
 def test_ctrl_c_leaves_the_run_alone(tmp_path: Path) -> None:
