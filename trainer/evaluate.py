@@ -86,7 +86,8 @@ def evaluate_longest(
     """What `evaluate` takes most memory for: the loss of the longest batch, and the longest prompts' last tokens.
 
     Prompts are read as long as they and their answers are, so that two tokens more fill the cache as the whole answer
-    would. Everything is as it was afterwards.
+    would. On a CPU, where memory is wide and reading takes its time, they are no more than a micro-batch has rows.
+    Everything is as it was afterwards.
     Raises: what exhausted memory, when one row is too much.
     """
     if examples:
@@ -97,7 +98,10 @@ def evaluate_longest(
         width = max(map(len, prompts))
         answer = room.new_tokens(width, max_new_tokens)
         longest = [_stretched(prompt, width + answer - 2) for prompt in prompts if len(prompt) == width]
-        batch = (longest * room.most_rows)[: room.rows(width, answer)]
+        rows = room.rows(width, answer)
+        if model.device.type == "cpu":
+            rows = min(rows, recipe.micro_batch)
+        batch = (longest * rows)[:rows]
         generate(model, tokenizer, batch, max_new_tokens=2, stop=(), room=room, tell=tell, batch=len(batch))
 
 
