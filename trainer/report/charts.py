@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from autoft.units import GIB, KIB, MIB, size
 
-Point = tuple[float, float]
 Figures = Sequence[tuple[int, float]]  # (step, value)
 
 BUCKETS = 500  # more than a screen has pixels to tell apart, with two points each
@@ -22,7 +21,7 @@ PLOT = 1000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """A curve. kind: its class in page.css. dots: a dot at each point, d draws nothing else then."""
+    """A curve. kind: its class in page.css. d: its path. dots: that draws a dot at each point, and no line."""
 
     label: str
     kind: str
@@ -73,9 +72,8 @@ class Scale:
         return PLOT * (self.upper - value) / (self.upper - self.lower)
 
     def path(self, figures: Figures) -> str:
-        """A curve through all of them; a single one is a dot."""
-        places = [f"{self.x(step):.1f} {self.y(value):.1f}" for step, value in figures]
-        return f"M{places[0]}h0" if len(places) == 1 else "M" + "L".join(places)
+        """A curve through all of them."""
+        return "M" + "L".join(f"{self.x(step):.1f} {self.y(value):.1f}" for step, value in figures)
 
     def dots(self, figures: Figures) -> str:
         """A dot at each of them, drawn by a round line of no length."""
@@ -94,7 +92,7 @@ class Scale:
         """What happened at a step. Only the first of many at about one place."""
         found: dict[int, Tick] = {}
         for step, text in marks:
-            if 0 <= step <= self.last_step:
+            if 0 < step <= self.last_step:
                 found.setdefault(round(self.x(step) / 5), Tick(at=round(self.x(step) / 10, 2), text=text))
         return tuple(found.values())
 
@@ -111,10 +109,9 @@ def loss_chart(
     last = max(1, losses[-1][0], *(step for step, _ in heldout))
     scale = _scale(last, min(shown), max(shown))
     smoothed = smooth(losses) if len(losses) >= SMOOTHED_FROM else []
-    raw = Line(label="each step", kind="raw" if smoothed else "main", d=scale.path(thin(losses)))
-    lines = [raw]
+    lines = [_curve("each step", "raw" if smoothed else "main", scale, losses)]
     if smoothed:
-        lines.append(Line(label="smoothed", kind="main", d=scale.path(thin(smoothed))))
+        lines.append(_curve("smoothed", "main", scale, smoothed))
     if heldout:
         lines.append(Line(label="held-out rows", kind="second", d=scale.dots(thin(heldout)), dots=True))
     if best_step is not None:
@@ -125,7 +122,7 @@ def loss_chart(
     return Chart(
         id="loss-chart",
         title="Loss by step",
-        description=f"The training loss over {last:,} steps: {first:.3f} at first, {end:.3f} at the end"
+        description=f"The training loss over {_steps(losses)}: {first:.3f} at first, {end:.3f} at the end"
         f"{' (smoothed)' if smoothed else ''}, {lowest[1]:.3f} at the lowest, at step {lowest[0]:,}.",
         lines=tuple(lines),
         x_ticks=scale.x_ticks(),
@@ -148,9 +145,9 @@ def memory_chart(
     upper = max(peak, predicted or 0, *(value for _, value in memory))
     unit, name = next(((u, n) for u, n in ((GIB, "GiB"), (MIB, "MiB")) if upper >= u), (KIB, "KiB"))
     scale = Scale(last_step=last, lower=0, upper=max(1, upper) * 1.06)
-    held = Line(label="held after each step", kind="main", d=scale.path(thin(memory)))
+    held = _curve("held after each step", "main", scale, memory)
     lines = [held, Line(label=f"measured peak, {size(peak)}", kind="second", d=scale.level(peak))]
-    told = f"The memory held after each of {last:,} steps: {size(round(memory[-1][1]))} at the end"
+    told = f"The memory held after each of {_steps(memory)}: {size(round(memory[-1][1]))} at the end"
     told += f"; the measured peak was {size(peak)}"
     if predicted is not None:
         lines.append(Line(label=f"predicted peak, {size(predicted)}", kind="third", d=scale.level(predicted)))
@@ -207,6 +204,17 @@ def nice_step(span: float, parts: int) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span / parts * 0.999)
 
 
+def _curve(label: str, kind: str, scale: Scale, figures: Figures) -> Line:
+    """A line, or where there is a single figure a dot."""
+    if len(figures) == 1:
+        return Line(label=label, kind=kind, d=scale.dots(figures), dots=True)
+    return Line(label=label, kind=kind, d=scale.path(thin(figures)))
+
+
+def _steps(figures: Figures) -> str:
+    return f"{len(figures):,} {'step' if len(figures) == 1 else 'steps'}"
+
+
 def _scale(last_step: int, lower: float, upper: float) -> Scale:
     """With a little room above and below; a loss begins at zero where it comes near."""
     span = (upper - lower) or abs(upper) or 1.0
@@ -215,7 +223,7 @@ def _scale(last_step: int, lower: float, upper: float) -> Scale:
 
 
 def _y_ticks(scale: Scale, unit: float, name: str) -> tuple[Tick, ...]:
-    step = nice_step((scale.upper - scale.lower) / unit, 5)
+    step = nice_step((scale.upper - scale.lower) / unit, 6)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     first, last = math.ceil(scale.lower / unit / step - 1e-9), math.floor(scale.upper / unit / step + 1e-9)
     return tuple(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoft.trainer.report import tables
-from autoft.trainer.report.charts import Chart, loss_chart, memory_chart
+from autoft.trainer.report.charts import Chart, finite, loss_chart, memory_chart
 from autoft.trainer.result import RunResult, Sample
 from autoft.trainer.wording import how_trained, judged_rows, question, snippet, what_it_is
 from autoft.units import count, duration, energy, size
@@ -104,8 +104,8 @@ def _tiles(result: RunResult) -> list[tuple[str, str, str]]:
     if result.after.loss is not None:
         was = "" if result.before.loss is None else f"before: {result.before.loss:.3f}"
         tiles.append(("held-out loss", f"{result.after.loss:.3f}", was))
-    elif result.losses:
-        tiles.append(("training loss", f"{result.losses[-1][1]:.3f}", f"at first: {result.losses[0][1]:.3f}"))
+    elif losses := finite(result.losses):
+        tiles.append(("training loss", f"{losses[-1][1]:.3f}", f"at first: {losses[0][1]:.3f}"))
     predicted = "" if result.predicted is None else f"predicted: {size(result.predicted.peak_bytes)}"
     tiles += [
         ("peak memory", size(result.measured.peak_bytes), predicted),

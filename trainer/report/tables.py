@@ -223,7 +223,7 @@ def _when(event: dict[str, Any]) -> str:
 def _event_text(event: dict[str, Any]) -> str:
     match event:
         case {"event": "recovered", "change": change, "micro_batch": rows, "reason": reason}:
-            remedy = "" if change == "micro_batch" else f"{str(change).replace('_', ' ')}, and "
+            remedy = f"{_REMEDIES.get(change, change)} and " if change != "micro_batch" else ""
             return f"Out of memory: {reason}. The run went on with {remedy}micro-batches of {rows}."
         case {"event": "resumed", "step": step}:
             skipped = " ".join(f"Skipped: {sentence}." for sentence in event.get("skipped", ()))
@@ -236,6 +236,10 @@ def _event_text(event: dict[str, Any]) -> str:
     return f"{event.get('event', 'event')}{': ' if told else ''}{told}"
 
 
+_REMEDIES = {
+    "gradient_checkpointing": "gradient checkpointing",
+    "offload_checkpoints": "checkpoints kept in the host's memory",
+}
 _TOLD = ("event", "at", "step")
 
 
