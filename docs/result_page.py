@@ -31,9 +31,9 @@ Made by `python docs/result_page.py` from the dataclasses in `trainer/`: do not 
 --json` prints the same with `output`, the folder, in front. `report.html` beside it shows it to people.
 `events.jsonl` tells what happened while it ran, a line an event.
 
-Bytes are integers, times seconds unless their name says otherwise, SHA-256 in hexadecimal. No number is NaN or infinite.
-A field with a default may be missing: it reads as that. None is null. In Python `RunResult.from_dict(json.loads(text))` of
-`autoft.trainer.result` reads a result and checks every field.
+Bytes are integers, times seconds unless their name says otherwise, SHA-256 in hexadecimal. No number is NaN or
+infinite. A field with a default may be missing: it reads as that. None is null. In Python
+`RunResult.from_dict(json.loads(text))` of `autoft.trainer.result` reads a result and checks every field.
 
 ## result.json
 Of a RunResult, what its names alone don't tell: `base` is the hub id of the base model, or its folder. `seconds` is by
@@ -43,8 +43,8 @@ weight once, whatever bits it has. `versions` is by package. `finished_at` is UT
 """
 EVENTS = """## events.jsonl
 
-Each line is an object: `event`, which names one of the kinds below, `at`, the time in UTC as ISO 8601, and the fields of
-that kind. `result.json` keeps the ones that mattered in `events`, some of them without `at`.
+Each line is an object: `event`, which names one of the kinds below, `at`, the time in UTC as ISO 8601, and the fields
+of that kind. `result.json` keeps the ones that mattered in `events`, some of them without `at`.
 """
 NUMBERS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
 BOUNDS = ((Ge, "ge", "at least"), (Gt, "gt", "above"), (Le, "le", "at most"), (Lt, "lt", "below"))
@@ -53,7 +53,9 @@ BOUNDS = ((Ge, "ge", "at least"), (Gt, "gt", "above"), (Le, "le", "at most"), (L
 def page() -> str:
     """The whole text of the page."""
     kinds = [kind for kind in typing.get_args(events.Event) if kind is not events.Progress]
-    result = [section(kind, kind.__name__) for kind in (RunResult, Predicted, Measured, Evaluation, Sample, Job, Recipe)]
+    result = [
+        section(kind, kind.__name__) for kind in (RunResult, Predicted, Measured, Evaluation, Sample, Job, Recipe)
+    ]
     told = [section(kind, kind.__name__.lower()) for kind in kinds]
     return "\n".join([HEAD, *result, EVENTS, *told])
 

@@ -22,7 +22,7 @@ class Score:
     def text(self, value: float | None) -> str:
         """The figure for people; a dash where there is none."""
         if value is None:
-            return "–"
+            return "-"
         return f"{value:.1%}" if self.share else f"{value:.3f}" if value < 1000 else f"{value:,.0f}"
 
     def change(self, before: float | None, after: float | None) -> str:

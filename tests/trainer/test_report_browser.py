@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,10 @@ for (const name of pages) for (const width of [360, 1280]) {
   frame.width = width; frame.height = 800; frame.src = name;
   frame.onload = () => {
     look(frame, name, width);
-    if (--waiting === 0) document.body.innerHTML = "<pre></pre>", document.querySelector("pre").textContent = JSON.stringify(seen);
+    if (--waiting > 0) return;
+    const told = document.createElement("pre");
+    told.textContent = JSON.stringify(seen);
+    document.body.replaceChildren(told);
   };
   document.body.append(frame);
 }
@@ -78,8 +82,6 @@ def opened(folder: Path, *words: str) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def test_the_plots_are_drawn_and_nothing_is_logged_on_a_phone_and_on_a_desk_in_light_and_dark(tmp_path) -> None:
-    from dataclasses import replace
-
     rich, long, short = result_of(300), result_of(20_000), result_of(1)
     sample = replace(rich.samples[0], prompt=HOSTILE, after="w" * 3000)
     pages = {

@@ -173,7 +173,7 @@ def finite(figures: Figures) -> list[tuple[int, float]]:
 
 
 def thin(figures: Figures, buckets: int = BUCKETS) -> list[tuple[int, float]]:
-    """At most two of each bucket of like many, its lowest and its highest, in their order; the first and the last stay."""
+    """At most two of each bucket of like many, its lowest and its highest, in their order; first and last stay."""
     if len(figures) <= 2 * buckets:
         return list(figures)
     kept = {0, len(figures) - 1}

@@ -110,7 +110,11 @@ def _tiles(result: RunResult) -> list[tuple[str, str, str]]:
     tiles += [
         ("peak memory", size(result.measured.peak_bytes), predicted),
         ("time", duration(sum(result.seconds.values())), f"training: {duration(result.seconds.get('train', 0.0))}"),
-        ("speed", f"{result.measured.tokens_per_s:,.0f} tokens/s", f"{result.measured.trained_tokens_per_s:,.0f} trained"),
+        (
+            "speed",
+            f"{result.measured.tokens_per_s:,.0f} tokens/s",
+            f"{result.measured.trained_tokens_per_s:,.0f} trained",
+        ),
         ("trained weights", count(result.trainable_params), f"of {count(result.total_params)}"),
     ]
     return tiles

@@ -115,8 +115,8 @@ def compared_memory(result: RunResult) -> list[Compared]:
     return [
         Compared(
             label=label,
-            predicted="–" if expected is None else size(expected),
-            measured="–" if found is None else size(found),
+            predicted="-" if expected is None else size(expected),
+            measured="-" if found is None else size(found),
             difference="" if not expected or found is None else f"{found / expected - 1:+.1%}",
             predicted_bar=None if expected is None else (0.0, round(100 * expected / widest, 2)),
             measured_bar=None if found is None else (0.0, round(100 * found / widest, 2)),
@@ -131,7 +131,7 @@ def compared_time(result: RunResult) -> Compared:
     if predicted is None:
         return Compared(
             label="an optimizer step",
-            predicted="–",
+            predicted="-",
             measured=duration(found),
             difference="",
             predicted_bar=None,
