@@ -29,7 +29,8 @@ def model_card(result: RunResult, name: str, base: str | None, licence: str | No
     )
     rows_per_step = recipe.micro_batch * job.accumulation
     data = Path(job.data or "").name
-    system_prompt = json.dumps(result.system_prompt, ensure_ascii=False)
+    told = json.dumps(result.system_prompt, ensure_ascii=False)
+    system_prompt = f" The system prompt of its training data: {told}." if result.system_prompt else ""
     fence = "`" * max(3, 1 + _longest_run(snippet(result)))
     return f"""---
 {yaml}
@@ -54,7 +55,7 @@ learning rate {job.learning_rate:g} ({job.schedule}), {result.steps} steps of {r
 ## How to use it
 {fence}python
 {snippet(result)}{fence}
-Or `autoft chat` with this folder. The system prompt of its training data: {system_prompt}.
+Or `autoft chat` with this folder.{system_prompt}
 """
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from autoft.trainer.report import report_html
-from tests.trainer.test_report import HOSTILE, LESS, result_of
+from tests.trainer.results import HOSTILE, LESS, result_of
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "headless_shell")
 # The pages stand in frames as wide as a phone and as a desk; what is asked of each comes out as the page's only text.

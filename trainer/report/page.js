@@ -1,5 +1,5 @@
 "use strict";
-// Figures under the pointer, and all details opened for print. Without it the page says the same.
+// Figures under the pointer, and details opened for print, but for the figures that a curve shows. Without it the page says the same.
 for (const chart of document.querySelectorAll(".chart")) {
   const points = chart.dataset.points.split(";").map((point) => point.split(" ").map(Number));
   const last = Number(chart.dataset.last);
@@ -45,5 +45,5 @@ for (const chart of document.querySelectorAll(".chart")) {
   });
 }
 addEventListener("beforeprint", () => {
-  for (const details of document.querySelectorAll("details")) details.open = true;
+  for (const details of document.querySelectorAll("section > details")) details.open = true;
 });
