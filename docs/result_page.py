@@ -25,7 +25,7 @@ from autoft.trainer.result import SCHEMA_VERSION, Evaluation, Measured, Predicte
 PAGE = Path(__file__).parent / "result.md"
 HEAD = f"""# What a run writes of itself
 
-Made by `python docs/result_page.py` from the dataclasses in `trainer/`: do not edit.
+Made by `python docs/result_page.py` (`make readme`) from the dataclasses in `trainer/`: do not edit.
 
 `result.json` in the folder of a finished run is one object, a RunResult (schema_version {SCHEMA_VERSION}). `autoft run
 --json` prints the same with `output`, the folder, in front. `report.html` beside it shows it to people.
@@ -113,7 +113,7 @@ def main() -> None:
     if PAGE.exists() and PAGE.read_text(encoding="utf-8") == new:
         return
     if "--check" in sys.argv:
-        sys.exit("docs/result.md is not what the dataclasses in trainer/ say: python docs/result_page.py")
+        sys.exit("docs/result.md is not what the dataclasses in trainer/ say: make readme")
     PAGE.write_text(new, encoding="utf-8")
 
 
