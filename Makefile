@@ -53,7 +53,8 @@ bench: setup ## Measure start-up, planner, CPU step, starter and old runs; write
 	@$(BIN)/python benchmarks/cpu_step.py
 	@$(BIN)/python benchmarks/starter.py
 
-readme: setup ## Regenerate the output blocks of README.md and docs/how-estimates-work.md, docs/catalogue.md and docs/plans.md
+readme: setup ## Regenerate the output blocks of README.md and docs/how-estimates-work.md, docs/catalogue.md, docs/result.md and docs/plans.md
 	@$(BIN)/python docs/readme_blocks.py
 	@$(BIN)/python docs/catalogue.py
+	@$(BIN)/python docs/result_page.py
 	@$(BIN)/python docs/plan_table.py

@@ -211,6 +211,12 @@ def _trained_tokens_are_known(head: Any, examples: Sequence[Example], tokenizer:
 def _loss_is_the_base_s(
     model: Any, examples: Sequence[Example], pad_id: int, recipe: Recipe, reference: Reference
 ) -> None:
+    if not math.isfinite(reference.loss):
+        raise TrainingError(
+            f"before the first step the loss of the base alone is {reference.loss}: its weights are damaged, or too "
+            f"large for {recipe.base_dtype}",
+            fix="fetch the model anew, or --set base_dtype=float32",
+        )
     found = _loss(model, examples, pad_id, recipe)
     if not abs(found - reference.loss) <= _tolerance(examples, recipe, reference):
         raise TrainingError(

@@ -16,19 +16,7 @@ from decimal import Decimal
 from typing import Any
 
 from autoft.trainer.job import Metric
-from autoft.trainer.result import Evaluation
 
-# What an evaluation tells people, in this order: a name, its field of Evaluation, how it is written
-FIGURES = (
-    ("valid JSON", "json_valid", "{:.1%}"),
-    ("fields right", "fields_right", "{:.1%}"),
-    ("last number right", "number_match", "{:.1%}"),
-    ("exact match", "exact_match", "{:.1%}"),
-    ("F1 of words", "f1", "{:.1%}"),
-    ("ROUGE-L", "rouge_l", "{:.1%}"),
-    ("loss, nats a token", "loss", "{:.3f}"),
-    ("perplexity", "perplexity", "{:,.2f}"),
-)
 LARGEST_EXPONENT = 700.0  # e to it is still a float
 NUMBER = re.compile(r"(?:(?<!\w)[-+])?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 WORD = re.compile(r"\w+")
@@ -119,16 +107,6 @@ def rouge_l(expected: str, answer: str) -> float:
     if not want or not got:
         return 0.0
     return _harmonic(_common_subsequence(want, got), len(want), len(got))
-
-
-def figures(before: Evaluation, after: Evaluation) -> list[tuple[str, str, str]]:
-    """(name, before, after) of every figure that both have, as people read them."""
-    found = []
-    for name, field, form in FIGURES:
-        was, now = getattr(before, field), getattr(after, field)
-        if was is not None and now is not None:
-            found.append((name, form.format(was), form.format(now)))
-    return found
 
 
 def _harmonic(common: int, *lengths: int) -> float:

@@ -17,6 +17,7 @@ from autoft.trainer.job import Job
 from autoft.trainer.output import BEFORE, RESULT, RUN
 from autoft.trainer.progress import Progress
 from autoft.trainer.record import EVENTS
+from autoft.trainer.report import report_html
 from autoft.trainer.resolve import base_reference, hub_name, licence
 from autoft.trainer.result import Evaluation, Measured, Predicted, RunResult
 from autoft.trainer.samples import samples
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from autoft.trainer.run import Loaded
 
 SMALL_FILES_BYTES = 2**26  # assumption: tokenizer, card and the rest beside the adapter
-NOT_HASHED = (EVENTS, RUN, BEFORE)  # written to, or removed, after the result
+REPORT = "report.html"
+NOT_HASHED = (EVENTS, RUN, BEFORE, REPORT)  # written to, or removed, after the result
 Judged = tuple[Evaluation, list[str]]
 
 
@@ -54,7 +56,7 @@ def finish(
     _save(job, loaded, folder)
     prepared = loaded.prepared
     rate = progress.seconds or 1.0
-    shown = samples(prepared.splits.heldout, before[1], after[1])
+    shown = samples(prepared.splits.heldout, before[1], after[1]) if job.max_new_tokens else ()
     result = RunResult(
         autoft_version=__version__,
         job=job,
@@ -95,6 +97,7 @@ def finish(
     )
     write_text(folder / "README.md", model_card(result, name, hub_name(loaded.ref), licence(loaded.ref)))
     result = replace(result, artifacts=_hashes(folder))
+    write_text(folder / REPORT, report_html(result, name))
     write_text(folder / RESULT, json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")
     return result
 

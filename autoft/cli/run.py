@@ -108,6 +108,7 @@ def _predicted(plan: Plan) -> Predicted:
         step_time_lower_s=lower,
         step_time_upper_s=upper,
         method=estimate.method,
+        phases=estimate.phases,
     )
 
 

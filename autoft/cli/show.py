@@ -18,7 +18,7 @@ from autoft.planner.estimate import Estimate
 from autoft.planner.plan_file import Alternative, Plan
 from autoft.planner.target import several
 from autoft.render import facts
-from autoft.trainer.metrics import figures
+from autoft.trainer import wording
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.record import event_of
 from autoft.trainer.result import Evaluation, RunResult, Sample
@@ -249,12 +249,12 @@ def show_judgement(judgement: Judgement, console: Console) -> None:
 
 
 def scores(before: Evaluation, after: Evaluation) -> Table:
-    """Every figure that both have."""
+    """Every figure that one of them has."""
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     for name in (f"{after.rows} held-out rows", "before", "after"):
         table.add_column(name, justify="left" if "rows" in name else "right")
-    for name, was, now in figures(before, after):
-        table.add_row(name, was, now)
+    for score, was, now in wording.scores(before, after):
+        table.add_row(score.label, score.text(was), score.text(now))
     return table
 
 

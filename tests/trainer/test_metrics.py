@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoft.trainer.metrics import applicable, better, f1, figures, last_number, perplexity, rouge_l, score
-from autoft.trainer.result import Evaluation
+from autoft.trainer.metrics import applicable, better, f1, last_number, perplexity, rouge_l, score
 
 GSM8K = ["She has 2+3=<<2+3=5>>5 apples.\n#### 5", "That is $1,000 a year.\n#### 1,000"]
 
@@ -94,13 +93,3 @@ def test_better_is_lower_for_the_loss_and_higher_for_all_else() -> None:
 def test_perplexity_stays_a_number() -> None:
     assert perplexity(0.0) == 1.0
     assert perplexity(1e6) < float("inf")
-
-
-def test_figures_are_those_that_both_have() -> None:
-    before = Evaluation(rows=2, loss=1.0, perplexity=2.7182, exact_match=0.0, f1=0.25)
-    after = Evaluation(rows=2, loss=0.5, perplexity=1.6487, exact_match=0.5)
-    assert figures(before, after) == [
-        ("exact match", "0.0%", "50.0%"),
-        ("loss, nats a token", "1.000", "0.500"),
-        ("perplexity", "2.72", "1.65"),
-    ]
