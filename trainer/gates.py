@@ -86,7 +86,7 @@ def refuse_unknown_tokens(prepared: Prepared, num_embeddings: int, model: str) -
     """
     tokenizer = prepared.tokenizer
     examples = (*prepared.train.examples, *prepared.heldout)
-    largest = max(tokenizer.pad_token_id, *stop_ids(tokenizer), *(int(np.max(e.input_ids)) for e in examples))
+    largest = max(tokenizer.pad_token_id, tokenizer.eos_token_id, *(int(np.max(e.input_ids)) for e in examples))
     if largest >= num_embeddings:
         raise ModelError(
             f"{model}: its tokenizer gives token {largest}, and the model has {num_embeddings} embeddings: "
@@ -104,7 +104,7 @@ def _rows(prepared: Prepared) -> Iterator[Row]:
 def _every_example_is_trained(prepared: Prepared) -> None:
     """The first token of a sequence is predicted from nothing: its label does not count."""
     for number, example in enumerate(prepared.train.examples):
-        if not np.any(np.asarray(example.labels)[1:] != IGNORED):
+        if not _last_trained(example):
             row = next(islice(_rows(prepared), number, None))
             raise DataError(
                 f"{row.where}: no token of this row would be trained: nothing comes before its only one",
@@ -112,10 +112,15 @@ def _every_example_is_trained(prepared: Prepared) -> None:
             )
 
 
+def _last_trained(example: Example) -> int:
+    """The place of the last token that is trained; 0 where there is none but the first."""
+    return next((at for at in range(len(example.labels) - 1, 0, -1) if example.labels[at] != IGNORED), 0)
+
+
 def _answers_stop(prepared: Prepared) -> None:
     tokenizer, examples = prepared.tokenizer, prepared.train.examples
     stops = stop_ids(tokenizer)
-    last = [int(labels[labels != IGNORED][-1]) for labels in (np.asarray(e.labels) for e in examples)]
+    last = [example.labels[_last_trained(example)] for example in examples]
     endless = [number for number, token in enumerate(last) if token not in stops]
     if 2 * len(endless) > len(examples):  # some models end a call of a tool otherwise
         row = next(islice(_rows(prepared), endless[0], None))
@@ -189,8 +194,9 @@ def _short_examples(examples: Sequence[Example], recipe: Recipe) -> list[Example
 
 def _cut(example: Example, most: int) -> Example:
     """At most so many tokens of it, its first among them: the next ones, or the last that are trained."""
-    trained = np.flatnonzero(np.asarray(example.labels) != IGNORED)
-    begin = 1 if len(example.input_ids) <= most or 0 < trained[trained > 0][0] < most else int(trained[-1]) - most + 2
+    begin = 1
+    if len(example.input_ids) > most and all(label == IGNORED for label in example.labels[1:most]):
+        begin = _last_trained(example) - most + 2
     kept = [0, *range(begin, min(begin + most - 1, len(example.input_ids)))]
     return Example([example.input_ids[at] for at in kept], [example.labels[at] for at in kept])
 

@@ -103,9 +103,10 @@ def unpacked_4bit(packed: torch.Tensor, state: Any) -> Iterator[torch.Tensor]:
     rows = max(1, UNPACKED_AT_ONCE // (width * state.blocksize)) * state.blocksize
     for first in range(0, height, rows):
         begin, end = first * width, min(first + rows, height) * width
-        found = pairs[packed.flatten()[begin // 2 : (end + 1) // 2].int()].flatten()[: end - begin]
-        scaled = scales[begin // state.blocksize : -(-end // state.blocksize)].repeat_interleave(state.blocksize)
-        yield (found * scaled[: end - begin]).view(-1, width)
+        found = pairs.index_select(0, packed.flatten()[begin // 2 : (end + 1) // 2].int()).flatten()[: end - begin]
+        blocks = torch.nn.functional.pad(found, (0, -found.numel() % state.blocksize)).view(-1, state.blocksize)
+        blocks *= scales[begin // state.blocksize :][: len(blocks), None]
+        yield blocks.flatten()[: end - begin].view(-1, width)
 
 
 def _unpacked_8bit(layer: Any) -> Iterator[torch.Tensor]:

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from autoft.errors import DataError, ModelError, TrainingError
-from autoft.trainer import gates
+from autoft.trainer import gates, reference
 from autoft.trainer.build import build_model, without_adapter
 from autoft.trainer.data.load import load_data
 from autoft.trainer.data.tokens import Example, Tokenized, tokenize
@@ -105,6 +105,32 @@ def test_other_architectures_pass(family, prepared, tmp_path) -> None:
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
     for settings in (PACKED, FP32 | {"loss": "fused"}):
         check_model(build(tmp_path, job(**settings)), prepared, job(**settings))
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [(2, 3), (50, 30), (8, 60)])
+def test_long_rows_are_cut_to_what_shows_a_trained_token(prompt, answer) -> None:
+    ids = list(range(100, 100 + prompt + answer))
+    kept = gates._cut(Example(ids, [IGNORED] * prompt + ids[prompt:]), 32)
+    assert len(kept.input_ids) == min(32, len(ids))
+    assert kept.input_ids[0] == 100
+    assert any(label != IGNORED for label in kept.labels[1:])
+    assert all(label in (IGNORED, token) for token, label in zip(kept.input_ids, kept.labels, strict=True))
+
+
+@pytest.mark.parametrize("double_quant", [False, True])
+@pytest.mark.parametrize("shape", [(300, 128), (100, 96), (7, 9)])
+def test_4_bit_weights_are_unpacked_by_the_format_s_own_rule(shape, double_quant, monkeypatch) -> None:
+    """Within half a step of the weights: the widest between two codes of NF4 is 0.304 of a block's largest weight."""
+    import bitsandbytes as bnb
+
+    monkeypatch.setattr(reference, "UNPACKED_AT_ONCE", 4096)  # in more than one part
+    weights = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    packed, state = bnb.functional.quantize_4bit(weights, quant_type="nf4", compress_statistics=double_quant)
+    found = torch.cat(list(reference.unpacked_4bit(packed, state)))
+    assert found.shape == weights.shape
+    assert (found - weights).abs().max() < 0.16 * weights.abs().max()
+    if shape[1] % state.blocksize == 0:
+        torch.testing.assert_close(found, bnb.functional.dequantize_4bit(packed, state), rtol=0, atol=0)
 
 
 def test_a_row_that_trains_nothing_but_its_first_token_is_refused(prepared) -> None:
