@@ -38,7 +38,7 @@ ENOUGH_TRAINED = 16
 # loss, over 64 trained tokens. Measured on the starter and tiny models of six families on a CPU, the worst of lora,
 # full, nf4 and int8: float32 3e-6, float16 3e-4, bfloat16 4e-3. Real faults, on the starter: a prompt that is trained
 # too 0.14, packed examples that see each other 0.23, labels shifted twice 3.5
-TOLERANCE = {"float32": 1e-4, "float16": 2e-3, "bfloat16": 2e-2}
+TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2}
 TOLERANCE_TOKENS = 64  # noise of a mean over fewer is larger, by the root of how many fewer
 LEAST_SPREAD = 0.1  # nats; below it the rounding of the loss itself is seen
 # Of the tolerance, for what another example in the row changes: nothing at all in any of the measurements above, some
@@ -162,16 +162,16 @@ def _prompts_are_as_trained(prepared: Prepared, rows: Sequence[Row], model: str)
         raise ModelError(
             f"{model}: the last token of a prompt is another one once the answer follows, in {len(others)} of "
             f"{len(rows)} rows, {others[0].where} for one: {OTHER_PROMPT}",
-            fix="change chat_template.jinja beside the model: no space at the end of its generation prompt",
+            fix="change chat_template.jinja beside the model: its generation prompt must not end with a space or line break",
         )
 
 
 def _is_prompt_of(prompt: Sequence[int], example: Example, *, follows_answer: bool) -> bool:
-    end = len(prompt)
+    end, labels = len(prompt), example.labels
     return (
         list(example.input_ids[:end]) == list(prompt)
-        and example.labels[end] != IGNORED
-        and (follows_answer or example.labels[end - 1] == IGNORED)
+        and any(label != IGNORED for label in labels[end : end + 1])
+        and (follows_answer or all(label == IGNORED for label in labels[max(0, end - 1) : end]))
     )
 
 

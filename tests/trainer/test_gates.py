@@ -133,6 +133,16 @@ def test_4_bit_weights_are_unpacked_by_the_format_s_own_rule(shape, double_quant
         torch.testing.assert_close(found, bnb.functional.dequantize_4bit(packed, state), rtol=0, atol=0)
 
 
+def test_the_base_is_asked_without_flash_attention(tiny_model, prepared) -> None:
+    """It runs on no CPU: what is asked here has been answered by another attention."""
+    model = build(tiny_model, job(**FP32))
+    examples = prepared.train.examples[:2]
+    wanted = reference.base_loss(model, examples)
+    model.config._attn_implementation = "flash_attention_2"
+    assert reference.base_loss(model, examples) == wanted
+    assert without_adapter(model).model.layers[0].self_attn.config._attn_implementation == "flash_attention_2"
+
+
 def test_a_row_that_trains_nothing_but_its_first_token_is_refused(prepared) -> None:
     examples = list(prepared.train.examples)
     examples[3] = Example([5, 6], [5, IGNORED])
