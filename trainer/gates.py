@@ -138,7 +138,13 @@ def _prompts_are_as_trained(prepared: Prepared, rows: Sequence[Row], model: str)
 
     with tempfile.TemporaryDirectory(prefix="autoft-tokenizer-") as folder:
         prepared.tokenizer.save_pretrained(folder)
-        saved = AutoTokenizer.from_pretrained(folder)
+        try:
+            saved = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # transformers raises of many kinds
+            raise ModelError(
+                f"{model}: its tokenizer cannot be loaded again once it was saved: {' '.join(str(error).split())[:160]}",
+                fix="use a tokenizer that transformers saves whole, the model's own tokenizer.json",
+            ) from error
     others = []
     for row, example in zip(rows, prepared.train.examples, strict=False):
         prompt = prompt_ids(row.messages[:-1], saved)
@@ -151,19 +157,21 @@ def _prompts_are_as_trained(prepared: Prepared, rows: Sequence[Row], model: str)
                 f"{row.where} for one: {OTHER_PROMPT}",
                 fix="use a tokenizer that transformers saves whole, the model's own tokenizer.json",
             )
-        asked = _text(row.messages[:-1], saved, asks=True)
-        if not _text(row.messages, saved).startswith(asked):
-            raise ModelError(
-                f"{model}: its chat template asks for an answer with {asked[-40:]!r} and does not write one so, that "
-                f"of {row.where} for one: {OTHER_PROMPT}",
-                fix="change chat_template.jinja beside the model, so that both are the same up to the answer",
-            )
-    if 2 * len(others) > len(rows):  # a single answer may begin with what its tokenizer joins to the prompt
+    if 2 * len(others) <= len(rows):  # single answers may begin with what the tokenizer joins to the prompt
+        return
+    row = others[0]
+    asked = _text(row.messages[:-1], saved, asks=True)
+    if not _text(row.messages, saved).startswith(asked):
         raise ModelError(
-            f"{model}: the last token of a prompt is another one once the answer follows, in {len(others)} of "
-            f"{len(rows)} rows, {others[0].where} for one: {OTHER_PROMPT}",
-            fix="change chat_template.jinja beside the model: its generation prompt must not end with a space or line break",
+            f"{model}: its chat template asks for an answer with {asked[-40:]!r} and does not write one so, in "
+            f"{len(others)} of {len(rows)} rows, {row.where} for one: {OTHER_PROMPT}",
+            fix="change chat_template.jinja beside the model, so that both are the same up to the answer",
         )
+    raise ModelError(
+        f"{model}: the last token of a prompt is another one once the answer follows, in {len(others)} of "
+        f"{len(rows)} rows, {row.where} for one: {OTHER_PROMPT}",
+        fix="change chat_template.jinja beside the model: no space or line break where its generation prompt ends",
+    )
 
 
 def _is_prompt_of(prompt: Sequence[int], example: Example, *, follows_answer: bool) -> bool:
