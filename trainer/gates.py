@@ -142,7 +142,7 @@ def _prompts_are_as_trained(prepared: Prepared, rows: Sequence[Row], model: str)
             saved = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # transformers raises of many kinds
             raise ModelError(
-                f"{model}: its tokenizer cannot be loaded again once it was saved: {' '.join(str(error).split())[:160]}",
+                f"{model}: its tokenizer cannot be loaded again once saved: {' '.join(str(error).split())[:160]}",
                 fix="use a tokenizer that transformers saves whole, the model's own tokenizer.json",
             ) from error
     others = []
