@@ -38,7 +38,7 @@ ENOUGH_TRAINED = 16
 # loss, over 64 trained tokens. Measured on the starter and tiny models of six families on a CPU, the worst of lora,
 # full, nf4 and int8: float32 3e-6, float16 3e-4, bfloat16 4e-3. Real faults, on the starter: a prompt that is trained
 # too 0.14, packed examples that see each other 0.23, labels shifted twice 3.5
-TOLERANCE = {"float32": 1e-4, "float16": 2e-3, "bfloat16": 2e-2}
+TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2}
 TOLERANCE_TOKENS = 64  # noise of a mean over fewer is larger, by the root of how many fewer
 LEAST_SPREAD = 0.1  # nats; below it the rounding of the loss itself is seen
 # Of the tolerance, for what another example in the row changes: nothing at all in any of the measurements above, some
@@ -86,7 +86,7 @@ def refuse_unknown_tokens(prepared: Prepared, num_embeddings: int, model: str) -
     """
     tokenizer = prepared.tokenizer
     examples = (*prepared.train.examples, *prepared.heldout)
-    largest = max(tokenizer.pad_token_id, *stop_ids(tokenizer), *(int(np.max(e.input_ids)) for e in examples))
+    largest = max(tokenizer.pad_token_id, tokenizer.eos_token_id, *(int(np.max(e.input_ids)) for e in examples))
     if largest >= num_embeddings:
         raise ModelError(
             f"{model}: its tokenizer gives token {largest}, and the model has {num_embeddings} embeddings: "
@@ -104,7 +104,7 @@ def _rows(prepared: Prepared) -> Iterator[Row]:
 def _every_example_is_trained(prepared: Prepared) -> None:
     """The first token of a sequence is predicted from nothing: its label does not count."""
     for number, example in enumerate(prepared.train.examples):
-        if not np.any(np.asarray(example.labels)[1:] != IGNORED):
+        if not _last_trained(example):
             row = next(islice(_rows(prepared), number, None))
             raise DataError(
                 f"{row.where}: no token of this row would be trained: nothing comes before its only one",
@@ -112,10 +112,15 @@ def _every_example_is_trained(prepared: Prepared) -> None:
             )
 
 
+def _last_trained(example: Example) -> int:
+    """The place of the last token that is trained; 0 where there is none but the first."""
+    return next((at for at in range(len(example.labels) - 1, 0, -1) if example.labels[at] != IGNORED), 0)
+
+
 def _answers_stop(prepared: Prepared) -> None:
     tokenizer, examples = prepared.tokenizer, prepared.train.examples
     stops = stop_ids(tokenizer)
-    last = [int(labels[labels != IGNORED][-1]) for labels in (np.asarray(e.labels) for e in examples)]
+    last = [example.labels[_last_trained(example)] for example in examples]
     endless = [number for number, token in enumerate(last) if token not in stops]
     if 2 * len(endless) > len(examples):  # some models end a call of a tool otherwise
         row = next(islice(_rows(prepared), endless[0], None))
@@ -133,7 +138,13 @@ def _prompts_are_as_trained(prepared: Prepared, rows: Sequence[Row], model: str)
 
     with tempfile.TemporaryDirectory(prefix="autoft-tokenizer-") as folder:
         prepared.tokenizer.save_pretrained(folder)
-        saved = AutoTokenizer.from_pretrained(folder)
+        try:
+            saved = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # transformers raises of many kinds
+            raise ModelError(
+                f"{model}: its tokenizer cannot be loaded again once saved: {' '.join(str(error).split())[:160]}",
+                fix="use a tokenizer that transformers saves whole, the model's own tokenizer.json",
+            ) from error
     others = []
     for row, example in zip(rows, prepared.train.examples, strict=False):
         prompt = prompt_ids(row.messages[:-1], saved)
@@ -146,27 +157,29 @@ def _prompts_are_as_trained(prepared: Prepared, rows: Sequence[Row], model: str)
                 f"{row.where} for one: {OTHER_PROMPT}",
                 fix="use a tokenizer that transformers saves whole, the model's own tokenizer.json",
             )
-        asked = _text(row.messages[:-1], saved, asks=True)
-        if not _text(row.messages, saved).startswith(asked):
-            raise ModelError(
-                f"{model}: its chat template asks for an answer with {asked[-40:]!r} and does not write one so, that "
-                f"of {row.where} for one: {OTHER_PROMPT}",
-                fix="change chat_template.jinja beside the model, so that both are the same up to the answer",
-            )
-    if 2 * len(others) > len(rows):  # a single answer may begin with what its tokenizer joins to the prompt
+    if 2 * len(others) <= len(rows):  # single answers may begin with what the tokenizer joins to the prompt
+        return
+    row = others[0]
+    asked = _text(row.messages[:-1], saved, asks=True)
+    if not _text(row.messages, saved).startswith(asked):
         raise ModelError(
-            f"{model}: the last token of a prompt is another one once the answer follows, in {len(others)} of "
-            f"{len(rows)} rows, {others[0].where} for one: {OTHER_PROMPT}",
-            fix="change chat_template.jinja beside the model: no space at the end of its generation prompt",
+            f"{model}: its chat template asks for an answer with {asked[-40:]!r} and does not write one so, in "
+            f"{len(others)} of {len(rows)} rows, {row.where} for one: {OTHER_PROMPT}",
+            fix="change chat_template.jinja beside the model, so that both are the same up to the answer",
         )
+    raise ModelError(
+        f"{model}: the last token of a prompt is another one once the answer follows, in {len(others)} of "
+        f"{len(rows)} rows, {row.where} for one: {OTHER_PROMPT}",
+        fix="change chat_template.jinja beside the model: no space or line break where its generation prompt ends",
+    )
 
 
 def _is_prompt_of(prompt: Sequence[int], example: Example, *, follows_answer: bool) -> bool:
-    end = len(prompt)
+    end, labels = len(prompt), example.labels
     return (
         list(example.input_ids[:end]) == list(prompt)
-        and example.labels[end] != IGNORED
-        and (follows_answer or example.labels[end - 1] == IGNORED)
+        and any(label != IGNORED for label in labels[end : end + 1])
+        and (follows_answer or all(label == IGNORED for label in labels[max(0, end - 1) : end]))
     )
 
 
@@ -189,8 +202,9 @@ def _short_examples(examples: Sequence[Example], recipe: Recipe) -> list[Example
 
 def _cut(example: Example, most: int) -> Example:
     """At most so many tokens of it, its first among them: the next ones, or the last that are trained."""
-    trained = np.flatnonzero(np.asarray(example.labels) != IGNORED)
-    begin = 1 if len(example.input_ids) <= most or 0 < trained[trained > 0][0] < most else int(trained[-1]) - most + 2
+    begin = 1
+    if len(example.input_ids) > most and all(label == IGNORED for label in example.labels[1:most]):
+        begin = _last_trained(example) - most + 2
     kept = [0, *range(begin, min(begin + most - 1, len(example.input_ids)))]
     return Example([example.input_ids[at] for at in kept], [example.labels[at] for at in kept])
 

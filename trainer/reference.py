@@ -1,7 +1,7 @@
 """The loss of the base alone, computed the plainest way there is: what a training path must agree with.
 
-No adapter, no padding, no packing, no fused head, no autocast, and no quantized kernel: weights in 4 or 8 bits are
-unpacked by their format's own rule. B batch, S sequence, V vocabulary.
+No adapter, no padding, no packing, no fused head, no autocast, no FlashAttention and no quantized kernel: weights in 4
+or 8 bits are unpacked by their format's own rule. B batch, S sequence, V vocabulary.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def base_loss(model: Any, examples: Sequence[Example]) -> Reference:
     found, trained = [], []
     model.eval()
     try:
-        with torch.no_grad(), alone, _unpacked_layers(base):
+        with torch.no_grad(), alone, _plain_attention(base), _unpacked_layers(base):
             for example in examples:
                 ids_BS = torch.tensor([list(example.input_ids)], device=base.device)
                 # of the class: the instance's own may have a fused head over it
@@ -53,6 +53,18 @@ def base_loss(model: Any, examples: Sequence[Example]) -> Reference:
         model.train(training)
     losses = torch.cat(found).double()
     return Reference(loss=float(losses[torch.cat(trained)].mean()), spread=float(losses.std()))
+
+
+@contextmanager
+def _plain_attention(base: Any) -> Iterator[None]:
+    """Inside the block no FlashAttention, which takes no float32."""
+    config, before = base.config, base.config._attn_implementation
+    if before == "flash_attention_2":
+        config._attn_implementation = "sdpa" if base._supports_sdpa else "eager"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 @contextmanager
@@ -103,9 +115,10 @@ def unpacked_4bit(packed: torch.Tensor, state: Any) -> Iterator[torch.Tensor]:
     rows = max(1, UNPACKED_AT_ONCE // (width * state.blocksize)) * state.blocksize
     for first in range(0, height, rows):
         begin, end = first * width, min(first + rows, height) * width
-        found = pairs[packed.flatten()[begin // 2 : (end + 1) // 2].int()].flatten()[: end - begin]
-        scaled = scales[begin // state.blocksize : -(-end // state.blocksize)].repeat_interleave(state.blocksize)
-        yield (found * scaled[: end - begin]).view(-1, width)
+        found = pairs.index_select(0, packed.flatten()[begin // 2 : (end + 1) // 2].int()).flatten()[: end - begin]
+        blocks = torch.nn.functional.pad(found, (0, -found.numel() % state.blocksize)).view(-1, state.blocksize)
+        blocks *= scales[begin // state.blocksize :][: len(blocks), None]
+        yield blocks.flatten()[: end - begin].view(-1, width)
 
 
 def _unpacked_8bit(layer: Any) -> Iterator[torch.Tensor]:

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from autoft.errors import DataError, ModelError, TrainingError
-from autoft.trainer import gates
+from autoft.trainer import gates, reference
 from autoft.trainer.build import build_model, without_adapter
 from autoft.trainer.data.load import load_data
 from autoft.trainer.data.tokens import Example, Tokenized, tokenize
@@ -107,6 +107,42 @@ def test_other_architectures_pass(family, prepared, tmp_path) -> None:
         check_model(build(tmp_path, job(**settings)), prepared, job(**settings))
 
 
+@pytest.mark.parametrize(("prompt", "answer"), [(2, 3), (50, 30), (8, 60)])
+def test_long_rows_are_cut_to_what_shows_a_trained_token(prompt, answer) -> None:
+    ids = list(range(100, 100 + prompt + answer))
+    kept = gates._cut(Example(ids, [IGNORED] * prompt + ids[prompt:]), 32)
+    assert len(kept.input_ids) == min(32, len(ids))
+    assert kept.input_ids[0] == 100
+    assert any(label != IGNORED for label in kept.labels[1:])
+    assert all(label in (IGNORED, token) for token, label in zip(kept.input_ids, kept.labels, strict=True))
+
+
+@pytest.mark.parametrize("double_quant", [False, True])
+@pytest.mark.parametrize("shape", [(300, 128), (100, 96), (7, 9)])
+def test_4_bit_weights_are_unpacked_by_the_format_s_own_rule(shape, double_quant, monkeypatch) -> None:
+    """Within half a step of the weights: the widest between two codes of NF4 is 0.304 of a block's largest weight."""
+    import bitsandbytes as bnb
+
+    monkeypatch.setattr(reference, "UNPACKED_AT_ONCE", 4096)  # in more than one part
+    weights = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    packed, state = bnb.functional.quantize_4bit(weights, quant_type="nf4", compress_statistics=double_quant)
+    found = torch.cat(list(reference.unpacked_4bit(packed, state)))
+    assert found.shape == weights.shape
+    assert (found - weights).abs().max() < 0.16 * weights.abs().max()
+    if shape[1] % state.blocksize == 0:
+        torch.testing.assert_close(found, bnb.functional.dequantize_4bit(packed, state), rtol=0, atol=0)
+
+
+def test_the_base_is_asked_without_flash_attention(tiny_model, prepared) -> None:
+    """It runs on no CPU: what is asked here has been answered by another attention."""
+    model = build(tiny_model, job(**FP32))
+    examples = prepared.train.examples[:2]
+    wanted = reference.base_loss(model, examples)
+    model.config._attn_implementation = "flash_attention_2"
+    assert reference.base_loss(model, examples) == wanted
+    assert without_adapter(model).model.layers[0].self_attn.config._attn_implementation == "flash_attention_2"
+
+
 def test_a_row_that_trains_nothing_but_its_first_token_is_refused(prepared) -> None:
     examples = list(prepared.train.examples)
     examples[3] = Example([5, 6], [5, IGNORED])
@@ -138,7 +174,7 @@ def test_a_template_that_asks_otherwise_than_it_writes_is_refused(tmp_path) -> N
     with pytest.raises(ModelError) as refused:
         check_data(prepared_with(tokenizer, path), job())
     assert refused.value.what.startswith("tiny: its chat template asks for an answer with ")
-    assert r"<|im_start|>assistant\n<think>\n' and does not write one so, that of" in refused.value.what
+    assert r"<|im_start|>assistant\n<think>\n' and does not write one so, in 4 of 4 rows, " in refused.value.what
 
 
 def test_a_prompt_whose_last_space_joins_the_answer_is_refused(tmp_path) -> None:
