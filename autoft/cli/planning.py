@@ -156,11 +156,14 @@ def plan(wanted: Request, disk_path: Path | None = None) -> tuple[Plan, Prepared
 
     environment.prepare()
     with rare_collections():
-        from autoft.planner.plan import make_plan
+        from autoft.planner.reading import begin
         from autoft.profiles.detect import detect
 
         hardware = detect(disk_path)
-        found, prepared = make_plan(wanted, hardware)
+        with begin(wanted) as reading:  # before the imports that it is to go on beside
+            from autoft.planner.plan import make_plan
+
+            found, prepared = make_plan(wanted, hardware, reading)
         return _corrected(found, wanted, hardware), prepared
 
 

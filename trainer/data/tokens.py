@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -271,7 +272,13 @@ def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 @contextmanager
 def _all_cores() -> Iterator[None]:
-    """Let the tokenizer share a batch among cores. Off again at once: it would warn in every process that is forked."""
+    """Let the tokenizer share a batch among cores. Off again at once: it would warn in every process that is forked.
+
+    Not in such a process: the threads that this one may have started are not there.
+    """
+    if multiprocessing.parent_process() is not None:
+        yield
+        return
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name, "false")
     os.environ[name] = "true"
