@@ -26,7 +26,6 @@ from autoft.planner.time import measure_cpu_flops
 from autoft.planner.workload import Workload, measure, refuse_another_tokenizer
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
-from autoft.trainer.job import Job
 from autoft.trainer.prepare import Prepared, prepare
 from autoft.trainer.recipe import OF_ADAPTERS, PAD_MULTIPLE, Recipe
 from autoft.trainer.resolve import load_config, resolve

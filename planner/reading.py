@@ -54,7 +54,7 @@ class Reading:
         return prepare(*asked, **options)
 
     def _received(self) -> Prepared:
-        answer = self.pipe.recv()
+        answer: Prepared | AutoftError = self.pipe.recv()
         if isinstance(answer, AutoftError):
             raise answer
         examples: list[Example] = []
@@ -69,7 +69,7 @@ class Reading:
 def begin(request: Request) -> Iterator[Reading | None]:
     """Read the request's data beside what goes on within; None where that does not pay or cannot be.
 
-    A mistake in the request is left to be met by whoever answers it. The process ends with the block, and with this one.
+    A mistake in the request is left to whoever answers it. The process ends with the block, and with this process.
     """
     call = _call(request)
     if call is None:
