@@ -134,7 +134,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None) ->
     prepared = None
     if request.data is not None:
         if reading is not None:
-            _rehearse_once(estimator, recipe_pins)
+            _get_ready(estimator, recipe_pins, reading)
         options = prepare_options(request, job_pins, seq_len or shape.max_position)
         prepared = (reading or prepare)(ref, request.data, request.eval_data, **options)
         refuse_another_tokenizer(prepared, shape)
@@ -175,13 +175,17 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None) ->
     return Asked(question, preset, prepared, workload, reasons, notes, words)
 
 
-def _rehearse_once(estimator: Estimator, pins: dict[str, Any]) -> None:
-    """While the data is read: what a first rehearsal imports, and the model that the first candidates share."""
+def _get_ready(estimator: Estimator, pins: dict[str, Any], reading: Reading) -> None:
+    """While the data is read: what rehearsals import, and the models that are rehearsed whatever the data is."""
     with suppress(InputError):  # met again, and told, where the candidates are looked at
-        first, *_ = families(
+        first, *others = families(
             estimator.target, seq_len=PAD_MULTIPLE, rows_per_step=1, attention=estimator.attention, pinned=pins
         )
         estimator.rehearse(first.recipes[0])
+        for family in others:
+            if family.base != first.base or reading.done:
+                return
+            estimator.rehearse(family.recipes[0])
 
 
 def _words(request: Request, pins: dict[str, Any]) -> dict[str, str]:

@@ -45,6 +45,11 @@ class Reading:
     tokenizer: Any
     template: str | None
 
+    @property
+    def done(self) -> bool:
+        """Whether it is handed over without a wait."""
+        return self.pipe.poll()
+
     def __call__(self, *asked: Any, **options: Any) -> Prepared:
         """As `prepare`. Raises: as that does, whichever process it was that met with the mistake."""
         if (asked, options) == (self.asked, self.options):
@@ -90,10 +95,10 @@ def begin(request: Request) -> Iterator[Reading | None]:
     try:
         yield Reading(asked, options, ours, tokenizer, template)
     finally:
-        ours.close()
-        process.kill()
+        process.kill()  # before the pipe is closed, of which it would complain
         process.join()
         process.close()
+        ours.close()
 
 
 def prepare_options(request: Request, job_pins: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
