@@ -70,11 +70,7 @@ class Display:
         memory = size(step.memory_bytes)
         if self.predicted_bytes is not None:
             memory += f" of {size(self.predicted_bytes)} predicted"
-        parts = [
-            f"step {step.step}/{step.total_steps}",
-            f"loss {step.loss:.3f}",
-            f"{duration(step.seconds_left_upper)} left",
-        ]
+        parts = [f"step {step.step}/{step.total_steps}", f"loss {step.loss:.3f}", f"{duration(step.seconds_left_upper)} left"]
         if self.console.width >= 70:
             parts += [f"{step.tokens_per_s:,.0f} tokens/s", memory]
         return ", ".join(parts)
