@@ -9,6 +9,7 @@ AutoftError                     1  it failed
 │   └── OutputError                the output folder, or the disk it is on
 ├── DoesNotFit                  3  nothing fits this hardware
 ├── Interrupted                 130  stopped by the user, nothing to resume
+├── Resumable                   4  stopped, and `autoft resume` takes it up again
 └── TrainingError               1  training stopped for a reason worth telling
     └── OutOfMemory                for want of the device's memory
 """
@@ -70,6 +71,10 @@ class DoesNotFit(AutoftError):  # noqa: N818 - reads as the sentence it is
 
 class Interrupted(AutoftError):  # noqa: N818
     exit_code = 130
+
+
+class Resumable(AutoftError):  # noqa: N818
+    exit_code = 4
 
 
 class TrainingError(AutoftError):

@@ -30,6 +30,7 @@ SAVINGS: tuple[dict[str, Any], ...] = (
 )
 # Of the Job, what the plan decides itself or the command line has an option for.
 NOT_PINNABLE = ("model", "data", "eval_data", "mapping", "recipe", "device")
+LISTS = ("report_to",)  # of several words, with commas between them
 # Of the Recipe, what is right or wrong only beside another field.
 COUPLED = (
     "method", "quant_type", "double_quant", "experts_4bit", "autocast", "use_dora", "checkpoint_every",
@@ -120,7 +121,10 @@ def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str,
                 f"--set {word}: no setting {key!r}.{near(key, recipe_keys | job_keys)}",
                 fix=f"one of: {', '.join(sorted(recipe_keys | job_keys))}",
             )
-        (recipe if key in recipe_keys else job)[key] = _value(text.strip())
+        value = _value(text.strip())
+        if key in LISTS:
+            value = tuple(value if isinstance(value, list) else [each.strip() for each in str(value).split(",")])
+        (recipe if key in recipe_keys else job)[key] = value
     for key, value in recipe.items():
         if key not in COUPLED:
             Recipe.from_dict({key: value}, where="--set")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from autoft.errors import OptionError
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator import Estimator
 from autoft.planner.plan import Asked, ask
@@ -95,4 +96,6 @@ class Frame:
 def make_frame(request: Request, hardware: Hardware) -> Frame:
     """Raises: InputError of several kinds, as `make_plan` does; never DoesNotFit."""
     asked = ask(request, hardware)
+    if asked.counts[0] > 1 or (request.gpu is not None and len(asked.counts) > 1):
+        raise OptionError("this question is about one GPU", fix="--gpu NAME without a count, and no num_gpus")
     return Frame(request, hardware, asked, asked.question)

@@ -12,7 +12,9 @@ from autoft.errors import InputError, OptionError
 from autoft.planner.candidates import exact, families, parse_settings
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
+from autoft.planner.exchange import ALONE, Replicas
 from autoft.planner.ghost import Rehearsal
+from autoft.planner.gpu_count import counts_of, notes_of, plan_counts, with_counts
 from autoft.planner.inputs import inputs_of
 from autoft.planner.plan_file import Plan
 from autoft.planner.preset import Defaults, preset_of
@@ -21,11 +23,13 @@ from autoft.planner.reading import Reading, prepare_options
 from autoft.planner.remedies import nothing_fits
 from autoft.planner.request import Request
 from autoft.planner.schedule import MIN_STEPS, rows_of, schedule, steps_of
-from autoft.planner.target import Target, target_of
+from autoft.planner.target import Target, like, target_of, without_memory
 from autoft.planner.time import measure_cpu_flops
-from autoft.planner.workload import Workload, measure, refuse_another_tokenizer
+from autoft.planner.workload import Workload, measure
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
+from autoft.trainer.gates import refuse_unknown_tokens
+from autoft.trainer.metrics import applicable
 from autoft.trainer.prepare import Prepared, prepare
 from autoft.trainer.recipe import OF_ADAPTERS, PAD_MULTIPLE, Recipe
 from autoft.trainer.resolve import load_config, resolve
@@ -56,6 +60,7 @@ class Asked:
     reasons: tuple[str, ...]
     notes: tuple[str, ...]
     words: dict[str, str]  # how the user pinned fields of the Recipe, by field
+    counts: list[int]  # of GPUs, to plan for
 
 
 def make_plan(request: Request, hardware: Hardware, reading: Reading | None = None) -> tuple[Plan, Prepared | None]:
@@ -64,11 +69,12 @@ def make_plan(request: Request, hardware: Hardware, reading: Reading | None = No
     Raises: InputError of several kinds; DoesNotFit when no candidate fits.
     """
     asked = ask(request, hardware, reading)
-    question, workload = asked.question, asked.workload
-    found = question.search()
-    choice = question.choose(found)
-    if choice is None:
+    workload = asked.workload
+    taken, tried = plan_counts(asked.question, asked.counts)
+    question, found = taken.question, taken.search
+    if taken.choice is None:
         raise nothing_fits(question, found, asked.words)
+    choice = with_counts(taken, tried, without_memory(question.target.name))
     job = question.job_of(choice.recipe)
     run_time_s, run_energy_kwh = question.run_takes(choice.recipe)
     plan = Plan(
@@ -137,7 +143,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None) ->
             _get_ready(estimator, recipe_pins, reading)
         options = prepare_options(request, job_pins, seq_len or shape.max_position)
         prepared = (reading or prepare)(ref, request.data, request.eval_data, **options)
-        refuse_another_tokenizer(prepared, shape)
+        refuse_unknown_tokens(prepared, shape.vocab_size, shape.name)
     workload = measure(prepared) if prepared else None
     if preset.packing:
         preset = _packable(preset, estimator, prepared, seq_len or _seq_len(workload, shape, preset), job_pins)
@@ -150,6 +156,14 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None) ->
     starter = (request.model, request.data) == ("starter", "starter")
     planned, sources = schedule(starter, workload, rows, seq_len, full=full)
     job = {**planned, **job_pins}
+    unsuited = _unsuited(job, prepared)
+    if unsuited is not None:
+        if "metric" not in preset.job:
+            raise OptionError(
+                f"metric={job['metric']}: {unsuited}", fix="--set metric=loss, or a metric of what the answers are"
+            )
+        preset, job["metric"] = replace(preset, unmeasured=unsuited), "loss"
+    num_gpus = job.pop("num_gpus", None)
     question = Question(
         estimator=estimator,
         whole=whole,
@@ -167,12 +181,18 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None) ->
         prefer=preset.prefer,
         limits=limits,
     )
+    counts = counts_of(question, num_gpus)
     reasons = (
         *(text for name, text in sources.items() if name not in {**job_pins, **recipe_pins}),
         *preset.reasons(seq_len_counts=seq_len_counts),
     )
-    notes = (*_notes(prepared, seq_len), *preset.notes(), *_machine_notes(request, hardware))
-    return Asked(question, preset, prepared, workload, reasons, notes, words)
+    notes = (
+        *_notes(prepared, seq_len),
+        *preset.notes(),
+        *notes_of(question, counts, num_gpus),
+        *_machine_notes(request, hardware),
+    )
+    return Asked(question, preset, prepared, workload, reasons, notes, words, counts)
 
 
 def _get_ready(estimator: Estimator, pins: dict[str, Any], reading: Reading) -> None:
@@ -223,9 +243,10 @@ def make_estimate(request: Request, hardware: Hardware) -> Answer:
     _check_seq_len(seq_len, estimator.shape)
     seq_len = seq_len or _seq_len(None, estimator.shape, Defaults())
     recipe = exact(target, seq_len=seq_len, attention=estimator.attention, pinned=pins)
-    rehearsal = estimator.rehearse(recipe)
-    estimate = estimator.estimate_of(recipe, rehearsal)
-    others = estimator.fits_by_gib(rehearsal, estimate.device_bytes)
+    replicas = ALONE if request.gpu is None else Replicas(target.num_gpus)
+    rehearsal = estimator.rehearse(recipe, replicas=replicas)
+    estimate = estimator.estimate_of(recipe, rehearsal, replicas=replicas)
+    others = estimator.fits_by_gib(rehearsal, estimate.device_bytes, num_gpus=replicas.num_gpus)
     return Answer(recipe, replace(estimate, fits_by_gib=others), target, estimator, rehearsal)
 
 
@@ -245,6 +266,20 @@ def _packable(
     if rows is not None and len(rows.lengths) * job_pins.get("epochs", 1.0) < MIN_STEPS:
         return preset.without_packing(f"{len(rows.lengths)} packed rows are too few for {MIN_STEPS} optimizer steps")
     return preset
+
+
+def _unsuited(job: dict[str, Any], prepared: Prepared | None) -> str | None:
+    """Why the job's metric tells nothing of its answers, None where it does."""
+    metric = job.get("metric", "loss")
+    if metric == "loss":
+        return None
+    if job.get("max_new_tokens") == 0:
+        return "no answers are generated (max_new_tokens is 0)"
+    rows = prepared.splits.heldout if prepared else []
+    expected = [row.messages[-1]["content"] for row in rows if row.messages]
+    if rows and metric not in applicable(expected):
+        return f"{metric.replace('_', ' ')} tells nothing of the held-out answers"
+    return None
 
 
 def _seq_len(workload: Workload | None, shape: ModelShape, preset: Defaults) -> int:
@@ -274,7 +309,11 @@ def _notes(prepared: Prepared | None, seq_len: int) -> tuple[str, ...]:
 
 def _machine_notes(request: Request, hardware: Hardware) -> tuple[str, ...]:
     """What to know of this machine; nothing where the plan is for a card that was named."""
-    return hardware.notes if request.gpu is None else ()
+    if request.gpu is not None:
+        return ()
+    beside = [gpu.name for gpu in hardware.gpus if gpu not in like(hardware.gpus)]
+    unlike = (f"not used beside the others: {', '.join(beside)}; replicas of a model want cards of one kind",)
+    return (*hardware.notes, *(unlike if beside else ()))
 
 
 def _lasting(hardware: Hardware) -> Hardware:

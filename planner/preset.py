@@ -21,6 +21,7 @@ class Defaults:
     """A preset's values that stand.
 
     recipe, job: fields of theirs. overruled: names of what the user set otherwise. unpacked: why its packing does not.
+    unmeasured: why its metric does not.
     """
 
     preset: Preset | None = None
@@ -30,6 +31,7 @@ class Defaults:
     job: dict[str, Any] = field(default_factory=dict)
     overruled: tuple[str, ...] = ()
     unpacked: str | None = None
+    unmeasured: str | None = None
 
     @property
     def name(self) -> str | None:
@@ -48,8 +50,12 @@ class Defaults:
             return []
         lines = [f"preset: {self.preset.name}, {self.preset.summary}"]
         for name, setting in self.preset.settings.items():
-            stands = {"seq_len": seq_len_counts, "packing": self.unpacked is None}.get(name, True)
-            if name not in self.overruled and stands:
+            stands = {
+                "seq_len": seq_len_counts,
+                "packing": self.unpacked is None,
+                "metric": self.unmeasured is None,
+            }
+            if name not in self.overruled and stands.get(name, True):
                 lines.append(_line(name, setting))
         return lines
 
@@ -64,6 +70,8 @@ class Defaults:
             )
         if self.unpacked is not None:
             lines.append(f"preset {self.preset.name}: no packing, for {self.unpacked}")
+        if self.unmeasured is not None:
+            lines.append(f"preset {self.preset.name}: the loss judges, for {self.unmeasured}")
         for name, setting in self.preset.advice.items():
             lines.append(f"preset {self.preset.name} advises, and nothing acts on it yet: {_line(name, setting)}")
         return lines

@@ -70,6 +70,8 @@ def _error(question: Question, closest: Candidate, ways: list[Remedy]) -> DoesNo
             f". Closest: {describe(closest.recipe)}, {size(need)}, {size(need - room)} too much, "
             f"at its most in the phase: {phase.replace('_', ' ')}"
         )
+        if question.whole.num_gpus > 1:
+            what += "; several GPUs do not help: each would hold the whole model, and sharding it is not planned yet"
         details |= {
             "closest": closest.recipe.to_dict(),
             "needs_bytes": need,
@@ -205,5 +207,6 @@ def _another_card(question: Question, closest: Candidate) -> Iterator[Remedy]:
         fitting = _fitting(question.on(target))
         if fitting is not None:
             need = fitting.estimate.device_bytes
-            yield Remedy(f"a {profile.name} (needs {size(need)} there)", f"--gpu {profile.name}", need)
+            card = profile.name if question.num_gpus == 1 else f"{profile.name}x{question.num_gpus}"
+            yield Remedy(f"a {card} (needs {size(need)} there)", f"--gpu {card}", need)
             return

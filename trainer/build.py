@@ -45,15 +45,11 @@ def build_model(
 
     if recipe.offload_checkpoints and weights is not None:
         refuse_offloading(device)
-    base = build_base(recipe, config, weights, device)
-    if recipe.kbit_upcast:
-        _upcast(base)
-    if recipe.loss == "fused":
-        _add_fused_head(base)
+    base = build_whole_base(recipe, config, weights, device)
     torch.manual_seed(seed)
     model = base if recipe.method == "full" else add_adapter(base, recipe, device)
     if recipe.gradient_checkpointing:
-        _checkpoint(model, recipe.checkpoint_every)
+        checkpoint_layers(model, recipe.checkpoint_every)
         if recipe.offload_checkpoints:
             offload_checkpoints(model)
     if torch.device(device).type == "cuda":
@@ -68,7 +64,7 @@ def without_adapter(model: Any) -> PreTrainedModel:
     return base
 
 
-def _checkpoint(model: Any, every: int) -> None:
+def checkpoint_layers(model: Any, every: int = 1) -> None:
     """Have every `every`-th layer run again in the backward. Raises: ModelError where layers cannot be told apart."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -80,6 +76,18 @@ def _checkpoint(model: Any, every: int) -> None:
     model.activation_checkpointing_enable(
         activation_checkpointing_kwargs={"use_reentrant": False}, every_n_layers=every
     )
+
+
+def build_whole_base(
+    recipe: Recipe, config: Any, weights: Path | None, device: str, *, for_loss: bool = True
+) -> PreTrainedModel:
+    """The base as the adapter is trained on it. for_loss: with what the recipe's loss needs. Raises: as build_base."""
+    base = build_base(recipe, config, weights, device)
+    if recipe.kbit_upcast:
+        _upcast(base)
+    if for_loss and recipe.loss == "fused":
+        _add_fused_head(base)
+    return base
 
 
 def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device: str = "meta") -> PreTrainedModel:

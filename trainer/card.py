@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from autoft.trainer.metrics import figures
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import Evaluation, RunResult
 
@@ -26,7 +27,7 @@ def model_card(result: RunResult, name: str, base: str | None, licence: str | No
         "tags": sorted({"autoft", recipe.method} | ({"lora"} if recipe.method == "qlora" else set())),
     }
     yaml = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items() if value)
-    rows_per_step = recipe.micro_batch * job.accumulation
+    rows_per_step = job.num_gpus * recipe.micro_batch * job.accumulation
     data = Path(job.data or "").name
     system_prompt = json.dumps(result.system_prompt, ensure_ascii=False)
     return f"""---
@@ -41,7 +42,7 @@ on {result.rows:,} rows of `{data}`.
 |---|---|---|
 {_rows(result.before, result.after)}
 
-Held-out rows: {result.after.rows}. Answers are greedy and compared exactly.
+Held-out rows: {result.after.rows}. Answers are greedy; a field is right, and a match exact, only where nothing differs.
 
 ## How it was trained
 {_how(recipe)}, \
@@ -76,14 +77,4 @@ def _how(recipe: Recipe) -> str:
 
 
 def _rows(before: Evaluation, after: Evaluation) -> str:
-    lines = [
-        ("loss, nats a token", before.loss, after.loss, "{:.3f}"),
-        ("valid JSON", before.json_valid, after.json_valid, "{:.1%}"),
-        ("fields right", before.fields_right, after.fields_right, "{:.1%}"),
-        ("exact match", before.exact_match, after.exact_match, "{:.1%}"),
-    ]
-    return "\n".join(
-        f"| {name} | {form.format(b)} | {form.format(a)} |"
-        for name, b, a, form in lines
-        if b is not None and a is not None
-    )
+    return "\n".join(f"| {name} | {was} | {now} |" for name, was, now in figures(before, after))

@@ -1,33 +1,63 @@
-"""TRL's SFTTrainer, bound to our own model, optimizer and loss. Takes seconds to import: only when training begins."""
+"""TRL's SFTTrainer, bound to our own model, optimizer and loss. Takes seconds to import: only when training begins.
+
+What it cannot promise is done here, in the narrowest hook there is; docs/decisions/0014-trainer.md says why for each.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
-import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from autoft.errors import TrainingError
+from autoft.errors import OptionError, OutOfMemory, TrainingError
 from autoft.trainer.build import without_adapter
+from autoft.trainer.checkpoint import Checkpoint
 from autoft.trainer.data.pack import collator, pack, packed_row
 from autoft.trainer.data.tokens import Example
-from autoft.trainer.events import Listener, Step
+from autoft.trainer.events import Listener, Recovered
+from autoft.trainer.fallback import Fallbacks, free_memory
 from autoft.trainer.job import Job
+from autoft.trainer.keeper import Keeper
 from autoft.trainer.loss import IGNORED, compute_loss
-from autoft.trainer.memory import PeakMemory
+from autoft.trainer.memory import is_out_of_memory
 from autoft.trainer.optim import build_optimizer
+from autoft.trainer.progress import Progress
+from autoft.trainer.randomness import random_state, set_random_state
 from autoft.trainer.recipe import Recipe
+from autoft.trainer.signals import StopRequest
+
+MOST_OVERFLOWS = 25  # steps in a row: float16's loss scale has then fallen from 65536 to 2e-3
+ROWS = "rows"  # column of a batch: which rows of the dataset it has
+_NOT_OF_THE_MODEL = (ROWS,)
+
+
+class NonFinite(TrainingError):  # noqa: N818
+    """examples: the ones that alone give a loss or gradient that is no number; all of the step if none does."""
+
+    def __init__(self, what: str, *, fix: str, step: int, examples: list[int]) -> None:
+        super().__init__(what, fix=fix)
+        self.step = step
+        self.examples = examples
 
 
 class Engine(SFTTrainer):  # type: ignore[misc]
-    """Trains `model`, built by `build_model`, on `examples`."""
+    """Trains `model`, built by `build_model`, on `examples`.
+
+    keeper writes the checkpoints. evaluate: called after every job.eval_steps steps with how many were done; it says
+    whether to stop early. watch: a callback that tells of every step; trackers: more of them.
+    """
 
     # Our loss divides by the trained tokens of the whole optimizer step
     loss_is_scaled_for_ga = True
@@ -39,13 +69,38 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         model: Any,
         tokenizer: Any,
         job: Job,
-        examples: list[Example],
+        examples: Sequence[Example],
         work_dir: Path,
-        callback: TrainerCallback,
+        keeper: Keeper,
+        progress: Progress,
+        watch: TrainerCallback,
+        stop: StopRequest,
+        listener: Listener,
+        evaluate: Callable[[int], bool] | None = None,
+        trackers: Sequence[Any] = (),
     ) -> None:
+        self.job = job
         self.recipe = job.recipe
-        self.tokens: Any = 0
-        self.trained_tokens: Any = 0
+        self.keeper = keeper
+        self.progress = progress
+        self.stop = stop
+        self.listener = listener
+        self.evaluate_after = evaluate
+        self.fallbacks = Fallbacks(model, job.recipe, job.device)
+        self.tokens = [0, 0, 0]  # of the step: all but padding, trained, padding too; numbers or tensors on the device
+        self.after_step: dict[str, Any] = random_state()
+        self._inputs: list[dict[str, Any]] = []  # of the step so far
+        self._random: dict[str, Any] = {}
+        self._loss: Any = 0.0
+        self._overflows = 0
+        self._exhausted = ""
+        self._evaluated = 0
+        self._from: dict[str, Any] | None = None
+        lengths = [len(example.input_ids) for example in examples]
+        self._examples = (
+            pack(lengths, self.recipe.seq_len) if self.recipe.packing else [[at] for at in range(len(lengths))]
+        )
+        self._lengths = [sum(lengths[at] for at in row) for row in self._examples]
         base = without_adapter(model)
         forward = base.forward
         weights = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
@@ -53,15 +108,15 @@ class Engine(SFTTrainer):  # type: ignore[misc]
             model=model,
             args=_arguments(job, work_dir),
             processing_class=tokenizer,
-            data_collator=collator(job.recipe) if job.recipe.packing else None,
-            train_dataset=_dataset(examples, job.recipe, tokenizer.pad_token_id),
+            data_collator=_collator(job.recipe, tokenizer.pad_token_id),
+            train_dataset=_dataset(examples, self._examples, job.recipe, tokenizer.pad_token_id),
             optimizers=(
                 build_optimizer(
                     list(weights), job.recipe, learning_rate=job.learning_rate, weight_decay=job.weight_decay
                 ),
                 None,
             ),
-            callbacks=[callback],
+            callbacks=[watch, *trackers],
         )
         # TRL puts its own fused head over ours, with metrics that nobody reads, and casts the adapters of a quantized
         # base to bfloat16, which float16 training does not survive. The Recipe decides both: put back what we built.
@@ -71,25 +126,313 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
 
+    # The step
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         assert not return_outputs
-        # summed on the device: reading a number here would stall a GPU every micro-batch
-        self.tokens = self.tokens + inputs["attention_mask"].sum()
-        self.trained_tokens = self.trained_tokens + (inputs["labels"][:, 1:] != IGNORED).sum()
+        inputs = {name: value for name, value in inputs.items() if name not in _NOT_OF_THE_MODEL}
         return compute_loss(model, inputs, self.recipe, num_trained_tokens=num_items_in_batch)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        """Forward and backward of one micro-batch, in smaller ones where memory has run out before.
+
+        Gradients of a micro-batch that failed are there in part: all of the optimizer step's are made anew.
+        Raises: OutOfMemory when there is nothing left to do with less; StopRequested between two micro-batches.
+        """
+        if not self._inputs:
+            self._random, self._loss = random_state(), 0.0
+        self._inputs.append(inputs)
+        loss = self._try(lambda: self._backward(model, inputs, num_items_in_batch))
+        while loss is None:
+            model.zero_grad()
+            self.take_fallback(self.state.global_step + 1)
+            set_random_state(self._random)
+            loss = self._try(lambda: [self._backward(model, each, num_items_in_batch) for each in self._inputs][-1])
+        # summed on the device: reading a number here would stall a GPU every micro-batch
+        self.tokens[0] = self.tokens[0] + inputs["attention_mask"].sum()
+        self.tokens[1] = self.tokens[1] + (inputs["labels"][:, 1:] != IGNORED).sum()
+        self.tokens[2] += inputs["input_ids"].numel()
+        self._loss = self._loss + loss
+        if len(self._inputs) < self.current_gradient_accumulation_steps:
+            self.stop.check()
+        return loss
+
+    def take_fallback(self, step: int) -> None:
+        """Go on with less memory. Raises: OutOfMemory when that cannot be."""
+        if not self.take_fallback_for_want(self._exhausted, step):
+            raise OutOfMemory(
+                f"out of memory at step {step}, with one row at a time and all that saves memory: {self._exhausted}",
+                fix="end what else uses the device, or plan again with a shorter --seq-len or --method qlora",
+            )
+
+    def take_fallback_for_want(self, reason: str, step: int = 0) -> bool:
+        """Whether there is a way to go on with less memory; it is taken and told of."""
+        free_memory(self.job.device)
+        change = self.fallbacks.take()
+        if change is None:
+            return False
+        event = Recovered(step=step, change=change, micro_batch=self.fallbacks.micro_batch, reason=reason)
+        self.progress.events.append({"event": "recovered", **event.to_dict()})
+        self.listener(event)
+        return True
+
+    def _backward(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
+        losses = [
+            super(Engine, self).training_step(model, part, num_items_in_batch)
+            for part in _split(inputs, self.fallbacks.micro_batch)
+        ]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _try(self, function: Callable[[], Any]) -> Any:
+        """What `function` gives; None when memory is exhausted, and what its frames held is free again."""
+        try:
+            return function()
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error) or self.args.world_size > 1:
+                raise
+            self._exhausted = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            return None
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
+        """The last moment before the update: here a loss or gradient that is no number stops the run."""
+        measured = torch.as_tensor(super()._get_grad_norm(model, grad_norm=grad_norm), dtype=torch.float32)
+        norm, loss = torch.stack(
+            [measured, torch.as_tensor(self._loss, dtype=torch.float32, device=measured.device)]
+        ).tolist()
+        overflow = not math.isfinite(norm) and self.args.fp16  # the gradient scaler leaves the step out
+        self._overflows = self._overflows + 1 if overflow else 0
+        if not math.isfinite(loss) or (not math.isfinite(norm) and not overflow) or self._overflows > MOST_OVERFLOWS:
+            self._refuse(model, loss, norm)
+        self._inputs = []
+        return float(norm)
+
+    def _refuse(self, model: Any, loss: float, norm: float) -> None:
+        step = self.state.global_step + 1
+        what = f"loss of step {step} is {loss}" if not math.isfinite(loss) else f"gradient of step {step} is {norm}"
+        bad = [row for part in self._single_rows() for row in self._rows_if_bad(model, part)]
+        alone = bad or [row for inputs in self._inputs for row in inputs[ROWS].tolist()]
+        raise NonFinite(
+            f"the {what}: stopped before the update",
+            fix="look at the rows named, or lower learning_rate; in float16, take bfloat16 where the card can",
+            step=step,
+            examples=[example for row in alone for example in self._examples[row]],
+        )
+
+    def _single_rows(self) -> Iterator[Any]:
+        for inputs in self._inputs:
+            yield from _split(inputs, 1)
+
+    def _rows_if_bad(self, model: Any, part: Any) -> list[int]:
+        model.zero_grad()
+        loss = self.compute_loss(model, self._prepare_inputs(part))
+        if bool(torch.isfinite(loss)):
+            loss.backward()
+            grads = [p.grad for p in model.parameters() if p.grad is not None]
+            if bool(torch.isfinite(torch.nn.utils.get_total_norm(grads))):
+                return []
+        rows: list[int] = part[ROWS].tolist()
+        return rows
+
+    # Which rows, in which order
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """By seed and epoch alone, so that a resumed run draws the rows that it would have drawn."""
+        group = self.recipe.micro_batch * self.job.accumulation if self.job.group_by_length else None
+        return _Sampler(self._lengths, seed=self.job.seed, group=group)
+
+    # Rehearsal
+
+    def rehearse(self) -> int:
+        """One whole optimizer step on the longest micro-batch, in the job's way; returns its padded tokens.
+
+        With accumulation there are two backwards, since gradients live through the forward of the second. Weights,
+        optimizer and random numbers are others afterwards: `restore` brings them back.
+        Raises: OutOfMemory, NonFinite.
+        """
+        self.current_gradient_accumulation_steps = 1
+        tokens = self._try(self._rehearse_step)
+        while tokens is None:
+            self._clear()
+            self.take_fallback(0)
+            tokens = self._try(self._rehearse_step)
+        return int(tokens)
+
+    def _rehearse_step(self) -> int:
+        longest = sorted(range(len(self._lengths)), key=lambda row: -self._lengths[row])
+        rows = (longest * self.fallbacks.micro_batch)[: self.fallbacks.micro_batch]
+        inputs = self._prepare_inputs(self.data_collator([self.train_dataset[row] for row in rows]))
+        self.model.train()
+        for _ in range(min(2, self.job.accumulation)):
+            loss = self.compute_loss(self.model, inputs)
+            if not math.isfinite(float(loss.detach())):
+                self._inputs = [inputs]
+                self._refuse(self.model, float(loss.detach()), 0.0)
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.job.max_grad_norm)
+        self.optimizer.step()
+        return int(inputs["input_ids"].numel())
+
+    def _clear(self) -> None:
+        self.optimizer.zero_grad()
+        self.optimizer.state.clear()
+        free_memory(self.job.device)
+
+    # Checkpoints
+
+    def save(self) -> bool:
+        """A checkpoint of the last whole optimizer step; whether the disk took it."""
+        return self.keeper.save(self._snapshot(), {"trainer_state.json": self._trainer_state()})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Weights and random numbers of `checkpoint`, and an optimizer that has seen nothing."""
+        self._clear()
+        self._take(checkpoint.state())
+        set_random_state(self.after_step)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from `checkpoint` when `train_on` is called with it."""
+        state = checkpoint.state()
+        self._take(state)
+        self.progress.restore(state["progress"])
+
+    def take_weights(self, checkpoint: Checkpoint) -> None:
+        """The weights of `checkpoint`, and nothing else of it."""
+        self._copy_weights(checkpoint.state()["weights"])
+
+    def train_on(self, checkpoint: Checkpoint) -> None:
+        """Train from where `checkpoint` is to the end."""
+        self.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint.step else None)
+
+    def _take(self, state: dict[str, Any]) -> None:
+        self._from = state
+        self._copy_weights(state["weights"])
+        self.after_step = state["random"]
+        self.fallbacks.restore(state["fallbacks"])
+
+    def _copy_weights(self, saved: dict[str, Any]) -> None:
+        weights = self._weights()
+        if {name: each.shape for name, each in weights.items()} != {name: each.shape for name, each in saved.items()}:
+            raise OptionError(
+                "the checkpoint holds other weights than the plan trains", fix="resume with the plan it was made by"
+            )
+        with torch.no_grad():
+            for name, parameter in weights.items():
+                parameter.copy_(saved[name])
+
+    def _weights(self) -> dict[str, Any]:
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def _snapshot(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "weights": self._weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "random": self.after_step,
+            "fallbacks": self.fallbacks.state(),
+            "progress": self.progress.state(),
+        }
+
+    def _trainer_state(self) -> str:
+        """transformers' own account; its log of every step is in our progress already."""
+        return json.dumps({**dataclasses.asdict(self.state), "log_history": []})
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Evaluate before saving, so that a checkpoint knows how good it is; stop, where asked, after both."""
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        step = self.state.global_step
+        every = self.job.eval_steps
+        if self.evaluate_after is not None and every and step % every == 0 and step != self._evaluated:
+            self._evaluated = step
+            if self.evaluate_after(step):
+                self.control.should_training_stop = True
+        if self.keeper.due(step, best=self.progress.best_step == step):
+            self.save()
+        self.stop.check()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
+        """`resume` has done it."""
+        assert self._from is not None
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        if checkpoint is not None and self._from is not None:
+            self.optimizer.load_state_dict(self._from["optimizer"])
+            self.lr_scheduler.load_state_dict(self._from["schedule"])
+
+    def _load_scaler(self, checkpoint: Any) -> None:
+        if checkpoint is not None and self._from is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self._from["scaler"])
+
+    def _load_rng_state(self, checkpoint: Any) -> None:
+        if checkpoint is not None:
+            set_random_state(self.after_step)
 
     def _send_telemetry(self) -> None:
         """Nothing is sent anywhere."""
 
 
-def _dataset(examples: list[Example], recipe: Recipe, pad_id: int) -> Dataset:
+class _Sampler(torch.utils.data.Sampler[int]):
+    """Rows at random, or with `group` those of like length side by side; an epoch's order is told by seed and epoch."""
+
+    def __init__(self, lengths: list[int], *, seed: int, group: int | None) -> None:
+        self.lengths = lengths
+        self.seed = seed
+        self.group = group
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        if self.group is None:
+            yield from torch.randperm(len(self.lengths), generator=generator).tolist()
+        else:
+            yield from get_length_grouped_indices(self.lengths, self.group, generator=generator)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate when an epoch begins."""
+        self.epoch = epoch
+
+
+def _dataset(examples: Sequence[Example], rows: list[list[int]], recipe: Recipe, pad_id: int) -> Dataset:
+    numbers = list(range(len(rows)))
     if not recipe.packing:
         columns = {"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]}
-        return Dataset.from_dict({name: [np.asarray(row, np.int32) for row in rows] for name, rows in columns.items()})
-    rows = pack([len(e.input_ids) for e in examples], recipe.seq_len)
-    return Dataset.from_list([packed_row([examples[i] for i in row], recipe.seq_len, pad_id) for row in rows])
+        arrays = {name: [np.asarray(row, np.int32) for row in rows] for name, rows in columns.items()}
+        return Dataset.from_dict({**arrays, ROWS: numbers})
+    packed = [packed_row([examples[i] for i in row], recipe.seq_len, pad_id) for row in rows]
+    return Dataset.from_list([{**row, ROWS: at} for row, at in zip(packed, numbers, strict=True)])
+
+
+def _collator(recipe: Recipe, pad_id: int) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any]]:
+    inner = (
+        collator(recipe)
+        if recipe.packing
+        else DataCollatorForLanguageModeling(pad_id, pad_to_multiple_of=recipe.pad_multiple)
+    )
+
+    def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        numbers = torch.tensor([row[ROWS] for row in rows])
+        return {**inner([{k: v for k, v in row.items() if k != ROWS} for row in rows]), ROWS: numbers}
+
+    return collate
+
+
+def _split(inputs: dict[str, Any], size: int) -> list[dict[str, Any]]:
+    """A micro-batch as several of at most `size` rows."""
+    rows = len(inputs[ROWS])
+    if rows <= size:
+        return [inputs]
+    flat = inputs["input_ids"].shape[0] == 1  # packed rows end to end, as FlashAttention takes them
+    lines = {name: t if name == ROWS or not flat else t.view(rows, -1) for name, t in inputs.items()}
+    parts = [{name: t[at : at + size] for name, t in lines.items()} for at in range(0, rows, size)]
+    if flat:
+        parts = [{name: t if name == ROWS else t.reshape(1, -1) for name, t in part.items()} for part in parts]
+    return parts
 
 
 def _arguments(job: Job, work_dir: Path) -> SFTConfig:
@@ -106,7 +449,6 @@ def _arguments(job: Job, work_dir: Path) -> SFTConfig:
         weight_decay=job.weight_decay,
         seed=job.seed,
         data_seed=job.seed,
-        train_sampling_strategy="group_by_length" if job.group_by_length else "random",
         use_cpu=job.device == "cpu",
         # The loss does autocast itself; float16 needs the trainer's gradient scaler besides
         bf16=False,
@@ -115,9 +457,8 @@ def _arguments(job: Job, work_dir: Path) -> SFTConfig:
         activation_checkpointing=False,
         max_length=None,
         # TRL knows of no positions among the columns of a row that is not packed by itself
-        remove_unused_columns=not job.recipe.packing,
-        pad_to_multiple_of=job.recipe.pad_multiple,
-        save_strategy="no",
+        remove_unused_columns=False,
+        save_strategy="no",  # `save` does
         eval_strategy="no",
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -125,61 +466,3 @@ def _arguments(job: Job, work_dir: Path) -> SFTConfig:
         disable_tqdm=True,
         dataloader_pin_memory=job.device == "cuda",
     )
-
-
-class Watch(TrainerCallback):  # type: ignore[misc]
-    """Tells the listener of every optimizer step, keeps the losses, stops a run whose loss is no number."""
-
-    def __init__(self, listener: Listener, memory: PeakMemory, tokens_per_step: float) -> None:
-        self.listener = listener
-        self.memory = memory
-        self.tokens_per_step = tokens_per_step
-        self.losses: list[tuple[int, float]] = []
-        self.step_times_s: list[float] = []
-        self._began = 0.0
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._began = time.perf_counter()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.memory.device == "cuda":
-            torch.cuda.synchronize()
-        self.step_times_s.append(time.perf_counter() - self._began)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        if logs is None or "loss" not in logs:
-            return
-        loss = float(logs["loss"])
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss of step {state.global_step} is {loss}: training has diverged, nothing was saved",
-                fix="a lower learning rate (--set learning_rate=...), or a look at the data",
-            )
-        self.losses.append((state.global_step, loss))
-        recent_s = sum(self.step_times_s[-20:]) / len(self.step_times_s[-20:])
-        self.listener(
-            Step(
-                step=state.global_step,
-                total_steps=state.max_steps,
-                loss=loss,
-                learning_rate=float(logs.get("learning_rate", 0.0)),
-                grad_norm=float(logs["grad_norm"]),
-                tokens=round(state.global_step * self.tokens_per_step),
-                tokens_per_s=self.tokens_per_step / recent_s,
-                trained_tokens_per_s=self.tokens_per_step / recent_s,
-                padded_tokens_per_s=self.tokens_per_step / recent_s,
-                seconds_left_lower=(state.max_steps - state.global_step) * recent_s,
-                seconds_left_upper=(state.max_steps - state.global_step) * recent_s,
-                memory_bytes=self.memory.now_bytes(),
-                peak_bytes=self.memory.peak_bytes,
-                micro_batch=args.per_device_train_batch_size,
-                next_save_s=0.0,
-            )
-        )

@@ -23,7 +23,10 @@ class Stage(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rehearsed(Record):
-    """The step on the longest micro-batch went well. Bytes as Measured has them; predicted_bytes None without a plan."""
+    """The step on the longest micro-batch went well.
+
+    Bytes are as Measured has them; predicted_bytes is None without a plan.
+    """
 
     micro_batch: int
     tokens: int
@@ -40,6 +43,7 @@ class Step(Record):
     step was left out. tokens_per_s, trained_tokens_per_s,
     padded_tokens_per_s: of the last twenty steps; the first counts no padding, the last is what the device worked on.
     seconds_left_lower, seconds_left_upper: of the training, evaluation left out.
+    step_s, step_trained_tokens: of this step alone.
     memory_bytes: what the run holds now, peak_bytes: the most it held, in the unit of its prediction.
     micro_batch: rows in one forward and backward now. next_save_s: until the next checkpoint.
     """
@@ -49,6 +53,8 @@ class Step(Record):
     loss: float
     learning_rate: float
     grad_norm: float | None
+    step_s: float
+    step_trained_tokens: int
     tokens: int
     tokens_per_s: float
     trained_tokens_per_s: float

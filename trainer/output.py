@@ -9,10 +9,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from autoft.errors import InputError, OutputError
+from autoft.errors import OutputError
+from autoft.trainer.checkpoint import has_checkpoints
 
 RESULT = "result.json"
 UNFINISHED = ".unfinished"
+CHECKPOINTS = "checkpoints"
+RUN, BEFORE = "run.json", "before.json"  # of an unfinished run: about it, and its evaluation before training
 
 
 def free_name(parent: Path, stem: str) -> Path:
@@ -38,6 +41,10 @@ def check_output(out: Path, *, force: bool, needed_bytes: int = 0) -> None:
         raise OutputError(f"{out}: the folder that you are in", fix="-o a new folder in it")
     if (out / RESULT).exists() and not force:
         raise OutputError(f"{out}: holds a finished run", fix="-o another folder, or --force to replace it")
+    if has_checkpoints(unfinished(out) / CHECKPOINTS) and not force:
+        raise OutputError(
+            f"{out}: a run to there was not finished", fix=f"autoft resume {out}, or --force to start it anew"
+        )
     if out.is_dir() and not (out / RESULT).exists() and any(out.iterdir()):
         raise OutputError(f"{out}: a folder with other files in it", fix="-o a new or empty folder")
     parent = _nearest_existing(out.parent)
@@ -63,13 +70,53 @@ def check_disk(
 def output_folder(out: Path, *, force: bool, needed_bytes: int = 0) -> Iterator[Path]:
     """The unfinished folder to write to, which becomes `out` when the block ends well, and stays unfinished if not.
 
-    Bad input that only shows inside the block leaves nothing behind: nothing was made of it yet.
+    What ends before its first checkpoint leaves nothing behind: nothing was made of it yet.
     Raises: OutputError when `check_output` does, or another run is writing there.
     """
     check_output(out, force=force, needed_bytes=needed_bytes)
     staging = unfinished(out)
     staging.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(staging.with_name(f".{out.name}.lock"))
+    with _locked(out):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            yield staging
+        except BaseException:
+            if not has_checkpoints(staging / CHECKPOINTS):
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
+        _put_in_place(staging, out)
+
+
+def find_unfinished(folder: Path) -> Path:
+    """The `out` of the unfinished run that `folder` names, by its own name or by the one it will have.
+
+    Raises: OutputError when there is none to go on with.
+    """
+    out = folder.with_name(folder.name.removesuffix(UNFINISHED))
+    if has_checkpoints(unfinished(out) / CHECKPOINTS):
+        return out
+    if (out / RESULT).exists():
+        raise OutputError(f"{out}: finished, nothing to resume", fix=f'autoft chat {out} -p "..." talks to it')
+    if unfinished(out).is_dir():
+        raise OutputError(f"{unfinished(out)}: has no checkpoint to go on from", fix="start again with autoft run")
+    raise OutputError(f"{folder}: no unfinished run there", fix="name the folder that autoft run was writing to")
+
+
+@contextmanager
+def unfinished_folder(out: Path) -> Iterator[Path]:
+    """The folder of a run to go on with, which becomes `out` when the block ends well.
+
+    Raises: OutputError when another run is writing there.
+    """
+    with _locked(out):
+        yield unfinished(out)
+        _put_in_place(unfinished(out), out)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    lock = FileLock(out.with_name(f".{out.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -77,13 +124,7 @@ def output_folder(out: Path, *, force: bool, needed_bytes: int = 0) -> Iterator[
             f"{out}: another autoft run is writing there", fix="wait for it, or -o another folder"
         ) from None
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        yield staging
-        _put_in_place(staging, out)
-    except InputError:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+        yield
     finally:
         lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)

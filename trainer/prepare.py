@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +31,19 @@ class Prepared:
     @property
     def longest_tokens(self) -> int:
         return max(len(e.input_ids) for e in [*self.train.examples, *self.heldout])
+
+    def places(self, examples: Sequence[int], max_tokens: int | None = None) -> list[str]:
+        """Where the rows are that these of train.examples were made of; the data are read anew for it."""
+        wanted, found, at = set(examples), dict[int, str](), 0
+        for row in self.splits.train:
+            if len(found) == len(wanted):
+                break
+            with suppress(DataError):  # rows that are left out give no example
+                for _ in tokenize([row], self.tokenizer, max_tokens=max_tokens).examples:
+                    if at in wanted:
+                        found[at] = row.where
+                    at += 1
+        return [found.get(example, f"example {example + 1}") for example in examples]
 
     def notes(self, seq_len: int) -> list[str]:
         """What the user should know of this data, a sentence each. seq_len: the limit it was tokenized with."""

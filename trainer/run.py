@@ -1,59 +1,60 @@
-"""One run: load, evaluate, train, evaluate again, save."""
+"""One run: load, rehearse, evaluate, train, evaluate again, save. What has a checkpoint can be taken up again."""
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import json
-import platform
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from autoft import __version__
-from autoft.errors import DataError, OutOfMemory, TrainingError
-from autoft.home import sha256, write_text
+from autoft.errors import (
+    AutoftError,
+    DataError,
+    Interrupted,
+    OptionError,
+    OutOfMemory,
+    OutputError,
+    Resumable,
+    TrainingError,
+)
+from autoft.home import write_text
 from autoft.trainer import environment
-from autoft.trainer.card import model_card
-from autoft.trainer.data.pack import pack
+from autoft.trainer.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint, set_aside
 from autoft.trainer.data.tokens import model_stop_ids, stop_ids
-from autoft.trainer.events import Listener, Note, Progress, Stage
+from autoft.trainer.events import Evaluated, Event, Finished, Listener, Note, Rehearsed, Resumed, Stage, Stopped
+from autoft.trainer.events import Progress as Done
+from autoft.trainer.identity import changes, identity_of
 from autoft.trainer.job import Job
-from autoft.trainer.memory import PeakMemory, resident_bytes
-from autoft.trainer.output import RESULT, check_output, output_folder
+from autoft.trainer.keeper import Keeper
+from autoft.trainer.memory import PeakMemory, is_device_lost, is_out_of_memory, resident_bytes
+from autoft.trainer.outcome import finish, output_bytes, trainable_params, widest_trained
+from autoft.trainer.output import (
+    BEFORE,
+    CHECKPOINTS,
+    RUN,
+    check_disk,
+    output_folder,
+    unfinished_folder,
+)
 from autoft.trainer.prepare import Prepared, prepare
-from autoft.trainer.recipe import Recipe
-from autoft.trainer.resolve import ModelRef, base_reference, fetch, hub_name, licence, load_config, resolve
-from autoft.trainer.result import Evaluation, Measured, Predicted, RunResult, Sample
+from autoft.trainer.progress import Progress
+from autoft.trainer.record import EVENTS, Recorder
+from autoft.trainer.resolve import ModelRef, fetch, load_config, resolve
+from autoft.trainer.result import Evaluation, Predicted, RunResult
+from autoft.trainer.signals import StopRequest, StopRequested, listening
+from autoft.trainer.trackers import check_trackers, trackers
+from autoft.units import size
 
-SMALL_FILES_BYTES = 2**26  # assumption: tokenizer, card and the rest beside the adapter
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "datasets")
+if TYPE_CHECKING:
+    from autoft.trainer.engine import Engine
 
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """All that training starts from. baseline_bytes: resident size of the process before the model was there."""
-
-    ref: ModelRef
-    weights: Path
-    prepared: Prepared
-    model: Any
-    stop: list[int]
-    baseline_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Learnt:
-    """What training left beside the trained model."""
-
-    losses: tuple[tuple[int, float], ...]
-    tokens: int
-    trained_tokens: int
-    measured: Measured
+NON_FINITE = "not-finite.json"
+MARGIN = 0.01  # of the device's memory that the largest step has to leave: what an estimate may be off
 
 
 def run(
@@ -69,49 +70,197 @@ def run(
     """Train `job` and write the folder `out`.
 
     plan_toml: text of the plan.toml that goes with the run. prepared: the job's data, if the caller has it already.
-    Raises: InputError of many kinds before training; TrainingError when training goes wrong. `out` is then as it was.
+    Raises: InputError of many kinds before training; TrainingError when training goes wrong; Resumable when it stopped
+    and can be taken up again; Interrupted when it was stopped before there was anything to take up. `out` is then as
+    it was, and what there is of the run is beside it.
     """
-    clock = _Clock()
-    check_output(out, force=force)
-    with _told_of_exhausted_memory(job):
-        with clock("load"):
-            loaded = _load(job, prepared, listener)
-        needed_bytes = output_bytes(_trainable_params(loaded.model), bytes_each=_widest_trained(loaded.model))
-        with output_folder(out, force=force, needed_bytes=needed_bytes) as folder:
-            write_text(folder / "plan.toml", plan_toml)
-            with clock("evaluate_before"):
-                before, answers_before = _evaluate(job, loaded, "before training", listener)
-            with clock("train"):
-                learnt = _train(job, loaded, folder, listener)
-            with clock("evaluate_after"):
-                after, answers_after = _evaluate(job, loaded, "after training", listener)
-            with clock("save"):
-                listener(Stage(name="save"))
-                _save(loaded, job.recipe, folder)
-            sample = _sample(loaded.prepared, answers_before, answers_after)
-            result = _result(job, loaded, learnt, predicted, before, after, sample, clock.seconds)
-            card = model_card(result, out.name, hub_name(loaded.ref), licence(loaded.ref))
-            write_text(folder / "README.md", card)
-            result = replace(result, artifacts=_hashes(folder))
-            write_text(folder / RESULT, json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    with output_folder(out, force=force) as folder, listening() as stop:
+        about = {"run_id": uuid.uuid4().hex, "started_in": str(Path.cwd())}
+        write_text(folder / "plan.toml", plan_toml)
+        write_text(folder / RUN, json.dumps({**about, "predicted": None if predicted is None else predicted.to_dict()}))
+        tell = _Telling(folder, listener)
+        session = _Session(job, out, folder, about["run_id"], predicted, stop, tell)
+        return _told(session, lambda: _run(session, prepared, None))
+
+
+def resume(out: Path, job: Job, *, accept_changes: bool = False, listener: Listener = lambda _: None) -> RunResult:
+    """Take up the run to `out` where its newest whole checkpoint is. job: of its plan.toml.
+
+    accept_changes: go on although data, plan or versions are not what they were.
+    Raises: as `run`; OutputError when there is no whole checkpoint; OptionError when something has changed.
+    """
+    with unfinished_folder(out) as folder, listening() as stop:
+        about = about_run(folder)
+        checkpoint, skipped = newest_checkpoint(folder / CHECKPOINTS, run_id=about.get("run_id"))
+        if checkpoint is None:
+            raise OutputError(f"{folder}: no whole checkpoint: {skipped[0]}", fix="start again with autoft run --force")
+        set_aside(folder / CHECKPOINTS, after=checkpoint.step)
+        tell = _Telling(folder, listener)
+        tell(Resumed(step=checkpoint.step, skipped=tuple(skipped)))
+        predicted = about.get("predicted")
+        session = _Session(
+            job,
+            out,
+            folder,
+            checkpoint.run_id,
+            None if predicted is None else Predicted.from_dict(predicted),
+            stop,
+            tell,
+            accept_changes=accept_changes,
+        )
+        return _told(session, lambda: _run(session, None, checkpoint))
+
+
+def _told(session: _Session, go: Callable[[], RunResult]) -> RunResult:
+    """What `go` gives. What ends it before its time is told as what it means for the run."""
+    try:
+        return go()
+    except StopRequested as asked:
+        raise session.ended(f"stopped by {asked}", asked) from None
+    except OutOfMemory as error:
+        raise session.ended(error.what, error) from error
+    except TrainingError as error:
+        session.tell(Stopped(step=session.progress.step, reason=error.what, resumable=False))
+        raise
+    except (RuntimeError, MemoryError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        if is_out_of_memory(error):
+            raise session.ended(f"out of memory on {session.job.device}: {reason}", error) from error
+        if is_device_lost(error):
+            raise session.ended(f"the GPU does not answer any more: {reason}", error) from error
+        if isinstance(error, OSError):
+            raise session.ended(f"the disk does not take what is written: {reason}", error) from error
+        raise
+
+
+def about_run(folder: Path) -> dict[str, Any]:
+    """run_id, started_in and predicted of an unfinished run; empty where its run.json is lost."""
+    try:
+        about: dict[str, Any] = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return about
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """All that training starts from. baseline_bytes: resident size of the process before the model was there."""
+
+    ref: ModelRef
+    weights: Path
+    prepared: Prepared
+    model: Any
+    stop_ids: list[int]
+    baseline_bytes: int
+
+
+@dataclass(slots=True)
+class _Session:
+    """One process's part of a run. accept_changes: as `resume` has it."""
+
+    job: Job
+    out: Path
+    folder: Path
+    run_id: str
+    predicted: Predicted | None
+    stop: StopRequest
+    tell: _Telling
+    accept_changes: bool = False
+    progress: Progress = field(default_factory=Progress)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def clock(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = round(time.perf_counter() - began, 2)
+
+    def ended(self, reason: str, error: BaseException) -> AutoftError:
+        """The error for a run that ends before its time, for `reason`."""
+        kept, _ = newest_checkpoint(self.folder / CHECKPOINTS, run_id=self.run_id)
+        self.tell(Stopped(step=self.progress.step, reason=reason, resumable=kept is not None))
+        if kept is not None:
+            return Resumable(
+                f"{reason}; what was learnt up to step {kept.step} is kept", fix=f"autoft resume {self.out}"
+            )
+        if isinstance(error, StopRequested):
+            return Interrupted(f"{reason}: {self.out} was not written", fix="run again to start over")
+        if is_out_of_memory(error) or isinstance(error, OutOfMemory):
+            return OutOfMemory(
+                reason,
+                fix="--set micro_batch=1, --set gradient_checkpointing=true, --method qlora or a shorter --seq-len",
+            )
+        return TrainingError(reason, fix="mend that, and run again")
+
+    def tick(self, done: int, total: int) -> None:
+        self.tell(Done(done=done, total=total))
+        self.stop.check()
+
+
+class _Telling:
+    """Tells the listener and the record."""
+
+    def __init__(self, folder: Path, listener: Listener) -> None:
+        self.listener = listener
+        self.record = Recorder(folder / EVENTS, self.warn)
+
+    def __call__(self, event: Event) -> None:
+        self.record(event)
+        self.listener(event)
+
+    def warn(self, text: str) -> None:
+        self.listener(Note(text=text, warning=True))
+
+
+def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | None) -> RunResult:
+    """From loading to the whole folder. checkpoint: what to go on from."""
+    began = time.perf_counter()
+    job, folder = session.job, session.folder
+    with session.clock("load"):
+        loaded = _load(session, prepared)
+    identity = identity_of(job, loaded.prepared, loaded.weights)
+    if checkpoint is not None:
+        _check_same(session, checkpoint, identity)
+    bytes_out = output_bytes(trainable_params(loaded.model), bytes_each=widest_trained(loaded.model))
+    check_disk(folder, bytes_out, "the run")
+    with PeakMemory(job.device, loaded.baseline_bytes) as memory:
+        keeper = Keeper(folder, job, session.progress, run_id=session.run_id, identity=identity, listener=session.tell)
+        engine = _engine(session, loaded, keeper, memory)
+        checkpoint = _begin(session, engine, keeper, checkpoint)
+        session.stop.resumable = True
+        with session.clock("rehearse"), _rows_named(session, loaded):
+            _rehearse(session, engine, checkpoint, memory)
+        with session.clock("evaluate_before"):
+            before, answers_before = _before(session, loaded)
+        with session.clock("train"), _rows_named(session, loaded):
+            _train(session, engine, checkpoint, memory)
+        with session.clock("evaluate_after"):
+            after, answers_after = _evaluate(session, loaded, "after", job.max_new_tokens)
+    with session.clock("save"):
+        session.tell(Stage(name="save"))
+        result = finish(
+            session.job, loaded, session.progress, session.predicted, (before, answers_before), (after, answers_after),
+            seconds=session.seconds, folder=folder, name=session.out.name, data_sha256=identity["data_sha256"],
+        )  # fmt: skip
+    session.tell(Finished(steps=result.steps, seconds=round(time.perf_counter() - began, 2)))
+    for leftover in (folder / CHECKPOINTS, folder / ".trainer"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for name in (BEFORE, RUN):
+        (folder / name).unlink(missing_ok=True)
     return result
 
 
-def output_bytes(trainable_params: int, *, bytes_each: int = 4) -> int:
-    """What a run writes: the trained weights, adapter or model, and the small files beside them.
-
-    bytes_each: of a weight; no dtype that is trained has more than four.
-    """
-    return bytes_each * trainable_params + SMALL_FILES_BYTES
-
-
-def _load(job: Job, prepared: Prepared | None, listener: Listener) -> _Loaded:
+def _load(session: _Session, prepared: Prepared | None) -> Loaded:
     """Weights, data and model; every gate that can refuse the job is passed here."""
+    job, tell = session.job, session.tell
+    check_trackers(job)
     if job.data is None:
         raise DataError("the plan names no data to train on", fix="--data FILE")
-    listener(Stage(name="model", detail=job.model))
+    tell(Stage(name="model", detail=job.model))
     ref = resolve(job.model)
-    weights = fetch(ref, lambda text: listener(Note(text=text)))
+    weights = fetch(ref, lambda text: tell(Note(text=text)))
     if prepared is None or prepared.longest_tokens > job.recipe.seq_len:
         prepared = prepare(
             ref,
@@ -122,178 +271,180 @@ def _load(job: Job, prepared: Prepared | None, listener: Listener) -> _Loaded:
             mapping=job.mapping,
         )
     for note in prepared.notes(job.recipe.seq_len):
-        listener(Note(text=note))
+        tell(Note(text=note))
+    session.stop.check()
     from autoft.trainer.build import build_model
 
     environment.quiet()
     baseline = resident_bytes()
     model = build_model(job.recipe, config=load_config(ref, weights), weights=weights, device=job.device, seed=job.seed)
-    return _Loaded(ref, weights, prepared, model, stop_ids(prepared.tokenizer, model_stop_ids(model)), baseline)
+    session.stop.check()
+    return Loaded(ref, weights, prepared, model, stop_ids(prepared.tokenizer, model_stop_ids(model)), baseline)
 
 
-def _evaluate(job: Job, loaded: _Loaded, when: str, listener: Listener) -> tuple[Evaluation, list[str]]:
+def _check_same(session: _Session, checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
+    found = changes(checkpoint.identity, identity)
+    if found and not session.accept_changes:
+        raise OptionError(
+            f"{session.out}: not what it was: {'; '.join(found)}",
+            fix="put that back, or --accept-changes to go on with it, though not bit for bit",
+        )
+    for change in found:
+        session.tell(Note(text=f"accepted: {change}", warning=True))
+
+
+def _engine(session: _Session, loaded: Loaded, keeper: Keeper, memory: PeakMemory) -> Engine:
+    from autoft.trainer.engine import Engine
+    from autoft.trainer.watch import Watch
+
+    watch = Watch(session.tell, memory, session.progress)
+    watch.engine = Engine(
+        model=loaded.model,
+        tokenizer=loaded.prepared.tokenizer,
+        job=session.job,
+        examples=loaded.prepared.train.examples,
+        work_dir=session.folder / ".trainer",
+        keeper=keeper,
+        progress=session.progress,
+        watch=watch,
+        stop=session.stop,
+        listener=session.tell,
+        evaluate=lambda step: _during(session, loaded, step),
+        trackers=trackers(session.job, session.folder, session.tell.warn),
+    )
+    engine: Engine = watch.engine
+    return engine
+
+
+def _begin(session: _Session, engine: Engine, keeper: Keeper, checkpoint: Checkpoint | None) -> Checkpoint:
+    """The checkpoint to train from; a new run writes its first, which shows that the disk takes one."""
+    if checkpoint is not None:
+        keeper.latest = checkpoint
+        engine.resume(checkpoint)
+        session.progress.events.append({"event": "resumed", "step": checkpoint.step})
+        return checkpoint
+    if not engine.save() or keeper.latest is None:
+        raise OutputError(
+            f"{keeper.folder}: no checkpoint can be written there: {keeper.trouble}",
+            fix="free some room, or -o a folder on another disk",
+        )
+    return open_checkpoint(keeper.latest.folder, run_id=session.run_id)
+
+
+def _rehearse(session: _Session, engine: Engine, checkpoint: Checkpoint, memory: PeakMemory) -> None:
+    """The step with the most memory, before an hour is spent; then all is as it was, by the way a resumed run takes."""
+    session.tell(Stage(name="rehearse", detail="the longest rows"))
+    began = time.perf_counter()
+    while True:
+        memory.take_peak()
+        tokens = engine.rehearse()
+        peak = memory.take_peak()
+        left, total = memory.headroom(peak)
+        engine.restore(checkpoint)
+        if left >= MARGIN * total or not engine.take_fallback_for_want(
+            f"the step leaves {size(left)} of {size(total)}"
+        ):
+            break
+    session.progress.saw_peak("rehearse", peak)
+    session.tell(
+        Rehearsed(
+            micro_batch=engine.fallbacks.micro_batch,
+            tokens=tokens,
+            peak_bytes=peak,
+            predicted_bytes=None if session.predicted is None else session.predicted.peak_bytes,
+            seconds=round(time.perf_counter() - began, 2),
+        )
+    )
+    session.stop.check()
+
+
+def _before(session: _Session, loaded: Loaded) -> tuple[Evaluation, list[str]]:
+    """The evaluation before training; a run that is taken up again has it already."""
+    kept = session.folder / BEFORE
+    if kept.is_file():
+        known = json.loads(kept.read_text(encoding="utf-8"))
+        return Evaluation.from_dict(known["evaluation"]), known["answers"]
+    before, answers = _evaluate(session, loaded, "before", session.job.max_new_tokens)
+    write_text(kept, json.dumps({"evaluation": before.to_dict(), "answers": answers}))
+    return before, answers
+
+
+def _during(session: _Session, loaded: Loaded, step: int) -> bool:
+    """Evaluate after `step`; whether to stop early."""
+    job, progress = session.job, session.progress
+    answers = 0 if job.metric == "loss" else job.max_new_tokens
+    evaluation, _ = _evaluate(session, loaded, "during", answers)
+    value = getattr(evaluation, job.metric)
+    earlier = [getattr(known, job.metric) for at, known in progress.evaluated() if at == progress.best_step]
+    progress.evaluations.append((step, evaluation.to_dict()))
+    if value is None:
+        raise TrainingError(
+            f"the evaluation has no {job.metric}: the held-out rows are not of that kind", fix="--set metric=loss"
+        )
+    if not earlier or (value < earlier[0] if job.metric == "loss" else value > earlier[0]):
+        progress.best_step, progress.since_best = step, 0
+    else:
+        progress.since_best += 1
+    return job.early_stopping is not None and progress.since_best >= job.early_stopping
+
+
+def _train(session: _Session, engine: Engine, checkpoint: Checkpoint, memory: PeakMemory) -> None:
+    job, progress = session.job, session.progress
+    session.tell(Stage(name="train", detail=f"{len(engine.train_dataset):,} rows"))
+    memory.take_peak()
+    try:
+        if not progress.is_done(job):
+            engine.train_on(checkpoint)
+    except (StopRequested, OutOfMemory):
+        engine.save()  # neither comes in the midst of an update
+        raise
+    finally:
+        progress.saw_peak("train", memory.take_peak())
+        progress.saw_reserved(memory.peak_reserved_bytes)
+    if not progress.losses:
+        raise TrainingError("no optimizer step was made", fix="more rows or epochs")
+    engine.save()
+    if progress.best_step not in (None, progress.step):
+        engine.take_weights(open_checkpoint(engine.keeper.path_of(progress.best_step), run_id=session.run_id))
+        session.tell(Note(text=f"the weights of step {progress.best_step} are kept: the best by {job.metric}"))
+
+
+@contextmanager
+def _rows_named(session: _Session, loaded: Loaded) -> Iterator[None]:
+    """A loss or gradient that is no number is told with the rows that gave it, and these are saved."""
+    try:
+        yield
+    except TrainingError as error:
+        examples = getattr(error, "examples", None)
+        if examples is None:
+            raise
+        prepared = loaded.prepared
+        places = prepared.places(examples, session.job.recipe.seq_len)
+        rows = [
+            {"where": where, "text": prepared.tokenizer.decode(prepared.train.examples[at].input_ids)}
+            for at, where in zip(examples, places, strict=True)
+        ]
+        path = session.folder / NON_FINITE
+        with suppress(OSError):
+            write_text(path, json.dumps({"what": error.what, "rows": rows}, indent=2, ensure_ascii=False))
+        shown = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+        raise TrainingError(f"{error.what}; rows: {shown} (texts in {path})", fix=error.fix) from error
+
+
+def _evaluate(session: _Session, loaded: Loaded, when: str, max_new_tokens: int) -> tuple[Evaluation, list[str]]:
     from autoft.trainer.evaluate import evaluate
 
-    listener(Stage(name="evaluate", detail=when))
-    return evaluate(
+    details = {"before": "before training", "during": f"after step {session.progress.step}", "after": "after training"}
+    session.tell(Stage(name="evaluate", detail=details[when]))
+    evaluation, answers = evaluate(
         loaded.model,
         loaded.prepared.tokenizer,
         loaded.prepared.splits.heldout,
         loaded.prepared.heldout,
-        job.recipe,
-        max_new_tokens=job.max_new_tokens,
-        stop=loaded.stop,
-        tick=lambda done, total: listener(Progress(done=done, total=total)),
+        session.job.recipe,
+        max_new_tokens=max_new_tokens,
+        stop=loaded.stop_ids,
+        tick=session.tick,
     )
-
-
-def _train(job: Job, loaded: _Loaded, folder: Path, listener: Listener) -> _Learnt:
-    from autoft.trainer.engine import Engine, Watch
-
-    examples = loaded.prepared.train.examples
-    listener(Stage(name="train", detail=f"{len(examples):,} rows"))
-    lengths = [len(example.input_ids) for example in examples]
-    rows = len(pack(lengths, job.recipe.seq_len)) if job.recipe.packing else len(lengths)
-    mean_tokens = sum(lengths) / rows
-    work_dir = folder / ".trainer"
-    with PeakMemory(job.device, loaded.baseline_bytes) as memory:
-        watch = Watch(listener, memory, mean_tokens * job.recipe.micro_batch * job.accumulation)
-        engine = Engine(
-            model=loaded.model,
-            tokenizer=loaded.prepared.tokenizer,
-            job=job,
-            examples=examples,
-            work_dir=work_dir,
-            callback=watch,
-        )
-        engine.train()
-    shutil.rmtree(work_dir, ignore_errors=True)
-    if not watch.losses:
-        raise TrainingError("no optimizer step was made", fix="more rows or epochs")
-    tokens, trained, seconds = int(engine.tokens), int(engine.trained_tokens), sum(watch.step_times_s)
-    measured = Measured(
-        peak_bytes=memory.peak_bytes,
-        peak_reserved_bytes=memory.peak_reserved_bytes,
-        step_time_s=seconds / len(watch.step_times_s),
-        tokens_per_s=tokens / seconds,
-        trained_tokens_per_s=trained / seconds,
-    )
-    return _Learnt(tuple(watch.losses), tokens, trained, measured)
-
-
-def _save(loaded: _Loaded, recipe: Recipe, folder: Path) -> None:
-    """The adapter, or with method full the whole model, and the tokenizer."""
-    if recipe.method == "full":
-        loaded.model.config.use_cache = True
-        loaded.model.save_pretrained(folder)
-    else:
-        loaded.model.peft_config["default"].base_model_name_or_path = base_reference(loaded.ref, loaded.weights)
-        loaded.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-    loaded.prepared.tokenizer.save_pretrained(folder)
-
-
-def _result(
-    job: Job,
-    loaded: _Loaded,
-    learnt: _Learnt,
-    predicted: Predicted | None,
-    before: Evaluation,
-    after: Evaluation,
-    sample: Sample | None,
-    seconds: dict[str, float],
-) -> RunResult:
-    prepared = loaded.prepared
-    return RunResult(
-        autoft_version=__version__,
-        job=job,
-        base=base_reference(loaded.ref, loaded.weights),
-        finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        seconds=seconds,
-        steps=len(learnt.losses),
-        tokens=learnt.tokens,
-        trained_tokens=learnt.trained_tokens,
-        rows=len(prepared.splits.train) - len(prepared.train.too_long),
-        rows_left_out=len(prepared.train.too_long),
-        trainable_params=_trainable_params(loaded.model),
-        total_params=_stored_params(loaded.model),
-        losses=learnt.losses,
-        predicted=predicted,
-        measured=learnt.measured,
-        before=before,
-        after=after,
-        sample=sample,
-        system_prompt=prepared.splits.system_prompt,
-        hardware=_hardware(job.device),
-        versions={name: importlib.metadata.version(name) for name in LIBRARIES},
-        artifacts={},
-        notes=tuple(prepared.notes(job.recipe.seq_len)),
-    )
-
-
-def _trainable_params(model: Any) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def _widest_trained(model: Any) -> int:
-    """Bytes of a trained weight, the widest there is."""
-    widths: list[int] = [p.element_size() for p in model.parameters() if p.requires_grad]
-    return max(widths)
-
-
-def _stored_params(model: Any) -> int:
-    """Weights of the model, each counted once, 4-bit ones by what they stand for and not by their packed bytes."""
-    return sum(
-        p.quant_state.shape.numel() if getattr(p, "quant_state", None) is not None else p.numel()
-        for p in model.parameters()
-    )
-
-
-def _sample(prepared: Prepared, before: list[str], after: list[str]) -> Sample | None:
-    """The first held-out conversation."""
-    if not after:
-        return None
-    messages = next(row.messages for row in prepared.splits.heldout if row.messages)
-    prompt = messages[-2]["content"] if len(messages) > 1 else ""
-    return Sample(prompt=prompt, expected=messages[-1]["content"], before=before[0], after=after[0])
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
-
-
-def _hardware(device: str) -> str:
-    import torch
-
-    if device == "cuda":
-        return torch.cuda.get_device_name(0)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-@contextmanager
-def _told_of_exhausted_memory(job: Job) -> Iterator[None]:
-    """Out of memory, in any of its forms, as one line."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-            raise OutOfMemory(
-                f"out of memory on {job.device} at micro-batch {job.recipe.micro_batch}",
-                fix="--set micro_batch=1, --set gradient_checkpointing=true, --method qlora or a shorter --seq-len",
-            ) from error
-        raise
-
-
-class _Clock:
-    """Seconds of each stage, by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = round(time.perf_counter() - began, 2)
+    session.tell(Evaluated(when=when, step=session.progress.step, evaluation=evaluation))
+    return evaluation, answers

@@ -16,6 +16,8 @@ from autoft import __version__
 from autoft.cli.options import takes_all_text
 from autoft.errors import AutoftError, DoesNotFit, Interrupted, OptionError, near
 
+# Where a command's module is not named after it
+MODULES = {"watch": "follow"}
 # Name, and the line that `autoft --help` shows: kept here so that help imports no command.
 COMMANDS = {
     "probe": "Show what this machine is: GPUs, memory, disk, processor.",
@@ -24,7 +26,10 @@ COMMANDS = {
     "compare": "LoRA on 16 bits, on 8, and QLoRA, side by side.",
     "estimate": "Memory and time of one exact recipe.",
     "run": "Plan, train, evaluate and save, in one shot.",
+    "resume": "Take up a run that was stopped, where its newest whole checkpoint is.",
+    "watch": "Follow a run from another terminal.",
     "export-config": "Write a plan as the configuration of axolotl, LLaMA-Factory, TRL or unsloth.",
+    "eval": "Evaluate a model that autoft trained, beside its base.",
     "chat": "Talk to a model that autoft trained.",
     "data": "Check training data, and write a cleaned copy of it.",
     "history": "List, export or clear what earlier runs were predicted to take, and took.",
@@ -41,7 +46,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"autoft.cli.{cmd_name.replace('-', '_')}").command
+        module = MODULES.get(cmd_name, cmd_name.replace("-", "_"))
+        command: click.Command = importlib.import_module(f"autoft.cli.{module}").command
         return command
 
     def resolve_command(
@@ -68,7 +74,8 @@ def cli() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 3 nothing fits, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 3 nothing fits, 4 stopped but resumable, 130
+    interrupted with nothing to resume."""
     args = list(sys.argv[1:] if argv is None else argv)
     _take_any_text()
     try:

@@ -27,7 +27,9 @@ PREFERENCES = ("balanced", "quality", "speed", "memory")
 
 DEVICE = (
     click.option(
-        "--gpu", metavar="NAME", help="Plan for this card of the catalogue, here or not; cpu plans without one."
+        "--gpu",
+        metavar="NAME[xN]",
+        help='Plan for this card of the catalogue, here or not, or for several ("RTX 3090 x2"); cpu plans without one.',
     ),
     click.option("--vram", "vram_gib", type=float, metavar="GIB", help="Plan for so much device memory."),
 )
@@ -181,6 +183,7 @@ def _corrected(plan: Plan, wanted: Request, hardware: Hardware) -> Plan:
     if aside is not None:
         render.console(stderr=True).print(f"Note: {aside}", markup=False)
     target = target_of(hardware, gpu_name=wanted.gpu, vram_gib=wanted.vram_gib, cpu_flops_per_s=measure_cpu_flops)
+    target = target.using(plan.job.num_gpus)
     correction = correction_for(target, plan.estimate, plan.job.recipe)
     if correction is None:
         return plan

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +14,10 @@ from rich.console import Console
 
 from autoft import render
 from autoft.cli import options, planning
-from autoft.errors import Interrupted, ModelError, OptionError, OutOfMemory
+from autoft.errors import ModelError, OptionError, OutOfMemory, Resumable
 
 if TYPE_CHECKING:
+    from autoft.cli.live import Display
     from autoft.planner.plan_file import Plan
     from autoft.trainer.prepare import Prepared
     from autoft.trainer.result import Predicted, RunResult
@@ -59,23 +62,31 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
             _fetch_starter(console)
         if words["data"] is None:
             raise OptionError("no data to train on", fix=f"autoft run {what} --data FILE")
+        if words["gpu"] is None and not any(word.startswith("num_gpus") for word in words["settings"]):
+            words["settings"] = (*words["settings"], "num_gpus=1")
         plan, prepared = planning.plan(planning.request(what, **words), out.absolute().parent)
-    from autoft.trainer.run import output_bytes
+    from autoft.trainer.outcome import output_bytes
 
     each = 4 if plan.job.recipe.method != "full" or plan.job.recipe.weights_dtype == "float32" else 2
+    _refuse_several_gpus(plan.job.num_gpus, "--set num_gpus=1")
     check_output(out, force=force, needed_bytes=output_bytes(plan.estimate.trainable_params, bytes_each=each))
-    _take_device(plan)
+    take_device(plan)
     if not as_json:
         from autoft.cli.show import show_plan
 
         show_plan(plan, console)
     predicted = _predicted(plan)
-    try:
-        result = _train(plan, predicted, prepared, out, force=force)
-    except OutOfMemory:
-        _remember(plan, predicted, None, console)
-        raise
-    _remember(plan, predicted, result, console)
+    with _memory_remembered(plan, predicted, console):
+        result = _train(plan, predicted, prepared, out, force=force, as_json=as_json)
+    conclude(plan, predicted, result, out, console, as_json=as_json)
+
+
+def conclude(
+    plan: Plan, predicted: Predicted | None, result: RunResult, out: Path, console: Console, *, as_json: bool
+) -> None:
+    """Remember and show a finished run."""
+    if predicted is not None:
+        _remember(plan, predicted, result, console)
     if as_json:
         options.print_json({"output": str(out), **result.to_dict()})
     else:
@@ -100,6 +111,17 @@ def _predicted(plan: Plan) -> Predicted:
     )
 
 
+@contextmanager
+def _memory_remembered(plan: Plan, predicted: Predicted, console: Console) -> Iterator[None]:
+    """A run that memory has ended is remembered too."""
+    try:
+        yield
+    except (OutOfMemory, Resumable) as error:
+        if isinstance(error, OutOfMemory) or isinstance(error.__cause__, OutOfMemory):
+            _remember(plan, predicted, None, console)
+        raise
+
+
 def _remember(plan: Plan, predicted: Predicted, result: RunResult | None, console: Console) -> None:
     """Keep predicted beside measured for later plans; result: None where the run ran out of memory."""
     from autoft.planner.history import remember
@@ -109,23 +131,35 @@ def _remember(plan: Plan, predicted: Predicted, result: RunResult | None, consol
         console.print(f"Note: {note}", markup=False)
 
 
-def _train(plan: Plan, predicted: Predicted, prepared: Prepared | None, out: Path, *, force: bool) -> RunResult:
-    from autoft.cli.live import Display
+def _train(
+    plan: Plan, predicted: Predicted, prepared: Prepared | None, out: Path, *, force: bool, as_json: bool
+) -> RunResult:
     from autoft.trainer.run import run
 
-    with Display(render.console(stderr=True), predicted.peak_bytes) as display:
-        try:
-            return run(
-                plan.job,
-                out,
-                plan_toml=plan.to_toml(),
-                predicted=predicted,
-                prepared=prepared,
-                force=force,
-                listener=display,
-            )
-        except KeyboardInterrupt:
-            raise Interrupted(f"interrupted: {out} was not written", fix="run again to start over") from None
+    with display(plan, predicted, as_json=as_json) as listener:
+        return run(
+            plan.job,
+            out,
+            plan_toml=plan.to_toml(),
+            predicted=predicted,
+            prepared=prepared,
+            force=force,
+            listener=listener,
+        )
+
+
+def display(plan: Plan, predicted: Predicted | None, *, as_json: bool) -> Display:
+    """What shows a run of `plan` while it goes."""
+    from autoft.cli.live import Display
+
+    workload, job = plan.workload, plan.job
+    return Display(
+        render.console(stderr=True),
+        None if predicted is None else predicted.peak_bytes,
+        total_tokens=round(job.epochs * workload.tokens) if workload is not None and not job.max_steps else None,
+        gpu=job.device == "cuda",
+        as_json=as_json,
+    )
 
 
 def _from_file(
@@ -154,6 +188,7 @@ def _from_file(
                 fix="plan again with it, or leave it out",
             )
     planned = read_plan(path)
+    _refuse_several_gpus(planned.job.num_gpus, f"num_gpus = 1 in {path}, or plan again with --set num_gpus=1")
     data = {name: words[name] for name in ("data", "eval_data") if words[name] is not None}
     if words["mapping"]:
         data["mapping"] = ",".join(words["mapping"])
@@ -171,13 +206,18 @@ def _from_file(
     return checked.plan, checked.prepared
 
 
+def _refuse_several_gpus(num_gpus: int, fix: str) -> None:
+    if num_gpus > 1:
+        raise OptionError(f"training on several GPUs is not built yet, and the plan is for {num_gpus}", fix=fix)
+
+
 def _fetch_starter(console: Console) -> None:
     from autoft.trainer.starter import starter_folder
 
     starter_folder(lambda text: console.print(text, markup=False))
 
 
-def _take_device(plan: Plan) -> None:
+def take_device(plan: Plan) -> None:
     """Make the GPU with the most free memory the only one that is visible: with several, PyTorch would use them all.
 
     Raises: ModelError when the plan wants a GPU and PyTorch can reach none here.

@@ -19,8 +19,8 @@ from autoft.planner.memory import replay
 from autoft.planner.target import target_of
 from autoft.planner.trace import KIND
 from autoft.profiles.hardware import Hardware
+from autoft.trainer.outcome import output_bytes
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.run import output_bytes
 from tests.planner.families import family_config
 from tests.planner.test_rehearsal import HOST
 

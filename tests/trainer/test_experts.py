@@ -19,8 +19,8 @@ from autoft.trainer import experts
 from autoft.trainer.build import add_adapter, build_base, build_model
 from autoft.trainer.evaluate import generate
 from autoft.trainer.loss import compute_loss
+from autoft.trainer.outcome import _stored_params
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.run import _stored_params
 from tests.conftest import make_tokenizer
 
 QLORA = {

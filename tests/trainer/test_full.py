@@ -15,8 +15,9 @@ from autoft.trainer.data.shape import Message
 from autoft.trainer.job import Job
 from autoft.trainer.loss import compute_loss
 from autoft.trainer.optim import build_optimizer
+from autoft.trainer.outcome import SMALL_FILES_BYTES, output_bytes
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.run import SMALL_FILES_BYTES, output_bytes, run
+from autoft.trainer.run import run
 from tests.trainer.test_step import make_batch
 
 FULL = {"method": "full", "base_dtype": "float32", "loss": "selected", "micro_batch": 4, "seq_len": 64}

@@ -9,7 +9,10 @@ from autoft.trainer.build import build_model
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.engine import Engine
 from autoft.trainer.job import Job
+from autoft.trainer.keeper import Keeper
+from autoft.trainer.progress import Progress
 from autoft.trainer.recipe import Recipe
+from autoft.trainer.signals import StopRequest
 from tests.conftest import make_tokenizer
 
 # Four lengths, one after the other in the data, each row with a first token of its own
@@ -38,13 +41,18 @@ def batches(tiny_model, folder, *, epochs: int = 1, seed: int = 0, **settings: b
         **settings,
     )
     ids = [[3 + number, *[2] * (length - 1)] for number, length in enumerate(LENGTHS)]
+    progress = Progress()
     engine = Recording(
         model=build_model(RECIPE, config=AutoConfig.from_pretrained(tiny_model), weights=tiny_model, device="cpu"),
         tokenizer=make_tokenizer(),
         job=job,
         examples=[Example(row, row) for row in ids],
         work_dir=folder,
-        callback=TrainerCallback(),
+        keeper=Keeper(folder, job, progress, run_id="", identity={}, listener=lambda _: None),
+        progress=progress,
+        watch=TrainerCallback(),
+        stop=StopRequest(),
+        listener=lambda _: None,
     )
     engine.train()
     return seen

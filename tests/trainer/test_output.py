@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from autoft.errors import DataError, OutputError, TrainingError
-from autoft.trainer.output import RESULT, check_disk, check_output, free_name, output_folder, unfinished
+from autoft.trainer.output import (
+    CHECKPOINTS,
+    RESULT,
+    check_disk,
+    check_output,
+    find_unfinished,
+    free_name,
+    output_folder,
+    unfinished,
+)
 
 
 def finished_run(folder: Path, text: str = "old") -> Path:
@@ -19,9 +28,9 @@ def finished_run(folder: Path, text: str = "old") -> Path:
     return folder
 
 
-def run_that_fails(out: Path, error: BaseException, *, force: bool = False) -> None:
+def run_that_fails(out: Path, error: BaseException, *, force: bool = False, first: str = "") -> None:
     with output_folder(out, force=force) as folder:
-        (folder / "log").write_text("what there was")
+        (folder / first).mkdir(parents=True, exist_ok=True)
         raise error
 
 
@@ -35,18 +44,38 @@ def test_a_run_becomes_the_folder_only_when_it_ends_well(tmp_path):
     assert [p.name for p in out.parent.iterdir()] == ["one"]
 
 
-@pytest.mark.parametrize("error", [TrainingError("it diverged"), KeyboardInterrupt(), OSError("disk gone")])
-def test_a_run_that_fails_stays_unfinished(tmp_path, error):
+FAILURES = [TrainingError("it diverged"), KeyboardInterrupt(), OSError("disk gone"), DataError("a row is empty")]
+
+
+@pytest.mark.parametrize("error", FAILURES)
+def test_a_run_that_fails_after_its_first_checkpoint_stays_and_is_not_started_over(tmp_path, error):
+    out = tmp_path / "out"
+    with pytest.raises(type(error)):
+        run_that_fails(out, error, first=f"{CHECKPOINTS}/step-00000000")
+    assert [p.name for p in tmp_path.iterdir()] == ["out.unfinished"]
+    assert {find_unfinished(out), find_unfinished(unfinished(out))} == {out}
+    with pytest.raises(OutputError, match="was not finished") as refused:
+        check_output(out, force=False)
+    assert f"autoft resume {out}" in str(refused.value.fix)
+    with output_folder(out, force=True) as folder:
+        assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", FAILURES)
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(tmp_path, error):
     with pytest.raises(type(error)):
         run_that_fails(tmp_path / "out", error)
-    assert [p.name for p in tmp_path.iterdir()] == ["out.unfinished"]
-    assert (unfinished(tmp_path / "out") / "log").read_text() == "what there was"
-
-
-def test_bad_input_found_inside_leaves_nothing(tmp_path):
-    with pytest.raises(DataError):
-        run_that_fails(tmp_path / "out", DataError("a row is empty"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_an_unfinished_run_is_resumed(tmp_path):
+    with pytest.raises(OutputError, match="nothing to resume"):
+        find_unfinished(finished_run(tmp_path / "done"))
+    with pytest.raises(OutputError, match="no unfinished run"):
+        find_unfinished(tmp_path / "none")
+    unfinished(tmp_path / "early").mkdir()
+    with pytest.raises(OutputError, match="no checkpoint"):
+        find_unfinished(tmp_path / "early")
 
 
 def test_a_stale_unfinished_folder_is_cleared(tmp_path):

@@ -1,0 +1,52 @@
+"""`autoft resume`: take up a run that was stopped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from autoft import render
+from autoft.cli import options
+
+
+@options.command(
+    "Take up the run to DIR where its newest whole checkpoint is, as if it had never stopped.\n\n"
+    "Checkpoints that are damaged or cut short are passed over, with a line for each."
+)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--accept-changes",
+    is_flag=True,
+    help="Go on although data, plan or versions are not what they were; the result is then another.",
+)
+def command(folder: Path, accept_changes: bool, as_json: bool) -> None:
+    from autoft.trainer import environment
+
+    environment.prepare()
+    from autoft.trainer.output import find_unfinished, unfinished
+
+    out = find_unfinished(folder.absolute())
+    from autoft.cli import run as run_command
+    from autoft.planner.plan_file import read_plan
+    from autoft.trainer import run as trainer
+    from autoft.trainer.result import Predicted
+
+    plan = read_plan(unfinished(out) / "plan.toml")
+    about = trainer.about_run(unfinished(out))
+    run_command.take_device(plan)
+    console = render.console(stderr=True)
+    shown = folder.with_name(out.name)
+    _go_to(about.get("started_in"))
+    known = about.get("predicted")
+    predicted = None if known is None else Predicted.from_dict(known)
+    with run_command.display(plan, predicted, as_json=as_json) as listener:
+        result = trainer.resume(out, plan.job, accept_changes=accept_changes, listener=listener)
+    run_command.conclude(plan, predicted, result, shown, console, as_json=as_json)
+
+
+def _go_to(started_in: str | None) -> None:
+    """To where the run was started: relative names in its plan mean what they meant."""
+    if started_in is not None and Path(started_in).is_dir():
+        os.chdir(started_in)

@@ -1,0 +1,158 @@
+"""The end of a run: what is saved, and the result.json that tells of it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoft import __version__
+from autoft.home import sha256, write_text
+from autoft.trainer.card import model_card
+from autoft.trainer.identity import versions
+from autoft.trainer.job import Job
+from autoft.trainer.output import BEFORE, RESULT, RUN
+from autoft.trainer.prepare import Prepared
+from autoft.trainer.progress import Progress
+from autoft.trainer.record import EVENTS
+from autoft.trainer.resolve import base_reference, hub_name, licence
+from autoft.trainer.result import Evaluation, Measured, Predicted, RunResult, Sample
+
+if TYPE_CHECKING:
+    from autoft.trainer.run import Loaded
+
+SMALL_FILES_BYTES = 2**26  # assumption: tokenizer, card and the rest beside the adapter
+NOT_HASHED = (EVENTS, RUN, BEFORE)  # written to, or removed, after the result
+Judged = tuple[Evaluation, list[str]]
+
+
+def output_bytes(trainable_params: int, *, bytes_each: int = 4) -> int:
+    """What a run writes: the trained weights, adapter or model, and the small files beside them.
+
+    bytes_each: of a weight; no dtype that is trained has more than four.
+    """
+    return bytes_each * trainable_params + SMALL_FILES_BYTES
+
+
+def finish(
+    job: Job,
+    loaded: Loaded,
+    progress: Progress,
+    predicted: Predicted | None,
+    before: Judged,
+    after: Judged,
+    *,
+    seconds: dict[str, float],
+    folder: Path,
+    name: str,
+    data_sha256: str,
+) -> RunResult:
+    """Save the model, its card and result.json in `folder`. name: of the run. Raises: OSError when the disk is full."""
+    _save(job, loaded, folder)
+    prepared = loaded.prepared
+    rate = progress.seconds or 1.0
+    samples = _samples(prepared, before[1], after[1])
+    result = RunResult(
+        autoft_version=__version__,
+        job=job,
+        base=base_reference(loaded.ref, loaded.weights),
+        finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        seconds=seconds,
+        steps=len(progress.losses),
+        tokens=progress.tokens,
+        trained_tokens=progress.trained_tokens,
+        rows=len(prepared.splits.train) - len(prepared.train.too_long),
+        rows_left_out=len(prepared.train.too_long),
+        trainable_params=trainable_params(loaded.model),
+        total_params=_stored_params(loaded.model),
+        losses=tuple(progress.losses),
+        predicted=predicted,
+        measured=Measured(
+            peak_bytes=progress.phases["train"],
+            peak_reserved_bytes=progress.peak_reserved_bytes,
+            step_time_s=progress.seconds / max(1, progress.timed_steps),
+            tokens_per_s=progress.tokens / rate,
+            trained_tokens_per_s=progress.trained_tokens / rate,
+        ),
+        before=before[0],
+        after=after[0],
+        sample=samples[0] if samples else None,
+        system_prompt=prepared.splits.system_prompt,
+        hardware=_hardware(job.device),
+        versions=versions(),
+        artifacts={},
+        notes=tuple(prepared.notes(job.recipe.seq_len)),
+        memory=tuple(progress.memory),
+        evaluations=progress.evaluated(),
+        best_step=progress.best_step,
+        phases=progress.phases,
+        events=tuple(progress.events),
+        samples=samples,
+        data_sha256=data_sha256,
+    )
+    write_text(folder / "README.md", model_card(result, name, hub_name(loaded.ref), licence(loaded.ref)))
+    result = replace(result, artifacts=_hashes(folder))
+    write_text(folder / RESULT, json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    return result
+
+
+def trainable_params(model: Any) -> int:
+    """How many weights are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def widest_trained(model: Any) -> int:
+    """Bytes of a trained weight, the widest there is."""
+    widths: list[int] = [p.element_size() for p in model.parameters() if p.requires_grad]
+    return max(widths)
+
+
+def _save(job: Job, loaded: Loaded, folder: Path) -> None:
+    """The adapter, or with method full the whole model, and the tokenizer."""
+    from safetensors import SafetensorError
+
+    try:
+        if job.recipe.method == "full":
+            loaded.model.config.use_cache = True
+            loaded.model.save_pretrained(folder)
+        else:
+            loaded.model.peft_config["default"].base_model_name_or_path = base_reference(loaded.ref, loaded.weights)
+            loaded.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    except SafetensorError as error:  # its own word for a full disk
+        raise OSError(f"{folder}: {error}") from error
+    loaded.prepared.tokenizer.save_pretrained(folder)
+
+
+def _stored_params(model: Any) -> int:
+    """Weights of the model, each counted once, 4-bit ones by what they stand for and not by their packed bytes."""
+    return sum(
+        p.quant_state.shape.numel() if getattr(p, "quant_state", None) is not None else p.numel()
+        for p in model.parameters()
+    )
+
+
+def _samples(prepared: Prepared, before: Sequence[str], after: Sequence[str]) -> tuple[Sample, ...]:
+    """The first held-out conversations."""
+    talks = [row.messages for row in prepared.splits.heldout if row.messages]
+    return tuple(
+        Sample(prompt=talk[-2]["content"] if len(talk) > 1 else "", expected=talk[-1]["content"], before=was, after=is_)
+        for talk, was, is_ in list(zip(talks, before, after, strict=False))[:5]
+    )
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {
+        path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name not in NOT_HASHED
+    }
+
+
+def _hardware(device: str) -> str:
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_name(0)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

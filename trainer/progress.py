@@ -1,0 +1,64 @@
+"""How far a run is, and what it has seen: what a checkpoint keeps beside the weights, and the result is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from autoft.trainer.job import Job
+from autoft.trainer.result import Evaluation
+
+
+@dataclass(slots=True)
+class Progress:
+    """Of all its parts, restarts included.
+
+    losses: (step, loss). memory: (step, bytes held after it). tokens, trained_tokens: of all micro-batches; padded
+    tokens: padding counted too. seconds: of training steps, of which `timed_steps` were timed.
+    evaluations: (step, evaluation) during training. best_step: of the best of them; since_best: worse ones after it.
+    events: what happened, as in events.jsonl.
+    """
+
+    step: int = 0
+    total_steps: int | None = None
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    memory: list[tuple[int, int]] = field(default_factory=list)
+    tokens: int = 0
+    trained_tokens: int = 0
+    padded_tokens: int = 0
+    seconds: float = 0.0
+    timed_steps: int = 0
+    peak_reserved_bytes: int | None = None
+    evaluations: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    best_step: int | None = None
+    since_best: int = 0
+    phases: dict[str, int] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Back to when `state` was made."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def is_done(self, job: Job) -> bool:
+        """Whether there is nothing left to train."""
+        if job.early_stopping is not None and self.since_best >= job.early_stopping:
+            return True
+        return self.total_steps is not None and self.step >= self.total_steps
+
+    def saw_reserved(self, reserved_bytes: int | None) -> None:
+        """The most that PyTorch held of a GPU while training."""
+        if reserved_bytes is not None:
+            self.peak_reserved_bytes = max(self.peak_reserved_bytes or 0, reserved_bytes)
+
+    def saw_peak(self, phase: str, peak_bytes: int) -> None:
+        """The most that was held in `phase`, this time or an earlier one."""
+        self.phases[phase] = max(self.phases.get(phase, 0), peak_bytes)
+
+    def evaluated(self) -> tuple[tuple[int, Evaluation], ...]:
+        """evaluations, as the result has them."""
+        return tuple((step, Evaluation.from_dict(evaluation)) for step, evaluation in self.evaluations)
