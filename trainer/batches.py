@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from autoft.trainer.memory import is_out_of_memory
+from autoft.trainer.memory import free_memory, is_out_of_memory
 
 T = TypeVar("T")
 Tell = Callable[[str], None]
@@ -34,15 +33,6 @@ def in_batches(
         most = len(batch) // 2
         tell(f"out of memory in the evaluation with {len(batch)} rows at once: it goes on with {most}")
         free_memory()
-
-
-def free_memory() -> None:
-    """Give back what nobody holds any more."""
-    gc.collect()
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _fits(work: Callable[[Sequence[T]], None], batch: Sequence[T]) -> bool:

@@ -27,11 +27,11 @@ from autoft.trainer.checkpoint import Checkpoint
 from autoft.trainer.data.pack import collator, pack, packed_row
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.events import Listener, Recovered
-from autoft.trainer.fallback import Fallbacks, free_memory
+from autoft.trainer.fallback import Fallbacks
 from autoft.trainer.job import Job
 from autoft.trainer.keeper import Keeper
 from autoft.trainer.loss import IGNORED, compute_loss
-from autoft.trainer.memory import is_out_of_memory
+from autoft.trainer.memory import free_memory, is_out_of_memory
 from autoft.trainer.optim import build_optimizer
 from autoft.trainer.progress import Progress
 from autoft.trainer.randomness import random_state, set_random_state
@@ -169,7 +169,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
 
     def take_fallback_for_want(self, reason: str, step: int = 0) -> bool:
         """Whether there is a way to go on with less memory; it is taken and told of."""
-        free_memory(self.job.device)
+        free_memory()
         change = self.fallbacks.take()
         if change is None:
             return False
@@ -277,7 +277,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
     def _clear(self) -> None:
         self.optimizer.zero_grad()
         self.optimizer.state.clear()
-        free_memory(self.job.device)
+        free_memory()
 
     # Checkpoints
 

@@ -10,14 +10,14 @@ from typing import Any
 from autoft.errors import DataError, OutOfMemory
 from autoft.schema import Record
 from autoft.trainer import environment
-from autoft.trainer.batches import Tell, free_memory, silent
+from autoft.trainer.batches import Tell, silent
 from autoft.trainer.data.load import load_data, load_rows
 from autoft.trainer.data.shape import Row
 from autoft.trainer.data.split import row_key
 from autoft.trainer.data.tokens import Example, model_stop_ids, stop_ids, tokenize
 from autoft.trainer.finished import load_base, load_run_tokenizer, load_trained, read_result
 from autoft.trainer.job import Job
-from autoft.trainer.memory import is_out_of_memory
+from autoft.trainer.memory import free_memory, is_out_of_memory
 from autoft.trainer.result import Evaluation, RunResult, Sample
 from autoft.trainer.samples import samples
 
