@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from autoft import __version__
-from autoft.errors import OptionError
-from autoft.planner.candidates import exact, parse_settings
+from autoft.errors import InputError, OptionError
+from autoft.planner.candidates import exact, families, parse_settings
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
 from autoft.planner.exchange import ALONE, Replicas
@@ -16,8 +17,9 @@ from autoft.planner.ghost import Rehearsal
 from autoft.planner.gpu_count import counts_of, notes_of, plan_counts, with_counts
 from autoft.planner.inputs import inputs_of
 from autoft.planner.plan_file import Plan
-from autoft.planner.preset import Defaults, defaults
+from autoft.planner.preset import Defaults, preset_of
 from autoft.planner.question import Limits, Question, check_limits, limited
+from autoft.planner.reading import Reading, prepare_options
 from autoft.planner.remedies import nothing_fits
 from autoft.planner.request import Request
 from autoft.planner.schedule import MIN_STEPS, rows_of, schedule, steps_of
@@ -27,7 +29,6 @@ from autoft.planner.workload import Workload, measure
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
 from autoft.trainer.gates import refuse_unknown_tokens
-from autoft.trainer.job import Job
 from autoft.trainer.metrics import applicable
 from autoft.trainer.prepare import Prepared, prepare
 from autoft.trainer.recipe import OF_ADAPTERS, PAD_MULTIPLE, Recipe
@@ -62,12 +63,12 @@ class Asked:
     counts: list[int]  # of GPUs, to plan for
 
 
-def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | None]:
-    """The Plan, and the tokenized data it was made for (None without data).
+def make_plan(request: Request, hardware: Hardware, reading: Reading | None = None) -> tuple[Plan, Prepared | None]:
+    """The Plan, and the tokenized data it was made for (None without data). reading: of the data, begun already.
 
     Raises: InputError of several kinds; DoesNotFit when no candidate fits.
     """
-    asked = ask(request, hardware)
+    asked = ask(request, hardware, reading)
     workload = asked.workload
     taken, tried = plan_counts(asked.question, asked.counts)
     question, found = taken.question, taken.search
@@ -117,12 +118,15 @@ def _not_tried(recipe: Recipe, estimate: Estimate) -> list[str]:
     return found
 
 
-def ask(request: Request, hardware: Hardware) -> Asked:
-    """What the request comes to for its model, data and device. Raises: InputError of several kinds."""
+def ask(request: Request, hardware: Hardware, reading: Reading | None = None) -> Asked:
+    """What the request comes to for its model, data and device. reading: as make_plan has it.
+
+    Raises: InputError of several kinds.
+    """
     recipe_pins, job_pins = parse_settings(request.settings)
     words = _words(request, recipe_pins)
     seq_len = request.seq_len or recipe_pins.pop("seq_len", None)
-    preset = _preset(request, {*recipe_pins, *job_pins}, seq_len)
+    preset = preset_of(request, {*recipe_pins, *job_pins}, seq_len)
     whole = _target(request, hardware)
     limits = Limits(hours=request.max_hours, energy_kwh=request.max_energy_kwh, memory_gib=request.max_memory_gib)
     check_limits(
@@ -135,16 +139,10 @@ def ask(request: Request, hardware: Hardware) -> Asked:
     job_pins = {**preset.job, **job_pins}
     prepared = None
     if request.data is not None:
-        eval_rows = job_pins.get("eval_rows", Job.__dataclass_fields__["eval_rows"].default)
-        max_tokens = seq_len or shape.max_position
-        prepared = prepare(
-            ref,
-            request.data,
-            request.eval_data,
-            eval_rows=eval_rows,
-            max_tokens=max_tokens,
-            mapping=request.mapping,
-        )
+        if reading is not None:
+            _get_ready(estimator, recipe_pins, reading)
+        options = prepare_options(request, job_pins, seq_len or shape.max_position)
+        prepared = (reading or prepare)(ref, request.data, request.eval_data, **options)
         refuse_unknown_tokens(prepared, shape.vocab_size, shape.name)
     workload = measure(prepared) if prepared else None
     if preset.packing:
@@ -197,6 +195,19 @@ def ask(request: Request, hardware: Hardware) -> Asked:
     return Asked(question, preset, prepared, workload, reasons, notes, words, counts)
 
 
+def _get_ready(estimator: Estimator, pins: dict[str, Any], reading: Reading) -> None:
+    """While the data is read: what rehearsals import, and the models that are rehearsed whatever the data is."""
+    with suppress(InputError):  # met again, and told, where the candidates are looked at
+        first, *others = families(
+            estimator.target, seq_len=PAD_MULTIPLE, rows_per_step=1, attention=estimator.attention, pinned=pins
+        )
+        estimator.rehearse(first.recipes[0])
+        for family in others:
+            if family.base != first.base or reading.done:
+                return
+            estimator.rehearse(family.recipes[0])
+
+
 def _words(request: Request, pins: dict[str, Any]) -> dict[str, str]:
     """How the user pinned what of the Recipe, the sequence's length aside."""
     said = {word.partition("=")[0].strip(): word for word in request.settings}
@@ -243,13 +254,6 @@ def _target(request: Request, hardware: Hardware) -> Target:
     return target_of(
         hardware, gpu_name=request.gpu, vram_gib=request.vram_gib, cpu_flops_per_s=functools.cache(measure_cpu_flops)
     )
-
-
-def _preset(request: Request, pinned: set[str], seq_len: int | None) -> Defaults:
-    """What the request's preset sets that the request does not, and what to prefer."""
-    options = {"seq_len": seq_len, "prefer": request.prefer}
-    preset = defaults(request.preset, {*pinned, *(name for name, value in options.items() if value is not None)})
-    return replace(preset, prefer=request.prefer or preset.prefer)
 
 
 def _packable(

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from autoft.planner.request import Prefer
+from autoft.planner.request import Prefer, Request
 from autoft.profiles.preset_catalogue import Preset, Setting, find_preset
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
@@ -104,6 +104,16 @@ def defaults(name: str | None, given: Collection[str]) -> Defaults:
         job=job,
         overruled=tuple(key for key in preset.settings if key in overruled),
     )
+
+
+def preset_of(request: Request, pinned: Collection[str], seq_len: int | None) -> Defaults:
+    """What the request's preset sets that the request does not, and what to prefer. pinned: fields of Recipe or Job.
+
+    Raises: as defaults.
+    """
+    options = {"seq_len": seq_len, "prefer": request.prefer}
+    preset = defaults(request.preset, {*pinned, *(name for name, value in options.items() if value is not None)})
+    return replace(preset, prefer=request.prefer or preset.prefer)
 
 
 def _line(name: str, setting: Setting) -> str:

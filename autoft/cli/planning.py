@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -158,11 +159,14 @@ def plan(wanted: Request, disk_path: Path | None = None) -> tuple[Plan, Prepared
 
     environment.prepare()
     with rare_collections():
-        from autoft.planner.plan import make_plan
+        from autoft.planner.reading import begin
         from autoft.profiles.detect import detect
 
         hardware = detect(disk_path)
-        found, prepared = make_plan(wanted, hardware)
+        with begin(wanted) as reading:  # before the imports that it is to go on beside
+            from autoft.planner.plan import make_plan
+
+            found, prepared = make_plan(wanted, hardware, reading)
         return _corrected(found, wanted, hardware), prepared
 
 
@@ -189,7 +193,12 @@ def _corrected(plan: Plan, wanted: Request, hardware: Hardware) -> Plan:
 
 @contextmanager
 def rare_collections() -> Iterator[None]:
-    """Imports and rehearsals make objects by the million and hardly a cycle: the search for cycles took a fifth."""
+    """Imports and rehearsals make objects by the million and hardly a cycle: the search for cycles took a fifth.
+
+    The last search, as Python ends, is left out too: it took more than a second.
+    """
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
     before = gc.get_threshold()
     gc.set_threshold(100_000, *before[1:])
     try:
