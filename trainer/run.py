@@ -110,6 +110,7 @@ def resume(out: Path, job: Job, *, accept_changes: bool = False, listener: Liste
             stop,
             tell,
             accept_changes=accept_changes,
+            force=True,
         )
         return _told(session, lambda: _run(session, None, checkpoint))
 
