@@ -98,10 +98,10 @@ def evaluate_longest(
         width = max(map(len, prompts))
         answer = room.new_tokens(width, max_new_tokens)
         longest = [_stretched(prompt, width + answer - 2) for prompt in prompts if len(prompt) == width]
-        rows = room.rows(width, answer)
+        count = room.rows(width, answer)
         if model.device.type == "cpu":
-            rows = min(rows, recipe.micro_batch)
-        batch = (longest * rows)[:rows]
+            count = min(count, recipe.micro_batch)
+        batch = (longest * count)[:count]
         generate(model, tokenizer, batch, max_new_tokens=2, stop=(), room=room, tell=tell, batch=len(batch))
 
 
