@@ -14,7 +14,8 @@ MOST = 5
 def samples(rows: Sequence[Row], before: Sequence[str], after: Sequence[str]) -> tuple[Sample, ...]:
     """Up to five: those that went from wrong to right first, then one that is still wrong, then others, in their order.
 
-    before, after: the answers of `evaluate` to these rows; where it made none there are no samples. The choice flatters: the figures tell how often what holds.
+    before, after: the answers of `evaluate` to these rows; where it made none there are no samples. The choice
+    flatters: the figures tell how often what holds.
     """
     if not before or not after:
         return ()
