@@ -98,10 +98,10 @@ def evaluate_longest(
         width = max(map(len, prompts))
         answer = room.new_tokens(width, max_new_tokens)
         longest = [_stretched(prompt, width + answer - 2) for prompt in prompts if len(prompt) == width]
-        count = room.rows(width, answer)
+        most = room.rows(width, answer)
         if model.device.type == "cpu":
-            count = min(count, recipe.micro_batch)
-        batch = (longest * count)[:count]
+            most = min(most, recipe.micro_batch)
+        batch = (longest * most)[:most]
         generate(model, tokenizer, batch, max_new_tokens=2, stop=(), room=room, tell=tell, batch=len(batch))
 
 
