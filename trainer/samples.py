@@ -14,8 +14,11 @@ MOST = 5
 def samples(rows: Sequence[Row], before: Sequence[str], after: Sequence[str]) -> tuple[Sample, ...]:
     """Up to five: those that went from wrong to right first, then one that is still wrong, then others, in their order.
 
-    before, after: the answers of `evaluate` to these rows. The choice flatters: the figures tell how often what holds.
+    before, after: the answers of `evaluate` to these rows; where it made none there are no samples. The choice
+    flatters: the figures tell how often what holds.
     """
+    if not before or not after:
+        return ()
     talks = [row.messages for row in rows if row.messages]
     known = [
         Sample(prompt=talk[-2]["content"] if len(talk) > 1 else "", expected=talk[-1]["content"], before=was, after=now)

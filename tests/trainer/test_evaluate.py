@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from autoft.trainer.answers import Room, generate, room_of
 from autoft.trainer.batches import in_batches
@@ -52,6 +55,33 @@ def on_forward(model, look):
     return backbone.register_forward_pre_hook(
         lambda _module, _inputs, named: look(tuple(named["input_ids"].shape)), with_kwargs=True
     )
+
+
+class Held(TorchDispatchMode):
+    """Bytes of the tensors that are made inside the block, and the most that there were at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self._note((args, kwargs), made=False)
+        out = function(*args, **(kwargs or {}))
+        self._note(out, made=True)
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _note(self, tree, *, made: bool) -> None:
+        for tensor in tree_leaves(tree):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self.known:
+                self.known[storage._cdata] = storage.nbytes() if made else 0
+                self.now += self.known[storage._cdata]
+                weakref.finalize(storage, self._forget, storage._cdata)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self.known.pop(key)
 
 
 def test_an_answer_does_not_depend_on_its_batch(tiny_model) -> None:
@@ -151,6 +181,17 @@ def test_answers_fit_in_what_they_may_take() -> None:
     assert [ROOM.new_tokens(width, 100) for width in (10, 450, 600)] == [100, 62, 0]
 
 
+@pytest.mark.parametrize(("budget", "rows"), [(5e5, 2), (2e6, 8), (8e6, 50)])
+def test_answers_take_no_more_than_they_may(tiny_model, budget, rows) -> None:
+    recipe, model = build(tiny_model, **{**FP32, "seq_len": 256})
+    room = replace(room_of(model, recipe), budget_bytes=budget)
+    assert room.rows(120, 24) == rows
+    prompts = [list(range(5, 125 - n % 3)) for n in range(rows)]
+    with Held() as held:
+        generate(model, TOKENIZER, prompts, max_new_tokens=24, stop=(), room=room)
+    assert 0.25 * budget < held.peak <= budget
+
+
 def test_the_room_is_read_off_the_model(tiny_model) -> None:
     recipe, model = build(tiny_model, **FP32)
     room = room_of(model, recipe)
@@ -248,6 +289,6 @@ def test_samples_are_what_was_mended_then_what_is_wrong_still() -> None:
     after = ["a0", "a1", "y", "a3", "y", "a5", "a6", "a7"]
     assert [s.prompt for s in samples(rows, before, after)] == ["q1", "q3", "q5", "q6", "q2"]
     assert [s.prompt for s in samples(rows, before, before)] == ["q1", "q0", "q2", "q3", "q4"]
-    assert samples(rows[8:], [], []) == ()
+    assert samples(rows, [], []) == ()  # no answers were made
     first = samples(rows, before, after)[0]
     assert (first.prompt, first.expected, first.before, first.after) == ("q1", "a1", "x", "a1")
