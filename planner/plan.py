@@ -9,6 +9,7 @@ from typing import Any
 from autoft import __version__
 from autoft.errors import OptionError
 from autoft.planner.candidates import exact, parse_settings
+from autoft.planner.context import check_length, length_notes, longest_row
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
 from autoft.planner.ghost import Rehearsal
@@ -26,7 +27,7 @@ from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
 from autoft.trainer.job import Job
 from autoft.trainer.prepare import Prepared, prepare
-from autoft.trainer.recipe import OF_ADAPTERS, PAD_MULTIPLE, Recipe
+from autoft.trainer.recipe import OF_ADAPTERS, PAD_MULTIPLE, Recipe, RopeScaling
 from autoft.trainer.resolve import load_config, resolve
 from autoft.units import size
 
@@ -125,26 +126,30 @@ def ask(request: Request, hardware: Hardware) -> Asked:
     ref = resolve(request.model)
     estimator = Estimator(request.model, load_config(ref), limited(whole, limits.memory_gib))
     shape = estimator.shape
-    _check_seq_len(seq_len, shape)
+    scaling = recipe_pins.get("rope_scaling")
+    if seq_len is not None:
+        check_length(seq_len, estimator, scaling, word=f"--seq-len {seq_len}", error=OptionError)
     job_pins = {**preset.job, **job_pins}
+    most = seq_len or longest_row(shape, scaling)
     prepared = None
     if request.data is not None:
         eval_rows = job_pins.get("eval_rows", Job.__dataclass_fields__["eval_rows"].default)
-        max_tokens = seq_len or shape.max_position
         prepared = prepare(
             ref,
             request.data,
             request.eval_data,
             eval_rows=eval_rows,
-            max_tokens=max_tokens,
+            max_tokens=most,
             mapping=request.mapping,
         )
         refuse_another_tokenizer(prepared, shape)
     workload = measure(prepared) if prepared else None
     if preset.packing:
-        preset = _packable(preset, estimator, prepared, seq_len or _seq_len(workload, shape, preset), job_pins)
+        preset = _packable(preset, estimator, prepared, seq_len or _seq_len(workload, shape, preset, scaling), job_pins)
     seq_len_counts = seq_len is None and (workload is None or preset.packing)
-    seq_len = seq_len or _seq_len(workload, shape, preset)
+    if seq_len is None:
+        seq_len = _seq_len(workload, shape, preset, scaling)
+        check_length(seq_len, estimator, scaling, word=f"the longest row ({seq_len} tokens)", error=OptionError)
     full = recipe_pins.get("method") == "full"
     from_preset = {name: value for name, value in preset.recipe.items() if not (full and name in OF_ADAPTERS)}
     recipe_pins = _with_rank({**from_preset, **recipe_pins}, request.min_rank, words)
@@ -173,7 +178,13 @@ def ask(request: Request, hardware: Hardware) -> Asked:
         *(text for name, text in sources.items() if name not in {**job_pins, **recipe_pins}),
         *preset.reasons(seq_len_counts=seq_len_counts),
     )
-    notes = (*_notes(prepared, seq_len), *preset.notes(), *_machine_notes(request, hardware))
+    cut = prepared is not None and bool(prepared.train.too_long) and most == shape.max_position
+    notes = (
+        *_notes(prepared, seq_len),
+        *length_notes(seq_len, estimator, scaling, cut=cut),
+        *preset.notes(),
+        *_machine_notes(request, hardware),
+    )
     return Asked(question, preset, prepared, workload, reasons, notes, words)
 
 
@@ -209,8 +220,9 @@ def make_estimate(request: Request, hardware: Hardware) -> Answer:
     target = _target(request, hardware)
     estimator = Estimator(request.model, load_config(resolve(request.model)), target)
     seq_len = request.seq_len or pins.get("seq_len")
-    _check_seq_len(seq_len, estimator.shape)
-    seq_len = seq_len or _seq_len(None, estimator.shape, Defaults())
+    scaling = pins.get("rope_scaling")
+    seq_len = seq_len or _seq_len(None, estimator.shape, Defaults(), scaling)
+    check_length(seq_len, estimator, scaling, word=f"--seq-len {seq_len}", error=OptionError)
     recipe = exact(target, seq_len=seq_len, attention=estimator.attention, pinned=pins)
     rehearsal = estimator.rehearse(recipe)
     estimate = estimator.estimate_of(recipe, rehearsal)
@@ -243,23 +255,16 @@ def _packable(
     return preset
 
 
-def _seq_len(workload: Workload | None, shape: ModelShape, preset: Defaults) -> int:
+def _seq_len(workload: Workload | None, shape: ModelShape, preset: Defaults, scaling: RopeScaling | None) -> int:
     """Room for the longest row, so that none is cut, and for as many tokens as the preset packs into one.
 
-    Without data the preset's length, else DEFAULT_SEQ_LEN; never more than the model takes.
+    Without data the preset's length, else DEFAULT_SEQ_LEN; never more than the model takes. With a scaling twice that.
     """
+    most = longest_row(shape, scaling)
     if workload is None:
-        return min(preset.seq_len or DEFAULT_SEQ_LEN, shape.max_position)
+        return min(preset.seq_len or DEFAULT_SEQ_LEN, most) if scaling is None else 2 * shape.max_position
     rounded = -(-workload.longest_tokens // PAD_MULTIPLE) * PAD_MULTIPLE
-    return min(max(rounded, preset.seq_len or 0) if preset.packing else rounded, shape.max_position)
-
-
-def _check_seq_len(seq_len: int | None, shape: ModelShape) -> None:
-    if seq_len is not None and seq_len > shape.max_position:
-        raise OptionError(
-            f"--seq-len {seq_len} is more than {shape.name} was made for ({shape.max_position} tokens)",
-            fix=f"--seq-len {shape.max_position} or less",
-        )
+    return min(max(rounded, preset.seq_len or 0) if preset.packing else rounded, most)
 
 
 def _notes(prepared: Prepared | None, seq_len: int) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import Evaluation, RunResult
+from autoft.trainer.rope import snippet
 
 
 def model_card(result: RunResult, name: str, base: str | None, licence: str | None) -> str:
@@ -16,7 +17,7 @@ def model_card(result: RunResult, name: str, base: str | None, licence: str | No
     """
     recipe, job = result.job.recipe, result.job
     whole = recipe.method == "full"
-    library, opener = ("transformers", "AutoModelForCausalLM") if whole else ("peft", "AutoPeftModelForCausalLM")
+    library = "transformers" if whole else "peft"
     what = "The weights of" if whole else "A LoRA adapter for"
     head = {
         "base_model": base,
@@ -51,10 +52,7 @@ learning rate {job.learning_rate:g} ({job.schedule}), {result.steps} steps of {r
 
 ## How to use it
 ```python
-from {library} import {opener}
-from transformers import AutoTokenizer
-
-model = {opener}.from_pretrained("this folder")
+{_opening(recipe, base or result.base)}
 tokenizer = AutoTokenizer.from_pretrained("this folder")
 ```
 Or `autoft chat` with this folder. The system prompt of its training data: {system_prompt}.
@@ -71,8 +69,27 @@ def _how(recipe: Recipe) -> str:
     kind = ("rsLoRA" if recipe.use_rslora else "LoRA") + (" with DoRA" if recipe.use_dora else "")
     return (
         f"{recipe.method} on a base in {precision}, {kind} of rank {recipe.rank}, alpha {recipe.alpha:g}, "
-        f"targets {recipe.target_modules}"
+        f"targets {recipe.target_modules}" + (f", RoPE scaled ({recipe.rope_scaling})" if recipe.rope_scaling else "")
     )
+
+
+def _opening(recipe: Recipe, base: str) -> str:
+    """Python that makes `model`; around an adapter nothing but this tells of a scaled RoPE."""
+    if recipe.method == "full":
+        return """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("this folder")"""
+    if recipe.rope_scaling is None:
+        return """from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("this folder")"""
+    return f"""from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+# trained on rows of up to {recipe.seq_len} tokens, longer than the base takes without this
+{snippet(recipe.rope_scaling, recipe.seq_len, base)}
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}, config=config), "this folder")"""
 
 
 def _rows(before: Evaluation, after: Evaluation) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,10 @@ def open_run(folder: Path) -> Talker:
     ref = resolve(str(folder.resolve()) if whole else base_name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     weights = fetch(ref)
-    model: Any = build_base(result.job.recipe, load_config(ref, weights), weights, device).eval()
+    recipe = result.job.recipe
+    if whole:  # its own config.json has the scaling
+        recipe = replace(recipe, rope_scaling=None)
+    model: Any = build_base(recipe, load_config(ref, weights), weights, device).eval()
     model.config.use_cache = True
     if not whole:
         model = PeftModel.from_pretrained(model, folder).eval()
