@@ -77,7 +77,7 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
         prefer=question.prefer,
         preset=asked.preset.name,
         reasons=(*choice.reasons, *asked.reasons),
-        pruned=(*(group.text for group in found.pruned), *_not_tried(job.recipe, choice.estimate)),
+        pruned=(*(group.text for group in found.pruned), *_not_tried(job, choice.estimate)),
         notes=asked.notes,
         steps=steps_of(job, question.rows),
         run_time_s=run_time_s,
@@ -93,9 +93,12 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
     return plan, asked.prepared
 
 
-def _not_tried(recipe: Recipe, estimate: Estimate) -> list[str]:
+def _not_tried(job: Job, estimate: Estimate) -> list[str]:
     """What no plan looks at unless it is asked for, and why."""
+    recipe = job.recipe
     found = ["torch.compile: its step would no longer be the one that was rehearsed"]
+    if job.device == "cuda" and recipe.attention == "sdpa" and not recipe.packing:
+        found.append("flash_attention_2: on padded rows PyTorch's own flash kernel is the same; it is for packed ones")
     if recipe.method == "full":
         return found
     if recipe.optimizer.startswith("adamw_torch"):
