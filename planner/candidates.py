@@ -77,7 +77,7 @@ def families(
                 seen.add(recipe)
                 recipes.append(recipe)
         if recipes:
-            found.append(Family(BASES.index(base), _saving(recipes[0]), tuple(recipes)))
+            found.append(Family(BASES.index(base), saving_of(recipes[0]), tuple(recipes)))
     if not found:
         assert problem is not None
         raise problem
@@ -190,7 +190,7 @@ def _pin(recipe: Recipe, pinned: dict[str, Any]) -> Recipe:
     return Recipe.from_dict(values, where="--set")
 
 
-def _saving(recipe: Recipe) -> int:
+def saving_of(recipe: Recipe) -> int:
     """How much it saves, 0 for nothing; pins may have made it another than the one that was varied."""
     if not recipe.gradient_checkpointing:
         return 0

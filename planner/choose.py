@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from autoft.planner.candidates import base_bits, describe
+from autoft.planner.candidates import base_bits, describe, saving_of
 from autoft.planner.estimate import Estimate
 from autoft.planner.plan_file import Alternative
 from autoft.planner.request import Prefer
@@ -24,7 +24,9 @@ PRICE = {16: 1.0, 8: 1.0, 4: 1.5}
 # (earino.github.io/applied-deep-learning, "Your int8 quantization is 2.5x slower than fp16").
 SLOWER = {16: 1.0, 8: 2.5, 4: 1.0}
 
-# Times nearer than this are taken as equal: the time model knows no better. Then the less memory counts.
+# Times nearer than this are taken as equal: the time model knows no better. Then the fewest savings count, which
+# never shorten a step, and then the less memory. The search leaves out savings where fewer fit; put behind memory they
+# would win by what is looked at with little memory and not with more.
 SAME_TIME = 1.05
 
 # What each preference looks at, in this order; the first difference decides. No key depends on what else there is, so
@@ -56,12 +58,12 @@ class Choice:
 
 
 def order(candidate: Candidate, prefer: Prefer) -> tuple[object, ...]:
-    """What `prefer` compares; the smallest is best. Equals are told apart by memory, simplicity, and their fields."""
+    """What `prefer` compares; the smallest is best. Equals are told apart by savings, memory, and their fields."""
     recipe = candidate.recipe
     return (
         *_ORDER[prefer][1](candidate),
+        saving_of(recipe),
         candidate.estimate.device_bytes,
-        recipe.gradient_checkpointing,
         repr(recipe),
     )
 

@@ -24,7 +24,7 @@ from autoft.planner.target import NCCL_BYTES, Target, usable_bytes
 from autoft.planner.time import step_timing
 from autoft.planner.work import product_dtypes
 from autoft.trainer.build import base_of, build_base, refuse_flash_attention, refuse_offloading
-from autoft.trainer.recipe import Attention, Method, QuantType, Recipe
+from autoft.trainer.recipe import Attention, Method, QuantType, Recipe, RopeScaling
 from autoft.units import GIB, size
 
 COMMON_CARDS_GIB = (6, 8, 12, 16, 24, 32, 48, 80)
@@ -45,7 +45,9 @@ class Estimator:
         self.device = _device_of(target)
         self._depth: dict[Attention, Depth | None] = {self.attention: depth_of(base, config)}
         self._kept = Kept()
-        self._refusal: dict[tuple[Method, QuantType | None, Attention, bool], ModelError | None] = {}
+        self._refusal: dict[
+            tuple[Method, QuantType | None, Attention, bool, RopeScaling | None], ModelError | None
+        ] = {}
         self._rehearsed: dict[tuple[Recipe, Loop, Backend | None, bool, bool], Rehearsal] = {}
         self._replayed: dict[int, Memory] = {}
 
@@ -191,7 +193,7 @@ class Estimator:
                 refuse_offloading(self.target.device)
         except ModelError as error:
             return error
-        key = (recipe.method, recipe.quant_type, recipe.attention, recipe.packing)
+        key = (recipe.method, recipe.quant_type, recipe.attention, recipe.packing, recipe.rope_scaling)
         if key not in self._refusal:
             try:
                 depth = self._depth.get(recipe.attention)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autoft.errors import OptionError
+from autoft.planner.context import longest_row
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator import Estimator
 from autoft.planner.plan import Asked, ask
@@ -61,7 +62,7 @@ class Frame:
 
     def of(self, estimator: Estimator) -> Frame:
         """The same of another model, whose sequences may have to be shorter."""
-        seq_len = min(self.seq_len, estimator.shape.max_position)
+        seq_len = min(self.seq_len, longest_row(estimator.shape, self.question.pinned.get("rope_scaling")))
         return self.about(replace(self.question, estimator=estimator, seq_len=seq_len, run_takes_memo={}))
 
     def pinned(self, **pins: Any) -> Frame:

@@ -10,6 +10,7 @@ from typing import Any
 from autoft import __version__
 from autoft.errors import InputError, OptionError
 from autoft.planner.candidates import exact, families, parse_settings
+from autoft.planner.context import check_length, length_notes, longest_row
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
 from autoft.planner.exchange import ALONE, Replicas
@@ -29,9 +30,10 @@ from autoft.planner.workload import Workload, measure
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
 from autoft.trainer.gates import refuse_unknown_tokens
+from autoft.trainer.job import Job
 from autoft.trainer.metrics import applicable
 from autoft.trainer.prepare import Prepared, prepare
-from autoft.trainer.recipe import OF_ADAPTERS, PAD_MULTIPLE, Recipe
+from autoft.trainer.recipe import OF_ADAPTERS, PAD_MULTIPLE, Recipe, RopeScaling
 from autoft.trainer.resolve import load_config, resolve
 from autoft.units import size
 
@@ -83,7 +85,7 @@ def make_plan(request: Request, hardware: Hardware, reading: Reading | None = No
         prefer=question.prefer,
         preset=asked.preset.name,
         reasons=(*choice.reasons, *asked.reasons),
-        pruned=(*(group.text for group in found.pruned), *_not_tried(job.recipe, choice.estimate)),
+        pruned=(*(group.text for group in found.pruned), *_not_tried(job, choice.estimate)),
         notes=asked.notes,
         steps=steps_of(job, question.rows),
         run_time_s=run_time_s,
@@ -99,9 +101,12 @@ def make_plan(request: Request, hardware: Hardware, reading: Reading | None = No
     return plan, asked.prepared
 
 
-def _not_tried(recipe: Recipe, estimate: Estimate) -> list[str]:
+def _not_tried(job: Job, estimate: Estimate) -> list[str]:
     """What no plan looks at unless it is asked for, and why."""
+    recipe = job.recipe
     found = ["torch.compile: its step would no longer be the one that was rehearsed"]
+    if job.device == "cuda" and recipe.attention == "sdpa" and not recipe.packing:
+        found.append("flash_attention_2: on padded rows PyTorch's own flash kernel is the same; it is for packed ones")
     if recipe.method == "full":
         return found
     if recipe.optimizer.startswith("adamw_torch"):
@@ -135,20 +140,25 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None) ->
     ref = resolve(request.model)
     estimator = Estimator(request.model, load_config(ref), limited(whole, limits.memory_gib))
     shape = estimator.shape
-    _check_seq_len(seq_len, shape)
+    scaling = recipe_pins.get("rope_scaling")
+    if seq_len is not None:
+        check_length(seq_len, estimator, scaling, word=f"--seq-len {seq_len}", error=OptionError)
     job_pins = {**preset.job, **job_pins}
+    most = seq_len or longest_row(shape, scaling)
     prepared = None
     if request.data is not None:
         if reading is not None:
             _get_ready(estimator, recipe_pins, reading)
-        options = prepare_options(request, job_pins, seq_len or shape.max_position)
+        options = prepare_options(request, job_pins, most)
         prepared = (reading or prepare)(ref, request.data, request.eval_data, **options)
         refuse_unknown_tokens(prepared, shape.vocab_size, shape.name)
     workload = measure(prepared) if prepared else None
     if preset.packing:
-        preset = _packable(preset, estimator, prepared, seq_len or _seq_len(workload, shape, preset), job_pins)
+        preset = _packable(preset, estimator, prepared, seq_len or _seq_len(workload, shape, preset, scaling), job_pins)
     seq_len_counts = seq_len is None and (workload is None or preset.packing)
-    seq_len = seq_len or _seq_len(workload, shape, preset)
+    if seq_len is None:
+        seq_len = _seq_len(workload, shape, preset, scaling)
+        check_length(seq_len, estimator, scaling, word=f"the longest row ({seq_len} tokens)", error=OptionError)
     full = recipe_pins.get("method") == "full"
     from_preset = {name: value for name, value in preset.recipe.items() if not (full and name in OF_ADAPTERS)}
     recipe_pins = _with_rank({**from_preset, **recipe_pins}, request.min_rank, words)
@@ -186,8 +196,10 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None) ->
         *(text for name, text in sources.items() if name not in {**job_pins, **recipe_pins}),
         *preset.reasons(seq_len_counts=seq_len_counts),
     )
+    cut = prepared is not None and bool(prepared.train.too_long) and most == shape.max_position
     notes = (
         *_notes(prepared, seq_len),
+        *length_notes(seq_len, estimator, scaling, cut=cut),
         *preset.notes(),
         *notes_of(question, counts, num_gpus),
         *_machine_notes(request, hardware),
@@ -240,8 +252,9 @@ def make_estimate(request: Request, hardware: Hardware) -> Answer:
     target = _target(request, hardware)
     estimator = Estimator(request.model, load_config(resolve(request.model)), target)
     seq_len = request.seq_len or pins.get("seq_len")
-    _check_seq_len(seq_len, estimator.shape)
-    seq_len = seq_len or _seq_len(None, estimator.shape, Defaults())
+    scaling = pins.get("rope_scaling")
+    seq_len = seq_len or _seq_len(None, estimator.shape, Defaults(), scaling)
+    check_length(seq_len, estimator, scaling, word=f"--seq-len {seq_len}", error=OptionError)
     recipe = exact(target, seq_len=seq_len, attention=estimator.attention, pinned=pins)
     replicas = ALONE if request.gpu is None else Replicas(target.num_gpus)
     rehearsal = estimator.rehearse(recipe, replicas=replicas)
@@ -282,23 +295,16 @@ def _unsuited(job: dict[str, Any], prepared: Prepared | None) -> str | None:
     return None
 
 
-def _seq_len(workload: Workload | None, shape: ModelShape, preset: Defaults) -> int:
+def _seq_len(workload: Workload | None, shape: ModelShape, preset: Defaults, scaling: RopeScaling | None) -> int:
     """Room for the longest row, so that none is cut, and for as many tokens as the preset packs into one.
 
-    Without data the preset's length, else DEFAULT_SEQ_LEN; never more than the model takes.
+    Without data the preset's length, else DEFAULT_SEQ_LEN; never more than the model takes. With a scaling twice that.
     """
+    most = longest_row(shape, scaling)
     if workload is None:
-        return min(preset.seq_len or DEFAULT_SEQ_LEN, shape.max_position)
+        return min(preset.seq_len or DEFAULT_SEQ_LEN, most) if scaling is None else 2 * shape.max_position
     rounded = -(-workload.longest_tokens // PAD_MULTIPLE) * PAD_MULTIPLE
-    return min(max(rounded, preset.seq_len or 0) if preset.packing else rounded, shape.max_position)
-
-
-def _check_seq_len(seq_len: int | None, shape: ModelShape) -> None:
-    if seq_len is not None and seq_len > shape.max_position:
-        raise OptionError(
-            f"--seq-len {seq_len} is more than {shape.name} was made for ({shape.max_position} tokens)",
-            fix=f"--seq-len {shape.max_position} or less",
-        )
+    return min(max(rounded, preset.seq_len or 0) if preset.packing else rounded, most)
 
 
 def _notes(prepared: Prepared | None, seq_len: int) -> tuple[str, ...]:

@@ -120,6 +120,8 @@ def _call(request: Request) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         ref = resolve(request.model)
         if ref.kind == "gguf":  # whose header takes long to read, and would be read twice
             return None
+        if "rope_scaling" in recipe_pins:  # how long a row may then be, the planner tells
+            return None
         max_tokens = seq_len or max_position(load_config(ref))
     except InputError:
         return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from autoft.errors import DoesNotFit, FileFormatError, ModelError
 from autoft.planner.candidates import describe
+from autoft.planner.context import check_length
 from autoft.planner.correction import correction_for, warnings
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator import Estimator
@@ -52,12 +53,8 @@ def recheck(planned: Plan, job: Job, hardware: Hardware, *, where: str, force: b
     recipe, ref, target = job.recipe, resolve(job.model), _target(planned, job, hardware, where)
     estimator = Estimator(job.model, load_config(ref), target)
     _refuse_another_model(planned, estimator.shape, where)
-    if recipe.seq_len > estimator.shape.max_position:
-        raise FileFormatError(
-            f"{where}: job.recipe.seq_len = {recipe.seq_len} is more than {job.model} was made for "
-            f"({estimator.shape.max_position} tokens)",
-            fix=f"{estimator.shape.max_position} or less",
-        )
+    word = f"{where}: job.recipe.seq_len = {recipe.seq_len}"
+    check_length(recipe.seq_len, estimator, recipe.rope_scaling, word=word, error=FileFormatError)
     prepared = prepare(
         ref, job.data, job.eval_data, eval_rows=job.eval_rows, max_tokens=recipe.seq_len, mapping=job.mapping
     )

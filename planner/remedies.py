@@ -150,7 +150,9 @@ def _shorter(question: Question) -> Iterator[Remedy]:
         shorter = replace(question, seq_len=tokens, prefer="memory", rows=None)
         return _fitting(shorter)
 
-    low, high = SHORTEST // PAD_MULTIPLE, question.seq_len // PAD_MULTIPLE
+    stretched = "rope_scaling" in question.pinned  # which is for more than the model's own context
+    shortest = question.estimator.shape.max_position + PAD_MULTIPLE if stretched else SHORTEST
+    low, high = shortest // PAD_MULTIPLE, question.seq_len // PAD_MULTIPLE
     best = fitting(low * PAD_MULTIPLE) if low < high else None
     if best is None:
         return

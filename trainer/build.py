@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoft.errors import ModelError
 from autoft.trainer.recipe import Attention, Dtype, Recipe
+from autoft.trainer.rope import scaled_config
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +98,7 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
     """
     _refuse_other_models(config)
     _refuse_quantized(config)
+    config = scaled_config(config, recipe)
     if recipe.attention == "flash_attention_2" and weights is not None:
         _demand_flash_attention(device)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,10 @@ def _load(name: str, result: RunResult, *, for_loss: bool) -> Any:
     ref = resolve(name)
     weights = fetch(ref)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build_whole_base(result.job.recipe, load_config(ref, weights), weights, device, for_loss=for_loss).eval()
+    recipe = result.job.recipe
+    if recipe.method == "full" and name != result.base:  # its own config.json has the scaling
+        recipe = replace(recipe, rope_scaling=None)
+    model = build_whole_base(recipe, load_config(ref, weights), weights, device, for_loss=for_loss).eval()
     model.config.use_cache = True
     return model
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import Evaluation, RunResult
+from autoft.trainer.rope import snippet as scaling_snippet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,23 +80,20 @@ def how_trained(recipe: Recipe) -> str:
     targets = recipe.target_modules if isinstance(recipe.target_modules, str) else ", ".join(recipe.target_modules)
     return (
         f"{recipe.method} on a base in {precision}, {kind} of rank {recipe.rank}, alpha {recipe.alpha:g}, "
-        f"targets {targets}"
+        f"targets {targets}" + (f", RoPE scaled ({recipe.rope_scaling})" if recipe.rope_scaling else "")
     )
 
 
 def snippet(result: RunResult) -> str:
     """Python that loads what the run made, from its folder, and answers one question: transformers and peft alone."""
-    whole = result.job.recipe.method == "full"
-    library, opener = ("transformers", "AutoModelForCausalLM") if whole else ("peft", "AutoPeftModelForCausalLM")
-    imports = f"from {library} import {opener}\nfrom transformers import AutoTokenizer"
-    if whole:
-        imports = f"from transformers import {opener}, AutoTokenizer"
+    recipe = result.job.recipe
+    imports, model = _opening(recipe, result.base)
     system = f'    {{"role": "system", "content": {_quoted(result.system_prompt)}}},\n' if result.system_prompt else ""
     return f"""{imports}
 
 folder = "."  # this one
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = {opener}.from_pretrained(folder, dtype="{result.job.recipe.weights_dtype}")
+{model}
 messages = [
 {system}    {{"role": "user", "content": {_quoted(question(result))}}},
 ]
@@ -103,6 +101,28 @@ prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 answer = model.generate(**prompt, max_new_tokens={result.job.max_new_tokens or 128}, do_sample=False)
 print(tokenizer.decode(answer[0, prompt["input_ids"].size(1):], skip_special_tokens=True))
 """
+
+
+def _opening(recipe: Recipe, base: str) -> tuple[str, str]:
+    """Python that imports, and Python that makes `model`; around an adapter nothing else tells of a scaled RoPE."""
+    dtype = f'dtype="{recipe.weights_dtype}"'
+    if recipe.method == "full":
+        return (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f"model = AutoModelForCausalLM.from_pretrained(folder, {dtype})",
+        )
+    if recipe.rope_scaling is None:
+        return (
+            "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer",
+            f"model = AutoPeftModelForCausalLM.from_pretrained(folder, {dtype})",
+        )
+    return (
+        "from peft import PeftModel\nfrom transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer",
+        f"""# trained on rows of up to {recipe.seq_len} tokens, longer than the base takes without this
+{scaling_snippet(recipe.rope_scaling, recipe.seq_len, base)}
+base = AutoModelForCausalLM.from_pretrained({base!r}, config=config, {dtype})
+model = PeftModel.from_pretrained(base, folder)""",
+    )
 
 
 def question(result: RunResult) -> str:

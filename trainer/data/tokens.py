@@ -73,7 +73,7 @@ def tokenize(rows: Iterable[Row], tokenizer: Any, *, max_tokens: int | None = No
     if not examples:
         raise DataError(
             f"all {count} rows from {first} on are longer than {max_tokens} tokens: {shortest} or more",
-            fix="shorter rows, or a longer --seq-len where the model's context allows it",
+            fix="shorter rows, or a longer --seq-len; past the model's own context with --set rope_scaling=yarn",
         )
     return Tokenized(examples, too_long)
 
