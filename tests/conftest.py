@@ -64,10 +64,14 @@ def autoft(capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Llama with random weights and a real byte-level tokenizer: everything a model folder has."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def save_tiny_model(folder: Path) -> Path:
+    """The model of `tiny_model`, into a new folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("models") / "tiny"
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -75,12 +75,12 @@ def write_checkpoint(
         manifest = {
             "schema_version": SCHEMA_VERSION, "step": step, "run_id": run_id, "identity": identity, "files": files,
         }  # fmt: skip
-        _write(aside / MANIFEST, json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1))
-        _sync(aside)
+        _write(aside / MANIFEST, json.dumps({**manifest, "sha256": digest_of_values(manifest)}, indent=1))
+        sync(aside)
         target = parent / _name(step)
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
-        _sync(parent)
+        sync(parent)
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -152,7 +152,7 @@ def _save_tensors(tensors: dict[str, Any], path: Path) -> None:
         save_file(tensors, path)
     except SafetensorError as error:  # its own word for a full disk
         raise OSError(f"{path}: {error}") from error
-    _sync(path)
+    sync(path)
 
 
 def _packed(value: Any, tensors: dict[str, Any], name: str) -> Any:
@@ -193,7 +193,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise OutputError(f"{folder}: cut short in the writing: {MANIFEST} is missing") from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise OutputError(f"{folder}: {MANIFEST} is damaged: {error}") from None
-    if digest != _digest(manifest):
+    if digest != digest_of_values(manifest):
         raise OutputError(f"{folder}: {MANIFEST} is damaged: its SHA-256 is not the one written")
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise OutputError(f"{folder}: written by another version of autoft (schema {manifest['schema_version']})")
@@ -205,7 +205,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _digest(manifest: dict[str, Any]) -> str:
+def digest_of_values(manifest: dict[str, Any]) -> str:
+    """SHA-256 of plain values."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
@@ -231,7 +232,7 @@ def _write(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have the disk hold what a file holds, or which files are in a folder."""
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folder, and writes renames down by itself

@@ -14,7 +14,7 @@ from autoft.home import sha256, write_text
 from autoft.trainer.card import model_card
 from autoft.trainer.identity import versions
 from autoft.trainer.job import Job
-from autoft.trainer.output import BEFORE, RESULT, RUN
+from autoft.trainer.output import RESULT, RUN
 from autoft.trainer.progress import Progress
 from autoft.trainer.record import EVENTS
 from autoft.trainer.report import report_html
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SMALL_FILES_BYTES = 2**26  # assumption: tokenizer, card and the rest beside the adapter
 REPORT = "report.html"
-NOT_HASHED = (EVENTS, RUN, BEFORE, REPORT)  # written to, or removed, after the result
+NOT_HASHED = (EVENTS, RUN, RESULT, REPORT)  # written to, or removed, after the hashing
 Judged = tuple[Evaluation, list[str]]
 
 
@@ -109,8 +109,6 @@ def trainable_params(model: Any) -> int:
 
 def _save(job: Job, loaded: Loaded, folder: Path) -> None:
     """The adapter, or with method full the whole model, and the tokenizer."""
-    from safetensors import SafetensorError
-
     try:
         if job.recipe.method == "full":
             loaded.model.config.use_cache = True
@@ -118,9 +116,11 @@ def _save(job: Job, loaded: Loaded, folder: Path) -> None:
         else:
             loaded.model.peft_config["default"].base_model_name_or_path = base_reference(loaded.ref, loaded.weights)
             loaded.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-    except SafetensorError as error:  # its own word for a full disk
-        raise OSError(f"{folder}: {error}") from error
-    loaded.prepared.tokenizer.save_pretrained(folder)
+        loaded.prepared.tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if "os error" not in str(error):
+            raise
+        raise OSError(f"{folder}: {error}") from error  # safetensors' and tokenizers' word for a full disk
 
 
 def _stored_params(model: Any) -> int:

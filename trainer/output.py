@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from autoft.errors import OutputError
-from autoft.trainer.checkpoint import has_checkpoints
+from autoft.errors import OutputError, Resumable
+from autoft.trainer.checkpoint import has_checkpoints, sync
 
 RESULT = "result.json"
 UNFINISHED = ".unfinished"
 CHECKPOINTS = "checkpoints"
-RUN, BEFORE = "run.json", "before.json"  # of an unfinished run: about it, and its evaluation before training
+WORK = ".trainer"  # of transformers
+RUN = "run.json"  # of an unfinished run: about it
 
 
 def free_name(parent: Path, stem: str) -> Path:
@@ -97,6 +98,7 @@ def find_unfinished(folder: Path) -> Path:
     if has_checkpoints(unfinished(out) / CHECKPOINTS):
         return out
     if (out / RESULT).exists():
+        _clear(out)
         raise OutputError(f"{out}: finished, nothing to resume", fix=f'autoft chat {out} -p "..." talks to it')
     if unfinished(out).is_dir():
         raise OutputError(f"{unfinished(out)}: has no checkpoint to go on from", fix="start again with autoft run")
@@ -110,6 +112,9 @@ def unfinished_folder(out: Path) -> Iterator[Path]:
     Raises: OutputError when another run is writing there.
     """
     with _locked(out):
+        for path in unfinished(out).glob(".*"):
+            if path.is_file():  # cut short in the writing
+                path.unlink()
         yield unfinished(out)
         _put_in_place(unfinished(out), out)
 
@@ -126,19 +131,45 @@ def _locked(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()  # while it is ours: released, it may be another's already
         lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _put_in_place(staging: Path, out: Path) -> None:
-    if not out.exists():
+    """Rename, and only then remove what a run is resumed from.
+
+    Raises: Resumable when the disk does not let it.
+    """
+    old = _replaced(out)
+    try:
+        for path in staging.iterdir():
+            if path.is_file():
+                sync(path)
+        sync(staging)
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            out.rename(old)
         staging.rename(out)
-        return
-    old = out.with_name(f"{out.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    out.rename(old)
-    staging.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise Resumable(
+            f"{staging}: whole, but not renamed to {out.name}: {error.strerror or error}", fix=f"autoft resume {out}"
+        ) from error
+    with suppress(OSError):
+        sync(out.parent)
+    _clear(out)
+
+
+def _replaced(out: Path) -> Path:
+    return out.with_name(f"{out.name}.replaced")
+
+
+def _clear(out: Path) -> None:
+    """Remove what only an unfinished run needs, and the run that it has replaced."""
+    for folder in (out / CHECKPOINTS, out / WORK, _replaced(out)):
+        shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        (out / RUN).unlink()
 
 
 def _nearest_existing(path: Path) -> Path:

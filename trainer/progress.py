@@ -15,7 +15,8 @@ class Progress:
 
     losses: (step, loss). memory: (step, bytes held after it). tokens, trained_tokens: of all micro-batches; padded
     tokens: padding counted too. seconds: of training steps, of which `timed_steps` were timed.
-    evaluations: (step, evaluation) during training. best_step: of the best of them; since_best: worse ones after it.
+    evaluations: (step, evaluation) during training; before: the one before it, and its answers. best_step: of the best
+    of them; since_best: worse ones after it.
     events: what happened, as in events.jsonl.
     """
 
@@ -30,6 +31,7 @@ class Progress:
     timed_steps: int = 0
     peak_reserved_bytes: int | None = None
     evaluations: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    before: dict[str, Any] | None = None
     best_step: int | None = None
     since_best: int = 0
     phases: dict[str, int] = field(default_factory=dict)

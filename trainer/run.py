@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from autoft.errors import (
 from autoft.home import write_text
 from autoft.profiles.detect import detect
 from autoft.trainer import environment
-from autoft.trainer.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint, set_aside
+from autoft.trainer.checkpoint import Checkpoint, digest_of_values, newest_checkpoint, open_checkpoint, set_aside
 from autoft.trainer.data.tokens import model_stop_ids, stop_ids
 from autoft.trainer.events import Evaluated, Event, Finished, Listener, Note, Rehearsed, Resumed, Stage, Stopped
 from autoft.trainer.events import Progress as Done
@@ -37,9 +36,9 @@ from autoft.trainer.memory import PeakMemory, is_device_lost, is_out_of_memory, 
 from autoft.trainer.metrics import better
 from autoft.trainer.outcome import finish, trainable_params
 from autoft.trainer.output import (
-    BEFORE,
     CHECKPOINTS,
     RUN,
+    WORK,
     output_folder,
     unfinished_folder,
 )
@@ -49,7 +48,7 @@ from autoft.trainer.progress import Progress
 from autoft.trainer.record import EVENTS, Recorder
 from autoft.trainer.resolve import ModelRef, fetch, load_config, resolve
 from autoft.trainer.result import Evaluation, Predicted, RunResult
-from autoft.trainer.signals import StopRequest, StopRequested, listening
+from autoft.trainer.signals import StopRequest, StopRequested, let_go_of_lost_outputs, listening
 from autoft.trainer.trackers import check_trackers, trackers
 from autoft.units import size
 
@@ -80,7 +79,8 @@ def run(
     with output_folder(out, force=force) as folder, listening() as stop:
         about = {"run_id": uuid.uuid4().hex, "started_in": str(Path.cwd())}
         write_text(folder / "plan.toml", plan_toml)
-        write_text(folder / RUN, json.dumps({**about, "predicted": None if predicted is None else predicted.to_dict()}))
+        kept = {**about, "predicted": None if predicted is None else predicted.to_dict()}
+        write_text(folder / RUN, json.dumps({**kept, "sha256": digest_of_values(kept)}))
         tell = _Telling(folder, listener)
         session = _Session(job, out, folder, about["run_id"], predicted, stop, tell, force=force)
         return _told(session, lambda: _run(session, prepared, None))
@@ -138,12 +138,12 @@ def _told(session: _Session, go: Callable[[], RunResult]) -> RunResult:
 
 
 def about_run(folder: Path) -> dict[str, Any]:
-    """run_id, started_in and predicted of an unfinished run; empty where its run.json is lost."""
+    """run_id, started_in and predicted of an unfinished run; empty where its run.json is lost or damaged."""
     try:
         about: dict[str, Any] = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return about if about.pop("sha256") == digest_of_values(about) else {}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return {}
-    return about
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +218,10 @@ class _Telling:
 
     def __call__(self, event: Event) -> None:
         self.record(event)
-        self.listener(event)
+        try:
+            self.listener(event)
+        except (OSError, SystemExit):  # whoever was looking is gone (rich exits for that): that ends no run
+            let_go_of_lost_outputs()
 
     def warn(self, text: str) -> None:
         self.listener(Note(text=text, warning=True))
@@ -254,10 +257,6 @@ def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | 
             seconds=session.seconds, folder=folder, name=session.out.name, data_sha256=identity["data_sha256"],
         )  # fmt: skip
     session.tell(Finished(steps=result.steps, seconds=round(time.perf_counter() - began, 2)))
-    for leftover in (folder / CHECKPOINTS, folder / ".trainer"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    for name in (BEFORE, RUN):
-        (folder / name).unlink(missing_ok=True)
     return result
 
 
@@ -318,7 +317,7 @@ def _engine(session: _Session, loaded: Loaded, keeper: Keeper, memory: PeakMemor
         tokenizer=loaded.prepared.tokenizer,
         job=session.job,
         examples=loaded.prepared.train.examples,
-        work_dir=session.folder / ".trainer",
+        work_dir=session.folder / WORK,
         keeper=keeper,
         progress=session.progress,
         watch=watch,
@@ -392,12 +391,11 @@ def _rehearse_evaluation(session: _Session, loaded: Loaded, peak_bytes: int) -> 
 
 def _before(session: _Session, loaded: Loaded) -> tuple[Evaluation, list[str]]:
     """The evaluation before training; a run that is taken up again has it already."""
-    kept = session.folder / BEFORE
-    if kept.is_file():
-        known = json.loads(kept.read_text(encoding="utf-8"))
+    known = session.progress.before
+    if known is not None:
         return Evaluation.from_dict(known["evaluation"]), known["answers"]
     before, answers = _evaluate(session, loaded, "before", session.job.max_new_tokens)
-    write_text(kept, json.dumps({"evaluation": before.to_dict(), "answers": answers}))
+    session.progress.before = {"evaluation": before.to_dict(), "answers": answers}
     return before, answers
 
 

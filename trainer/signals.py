@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -60,6 +61,19 @@ def listening() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def let_go_of_lost_outputs() -> None:
+    """Have what goes to a terminal that was closed, or a pipe that nobody reads any more, go nowhere."""
+    if not hasattr(select, "poll"):
+        return
+    lost = select.poll()
+    for stream in (1, 2):
+        lost.register(stream, 0)
+    for stream, _ in lost.poll(0):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream)
+        os.close(nowhere)
 
 
 def _end_at_once(exit_code: int) -> None:
