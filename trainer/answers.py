@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     import torch
 
 Tick = Callable[[int, int], None]
+Check = Callable[[], None]
+
+
+def nothing() -> None:
+    """Checks nothing."""
+
 
 # A step costs a CPU much the same for few rows or many up to here; a GPU's answers come by the memory of weights
 MOST_ROWS = {"cpu": 50, "cuda": 128}
@@ -108,11 +114,13 @@ def generate(
     room: Room | None = None,
     tick: Tick = lambda done, total: None,
     tell: Tell = silent,
+    check: Check = nothing,
 ) -> list[str]:
     """Greedy answers to token prompts, in their order; the longest prompts first, those of like length together.
 
     batch: at most so many at once. room: None takes as many as batch says, and reads prompts whole. A prompt that the
-    model's positions leave no room behind is answered with nothing.
+    model's positions leave no room behind is answered with nothing. check: called before every token; what it raises
+    ends the work.
     """
     pad = pad_id(tokenizer)
     answers = [""] * len(prompts)
@@ -125,7 +133,7 @@ def generate(
 
     def answer(chosen: Sequence[int]) -> None:
         nonlocal done
-        tokens = _greedy(model, [prompts[at] for at in chosen], max_new_tokens, stop, pad, room)
+        tokens = _greedy(model, [prompts[at] for at in chosen], max_new_tokens, stop, pad, room, check)
         for at, text in zip(chosen, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
             answers[at] = text.strip()
         done += len(chosen)
@@ -161,11 +169,17 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _greedy(
-    model: Any, prompts: Sequence[Sequence[int]], wanted: int, stop: Sequence[int], pad: int, room: Room | None
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    wanted: int,
+    stop: Sequence[int],
+    pad: int,
+    room: Room | None,
+    check: Check,
 ) -> list[list[int]]:
     """The new tokens of each, padded on the left."""
     import torch
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, StoppingCriteriaList
 
     width = max(map(len, prompts))
     new_tokens = wanted if room is None else room.new_tokens(width, wanted)
@@ -181,7 +195,17 @@ def _greedy(
     )
     ids_BS = torch.tensor([[pad] * (width - len(p)) + [*p] for p in prompts], device=model.device)
     mask_BS = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    out_BS = model.generate(input_ids=ids_BS, attention_mask=mask_BS, generation_config=settings)
+
+    def goes_on(ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        check()
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    out_BS = model.generate(
+        input_ids=ids_BS,
+        attention_mask=mask_BS,
+        generation_config=settings,
+        stopping_criteria=StoppingCriteriaList([goes_on]),
+    )
     new: list[list[int]] = out_BS[:, width:].tolist()
     return new
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from autoft.trainer.answers import Tick, evaluating, generate, pad_id, room_of
+from autoft.trainer.answers import Check, Tick, evaluating, generate, nothing, pad_id, room_of
 from autoft.trainer.batches import Tell, in_batches, silent
 from autoft.trainer.data.shape import Row
 from autoft.trainer.data.tokens import Example, prompt_ids
@@ -32,16 +32,18 @@ def evaluate(
     peak_bytes: int | None = None,
     tick: Tick = lambda done, total: None,
     tell: Tell = silent,
+    check: Check = nothing,
 ) -> tuple[Evaluation, list[str]]:
     """Loss over `examples`; where max_new_tokens allows, greedy answers to the last turn of `rows` and their score.
 
     rows: as they were read; examples: their tokens, without those that are longer than recipe.seq_len. peak_bytes: on a
     GPU, the most that may be allocated (`room_of`). tell: told when memory runs out.
+    check: called between batches and before every token of an answer; what it raises ends the evaluation.
     Returns the evaluation and the answers, in the order of the rows that are conversations; a prompt that is longer
     than recipe.seq_len has an empty one, which is not scored.
     """
     began = time.perf_counter()
-    loss = mean_loss(model, tokenizer, examples, recipe, tell=tell) if examples else None
+    loss = mean_loss(model, tokenizer, examples, recipe, tell=tell, check=check) if examples else None
     talks = [row.messages for row in rows if row.messages] if max_new_tokens else []
     answers = [""] * len(talks)
     prompts = _prompts(rows, tokenizer, recipe) if talks else {}
@@ -56,6 +58,7 @@ def evaluate(
             room=room,
             tick=tick,
             tell=tell,
+            check=check,
         )
         for at, answer in zip(prompts, found, strict=True):
             answers[at] = answer
@@ -111,7 +114,15 @@ def longest_batch(examples: Sequence[Example], recipe: Recipe) -> list[Example]:
     return (longest * recipe.micro_batch)[: recipe.micro_batch]
 
 
-def mean_loss(model: Any, tokenizer: Any, examples: Sequence[Example], recipe: Recipe, *, tell: Tell = silent) -> float:
+def mean_loss(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    *,
+    tell: Tell = silent,
+    check: Check = nothing,
+) -> float:
     """Nats a trained token over all examples, each token counting the same whatever its batch.
 
     A batch has as many tokens, padding included, as a micro-batch of the longest of `examples`: rows that are shorter
@@ -125,6 +136,7 @@ def mean_loss(model: Any, tokenizer: Any, examples: Sequence[Example], recipe: R
     losses: list[float] = []
 
     def add(batch: Sequence[Example]) -> None:
+        check()
         tensors = collate([{"input_ids": e.input_ids, "labels": e.labels} for e in batch])
         tensors = {name: tensor.to(model.device) for name, tensor in tensors.items()}
         losses.append(float(compute_loss(model, tensors, recipe, num_trained_tokens=1)))

@@ -206,7 +206,6 @@ class _Session:
 
     def tick(self, done: int, total: int) -> None:
         self.tell(Done(done=done, total=total))
-        self.stop.check()
 
 
 class _Telling:
@@ -476,6 +475,7 @@ def _evaluate(session: _Session, loaded: Loaded, when: str, max_new_tokens: int)
         peak_bytes=session.progress.phases.get("rehearse"),
         tick=session.tick,
         tell=session.tell.warn,
+        check=session.stop.check,
     )
     if when != "during":  # then it is told with whether it is the best
         session.tell(Evaluated(when=when, step=session.progress.step, evaluation=evaluation))

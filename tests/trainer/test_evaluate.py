@@ -20,6 +20,7 @@ from autoft.trainer.evaluate import evaluate, evaluate_longest, longest_batch, m
 from autoft.trainer.loss import IGNORED, compute_loss
 from autoft.trainer.optim import build_optimizer
 from autoft.trainer.samples import samples
+from autoft.trainer.signals import StopRequested
 from tests.conftest import make_tokenizer
 from tests.trainer.test_step import FP32, INT8, QLORA, build, make_batch
 
@@ -93,6 +94,21 @@ def test_an_answer_does_not_depend_on_its_batch(tiny_model) -> None:
     in_pieces = replace(ROOM, read_tokens=64)
     assert in_pieces.chunk(4, 30) == 16
     assert generate(model, TOKENIZER, PROMPTS, room=in_pieces, **settings) == alone
+    assert model.training
+
+
+def test_a_run_that_is_to_stop_waits_for_a_token_and_not_for_an_answer(tiny_model) -> None:
+    _, model = build(tiny_model, **FP32)
+    tokens = []
+
+    def check() -> None:
+        tokens.append(1)
+        if len(tokens) == 3:
+            raise StopRequested("SIGINT")
+
+    with pytest.raises(StopRequested):
+        generate(model, TOKENIZER, PROMPTS, max_new_tokens=100, stop=(), check=check)
+    assert len(tokens) == 3
     assert model.training
 
 
