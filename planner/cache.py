@@ -7,6 +7,7 @@ holds for a day. A kept bench is part of the question.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import functools
 import hashlib
@@ -23,6 +24,7 @@ import autoft.trainer
 from autoft.errors import FileFormatError
 from autoft.planner.candidates import parse_settings
 from autoft.planner.estimate import Estimate
+from autoft.planner.exchange import link_of
 from autoft.planner.kept import Shelf, digest
 from autoft.planner.request import Request
 from autoft.planner.target import Target, target_of
@@ -38,6 +40,7 @@ SHELF = Shelf("estimates")
 # Of the Target and its card: words, and what differs from one moment to the next
 MOMENTARY = (
     "name",
+    "gpus",
     "available_bytes",
     "free_bytes",
     "used_bytes",
@@ -152,7 +155,10 @@ def _read(question: Question) -> Kept | None:
 def _target_facts(target: Target, hardware: Hardware) -> dict[str, Any]:
     values = {field.name: getattr(target, field.name) for field in fields(target)}
     facts = {name: value for name, value in values.items() if name not in MOMENTARY and not callable(value)}
-    facts["context"] = [target.device_bytes(0), target.assumptions]
+    facts["context"] = [target.device_bytes(0, target.num_gpus), target.assumptions]
+    facts["num_gpus"] = target.num_gpus
+    if target.gpu is not None and target.num_gpus > 1:
+        facts["link"] = dataclasses.asdict(link_of(target.gpu))
     facts["bench"] = target.bench.to_dict() if target.bench else None
     if target.gpu is not None:
         facts["gpu"] = {key: value for key, value in target.gpu.to_dict().items() if key not in MOMENTARY}

@@ -30,6 +30,7 @@ SAVINGS: tuple[dict[str, Any], ...] = (
 )
 # Of the Job, what the plan decides itself or the command line has an option for.
 NOT_PINNABLE = ("model", "data", "eval_data", "mapping", "recipe", "device")
+LISTS = ("report_to",)  # of several words, with commas between them
 # Of the Recipe, what is right or wrong only beside another field.
 COUPLED = (
     "method", "quant_type", "double_quant", "experts_4bit", "autocast", "use_dora", "checkpoint_every",
@@ -76,7 +77,7 @@ def families(
                 seen.add(recipe)
                 recipes.append(recipe)
         if recipes:
-            found.append(Family(BASES.index(base), _saving(recipes[0]), tuple(recipes)))
+            found.append(Family(BASES.index(base), saving_of(recipes[0]), tuple(recipes)))
     if not found:
         assert problem is not None
         raise problem
@@ -120,7 +121,10 @@ def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str,
                 f"--set {word}: no setting {key!r}.{near(key, recipe_keys | job_keys)}",
                 fix=f"one of: {', '.join(sorted(recipe_keys | job_keys))}",
             )
-        (recipe if key in recipe_keys else job)[key] = _value(text.strip())
+        value = _value(text.strip())
+        if key in LISTS:
+            value = tuple(value if isinstance(value, list) else [each.strip() for each in str(value).split(",")])
+        (recipe if key in recipe_keys else job)[key] = value
     for key, value in recipe.items():
         if key not in COUPLED:
             Recipe.from_dict({key: value}, where="--set")
@@ -186,7 +190,7 @@ def _pin(recipe: Recipe, pinned: dict[str, Any]) -> Recipe:
     return Recipe.from_dict(values, where="--set")
 
 
-def _saving(recipe: Recipe) -> int:
+def saving_of(recipe: Recipe) -> int:
     """How much it saves, 0 for nothing; pins may have made it another than the one that was varied."""
     if not recipe.gradient_checkpointing:
         return 0

@@ -13,6 +13,7 @@ from autoft.errors import FileFormatError, near
 from autoft.planner.candidates import exact
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
+from autoft.planner.exchange import ALONE, Replicas
 from autoft.planner.loop import OURS, PLAIN, OutputUntil
 from autoft.planner.parallel import spread
 from autoft.planner.target import Target, target_of
@@ -79,7 +80,8 @@ def estimates(
             pinned=pins,
         )
         loop = dataclasses.replace(PLAIN, output_until=case.output_until) if recipe.loss == "logits" else OURS
-        return recipe, found.estimate(recipe, loop=loop, backend=case.backend)
+        replicas = ALONE if name is None else Replicas(target(name).num_gpus)
+        return recipe, found.estimate(recipe, loop=loop, backend=case.backend, replicas=replicas)
 
     estimator(cases[0].model, cases[0].gpu or gpu)  # loads what all processes then share
     # PyTorch's threads, which a CPU's estimate times and counts, do not survive a fork

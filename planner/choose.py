@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from autoft.planner.candidates import base_bits, describe
+from autoft.planner.candidates import base_bits, describe, saving_of
 from autoft.planner.estimate import Estimate
 from autoft.planner.plan_file import Alternative
 from autoft.planner.request import Prefer
@@ -24,7 +24,9 @@ PRICE = {16: 1.0, 8: 1.0, 4: 1.5}
 # (earino.github.io/applied-deep-learning, "Your int8 quantization is 2.5x slower than fp16").
 SLOWER = {16: 1.0, 8: 2.5, 4: 1.0}
 
-# Times nearer than this are taken as equal: the time model knows no better. Then the less memory counts.
+# Times nearer than this are taken as equal: the time model knows no better. Then the fewest savings count, which
+# never shorten a step, and then the less memory. The search leaves out savings where fewer fit; put behind memory they
+# would win by what is looked at with little memory and not with more.
 SAME_TIME = 1.05
 
 # What each preference looks at, in this order; the first difference decides. No key depends on what else there is, so
@@ -32,11 +34,17 @@ SAME_TIME = 1.05
 _ORDER: dict[str, tuple[str, Callable[[Candidate], tuple[float, ...]]]] = {
     "balanced": (
         f"the shortest time, that of a 4-bit base taken {PRICE[4]:g} times",
-        lambda c: (_pace(_time(c) * PRICE[base_bits(c.recipe)]),),
+        lambda c: (_pace(row_time(c) * PRICE[base_bits(c.recipe)]),),
     ),
-    "quality": ("the most bits in the base, then the shortest time", lambda c: (-base_bits(c.recipe), _pace(_time(c)))),
-    "speed": ("the shortest time, then the most bits in the base", lambda c: (_pace(_time(c)), -base_bits(c.recipe))),
-    "memory": ("the least memory, then the shortest time", lambda c: (c.estimate.device_bytes, _pace(_time(c)))),
+    "quality": (
+        "the most bits in the base, then the shortest time",
+        lambda c: (-base_bits(c.recipe), _pace(row_time(c))),
+    ),
+    "speed": (
+        "the shortest time, then the most bits in the base",
+        lambda c: (_pace(row_time(c)), -base_bits(c.recipe)),
+    ),
+    "memory": ("the least memory, then the shortest time", lambda c: (c.estimate.device_bytes, _pace(row_time(c)))),
 }
 PREFERENCES = tuple(_ORDER)
 
@@ -50,12 +58,12 @@ class Choice:
 
 
 def order(candidate: Candidate, prefer: Prefer) -> tuple[object, ...]:
-    """What `prefer` compares; the smallest is best. Equals are told apart by memory, simplicity, and their fields."""
+    """What `prefer` compares; the smallest is best. Equals are told apart by savings, memory, and their fields."""
     recipe = candidate.recipe
     return (
         *_ORDER[prefer][1](candidate),
+        saving_of(recipe),
         candidate.estimate.device_bytes,
-        recipe.gradient_checkpointing,
         repr(recipe),
     )
 
@@ -147,13 +155,13 @@ def _other(candidate: Candidate, best: Candidate) -> Alternative:
     gains: list[str] = []
     losses: list[str] = []
     (gains if less > 0 else losses).append(f"{size(abs(less))} {'less' if less > 0 else 'more'} memory")
-    (gains if _time(candidate) < _time(best) else losses).append(f"{_times(candidate, best)} the time")
+    (gains if row_time(candidate) < row_time(best) else losses).append(f"{_times(candidate, best)} the time")
     bits = base_bits(candidate.recipe)
     if bits != base_bits(best.recipe):
         (gains if bits > base_bits(best.recipe) else losses).append(f"a base in {bits} bits")
     told = ", but ".join(", ".join(words) for words in (gains, losses) if words)
     role: Literal["fallback", "runner_up"] = "fallback" if less > 0 else "runner_up"
-    return Alternative(role=role, recipe=candidate.recipe, estimate=candidate.estimate, reason=f"fits: {told}")
+    return alternative(role, candidate, f"fits: {told}")
 
 
 def _rejected(candidate: Candidate, limit: str | None) -> Alternative:
@@ -166,7 +174,13 @@ def _rejected(candidate: Candidate, limit: str | None) -> Alternative:
             else "and fits only as cached blocks are given back at the limit, which is slow and near the edge"
         )
     )
-    return Alternative(role="rejected", recipe=candidate.recipe, estimate=estimate, reason=reason)
+    return alternative("rejected", candidate, reason)
+
+
+def alternative(role: Literal["fallback", "runner_up", "rejected"], candidate: Candidate, reason: str) -> Alternative:
+    """The candidate as a plan tells of it."""
+    found = candidate.estimate
+    return Alternative(role=role, recipe=candidate.recipe, estimate=found, reason=reason, num_gpus=found.num_gpus)
 
 
 def _first(ranked: Sequence[Candidate], wanted: Callable[[Candidate], bool]) -> Candidate | None:
@@ -174,7 +188,7 @@ def _first(ranked: Sequence[Candidate], wanted: Callable[[Candidate], bool]) -> 
 
 
 def _times(candidate: Candidate, best: Candidate) -> str:
-    return f"{_time(candidate) / _time(best):.2f} times"
+    return f"{row_time(candidate) / row_time(best):.2f} times"
 
 
 def _pace(seconds: float) -> int:
@@ -182,5 +196,6 @@ def _pace(seconds: float) -> int:
     return round(math.log(seconds) / math.log(SAME_TIME))
 
 
-def _time(candidate: Candidate) -> float:
+def row_time(candidate: Candidate) -> float:
+    """Seconds that a row of data takes, with what the time model does not see."""
     return candidate.row_s * SLOWER[base_bits(candidate.recipe)]

@@ -85,7 +85,7 @@ def correction_for(target: Target, estimate: Estimate, recipe: Recipe) -> Correc
     except OutputError:
         return None
     wanted = recipe.to_dict()
-    past = [run for run in past if _comparable(run, target.key) and _kernels(run.recipe) == _kernels(wanted)]
+    past = [run for run in past if _comparable(run, target.key, estimate) and _kernels(run.recipe) == _kernels(wanted)]
     cuda = target.device == "cuda"
 
     def same(run: PastRun) -> bool:
@@ -100,7 +100,7 @@ def correction_for(target: Target, estimate: Estimate, recipe: Recipe) -> Correc
         return None
     expected, fits = None, None
     if memory is not None:
-        expected, most = (_scaled(estimate.device_bytes, factor, target) for factor in (memory.median, memory.most))
+        expected, most = (_scaled(estimate, factor, target) for factor in (memory.median, memory.most))
         fits = _fits(expected, most, estimate.available_bytes)
     step = time.seconds(estimate.step_time_s) if time is not None else None
     return Correction(memory=memory, device_bytes=expected, fits=fits, time=time, step_time_s=step, exhausted=exhausted)
@@ -140,10 +140,11 @@ def warnings(correction: Correction, estimate: Estimate) -> list[str]:
     return told
 
 
-def _comparable(run: PastRun, key: BenchKey) -> bool:
-    """Whether device, cores, threads and the releases of all libraries are as they are now."""
+def _comparable(run: PastRun, key: BenchKey, estimate: Estimate) -> bool:
+    """Whether device, number of GPUs, cores, threads and the releases of all libraries are as they are now."""
     return (
-        (run.device, run.device_name) == (key.device, key.name)
+        run.circumstances.get(history.GPUS, "1") == str(estimate.num_gpus)
+        and (run.device, run.device_name) == (key.device, key.name)
         and all(run.circumstances.get(name) == key.circumstances.get(name) for name in CIRCUMSTANCES)
         and _releases(run.versions) == _releases(history.installed())
     )
@@ -223,10 +224,10 @@ def _exhausted(past: list[PastRun], device_bytes: int) -> tuple[str, ...]:
     return tuple(found[:NEWEST])
 
 
-def _scaled(device_bytes: int, factor: float, target: Target) -> int:
+def _scaled(estimate: Estimate, factor: float, target: Target) -> int:
     """What PyTorch takes is scaled, a GPU's context is not."""
-    context = target.device_bytes(0)
-    return context + round((device_bytes - context) * factor)
+    context = target.device_bytes(0, estimate.num_gpus)
+    return context + round((estimate.device_bytes - context) * factor)
 
 
 def _fits(expected: int, most: int, available: int) -> Fits:

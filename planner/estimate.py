@@ -29,10 +29,13 @@ class Estimate(Record):
     """Memory in bytes, time in seconds.
 
     method: how the memory was found. peak_allocated_bytes, peak_reserved_bytes: of a steady training step.
+    num_gpus: replicas of the model, each on a GPU of its own; memory is that of one of them, tokens_per_s and
+    step_energy_wh are of all together.
     device_bytes: what the run takes of the device in all, the runtime's own share included.
     available_bytes: what the device had to give. fits: against that.
     components: what lives at the peak, by kind; they add up to peak_allocated_bytes. phases: the peak of each phase.
-    step_time_s: one micro-batch forward and backward, and an optimizer step. tokens_per_s: at the middle of that range.
+    step_time_s: one micro-batch forward and backward, and an optimizer step; with several GPUs also the micro-batch's
+    share of exchanging the gradients. tokens_per_s: at the middle of that range.
     step_energy_wh: what the device draws in that time; None where its power is not known.
     fits_by_gib: whether it fits a card with the same kernels and so much memory; where it was asked for.
     host_bytes, disk_bytes: RAM beside a GPU, and room on the disk, by phase; on a CPU the RAM is device_bytes.
@@ -51,6 +54,7 @@ class Estimate(Record):
     trainable_params: int
     total_params: int
     assumptions: tuple[str, ...]
+    num_gpus: int = 1
     step_energy_wh: Range | None = None
     fits_by_gib: dict[str, Fits] = field(default_factory=dict)
     host_bytes: dict[str, int] = field(default_factory=dict)

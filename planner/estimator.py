@@ -9,24 +9,27 @@ from typing import Any
 from autoft.errors import ModelError
 from autoft.planner.allocator import Allocator, ByteCounter
 from autoft.planner.attention import TOKENS_PER_EXAMPLE, Backend
+from autoft.planner.data_parallel import gradient_buckets, replicated
 from autoft.planner.depth import Depth, depth_of, shortened
 from autoft.planner.device import Device
 from autoft.planner.estimate import Estimate, Fits
+from autoft.planner.exchange import ALONE, Replicas, together
 from autoft.planner.ghost import Kept, Rehearsal, find_depth, rehearse
 from autoft.planner.host import ASSUMPTION as HOST_ASSUMPTION
 from autoft.planner.host import disk_parts, host_parts, totals
 from autoft.planner.loop import OURS, Loop
 from autoft.planner.memory import Memory, least_bytes, replay, squeezed
 from autoft.planner.shape import model_shape
-from autoft.planner.target import Target, usable_bytes
+from autoft.planner.target import NCCL_BYTES, Target, usable_bytes
 from autoft.planner.time import step_timing
 from autoft.planner.work import product_dtypes
 from autoft.trainer.build import base_of, build_base, refuse_flash_attention, refuse_offloading
-from autoft.trainer.recipe import Attention, Method, QuantType, Recipe
+from autoft.trainer.recipe import Attention, Method, QuantType, Recipe, RopeScaling
 from autoft.units import GIB, size
 
 COMMON_CARDS_GIB = (6, 8, 12, 16, 24, 32, 48, 80)
 KEPT_REHEARSALS = 64  # about a megabyte each
+NCCL = f"memory: {size(NCCL_BYTES)} a GPU are assumed, not measured, for NCCL's buffers, outside of PyTorch's allocator"
 UNKNOWN_CAPABILITY = (8, 0)  # assumption for a card of which only the memory is known
 
 
@@ -42,8 +45,10 @@ class Estimator:
         self.device = _device_of(target)
         self._depth: dict[Attention, Depth | None] = {self.attention: depth_of(base, config)}
         self._kept = Kept()
-        self._refusal: dict[tuple[Method, QuantType | None, Attention, bool], ModelError | None] = {}
-        self._rehearsed: dict[tuple[Recipe, Loop, Backend | None, bool], Rehearsal] = {}
+        self._refusal: dict[
+            tuple[Method, QuantType | None, Attention, bool, RopeScaling | None], ModelError | None
+        ] = {}
+        self._rehearsed: dict[tuple[Recipe, Loop, Backend | None, bool, bool], Rehearsal] = {}
         self._replayed: dict[int, Memory] = {}
 
     def on(self, target: Target, *, same_kernels: bool = False) -> Estimator:
@@ -62,26 +67,34 @@ class Estimator:
         return self._why_not(recipe) is None
 
     def estimate(
-        self, recipe: Recipe, *, loop: Loop = OURS, backend: Backend | None = None, accumulate: bool = False
+        self, recipe: Recipe, *, loop: Loop = OURS, backend: Backend | None = None, replicas: Replicas = ALONE
     ) -> Estimate:
         """Memory and time of `recipe`.
 
-        loop: around the step. backend: of attention, pinned. accumulate: a step has several micro-batches.
-        Raises: ModelError when the model cannot take it.
+        loop: around the step. backend: of attention, pinned. Raises: ModelError when the model cannot take it.
         """
-        return self.estimate_of(recipe, self.rehearse(recipe, loop=loop, backend=backend, accumulate=accumulate), loop)
+        rehearsal = self.rehearse(recipe, loop=loop, backend=backend, replicas=replicas)
+        return self.estimate_of(recipe, rehearsal, loop, replicas)
 
     def rehearse(
-        self, recipe: Recipe, *, loop: Loop = OURS, backend: Backend | None = None, accumulate: bool = False
+        self, recipe: Recipe, *, loop: Loop = OURS, backend: Backend | None = None, replicas: Replicas = ALONE
     ) -> Rehearsal:
-        """The events of loading and of two steps. Raises: ModelError when the model cannot take the recipe."""
+        """The events of loading and of two steps, of one of the replicas.
+
+        Raises: ModelError when the model cannot take the recipe.
+        """
         refusal = self._why_not(recipe)
         if refusal is not None:
             raise refusal
         if recipe.attention not in self._depth:
             self._depth[recipe.attention] = find_depth(recipe, self.config)
-        key = (recipe, loop, backend, accumulate)
-        if key not in self._rehearsed:
+        accumulate, several = replicas.accumulation > 1, replicas.num_gpus > 1
+        key = (recipe, loop, backend, accumulate, several)
+        if key not in self._rehearsed and several:
+            alone = Replicas(accumulation=replicas.accumulation)
+            rehearsal = replicated(self.rehearse(recipe, loop=loop, backend=backend, replicas=alone))
+            self._rehearsed[key] = rehearsal
+        elif key not in self._rehearsed:
             if len(self._rehearsed) >= KEPT_REHEARSALS:
                 self._rehearsed.clear()
                 self._replayed.clear()
@@ -97,16 +110,20 @@ class Estimator:
             )
         return self._rehearsed[key]
 
-    def estimate_of(self, recipe: Recipe, rehearsal: Rehearsal, loop: Loop = OURS) -> Estimate:
-        """Memory and time of `recipe`, which has been rehearsed."""
+    def estimate_of(
+        self, recipe: Recipe, rehearsal: Rehearsal, loop: Loop = OURS, replicas: Replicas = ALONE
+    ) -> Estimate:
+        """Memory and time of `recipe`, which has been rehearsed for so many replicas."""
         if id(rehearsal) not in self._replayed:
             self._replayed[id(rehearsal)] = replay(rehearsal, self.allocator(loop))
-        memory = self._replayed[id(rehearsal)]
-        device_bytes = self.target.device_bytes(memory.highest_reserved)
+        memory, num_gpus = self._replayed[id(rehearsal)], replicas.num_gpus
+        device_bytes = self.target.device_bytes(memory.highest_reserved, num_gpus)
         work = rehearsal.work + rehearsal.optimizer_work
-        fits, squeeze = self._fits(rehearsal, loop, device_bytes, self.target.available_bytes)
+        fits, squeeze = self._fits(rehearsal, loop, device_bytes, self.target.available_bytes, num_gpus)
         rates = self.target.rates(product_dtypes(work), self.shape)
         timing = step_timing(work, rehearsal.managed_bytes, rates, rehearsal.offloaded_bytes)
+        if num_gpus > 1:
+            timing = together(timing, gradient_buckets(rehearsal.weights), replicas, self.target.gpu, rates)
         return Estimate(
             method="rehearsal",
             peak_allocated_bytes=memory.allocated,
@@ -117,7 +134,7 @@ class Estimator:
             components=memory.components,
             phases=memory.phases,
             step_time_s=timing.step_s,
-            tokens_per_s=recipe.micro_batch * recipe.seq_len / timing.step_s.middle,
+            tokens_per_s=num_gpus * recipe.micro_batch * recipe.seq_len / timing.step_s.middle,
             step_energy_wh=timing.energy_wh,
             trainable_params=rehearsal.trainable_params,
             total_params=self.shape.total_params + sum(w.params for w in rehearsal.weights if w.adapter),
@@ -125,27 +142,33 @@ class Estimator:
                 *squeeze,
                 *self.target.assumptions,
                 *_assumptions(recipe),
+                *((NCCL,) if self.device.cuda and num_gpus > 1 else ()),
                 timing.basis,
+                *((timing.exchange,) if timing.exchange else ()),
                 *((HOST_ASSUMPTION,) if self.device.cuda else ()),
             ),
-            host_bytes=totals(host_parts(rehearsal, self.shape.total_params)) if self.device.cuda else {},
+            num_gpus=num_gpus,
+            host_bytes=totals(host_parts(rehearsal, self.shape.total_params, num_gpus)) if self.device.cuda else {},
             disk_bytes=totals(disk_parts(rehearsal, self.shape.total_params)),
         )
 
-    def fits_by_gib(self, rehearsal: Rehearsal, device_bytes: int, loop: Loop = OURS) -> dict[str, Fits]:
+    def fits_by_gib(
+        self, rehearsal: Rehearsal, device_bytes: int, loop: Loop = OURS, num_gpus: int = 1
+    ) -> dict[str, Fits]:
         """Whether the run fits cards like this one with more or less memory, by their GiB; empty on a CPU."""
         if not self.device.cuda:
             return {}
         sizes = ((gib, usable_bytes(gib * GIB)) for gib in COMMON_CARDS_GIB)
-        return {str(gib): self._fits(rehearsal, loop, device_bytes, available)[0] for gib, available in sizes}
+        return {str(gib): self._fits(rehearsal, loop, device_bytes, available, num_gpus)[0] for gib, available in sizes}
 
     def _fits(
-        self, rehearsal: Rehearsal, loop: Loop, device_bytes: int, available: int
+        self, rehearsal: Rehearsal, loop: Loop, device_bytes: int, available: int, num_gpus: int
     ) -> tuple[Fits, tuple[str, ...]]:
         """(whether it fits, what to tell of it)."""
         if device_bytes <= available:
             return "yes", ()
-        limit = max(0, available - self.target.device_bytes(0))
+        shared = available if self.device.cuda else available // num_gpus
+        limit = max(0, shared - self.target.device_bytes(0, num_gpus))
         memory = squeezed(rehearsal, self.allocator(loop, limit)) if least_bytes(rehearsal) <= limit else None
         if memory is None:
             return "no", ()
@@ -170,7 +193,7 @@ class Estimator:
                 refuse_offloading(self.target.device)
         except ModelError as error:
             return error
-        key = (recipe.method, recipe.quant_type, recipe.attention, recipe.packing)
+        key = (recipe.method, recipe.quant_type, recipe.attention, recipe.packing, recipe.rope_scaling)
         if key not in self._refusal:
             try:
                 depth = self._depth.get(recipe.attention)

@@ -14,6 +14,7 @@ from autoft.planner.host import disk_parts, host_parts
 from autoft.planner.kernels import scratch as scratch_rules
 from autoft.planner.plan import Answer
 from autoft.planner.recording import SECTIONS, Recording
+from autoft.planner.target import NCCL_SOURCE
 from autoft.planner.trace import KIND, Made, Scratch
 from autoft.schema import Record
 from autoft.units import MIB
@@ -253,11 +254,17 @@ def _reserved(answer: Answer) -> Figure:
 
 def _device(answer: Answer) -> Figure:
     estimate, target = answer.estimate, answer.target
-    context = target.device_bytes(0)
-    parts = [Part(bytes=estimate.device_bytes - context, what="reserved, the most in the whole run")]
+    context, num_gpus = target.device_bytes(0), estimate.num_gpus
+    beside = target.device_bytes(0, num_gpus)
+    what = "reserved, the most in the whole run"
+    if target.gpu is None and num_gpus > 1:
+        what += f", of {num_gpus} replicas"
+    parts = [Part(bytes=estimate.device_bytes - beside, what=what)]
     if context:
         basis = "; ".join(a for a in target.assumptions if "context" in a) or "measured on this kind of card"
         parts.append(Part(bytes=context, what="CUDA context", source=basis))
+    if beside > context:
+        parts.append(Part(bytes=beside - context, what="NCCL's buffers, an assumption", source=NCCL_SOURCE))
     return Figure(figure="device_bytes", bytes=estimate.device_bytes, where="whole run", parts=tuple(parts))
 
 
@@ -265,7 +272,7 @@ def _beside(answer: Answer) -> Iterator[Figure]:
     """RAM of the host and room on the disk."""
     estimate, params = answer.estimate, answer.estimator.shape.total_params
     for field, phases, parts in (
-        ("host_bytes", estimate.host_bytes, host_parts(answer.rehearsal, params)),
+        ("host_bytes", estimate.host_bytes, host_parts(answer.rehearsal, params, estimate.num_gpus)),
         ("disk_bytes", estimate.disk_bytes, disk_parts(answer.rehearsal, params)),
     ):
         for phase, num_bytes in phases.items():

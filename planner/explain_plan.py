@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 from autoft.planner.estimator import Estimator
+from autoft.planner.exchange import Replicas
 from autoft.planner.explain import Figure, explain
 from autoft.planner.plan import Answer
 from autoft.planner.plan_file import Plan
@@ -20,9 +21,11 @@ def explain_plan(plan: Plan, request: Request, hardware: Hardware) -> tuple[Figu
     """Every byte figure of the plan's Estimate. request, hardware: that the plan was made for."""
     target = target_of(
         hardware, gpu_name=request.gpu, vram_gib=request.vram_gib, cpu_flops_per_s=functools.cache(measure_cpu_flops)
-    )
+    ).using(plan.job.num_gpus)
     estimator = Estimator(request.model, load_config(resolve(request.model)), target)
     recipe = plan.job.recipe
-    rehearsal = estimator.rehearse(recipe, accumulate=plan.job.accumulation > 1)
-    answer = Answer(recipe, estimator.estimate_of(recipe, rehearsal), target, estimator, rehearsal)
+    replicas = Replicas(plan.job.num_gpus, plan.job.accumulation)
+    rehearsal = estimator.rehearse(recipe, replicas=replicas)
+    estimate = estimator.estimate_of(recipe, rehearsal, replicas=replicas)
+    answer = Answer(recipe, estimate, target, estimator, rehearsal)
     return explain(record(rehearsal, estimator.allocator()), answer)

@@ -67,7 +67,8 @@ def axolotl(source: Source) -> Config:
     }
     return Config(
         yaml_text(values),
-        "axolotl train {file}",
+        "axolotl train {file}"
+        + (f" --launcher torchrun -- --nproc_per_node={n}" if (n := source.num_gpus) > 1 else ""),
         (*rounded, *_differs(source)),
         frozenset({"double_quant", "offload_checkpoints", "use_rslora", "use_dora", "group_by_length"}),
     )

@@ -31,9 +31,9 @@ Form = Literal["messages", "prompt_completion", "text"]
 SUFFIXES: dict[Tool, str] = {"axolotl": ".yaml", "llamafactory": ".yaml", "trl": ".yaml", "unsloth": ".py"}
 # What every tool is told, or what autoft itself has settled in the files that it writes
 TOLD = frozenset({
-    "model", "data", "eval_data", "mapping", "recipe", "device", "eval_rows", "epochs", "max_steps", "accumulation",
-    "learning_rate", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "seed", "method", "base_dtype",
-    "quant_type", "rank", "alpha", "dropout", "target_modules", "micro_batch", "seq_len", "packing",
+    "model", "data", "eval_data", "mapping", "recipe", "device", "num_gpus", "eval_rows", "epochs", "max_steps",
+    "accumulation", "learning_rate", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "seed", "method",
+    "base_dtype", "quant_type", "rank", "alpha", "dropout", "target_modules", "micro_batch", "seq_len", "packing",
     "gradient_checkpointing", "attention", "optimizer", "autocast", "loss", "adapter_dtype", "max_new_tokens",
 })  # fmt: skip
 COLUMNS = 100
@@ -74,6 +74,10 @@ class Source:
     def mixed(self) -> str | None:
         """The 16-bit format that the step runs in over float32 adapters; None without."""
         return self.recipe.base_dtype if self.recipe.autocast else None
+
+    @property
+    def num_gpus(self) -> int:
+        return self.plan.job.num_gpus
 
     @property
     def has_adapter(self) -> bool:
@@ -217,6 +221,10 @@ def _notes(source: Source, *, gguf: bool) -> list[str]:
         "another trainer takes more or less",
         "autoft's answers before and after are not evaluated, only the loss is",
     ]
+    if source.num_gpus > 1:
+        notes.append(
+            f"it is for {source.num_gpus} GPUs, each with the whole model: the command says so, the file does not"
+        )
     inputs = source.plan.inputs
     if inputs is not None and inputs.job_sha256 != job_digest(source.job):
         notes.append(
@@ -244,7 +252,7 @@ def _untold(job: Job, told: frozenset[str]) -> list[str]:
 def _comments(plan: Plan, tool: Tool, command: str, notes: Iterable[str]) -> str:
     estimate = f"{describe(plan.job.recipe)}, {plan.job.recipe.seq_len} tokens"
     lines = [
-        f"{tool}: {plan.job.model} on {plan.target}, {estimate}. Written by autoft {__version__}.",
+        f"{tool}: {plan.job.model} on {plan.place}, {estimate}. Written by autoft {__version__}.",
         f"Run it with: {command}",
         "Not as autoft does it, or not expressed:",
         *(f"- {note}" for note in notes),

@@ -70,7 +70,8 @@ def llamafactory(source: Source) -> Config:
     }
     return Config(
         yaml_text(values),
-        "llamafactory-cli train {file}",
+        (f"FORCE_TORCHRUN=1 NPROC_PER_NODE={n} " if (n := source.num_gpus) > 1 else "")
+        + "llamafactory-cli train {file}",
         (*rounded, *_differs(source)),
         frozenset({"double_quant", "kbit_upcast", "use_rslora", "use_dora"}),
         {"dataset_info.json": json.dumps(_datasets(source), indent=2) + "\n"},

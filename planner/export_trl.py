@@ -61,7 +61,8 @@ def trl(source: Source) -> Config:
         "report_to": "none",
     }
     told = frozenset({"double_quant", "use_rslora", "use_dora", "group_by_length"})
-    return Config(yaml_text(values), "trl sft --config {file}", (*rounded, *_differs(source)), told)
+    command = "trl sft --config {file}" + (f" --num_processes {n}" if (n := source.num_gpus) > 1 else "")
+    return Config(yaml_text(values), command, (*rounded, *_differs(source)), told)
 
 
 def _differs(source: Source) -> list[str]:

@@ -76,7 +76,8 @@ model.save_pretrained({_literal(source.output)})
 tokenizer.save_pretrained({_literal(source.output)})
 """
     told = frozenset({"double_quant", "offload_checkpoints", "use_rslora"})
-    return Config(text.lstrip("\n"), "python {file}", tuple(_differs(source)), told)
+    command = f"torchrun --nproc_per_node {n} {{file}}" if (n := source.num_gpus) > 1 else "python {file}"
+    return Config(text.lstrip("\n"), command, tuple(_differs(source)), told)
 
 
 def _keywords(values: dict[str, Any]) -> str:

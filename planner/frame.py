@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from autoft.errors import OptionError
+from autoft.planner.context import longest_row
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator import Estimator
 from autoft.planner.plan import Asked, ask
@@ -60,7 +62,7 @@ class Frame:
 
     def of(self, estimator: Estimator) -> Frame:
         """The same of another model, whose sequences may have to be shorter."""
-        seq_len = min(self.seq_len, estimator.shape.max_position)
+        seq_len = min(self.seq_len, longest_row(estimator.shape, self.question.pinned.get("rope_scaling")))
         return self.about(replace(self.question, estimator=estimator, seq_len=seq_len, run_takes_memo={}))
 
     def pinned(self, **pins: Any) -> Frame:
@@ -95,4 +97,6 @@ class Frame:
 def make_frame(request: Request, hardware: Hardware) -> Frame:
     """Raises: InputError of several kinds, as `make_plan` does; never DoesNotFit."""
     asked = ask(request, hardware)
+    if asked.counts[0] > 1 or (request.gpu is not None and len(asked.counts) > 1):
+        raise OptionError("this question is about one GPU", fix="--gpu NAME without a count, and no num_gpus")
     return Frame(request, hardware, asked, asked.question)

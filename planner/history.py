@@ -52,6 +52,7 @@ CREATE TABLE IF NOT EXISTS runs (
     steps INTEGER
 )
 """
+GPUS = "gpus"  # of circumstances, where a run was on more than one
 AS_JSON = ("circumstances", "versions", "recipe")
 
 
@@ -59,8 +60,9 @@ AS_JSON = ("circumstances", "versions", "recipe")
 class PastRun(Record):
     """One run that finished or ran out of memory: a row of the table, in the order of its columns.
 
-    at: when it ended, ISO, UTC. device, device_name, circumstances: of a BenchKey. versions: of autoft and its
-    libraries. recipe: the Recipe as a dict, since another version's may have other fields. steps: that were made.
+    at: when it ended, ISO, UTC. device, device_name, circumstances: of a BenchKey, and of several GPUs how many.
+    versions: of autoft and its libraries. recipe: the Recipe as a dict, since another version's may have other fields.
+    steps: that were made.
     predicted_*: of the Estimate, the steps' time as the RunResult has it; None where the plan was for another device.
     time_basis: where the predicted time is from. measured_*: of the RunResult; None where the run ran out of memory.
     """
@@ -108,6 +110,7 @@ def past_run(plan: Plan, predicted: Predicted, hardware: Hardware, result: RunRe
     """The run of `plan` on `hardware`, on the first GPU that this process sees or on the CPU."""
     gpu = hardware.gpus[0] if plan.job.device == "cuda" and hardware.gpus else None
     key = (gpu and gpu_key(gpu, hardware.driver_version)) or cpu_key(hardware.host)
+    together = {GPUS: str(plan.job.num_gpus)} if plan.job.num_gpus > 1 else {}
     estimate = plan.estimate
     forecast: dict[str, Any] = {}
     if _planned_for(plan, hardware, gpu):
@@ -133,7 +136,7 @@ def past_run(plan: Plan, predicted: Predicted, hardware: Hardware, result: RunRe
         at=result.finished_at if result else now,
         device=key.device,
         device_name=key.name,
-        circumstances=key.circumstances,
+        circumstances={**key.circumstances, **together},
         versions=installed(),
         model=plan.job.model,
         recipe=plan.job.recipe.to_dict(),

@@ -14,8 +14,8 @@ ASSUMPTION = "host: Python and its libraries are assumed to take 3 GiB of RAM be
 Parts = dict[str, dict[str, int]]  # of each phase: bytes by what they are for
 
 
-def host_parts(rehearsal: Rehearsal, base_params: int) -> Parts:
-    """RAM of the host, by phase, beside a GPU.
+def host_parts(rehearsal: Rehearsal, base_params: int, num_gpus: int = 1) -> Parts:
+    """RAM of the host, by phase, beside a GPU or several, of which each has a process. One of these saves.
 
     load: one tensor at a time passes through. train: paged optimizer state, which the driver moves there when the card
     is full, and the checkpoints of a micro-batch that wait there. save: a copy of the adapter, or of a model
@@ -39,8 +39,13 @@ def host_parts(rehearsal: Rehearsal, base_params: int) -> Parts:
     if _all_trained(rehearsal):
         found["save"] = {"the model": _trained_bytes(rehearsal)}
         del found["merge"]
+    runtime, processes = "Python and its libraries, an assumption", {"load": num_gpus, "train": num_gpus}
     return {
-        phase: {"Python and its libraries, an assumption": RUNTIME_BYTES, **parts} for phase, parts in found.items()
+        phase: {
+            runtime: RUNTIME_BYTES * (1 if phase == "merge" else num_gpus),
+            **{what: processes.get(phase, 1) * num_bytes for what, num_bytes in parts.items()},
+        }
+        for phase, parts in found.items()
     }
 
 

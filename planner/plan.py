@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from autoft import __version__
-from autoft.errors import OptionError
-from autoft.planner.candidates import exact, parse_settings
+from autoft.errors import InputError, OptionError
+from autoft.planner.candidates import exact, families, parse_settings
+from autoft.planner.context import check_length, length_notes, longest_row
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
+from autoft.planner.exchange import ALONE, Replicas
 from autoft.planner.ghost import Rehearsal
+from autoft.planner.gpu_count import counts_of, notes_of, plan_counts, with_counts
 from autoft.planner.inputs import inputs_of
 from autoft.planner.plan_file import Plan
-from autoft.planner.preset import Defaults, defaults
+from autoft.planner.preset import Defaults, preset_of
 from autoft.planner.question import Limits, Question, check_limits, limited
+from autoft.planner.reading import Reading, prepare_options
 from autoft.planner.remedies import nothing_fits
 from autoft.planner.request import Request
 from autoft.planner.schedule import MIN_STEPS, rows_of, schedule, steps_of
-from autoft.planner.target import Target, target_of
+from autoft.planner.target import Target, like, target_of, without_memory
 from autoft.planner.time import measure_cpu_flops
-from autoft.planner.workload import Workload, measure, refuse_another_tokenizer
+from autoft.planner.workload import Workload, measure
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
+from autoft.trainer.gates import refuse_unknown_tokens
 from autoft.trainer.job import Job
+from autoft.trainer.metrics import applicable
 from autoft.trainer.prepare import Prepared, prepare
-from autoft.trainer.recipe import OF_ADAPTERS, PAD_MULTIPLE, Recipe
+from autoft.trainer.recipe import OF_ADAPTERS, PAD_MULTIPLE, Recipe, RopeScaling
 from autoft.trainer.resolve import load_config, resolve
 from autoft.units import size
 
@@ -55,19 +62,21 @@ class Asked:
     reasons: tuple[str, ...]
     notes: tuple[str, ...]
     words: dict[str, str]  # how the user pinned fields of the Recipe, by field
+    counts: list[int]  # of GPUs, to plan for
 
 
-def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | None]:
-    """The Plan, and the tokenized data it was made for (None without data).
+def make_plan(request: Request, hardware: Hardware, reading: Reading | None = None) -> tuple[Plan, Prepared | None]:
+    """The Plan, and the tokenized data it was made for (None without data). reading: of the data, begun already.
 
     Raises: InputError of several kinds; DoesNotFit when no candidate fits.
     """
-    asked = ask(request, hardware)
-    question, workload = asked.question, asked.workload
-    found = question.search()
-    choice = question.choose(found)
-    if choice is None:
+    asked = ask(request, hardware, reading)
+    workload = asked.workload
+    taken, tried = plan_counts(asked.question, asked.counts)
+    question, found = taken.question, taken.search
+    if taken.choice is None:
         raise nothing_fits(question, found, asked.words)
+    choice = with_counts(taken, tried, without_memory(question.target.name))
     job = question.job_of(choice.recipe)
     run_time_s, run_energy_kwh = question.run_takes(choice.recipe)
     plan = Plan(
@@ -76,7 +85,7 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
         prefer=question.prefer,
         preset=asked.preset.name,
         reasons=(*choice.reasons, *asked.reasons),
-        pruned=(*(group.text for group in found.pruned), *_not_tried(job.recipe, choice.estimate)),
+        pruned=(*(group.text for group in found.pruned), *_not_tried(job, choice.estimate)),
         notes=asked.notes,
         steps=steps_of(job, question.rows),
         run_time_s=run_time_s,
@@ -92,9 +101,12 @@ def make_plan(request: Request, hardware: Hardware) -> tuple[Plan, Prepared | No
     return plan, asked.prepared
 
 
-def _not_tried(recipe: Recipe, estimate: Estimate) -> list[str]:
+def _not_tried(job: Job, estimate: Estimate) -> list[str]:
     """What no plan looks at unless it is asked for, and why."""
+    recipe = job.recipe
     found = ["torch.compile: its step would no longer be the one that was rehearsed"]
+    if job.device == "cuda" and recipe.attention == "sdpa" and not recipe.packing:
+        found.append("flash_attention_2: on padded rows PyTorch's own flash kernel is the same; it is for packed ones")
     if recipe.method == "full":
         return found
     if recipe.optimizer.startswith("adamw_torch"):
@@ -111,12 +123,15 @@ def _not_tried(recipe: Recipe, estimate: Estimate) -> list[str]:
     return found
 
 
-def ask(request: Request, hardware: Hardware) -> Asked:
-    """What the request comes to for its model, data and device. Raises: InputError of several kinds."""
+def ask(request: Request, hardware: Hardware, reading: Reading | None = None) -> Asked:
+    """What the request comes to for its model, data and device. reading: as make_plan has it.
+
+    Raises: InputError of several kinds.
+    """
     recipe_pins, job_pins = parse_settings(request.settings)
     words = _words(request, recipe_pins)
     seq_len = request.seq_len or recipe_pins.pop("seq_len", None)
-    preset = _preset(request, {*recipe_pins, *job_pins}, seq_len)
+    preset = preset_of(request, {*recipe_pins, *job_pins}, seq_len)
     whole = _target(request, hardware)
     limits = Limits(hours=request.max_hours, energy_kwh=request.max_energy_kwh, memory_gib=request.max_memory_gib)
     check_limits(
@@ -125,26 +140,25 @@ def ask(request: Request, hardware: Hardware) -> Asked:
     ref = resolve(request.model)
     estimator = Estimator(request.model, load_config(ref), limited(whole, limits.memory_gib))
     shape = estimator.shape
-    _check_seq_len(seq_len, shape)
+    scaling = recipe_pins.get("rope_scaling")
+    if seq_len is not None:
+        check_length(seq_len, estimator, scaling, word=f"--seq-len {seq_len}", error=OptionError)
     job_pins = {**preset.job, **job_pins}
+    most = seq_len or longest_row(shape, scaling)
     prepared = None
     if request.data is not None:
-        eval_rows = job_pins.get("eval_rows", Job.__dataclass_fields__["eval_rows"].default)
-        max_tokens = seq_len or shape.max_position
-        prepared = prepare(
-            ref,
-            request.data,
-            request.eval_data,
-            eval_rows=eval_rows,
-            max_tokens=max_tokens,
-            mapping=request.mapping,
-        )
-        refuse_another_tokenizer(prepared, shape)
+        if reading is not None:
+            _get_ready(estimator, recipe_pins, reading)
+        options = prepare_options(request, job_pins, most)
+        prepared = (reading or prepare)(ref, request.data, request.eval_data, **options)
+        refuse_unknown_tokens(prepared, shape.vocab_size, shape.name)
     workload = measure(prepared) if prepared else None
     if preset.packing:
-        preset = _packable(preset, estimator, prepared, seq_len or _seq_len(workload, shape, preset), job_pins)
+        preset = _packable(preset, estimator, prepared, seq_len or _seq_len(workload, shape, preset, scaling), job_pins)
     seq_len_counts = seq_len is None and (workload is None or preset.packing)
-    seq_len = seq_len or _seq_len(workload, shape, preset)
+    if seq_len is None:
+        seq_len = _seq_len(workload, shape, preset, scaling)
+        check_length(seq_len, estimator, scaling, word=f"the longest row ({seq_len} tokens)", error=OptionError)
     full = recipe_pins.get("method") == "full"
     from_preset = {name: value for name, value in preset.recipe.items() if not (full and name in OF_ADAPTERS)}
     recipe_pins = _with_rank({**from_preset, **recipe_pins}, request.min_rank, words)
@@ -152,6 +166,14 @@ def ask(request: Request, hardware: Hardware) -> Asked:
     starter = (request.model, request.data) == ("starter", "starter")
     planned, sources = schedule(starter, workload, rows, seq_len, full=full)
     job = {**planned, **job_pins}
+    unsuited = _unsuited(job, prepared)
+    if unsuited is not None:
+        if "metric" not in preset.job:
+            raise OptionError(
+                f"metric={job['metric']}: {unsuited}", fix="--set metric=loss, or a metric of what the answers are"
+            )
+        preset, job["metric"] = replace(preset, unmeasured=unsuited), "loss"
+    num_gpus = job.pop("num_gpus", None)
     question = Question(
         estimator=estimator,
         whole=whole,
@@ -169,12 +191,33 @@ def ask(request: Request, hardware: Hardware) -> Asked:
         prefer=preset.prefer,
         limits=limits,
     )
+    counts = counts_of(question, num_gpus)
     reasons = (
         *(text for name, text in sources.items() if name not in {**job_pins, **recipe_pins}),
         *preset.reasons(seq_len_counts=seq_len_counts),
     )
-    notes = (*_notes(prepared, seq_len), *preset.notes(), *_machine_notes(request, hardware))
-    return Asked(question, preset, prepared, workload, reasons, notes, words)
+    cut = prepared is not None and bool(prepared.train.too_long) and most == shape.max_position
+    notes = (
+        *_notes(prepared, seq_len),
+        *length_notes(seq_len, estimator, scaling, cut=cut),
+        *preset.notes(),
+        *notes_of(question, counts, num_gpus),
+        *_machine_notes(request, hardware),
+    )
+    return Asked(question, preset, prepared, workload, reasons, notes, words, counts)
+
+
+def _get_ready(estimator: Estimator, pins: dict[str, Any], reading: Reading) -> None:
+    """While the data is read: what rehearsals import, and the models that are rehearsed whatever the data is."""
+    with suppress(InputError):  # met again, and told, where the candidates are looked at
+        first, *others = families(
+            estimator.target, seq_len=PAD_MULTIPLE, rows_per_step=1, attention=estimator.attention, pinned=pins
+        )
+        estimator.rehearse(first.recipes[0])
+        for family in others:
+            if family.base != first.base or reading.done:
+                return
+            estimator.rehearse(family.recipes[0])
 
 
 def _words(request: Request, pins: dict[str, Any]) -> dict[str, str]:
@@ -209,12 +252,14 @@ def make_estimate(request: Request, hardware: Hardware) -> Answer:
     target = _target(request, hardware)
     estimator = Estimator(request.model, load_config(resolve(request.model)), target)
     seq_len = request.seq_len or pins.get("seq_len")
-    _check_seq_len(seq_len, estimator.shape)
-    seq_len = seq_len or _seq_len(None, estimator.shape, Defaults())
+    scaling = pins.get("rope_scaling")
+    seq_len = seq_len or _seq_len(None, estimator.shape, Defaults(), scaling)
+    check_length(seq_len, estimator, scaling, word=f"--seq-len {seq_len}", error=OptionError)
     recipe = exact(target, seq_len=seq_len, attention=estimator.attention, pinned=pins)
-    rehearsal = estimator.rehearse(recipe)
-    estimate = estimator.estimate_of(recipe, rehearsal)
-    others = estimator.fits_by_gib(rehearsal, estimate.device_bytes)
+    replicas = ALONE if request.gpu is None else Replicas(target.num_gpus)
+    rehearsal = estimator.rehearse(recipe, replicas=replicas)
+    estimate = estimator.estimate_of(recipe, rehearsal, replicas=replicas)
+    others = estimator.fits_by_gib(rehearsal, estimate.device_bytes, num_gpus=replicas.num_gpus)
     return Answer(recipe, replace(estimate, fits_by_gib=others), target, estimator, rehearsal)
 
 
@@ -222,13 +267,6 @@ def _target(request: Request, hardware: Hardware) -> Target:
     return target_of(
         hardware, gpu_name=request.gpu, vram_gib=request.vram_gib, cpu_flops_per_s=functools.cache(measure_cpu_flops)
     )
-
-
-def _preset(request: Request, pinned: set[str], seq_len: int | None) -> Defaults:
-    """What the request's preset sets that the request does not, and what to prefer."""
-    options = {"seq_len": seq_len, "prefer": request.prefer}
-    preset = defaults(request.preset, {*pinned, *(name for name, value in options.items() if value is not None)})
-    return replace(preset, prefer=request.prefer or preset.prefer)
 
 
 def _packable(
@@ -243,23 +281,30 @@ def _packable(
     return preset
 
 
-def _seq_len(workload: Workload | None, shape: ModelShape, preset: Defaults) -> int:
+def _unsuited(job: dict[str, Any], prepared: Prepared | None) -> str | None:
+    """Why the job's metric tells nothing of its answers, None where it does."""
+    metric = job.get("metric", "loss")
+    if metric == "loss":
+        return None
+    if job.get("max_new_tokens") == 0:
+        return "no answers are generated (max_new_tokens is 0)"
+    rows = prepared.splits.heldout if prepared else []
+    expected = [row.messages[-1]["content"] for row in rows if row.messages]
+    if rows and metric not in applicable(expected):
+        return f"{metric.replace('_', ' ')} tells nothing of the held-out answers"
+    return None
+
+
+def _seq_len(workload: Workload | None, shape: ModelShape, preset: Defaults, scaling: RopeScaling | None) -> int:
     """Room for the longest row, so that none is cut, and for as many tokens as the preset packs into one.
 
-    Without data the preset's length, else DEFAULT_SEQ_LEN; never more than the model takes.
+    Without data the preset's length, else DEFAULT_SEQ_LEN; never more than the model takes. With a scaling twice that.
     """
+    most = longest_row(shape, scaling)
     if workload is None:
-        return min(preset.seq_len or DEFAULT_SEQ_LEN, shape.max_position)
+        return min(preset.seq_len or DEFAULT_SEQ_LEN, most) if scaling is None else 2 * shape.max_position
     rounded = -(-workload.longest_tokens // PAD_MULTIPLE) * PAD_MULTIPLE
-    return min(max(rounded, preset.seq_len or 0) if preset.packing else rounded, shape.max_position)
-
-
-def _check_seq_len(seq_len: int | None, shape: ModelShape) -> None:
-    if seq_len is not None and seq_len > shape.max_position:
-        raise OptionError(
-            f"--seq-len {seq_len} is more than {shape.name} was made for ({shape.max_position} tokens)",
-            fix=f"--seq-len {shape.max_position} or less",
-        )
+    return min(max(rounded, preset.seq_len or 0) if preset.packing else rounded, most)
 
 
 def _notes(prepared: Prepared | None, seq_len: int) -> tuple[str, ...]:
@@ -270,7 +315,11 @@ def _notes(prepared: Prepared | None, seq_len: int) -> tuple[str, ...]:
 
 def _machine_notes(request: Request, hardware: Hardware) -> tuple[str, ...]:
     """What to know of this machine; nothing where the plan is for a card that was named."""
-    return hardware.notes if request.gpu is None else ()
+    if request.gpu is not None:
+        return ()
+    beside = [gpu.name for gpu in hardware.gpus if gpu not in like(hardware.gpus)]
+    unlike = (f"not used beside the others: {', '.join(beside)}; replicas of a model want cards of one kind",)
+    return (*hardware.notes, *(unlike if beside else ()))
 
 
 def _lasting(hardware: Hardware) -> Hardware:

@@ -71,8 +71,11 @@ def recall(question: PlanQuestion) -> Plan | None:
         plan = Plan.from_dict(answer["plan"])
     except (FileFormatError, KeyError, TypeError):
         return None
-    available, then = question.target.available_bytes, plan.estimate.available_bytes
-    if plan.estimate.device_bytes > available or not 1 / SAME_MEMORY <= available / then <= SAME_MEMORY:
+    target = question.target.using(plan.job.num_gpus)
+    available, then = target.available_bytes, plan.estimate.available_bytes
+    free = [gpu.free_bytes for gpu in question.target.gpus]
+    pairs = [(available, then), *zip(free, answer.get("free_bytes", []), strict=False)]
+    if plan.estimate.device_bytes > available or not all(_like(now, before) for now, before in pairs):
         return None
     notes = plan.notes
     if question.target.measures_now:
@@ -85,5 +88,14 @@ def recall(question: PlanQuestion) -> Plan | None:
 
 def keep(question: PlanQuestion, plan: Plan) -> None:
     """Keep a plan where AUTOFT_HOME can be written to."""
-    answer: dict[str, Any] = {"plan": plan.to_dict(), "at": datetime.datetime.now(datetime.UTC).strftime("%H:%M")}
+    free = [gpu.free_bytes for gpu in question.target.gpus]
+    answer: dict[str, Any] = {
+        "plan": plan.to_dict(),
+        "free_bytes": free,
+        "at": datetime.datetime.now(datetime.UTC).strftime("%H:%M"),
+    }
     SHELF.keep(question.key, answer)
+
+
+def _like(now: int, then: int) -> bool:
+    return then > 0 and 1 / SAME_MEMORY <= now / then <= SAME_MEMORY

@@ -13,6 +13,7 @@ from autoft.home import write_text
 from autoft.planner.correction import Correction
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.inputs import Inputs
+from autoft.planner.target import several
 from autoft.planner.workload import Workload
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
@@ -27,19 +28,21 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alternative(Record):
-    """A recipe that was not chosen. fallback: it fits in less memory than the chosen one."""
+    """A recipe that was not chosen. fallback: it fits in less memory than the chosen one. num_gpus: that it was for."""
 
     role: Literal["fallback", "runner_up", "rejected"]
     recipe: Recipe
     estimate: Estimate
     reason: str
+    num_gpus: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan(Record):
     """What to run and why. job is all that the trainer takes; the rest says how it was chosen.
 
-    target: the device planned for, in words. preset: the name of the one it was planned with.
+    target: the device planned for, in words; of several GPUs (job.num_gpus), one of them.
+    preset: the name of the one it was planned with.
     pruned: what was not rehearsed, a sentence a group with its reason.
     steps: optimizer steps of the whole run, None without data.
     run_time_s, run_energy_kwh: of all its steps; evaluation is not in them. Energy is the device's, None where unknown.
@@ -66,6 +69,11 @@ class Plan(Record):
     alternatives: tuple[Alternative, ...] = ()
     correction: Correction | None = None
     inputs: Inputs | None = None
+
+    @property
+    def place(self) -> str:
+        """All devices planned for, in words."""
+        return several(self.job.num_gpus, self.target)
 
     def to_toml(self) -> str:
         """With comments, in the order in which a person wants it."""

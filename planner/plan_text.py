@@ -30,6 +30,7 @@ SECTIONS = {
     "alternatives": "What was not chosen, and why.",
 }
 JOB = {
+    "num_gpus": "replicas of the model, each with its own micro-batches",
     "eval_rows": "held out of data to evaluate on, at most a tenth of it",
     "mapping": "which column is what, as --map words it",
     "group_by_length": "rows of like length share a step",
@@ -73,6 +74,7 @@ BEGINS = {
     "group_by_length": r"rows of like length ",
     "method": r"the base stays whole|\d+ bits buy ",
     "gradient_checkpointing": r"checkpointing buys ",
+    "num_gpus": r"\d+ x .*, data parallel: |1 of the GPUs: ",
 }
 
 
@@ -106,7 +108,7 @@ def _header(plan: Plan) -> str:
     if plan.steps is not None and plan.run_time_s is not None:
         time = f"; {plan.steps} steps, {duration(plan.run_time_s.lower)} to {duration(plan.run_time_s.upper)}"
     return (
-        _comment(f"{plan.job.model} on {plan.target}")
+        _comment(f"{plan.job.model} on {plan.place}")
         + _comment(f"{describe(recipe)}, {recipe.seq_len} tokens: {memory}{time}")
         + "#\n"
         + _comment(
@@ -135,15 +137,16 @@ def _sized(toml: str) -> str:
 
 
 def _rows(plan: Plan) -> str:
-    micro_batch, accumulation = plan.job.recipe.micro_batch, plan.job.accumulation
-    return f"micro-batches in an optimizer step: {micro_batch} x {accumulation} rows"
+    job = plan.job
+    gpus = f"{job.num_gpus} GPUs x " if job.num_gpus > 1 else ""
+    return f"micro-batches in an optimizer step: {gpus}{job.recipe.micro_batch} x {job.accumulation} rows"
 
 
 def _instead(plan: Plan) -> dict[str, list[str]]:
     """Of the alternatives that turn one knob, what each would take, by the knob's line."""
     chosen = plan.job.recipe.to_dict()
     found: dict[str, list[str]] = {}
-    for alternative in plan.alternatives:
+    for alternative in (a for a in plan.alternatives if a.num_gpus == plan.job.num_gpus):
         other = alternative.recipe.to_dict()
         changed = {key for key, value in other.items() if value != chosen[key]}
         knob = next((knob for knob, fields in KNOBS.items() if changed and changed <= fields), None)

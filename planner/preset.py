@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from autoft.planner.request import Prefer
+from autoft.planner.request import Prefer, Request
 from autoft.profiles.preset_catalogue import Preset, Setting, find_preset
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
@@ -21,6 +21,7 @@ class Defaults:
     """A preset's values that stand.
 
     recipe, job: fields of theirs. overruled: names of what the user set otherwise. unpacked: why its packing does not.
+    unmeasured: why its metric does not.
     """
 
     preset: Preset | None = None
@@ -30,6 +31,7 @@ class Defaults:
     job: dict[str, Any] = field(default_factory=dict)
     overruled: tuple[str, ...] = ()
     unpacked: str | None = None
+    unmeasured: str | None = None
 
     @property
     def name(self) -> str | None:
@@ -48,8 +50,12 @@ class Defaults:
             return []
         lines = [f"preset: {self.preset.name}, {self.preset.summary}"]
         for name, setting in self.preset.settings.items():
-            stands = {"seq_len": seq_len_counts, "packing": self.unpacked is None}.get(name, True)
-            if name not in self.overruled and stands:
+            stands = {
+                "seq_len": seq_len_counts,
+                "packing": self.unpacked is None,
+                "metric": self.unmeasured is None,
+            }
+            if name not in self.overruled and stands.get(name, True):
                 lines.append(_line(name, setting))
         return lines
 
@@ -64,6 +70,8 @@ class Defaults:
             )
         if self.unpacked is not None:
             lines.append(f"preset {self.preset.name}: no packing, for {self.unpacked}")
+        if self.unmeasured is not None:
+            lines.append(f"preset {self.preset.name}: the loss judges, for {self.unmeasured}")
         for name, setting in self.preset.advice.items():
             lines.append(f"preset {self.preset.name} advises, and nothing acts on it yet: {_line(name, setting)}")
         return lines
@@ -96,6 +104,16 @@ def defaults(name: str | None, given: Collection[str]) -> Defaults:
         job=job,
         overruled=tuple(key for key in preset.settings if key in overruled),
     )
+
+
+def preset_of(request: Request, pinned: Collection[str], seq_len: int | None) -> Defaults:
+    """What the request's preset sets that the request does not, and what to prefer. pinned: fields of Recipe or Job.
+
+    Raises: as defaults.
+    """
+    options = {"seq_len": seq_len, "prefer": request.prefer}
+    preset = defaults(request.preset, {*pinned, *(name for name, value in options.items() if value is not None)})
+    return replace(preset, prefer=request.prefer or preset.prefer)
 
 
 def _line(name: str, setting: Setting) -> str:

@@ -10,6 +10,7 @@ from autoft.planner.candidates import Family, base_bits, families
 from autoft.planner.choose import SLOWER, Choice, choose, order
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator import Estimator
+from autoft.planner.exchange import Replicas
 from autoft.planner.ghost import Rehearsal
 from autoft.planner.request import Prefer
 from autoft.planner.schedule import Rows, mean_length, run_takes, steps_of
@@ -39,7 +40,7 @@ class Question:
     """estimator: of the model on the device, with no more memory than the limits allow; whole: the device itself.
 
     pinned: fields of the Recipe. job: the Job without its recipe, as fields. rows: of an epoch; None without data.
-    rows_per_step: sequences in an optimizer step.
+    rows_per_step: sequences in an optimizer step, of all GPUs together. num_gpus: of the device's, how many train.
     """
 
     estimator: Estimator
@@ -51,6 +52,7 @@ class Question:
     rows: Rows | None
     prefer: Prefer
     limits: Limits = Limits()
+    num_gpus: int = 1
     run_takes_memo: dict[Recipe, tuple[Range, Range | None]] = field(default_factory=dict, compare=False)
 
     @property
@@ -63,12 +65,21 @@ class Question:
         allowed = limited(target, self.limits.memory_gib)
         return replace(self, estimator=self.estimator.on(allowed), whole=target, run_takes_memo={})
 
+    def spread(self, num_gpus: int) -> Question:
+        """The same with a replica of the model on each of so many GPUs, which share out the rows of a step."""
+        return replace(self.on(self.whole.using(num_gpus)), num_gpus=num_gpus)
+
+    @property
+    def rows_per_gpu(self) -> int:
+        """Sequences of an optimizer step that each GPU has."""
+        return max(1, self.rows_per_step // self.num_gpus)
+
     def families(self) -> list[Family]:
         """The candidates that the model can take; where it can take none, all, and an estimate tells why."""
         found = families(
             self.target,
             seq_len=self.seq_len,
-            rows_per_step=self.rows_per_step,
+            rows_per_step=self.rows_per_gpu,
             attention=self.estimator.attention,
             pinned=self.pinned,
         )
@@ -101,11 +112,16 @@ class Question:
 
     def estimate(self, recipe: Recipe) -> Estimate:
         """With several micro-batches a step, gradients live through the forward of the later ones."""
-        return self.estimator.estimate_of(recipe, self.rehearse(recipe))
+        return self.estimator.estimate_of(recipe, self.rehearse(recipe), replicas=self.replicas(recipe))
 
     def rehearse(self, recipe: Recipe) -> Rehearsal:
         """As estimate has it."""
-        return self.estimator.rehearse(recipe, accumulate=recipe.micro_batch < self.rows_per_step)
+        return self.estimator.rehearse(recipe, replicas=self.replicas(recipe))
+
+    def replicas(self, recipe: Recipe) -> Replicas:
+        """How many there are of the model, and into how many micro-batches the step of each falls."""
+        accumulation = self.job.get("accumulation", max(1, self.rows_per_gpu // recipe.micro_batch))
+        return Replicas(self.num_gpus, accumulation)
 
     def weights_bytes(self, recipe: Recipe) -> int:
         """The least that the base's weights take: quantization state and what is not known of it left out."""
@@ -114,15 +130,22 @@ class Question:
         return int(shape.linear_params * held) + shape.other_params * whole
 
     def padded(self, micro_batch: int) -> float:
-        """As Rows.padded; 1 without data."""
+        """As Rows.padded; 1 without data. GPUs wait for the one that has the longest row."""
         if self.rows is None:
             return 1.0
-        return self.rows.padded(micro_batch, self.rows_per_step, grouped=bool(self.job.get("group_by_length")))
+        return self.rows.padded(
+            micro_batch * self.num_gpus, self.rows_per_step, grouped=bool(self.job.get("group_by_length"))
+        )
 
     def job_of(self, recipe: Recipe) -> Job:
         """The Job that trains by `recipe`. Raises: FileFormatError for a field that is wrong."""
-        accumulation = self.job.get("accumulation", max(1, self.rows_per_step // recipe.micro_batch))
-        fields = {**self.job, "recipe": recipe.to_dict(), "device": self.target.device, "accumulation": accumulation}
+        fields = {
+            **self.job,
+            "recipe": recipe.to_dict(),
+            "device": self.target.device,
+            "num_gpus": self.num_gpus,
+            "accumulation": self.replicas(recipe).accumulation,
+        }
         return Job.from_dict(fields, where="--set")
 
     def run_takes(self, recipe: Recipe) -> tuple[Range | None, Range | None]:

@@ -7,18 +7,21 @@ from dataclasses import dataclass, replace
 
 from autoft.errors import DoesNotFit, FileFormatError, ModelError
 from autoft.planner.candidates import describe
+from autoft.planner.context import check_length
 from autoft.planner.correction import correction_for, warnings
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator import Estimator
+from autoft.planner.exchange import Replicas
 from autoft.planner.inputs import Inputs, inputs_of, job_digest
 from autoft.planner.plan_file import Plan
 from autoft.planner.schedule import mean_length, rows_of, run_takes, steps_of
-from autoft.planner.target import Target, target_of
+from autoft.planner.target import Target, several, target_of, without_memory
 from autoft.planner.time import measure_cpu_flops
-from autoft.planner.workload import Workload, measure, refuse_another_tokenizer
+from autoft.planner.workload import Workload, measure
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
+from autoft.trainer.gates import refuse_unknown_tokens
 from autoft.trainer.job import Job
 from autoft.trainer.prepare import Prepared, prepare
 from autoft.trainer.recipe import Recipe
@@ -47,20 +50,16 @@ def recheck(planned: Plan, job: Job, hardware: Hardware, *, where: str, force: b
     DoesNotFit with the figures.
     """
     assert job.data is not None
-    recipe, ref, target = job.recipe, resolve(job.model), _target(planned, hardware)
+    recipe, ref, target = job.recipe, resolve(job.model), _target(planned, job, hardware, where)
     estimator = Estimator(job.model, load_config(ref), target)
     _refuse_another_model(planned, estimator.shape, where)
-    if recipe.seq_len > estimator.shape.max_position:
-        raise FileFormatError(
-            f"{where}: job.recipe.seq_len = {recipe.seq_len} is more than {job.model} was made for "
-            f"({estimator.shape.max_position} tokens)",
-            fix=f"{estimator.shape.max_position} or less",
-        )
+    word = f"{where}: job.recipe.seq_len = {recipe.seq_len}"
+    check_length(recipe.seq_len, estimator, recipe.rope_scaling, word=word, error=FileFormatError)
     prepared = prepare(
         ref, job.data, job.eval_data, eval_rows=job.eval_rows, max_tokens=recipe.seq_len, mapping=job.mapping
     )
-    refuse_another_tokenizer(prepared, estimator.shape)
-    estimate = estimator.estimate(recipe, accumulate=job.accumulation > 1)
+    refuse_unknown_tokens(prepared, estimator.shape.vocab_size, estimator.shape.name)
+    estimate = estimator.estimate(recipe, replicas=Replicas(job.num_gpus, job.accumulation))
     inputs, workload = inputs_of(job, ref), measure(prepared)
     edited = planned.inputs is not None and job_digest(planned.job) != planned.inputs.job_sha256
     notes = [
@@ -102,12 +101,14 @@ def _whole_run(job: Job, prepared: Prepared, estimator: Estimator) -> tuple[int,
     steps = steps_of(job, rows)
     assert rows is not None
     assert steps is not None
-    padded = rows.padded(recipe.micro_batch, recipe.micro_batch * job.accumulation, grouped=job.group_by_length)
+    together = recipe.micro_batch * job.num_gpus
+    padded = rows.padded(together, together * job.accumulation, grouped=job.group_by_length)
     mean = replace(recipe, seq_len=mean_length(recipe, padded))
-    return steps, *run_takes(estimator.estimate(mean, accumulate=job.accumulation > 1), steps * job.accumulation)
+    estimate = estimator.estimate(mean, replicas=Replicas(job.num_gpus, job.accumulation))
+    return steps, *run_takes(estimate, steps * job.accumulation)
 
 
-def _target(planned: Plan, hardware: Hardware) -> Target:
+def _target(planned: Plan, job: Job, hardware: Hardware, where: str) -> Target:
     if planned.job.device == "cuda" and not hardware.gpus:
         why = f": {hardware.no_gpu_reason}" if hardware.no_gpu_reason else ""
         raise ModelError(
@@ -115,7 +116,14 @@ def _target(planned: Plan, hardware: Hardware) -> Target:
             fix="run it there, or plan with --gpu cpu",
         )
     name = "cpu" if planned.job.device == "cpu" else None
-    return target_of(hardware, gpu_name=name, vram_gib=None, cpu_flops_per_s=functools.cache(measure_cpu_flops))
+    target = target_of(hardware, gpu_name=name, vram_gib=None, cpu_flops_per_s=functools.cache(measure_cpu_flops))
+    if target.gpu is not None and job.num_gpus > target.num_gpus:
+        raise ModelError(
+            f"{where}: job.num_gpus = {job.num_gpus} is more than there are here of one kind: "
+            f"{several(target.num_gpus, without_memory(target.name))}",
+            fix=f"job.num_gpus = {target.num_gpus}, or plan again",
+        )
+    return target.using(job.num_gpus)
 
 
 def _refuse_another_model(planned: Plan, shape: ModelShape, where: str) -> None:
@@ -158,7 +166,7 @@ def _input_notes(planned: Plan, now: Inputs, workload: Workload) -> list[str]:
 
 def _device_notes(planned: Plan, target: Target) -> list[str]:
     then, now = planned.estimate.available_bytes, target.available_bytes
-    there, here = _device(planned.target), _device(target.name)
+    there, here = without_memory(planned.target), without_memory(target.name)
     profile = target.gpu.profile if target.gpu is not None else None
     notes = []
     if there not in (here, gpu_from_profile(profile).name if profile else here):
@@ -178,15 +186,8 @@ def _problem(recipe: Recipe, estimate: Estimate, target: Target) -> str:
     tight = ", or only just, as PyTorch gives cached blocks back" if estimate.fits == "tight" else ""
     return (
         f"{describe(recipe)}, {recipe.seq_len} tokens, needs {size(need)}, {size(need - room)} more than can be used "
-        f"of {_device(target.name)} ({size(room)}){tight}"
+        f"of {without_memory(target.name)} ({size(room)}){tight}"
     )
-
-
-def _device(target: str) -> str:
-    """Its name without its memory."""
-    if target.startswith("CPU ("):
-        return f"{target.partition(',')[0]})"
-    return target.rpartition(" (")[0] or target
 
 
 def _counts(workload: Workload | None) -> tuple[int, ...]:

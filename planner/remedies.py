@@ -70,6 +70,8 @@ def _error(question: Question, closest: Candidate, ways: list[Remedy]) -> DoesNo
             f". Closest: {describe(closest.recipe)}, {size(need)}, {size(need - room)} too much, "
             f"at its most in the phase: {phase.replace('_', ' ')}"
         )
+        if question.whole.num_gpus > 1:
+            what += "; several GPUs do not help: each would hold the whole model, and sharding it is not planned yet"
         details |= {
             "closest": closest.recipe.to_dict(),
             "needs_bytes": need,
@@ -148,7 +150,9 @@ def _shorter(question: Question) -> Iterator[Remedy]:
         shorter = replace(question, seq_len=tokens, prefer="memory", rows=None)
         return _fitting(shorter)
 
-    low, high = SHORTEST // PAD_MULTIPLE, question.seq_len // PAD_MULTIPLE
+    stretched = "rope_scaling" in question.pinned  # which is for more than the model's own context
+    shortest = question.estimator.shape.max_position + PAD_MULTIPLE if stretched else SHORTEST
+    low, high = shortest // PAD_MULTIPLE, question.seq_len // PAD_MULTIPLE
     best = fitting(low * PAD_MULTIPLE) if low < high else None
     if best is None:
         return
@@ -205,5 +209,6 @@ def _another_card(question: Question, closest: Candidate) -> Iterator[Remedy]:
         fitting = _fitting(question.on(target))
         if fitting is not None:
             need = fitting.estimate.device_bytes
-            yield Remedy(f"a {profile.name} (needs {size(need)} there)", f"--gpu {profile.name}", need)
+            card = profile.name if question.num_gpus == 1 else f"{profile.name}x{question.num_gpus}"
+            yield Remedy(f"a {card} (needs {size(need)} there)", f"--gpu {card}", need)
             return

@@ -142,7 +142,7 @@ def steps_of(job: Job, rows: Rows | None) -> int | None:
     """Optimizer steps of the whole run; None without data."""
     if rows is None:
         return None
-    micro_batches = -(-len(rows.lengths) // job.recipe.micro_batch)
+    micro_batches = -(-len(rows.lengths) // (job.recipe.micro_batch * job.num_gpus))
     steps = round(job.epochs * -(-micro_batches // job.accumulation))
     return min(steps, job.max_steps) if job.max_steps else max(1, steps)
 

@@ -149,6 +149,7 @@ class Search:
     def _try(self, recipe: Recipe) -> Candidate:
         if recipe not in self.found:
             estimate = self.estimate(recipe)
-            row_s = estimate.step_time_s.middle / recipe.micro_batch * self.padding(recipe.micro_batch)
+            rows = recipe.micro_batch * estimate.num_gpus
+            row_s = estimate.step_time_s.middle / rows * self.padding(recipe.micro_batch)
             self.found[recipe] = Candidate(recipe, estimate, row_s)
         return self.found[recipe]

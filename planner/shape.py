@@ -27,11 +27,16 @@ def model_shape(name: str, config: Any, base: Any) -> ModelShape:
         num_kv_heads=_first(text, "num_key_value_heads", default=heads),
         head_dim=_first(text, "head_dim", default=hidden // heads),
         vocab_size=text.vocab_size,
-        max_position=_first(text, "max_position_embeddings", default=2048),
+        max_position=max_position(config),
         tied_embeddings=bool(base.config.tie_word_embeddings),
         linear_params=linear,
         other_params=total - linear,
     )
+
+
+def max_position(config: Any) -> int:
+    """The longest sequence that the model was made for, in tokens."""
+    return _first(config.get_text_config(), "max_position_embeddings", default=2048)
 
 
 def _count(base: Any) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,6 +24,10 @@ RAM_USABLE = 0.85
 # Of what is reserved, kept free besides: the worst of 25 runs that others measured reserved 6.04 % more than predicted
 # (benchmarks/results/measured_runs.json; a test compares).
 GPU_MARGIN = 0.07
+# Assumption: what NCCL takes for its channels beside PyTorch's allocator, the more of two figures that were measured on
+# A100s with NVLink: 544 MB a GPU in a group of two, 688 MB in a larger one (github.com/NVIDIA/nccl, issue 964).
+NCCL_BYTES = 688 * MIB
+NCCL_SOURCE = "github.com/NVIDIA/nccl, issue 964"
 # By compute capability, measured: nvidia-smi's figure less what PyTorch reserved, the same 147,718,144 bytes in 20 runs
 # on a Tesla T4 (torch 2.14, CUDA 13.0; sdist of fitcheck-llm 0.3.1, data/measurements/).
 MEASURED_CONTEXT_BYTES = {(7, 5): 147_718_144}
@@ -37,6 +41,8 @@ class Target:
     """device: where to train. available_bytes: what a run may take of it. half_dtype: its true 16-bit format, if any.
 
     cpu_flops_per_s, cpu_bytes_per_s: measure the CPU's throughput, for a model in a dtype, and its memory's.
+    gpu: the card, of several the one that has the least to give; gpus: all that are alike on the machine, the one with
+    the most free memory first.
     bench: what `autoft probe --bench` has measured of this device with the software that is installed now.
     key: of this machine's device with that software; None for a card that is not here.
     """
@@ -46,6 +52,7 @@ class Target:
     available_bytes: int
     half_dtype: Dtype | None
     gpu: Gpu | None = None
+    gpus: tuple[Gpu, ...] = ()
     cpu_flops_per_s: Callable[[Dtype, ModelShape], float] | None = None
     cpu_bytes_per_s: Callable[[], tuple[float, float]] = _bandwidth
     bench: Bench | None = None
@@ -77,11 +84,27 @@ class Target:
         assert self.cpu_flops_per_s is not None
         return self.cpu_flops_per_s(dtype, shape)  # type: ignore[arg-type]
 
-    def device_bytes(self, reserved_bytes: int) -> int:
-        """What a run that reserves so much takes of the device in all."""
+    @property
+    def num_gpus(self) -> int:
+        """How many replicas of a model have a device of their own; a CPU counts as one."""
+        return max(1, len(self.gpus))
+
+    def using(self, num_gpus: int) -> Target:
+        """The same with so many of its GPUs, of which each has as much to give as the one that has least."""
+        if num_gpus == 1 or not self.gpus:
+            return self
+        gpu = self.gpus[num_gpus - 1]
+        return replace(self, gpu=gpu, available_bytes=usable_bytes(gpu.free_bytes))
+
+    def device_bytes(self, reserved_bytes: int, num_gpus: int = 1) -> int:
+        """What a run that reserves so much takes of the device in all, or of each of so many GPUs.
+
+        Several replicas on a CPU share its memory.
+        """
         if self.gpu is None:
-            return reserved_bytes
-        return reserved_bytes + MEASURED_CONTEXT_BYTES.get(self.gpu.compute_capability or (0, 0), CUDA_CONTEXT_BYTES)
+            return num_gpus * reserved_bytes
+        context = MEASURED_CONTEXT_BYTES.get(self.gpu.compute_capability or (0, 0), CUDA_CONTEXT_BYTES)
+        return reserved_bytes + context + (NCCL_BYTES if num_gpus > 1 else 0)
 
     @property
     def assumptions(self) -> tuple[str, ...]:
@@ -113,14 +136,15 @@ def target_of(
 ) -> Target:
     """The device to plan for: the card named, else the GPU here with the most free memory, else the CPU.
 
-    gpu_name: a catalogue name, or "cpu". vram_gib: overrides the memory, in GiB.
+    Cards here that are like that one belong to it. gpu_name: a catalogue name, with a count where there are to be
+    several ("RTX 4090 x2"), or "cpu". vram_gib: overrides the memory, in GiB.
     Raises: OptionError.
     """
     if vram_gib is not None and not 0 < vram_gib <= 4096:
         raise OptionError(f"--vram {vram_gib:g} is not a GPU's memory", fix="give GiB between 0 and 4096")
-    gpu = _gpu(hardware, gpu_name, vram_gib)
-    if gpu is not None:
-        return _of_gpu(gpu, hardware.driver_version)
+    gpus = _gpus(hardware, gpu_name, vram_gib)
+    if gpus:
+        return _of_gpus(gpus, hardware.driver_version)
     host = hardware.host
     ram = int(vram_gib * GIB) if vram_gib is not None else host.ram_available_bytes
     name = f"CPU ({host.cpu}, {host.cores} cores, {size(ram)} free)"
@@ -137,14 +161,43 @@ def target_of(
 
 def target_of_profile(name: str) -> Target:
     """A card of the catalogue, idle. Raises: OptionError for a name that it does not know."""
-    return _of_gpu(gpu_from_profile(name), None)
+    return _of_gpus((gpu_from_profile(name),), None)
 
 
-def _of_gpu(gpu: Gpu, driver_version: str | None) -> Target:
+def like(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """The card with the most free memory, and all that are as it is, in the order of theirs.
+
+    Parts of a card in MIG mode stay alone: NCCL joins no two of them.
+    """
+    ordered = sorted(gpus, key=lambda gpu: gpu.free_bytes, reverse=True)
+    if not ordered or _is_part(ordered[0]):
+        return tuple(ordered[:1])
+    kind = (ordered[0].name, ordered[0].total_bytes, ordered[0].compute_capability)
+    return tuple(g for g in ordered if (g.name, g.total_bytes, g.compute_capability) == kind and not _is_part(g))
+
+
+def _is_part(gpu: Gpu) -> bool:
+    return (gpu.uuid or "").startswith("MIG-")
+
+
+def _of_gpus(gpus: tuple[Gpu, ...], driver_version: str | None) -> Target:
+    gpu = gpus[0]
     half: Dtype = "bfloat16" if gpu.bf16 else "float16"
     name, usable = f"{gpu.name} ({size(gpu.total_bytes)})", usable_bytes(gpu.free_bytes)
     key = gpu_key(gpu, driver_version)
-    return Target("cuda", name, usable, half, gpu=gpu, bench=kept(key), key=key)
+    return Target("cuda", name, usable, half, gpu=gpu, gpus=gpus, bench=kept(key), key=key)
+
+
+def without_memory(name: str) -> str:
+    """A Target's name without its memory, and a CPU's without what is free."""
+    if name.startswith("CPU ("):
+        return f"{name.partition(',')[0]})"
+    return name.rpartition(" (")[0] or name
+
+
+def several(num_gpus: int, name: str) -> str:
+    """Two of them are "2 x NVIDIA GeForce RTX 3090"."""
+    return name if num_gpus == 1 else f"{num_gpus} x {name}"
 
 
 def usable_bytes(free_bytes: int) -> int:
@@ -152,35 +205,42 @@ def usable_bytes(free_bytes: int) -> int:
     return max(0, CUDA_CONTEXT_BYTES + int((free_bytes - CUDA_CONTEXT_BYTES) / (1 + GPU_MARGIN)))
 
 
-def _gpu(hardware: Hardware, gpu_name: str | None, vram_gib: float | None) -> Gpu | None:
+def _gpus(hardware: Hardware, gpu_name: str | None, vram_gib: float | None) -> tuple[Gpu, ...]:
+    """Those to plan for, the one with the most free memory first; none for a CPU."""
     if gpu_name == "cpu":
-        return None
+        return ()
     if gpu_name is not None:
-        gpu = gpu_from_profile(_single(gpu_name))
+        name, count = named(gpu_name)
+        gpus = (gpu_from_profile(name),) * count
     elif hardware.gpus:
-        gpu = with_data_sheet(max(hardware.gpus, key=lambda gpu: gpu.free_bytes))
-    elif vram_gib is not None:
-        gpu = Gpu(name="a GPU", origin="user", total_bytes=0, free_bytes=0, compute_capability=(8, 0), bf16=True)
+        gpus = tuple(with_data_sheet(gpu) for gpu in like(hardware.gpus))
+    elif vram_gib is None:
+        return ()
     else:
-        return None
+        gpus = (Gpu(name="a GPU", origin="user", total_bytes=0, free_bytes=0, compute_capability=(8, 0), bf16=True),)
     if vram_gib is not None:
-        gpu = replace(gpu, total_bytes=int(vram_gib * GIB), free_bytes=int(vram_gib * GIB))
-    return gpu
+        gpus = tuple(replace(gpu, total_bytes=int(vram_gib * GIB), free_bytes=int(vram_gib * GIB)) for gpu in gpus)
+    return gpus
 
 
-def _single(gpu_name: str) -> str:
-    """The card's name without a count of one ("t4x1"). Raises: OptionError for several cards."""
+def named(gpu_name: str) -> tuple[str, int]:
+    """(name of a card, how many) of what --gpu says: "t4", "t4x2", "2x t4", "t4,t4".
+
+    Raises: OptionError for cards that differ, and for none.
+    """
     cards = [word.strip() for word in gpu_name.split(",") if word.strip()]
-    if len(cards) > 1:
+    if len(set(cards)) > 1:
         choices = " or ".join(f"--gpu {card}" for card in dict.fromkeys(cards))
-        raise OptionError(f"--gpu {gpu_name}: autoft trains on one GPU today", fix=choices)
+        raise OptionError(f"--gpu {gpu_name}: replicas of a model want cards of one kind", fix=choices)
+    if len(cards) > 1:
+        return cards[0], len(cards)
     for form in (r"(?P<name>.+?)\s*x\s*(?P<count>\d{1,2})", r"(?P<count>\d{1,2})\s*x\s*(?P<name>.+)"):
         match = re.fullmatch(form, gpu_name)
         if match is not None and candidates(match["name"]):
-            if match["count"] != "1":
-                raise OptionError(f"--gpu {gpu_name}: autoft trains on one GPU today", fix=f"--gpu {match['name']}")
-            return match["name"]
-    return gpu_name
+            if int(match["count"]) == 0:
+                raise OptionError(f"--gpu {gpu_name}: no card at all", fix=f"--gpu {match['name']}, or --gpu cpu")
+            return match["name"], int(match["count"])
+    return gpu_name, 1
 
 
 def with_data_sheet(gpu: Gpu) -> Gpu:

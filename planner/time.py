@@ -98,11 +98,15 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
-    """step_s: of one micro-batch, forward and backward, and an optimizer step. energy_wh: of the device in it."""
+    """step_s: of one micro-batch, forward and backward, and an optimizer step. energy_wh: of the device in it.
+
+    exchange: what several GPUs take to sum their gradients, in words; None for one.
+    """
 
     step_s: Range
     energy_wh: Range | None
     basis: str
+    exchange: str | None = None
 
 
 def step_timing(work: Work, paged_bytes: int, rates: Rates, offloaded_bytes: int = 0) -> Timing:

@@ -16,6 +16,7 @@ from autoft.planner.candidates import describe
 from autoft.planner.depth import Ints
 from autoft.planner.plan import Answer
 from autoft.planner.recording import Recording
+from autoft.planner.target import several
 from autoft.planner.trace import KINDS
 from autoft.units import GIB, KIB, MIB, size
 
@@ -34,6 +35,7 @@ COLORS = {
     "quantization_state": ("#88ccee", "#88ccee"),
     "adapter": ("#44aa99", "#44aa99"),
     "gradients": ("#117733", "#3f9c5e"),
+    "gradient_buckets": ("#66aa88", "#86c9a6"),
     "optimizer": ("#999933", "#a9a943"),
     "inputs": ("#555555", "#8c8c8c"),
     "activations": ("#ddcc77", "#ddcc77"),
@@ -88,7 +90,7 @@ def write(path: Path, drawn: Timeline) -> None:
 
 def timeline(recording: Recording, answer: Answer, model: str) -> Timeline:
     """recording: of the answer's rehearsal. model: as the user calls it."""
-    target = answer.target
+    target, num_gpus = answer.target, answer.estimate.num_gpus
     spans = _spans(recording)
     chosen: list[int] = []
     xs: list[float] = []
@@ -116,14 +118,14 @@ def timeline(recording: Recording, answer: Answer, model: str) -> Timeline:
     return Timeline(
         recording,
         f"{model.rstrip('/').rsplit('/', 1)[-1]}, {describe(answer.recipe)}: memory of a training step",
-        f"Sequences of {answer.recipe.seq_len} tokens, on {target.name}",
+        f"Sequences of {answer.recipe.seq_len} tokens, on {several(num_gpus, target.name)}",
         chosen,
         xs,
         _bands_at(recording, chosen),
         reserved,
         chosen.index(peak),
         answer.estimate.peak_reserved_bytes,
-        max(0, target.available_bytes - target.device_bytes(0)),
+        max(0, target.available_bytes - target.device_bytes(0, num_gpus)),
         parts,
         [(phase.name, *span) for phase, span in zip(recording.rehearsal.phases, spans, strict=True)],
     )

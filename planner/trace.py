@@ -21,6 +21,7 @@ KINDS = (
     "quantization_state",
     "adapter",
     "gradients",
+    "gradient_buckets",
     "optimizer",
     "inputs",
     "activations",

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from autoft.errors import DoesNotFit
 from autoft.planner.bisection import largest
 from autoft.planner.candidates import base_bits, describe
+from autoft.planner.context import longest_row
 from autoft.planner.estimate import Estimate
 from autoft.planner.frame import Frame
 from autoft.schema import Record
@@ -103,9 +104,12 @@ def _values(frame: Frame, quantity: Quantity) -> tuple[Sequence[int], str]:
     """(what can be asked for, ascending; what sets the end of it)."""
     shape = frame.estimator.shape
     if quantity == "seq_len":
-        longest = shape.max_position
-        steps = list(range(SEQ_LEN_STEP, longest + 1, SEQ_LEN_STEP))
-        return (steps if steps and steps[-1] == longest else [*steps, longest]), f"{shape.name} was made for no more"
+        scaling = frame.question.pinned.get("rope_scaling")
+        longest = longest_row(shape, scaling)
+        least = shape.max_position + SEQ_LEN_STEP if scaling else SEQ_LEN_STEP
+        steps = list(range(least, longest + 1, SEQ_LEN_STEP))
+        bound_by = f"{scaling} was not shown to go further" if scaling else f"{shape.name} was made for no more"
+        return (steps if steps and steps[-1] == longest else [*steps, longest]), bound_by
     if quantity == "rank":
         # above it the two factors hold more weights than the square matrix that they stand for
         return [1, 2, 4, *range(RANK_STEP, shape.hidden_size + 1, RANK_STEP)], "its hidden size: more has no use"

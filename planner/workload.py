@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autoft.errors import ModelError
-from autoft.profiles.model_shape import ModelShape
 from autoft.schema import Record
 from autoft.trainer.prepare import Prepared
 
@@ -43,19 +41,3 @@ def measure(prepared: Prepared) -> Workload:
         longest_answer=max((example.trained_tokens for example in prepared.heldout), default=0),
         template_supplied=prepared.template_supplied,
     )
-
-
-def refuse_another_tokenizer(prepared: Prepared, shape: ModelShape) -> None:
-    """Raises: ModelError when a token of the data has no embedding: the tokenizer is another model's.
-
-    A tokenizer may know more tokens than the model has, such as Gemma 3's of an image, as long as none occurs.
-    """
-    special = (prepared.tokenizer.pad_token_id, prepared.tokenizer.eos_token_id)
-    examples = (*prepared.train.examples, *prepared.heldout)
-    largest = max(*special, *(max(example.input_ids) for example in examples))
-    if largest >= shape.vocab_size:
-        raise ModelError(
-            f"{shape.name}: its tokenizer gives token {largest}, and the model has {shape.vocab_size} embeddings: "
-            "they do not belong together",
-            fix="put the model's own tokenizer files beside its config.json",
-        )

@@ -9,7 +9,7 @@ from autoft.errors import OptionError, near
 from autoft.profiles.catalogue import load
 from autoft.schema import Record
 
-ADVICE = ("evaluation_metric", "export")
+ADVICE = ("export",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +31,8 @@ class Preset(Record):
 
     prefer: as --prefer. method, rank, alpha, target_modules, packing, seq_len: of the Recipe; seq_len is the length of
     packed rows, and of a plan without data: no row is left out for it. learning_rate, epochs, max_steps, eval_rows,
-    max_new_tokens: of the Job. evaluation_metric: which of the evaluation's figures to look at; export: what to make
-    of the adapter afterwards. On these two nothing acts: they are advice.
+    max_new_tokens, metric: of the Job. export: what to make of the adapter afterwards; nothing acts on that, it is
+    advice.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Preset(Record):
     seq_len: Setting | None = None
     eval_rows: Setting | None = None
     max_new_tokens: Setting | None = None
-    evaluation_metric: Setting | None = None
+    metric: Setting | None = None
     export: Setting | None = None
 
     @property

@@ -42,6 +42,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     """AUTOFT_HOME in a temporary folder, so that no test sees another's cache or the user's."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("AUTOFT_HOME", str(home))
+    monkeypatch.delenv("COLUMNS", raising=False)  # readline, which pytest imports, may have set it
     return home
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKED = (".py", ".toml", ".typed", ".html", ".css", ".js")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # What each folder may import of autoft; the face may import all of it.
 ALLOWED = {
@@ -72,7 +73,7 @@ def test_the_wheel_holds_everything_and_works_elsewhere(tmp_path: Path) -> None:
     packed = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("autoft", *ALLOWED):
         for file in (source / folder).rglob("*"):
-            if file.suffix in (".py", ".toml", ".typed") and not any(p.is_symlink() for p in file.parents):
+            if file.suffix in PACKED and not any(p.is_symlink() for p in file.parents):
                 relative = file.relative_to(source)
                 assert str(relative if folder == "autoft" else Path("autoft") / relative) in packed
     assert not [name for name in packed if name.split("/")[0] in ALLOWED]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoft.errors import ModelError
 from autoft.trainer.recipe import Attention, Dtype, Recipe
+from autoft.trainer.rope import scaled_config
 
 if TYPE_CHECKING:
     import torch
@@ -45,11 +46,7 @@ def build_model(
 
     if recipe.offload_checkpoints and weights is not None:
         refuse_offloading(device)
-    base = build_base(recipe, config, weights, device)
-    if recipe.kbit_upcast:
-        _upcast(base)
-    if recipe.loss == "fused":
-        _add_fused_head(base)
+    base = build_whole_base(recipe, config, weights, device)
     torch.manual_seed(seed)
     model = base if recipe.method == "full" else add_adapter(base, recipe, device)
     if recipe.gradient_checkpointing:
@@ -82,6 +79,18 @@ def checkpoint_layers(model: Any, every: int = 1) -> None:
     )
 
 
+def build_whole_base(
+    recipe: Recipe, config: Any, weights: Path | None, device: str, *, for_loss: bool = True
+) -> PreTrainedModel:
+    """The base as the adapter is trained on it. for_loss: with what the recipe's loss needs. Raises: as build_base."""
+    base = build_base(recipe, config, weights, device)
+    if recipe.kbit_upcast:
+        _upcast(base)
+    if for_loss and recipe.loss == "fused":
+        _add_fused_head(base)
+    return base
+
+
 def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device: str = "meta") -> PreTrainedModel:
     """The base of `recipe`, its linear layers in 4 or 8 bits where the recipe says so.
 
@@ -89,6 +98,7 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
     """
     _refuse_other_models(config)
     _refuse_quantized(config)
+    config = scaled_config(config, recipe)
     if recipe.attention == "flash_attention_2" and weights is not None:
         _demand_flash_attention(device)
     try:

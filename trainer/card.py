@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from autoft.trainer.recipe import Recipe
-from autoft.trainer.result import Evaluation, RunResult
+from autoft.trainer.result import RunResult
+from autoft.trainer.wording import how_trained, judged_rows, scores, snippet, what_it_is
 
 
 def model_card(result: RunResult, name: str, base: str | None, licence: str | None) -> str:
@@ -15,75 +15,54 @@ def model_card(result: RunResult, name: str, base: str | None, licence: str | No
     base: hub id of the base model, None where it has none. licence: of the base, as the hub names it.
     """
     recipe, job = result.job.recipe, result.job
-    whole = recipe.method == "full"
-    library, opener = ("transformers", "AutoModelForCausalLM") if whole else ("peft", "AutoPeftModelForCausalLM")
-    what = "The weights of" if whole else "A LoRA adapter for"
     head = {
         "base_model": base,
-        "library_name": library,
+        "library_name": "transformers" if recipe.method == "full" else "peft",
         "pipeline_tag": "text-generation",
         "license": licence,
         "tags": sorted({"autoft", recipe.method} | ({"lora"} if recipe.method == "qlora" else set())),
     }
     yaml = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items() if value)
-    rows_per_step = recipe.micro_batch * job.accumulation
+    rows = "\n".join(
+        f"| {score.label} | {score.text(before)} | {score.text(after)} |"
+        for score, before, after in scores(result.before, result.after)
+    )
+    rows_per_step = job.num_gpus * recipe.micro_batch * job.accumulation
     data = Path(job.data or "").name
-    system_prompt = json.dumps(result.system_prompt, ensure_ascii=False)
+    told = json.dumps(result.system_prompt, ensure_ascii=False)
+    system_prompt = f" The system prompt of its training data: {told}." if result.system_prompt else ""
+    fence = "`" * max(3, 1 + _longest_run(snippet(result)))
     return f"""---
 {yaml}
 ---
 # {name}
 
-{what} `{base or result.base}`, trained by autoft {result.autoft_version} \
+{what_it_is(recipe)} `{base or result.base}`, trained by autoft {result.autoft_version} \
 on {result.rows:,} rows of `{data}`.
 
 | | before | after |
 |---|---|---|
-{_rows(result.before, result.after)}
+{rows}
 
-Held-out rows: {result.after.rows}. Answers are greedy and compared exactly.
+{judged_rows(result.after)}.
 
 ## How it was trained
-{_how(recipe)}, \
+{how_trained(recipe)}, \
 learning rate {job.learning_rate:g} ({job.schedule}), {result.steps} steps of {rows_per_step} rows, seed {job.seed}. \
 {result.trainable_params:,} of {result.total_params:,} weights were trained. \
-`plan.toml` has every setting, `result.json` every figure.
+`plan.toml` has every setting, `result.json` every figure, `report.html` shows them.
 
 ## How to use it
-```python
-from {library} import {opener}
-from transformers import AutoTokenizer
-
-model = {opener}.from_pretrained("this folder")
-tokenizer = AutoTokenizer.from_pretrained("this folder")
-```
-Or `autoft chat` with this folder. The system prompt of its training data: {system_prompt}.
+{fence}python
+{snippet(result)}{fence}
+Or `autoft chat` with this folder.{system_prompt}
 """
 
 
-def _how(recipe: Recipe) -> str:
-    if recipe.method == "full":
-        return f"All weights in {recipe.weights_dtype}, computed in {recipe.base_dtype}"
-    precision: str = recipe.base_dtype
-    if recipe.quant_type:
-        bits = "8-bit" if recipe.quant_type == "int8" else "4-bit"
-        precision = f"{recipe.quant_type} {bits}, computed in {recipe.base_dtype}"
-    kind = ("rsLoRA" if recipe.use_rslora else "LoRA") + (" with DoRA" if recipe.use_dora else "")
-    return (
-        f"{recipe.method} on a base in {precision}, {kind} of rank {recipe.rank}, alpha {recipe.alpha:g}, "
-        f"targets {recipe.target_modules}"
-    )
-
-
-def _rows(before: Evaluation, after: Evaluation) -> str:
-    lines = [
-        ("loss, nats a token", before.loss, after.loss, "{:.3f}"),
-        ("valid JSON", before.json_valid, after.json_valid, "{:.1%}"),
-        ("fields right", before.fields_right, after.fields_right, "{:.1%}"),
-        ("exact match", before.exact_match, after.exact_match, "{:.1%}"),
-    ]
-    return "\n".join(
-        f"| {name} | {form.format(b)} | {form.format(a)} |"
-        for name, b, a, form in lines
-        if b is not None and a is not None
-    )
+def _longest_run(text: str) -> int:
+    """Of backticks."""
+    longest = current = 0
+    for letter in text:
+        current = current + 1 if letter == "`" else 0
+        longest = max(longest, current)
+    return longest

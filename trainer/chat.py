@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoft.errors import ModelError
-from autoft.schema import read_text
-from autoft.trainer import environment
 from autoft.trainer.data.shape import Message
 from autoft.trainer.data.tokens import model_stop_ids, prompt_ids, stop_ids
-from autoft.trainer.output import RESULT
-from autoft.trainer.resolve import fetch, load_config, resolve
-from autoft.trainer.result import RunResult
+from autoft.trainer.finished import load_run_tokenizer, load_trained, read_result
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +48,9 @@ def open_run(folder: Path) -> Talker:
 
     Raises: ModelError when `folder` holds no finished run, or its base is gone.
     """
-    if not (folder / RESULT).is_file():
-        raise ModelError(f"{folder}: holds no finished run", fix="give the folder that `autoft run` wrote")
-    result = RunResult.from_dict(_json(folder / RESULT), where=str(folder / RESULT))
-    whole = result.job.recipe.method == "full"
-    written = "config.json" if whole else "adapter_config.json"
-    if not (folder / written).is_file():
-        raise ModelError(f"{folder}: its {written} is gone", fix="run again, or restore the file")
-    environment.quiet()
-    import torch
-    from peft import PeftModel
-    from transformers import AutoTokenizer
-
-    from autoft.trainer.build import build_base
-
-    base_name = result.base if Path(result.base).is_dir() else result.job.model
-    ref = resolve(str(folder.resolve()) if whole else base_name)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    weights = fetch(ref)
-    model: Any = build_base(result.job.recipe, load_config(ref, weights), weights, device).eval()
-    model.config.use_cache = True
-    if not whole:
-        model = PeftModel.from_pretrained(model, folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    result = read_result(folder)
+    model = load_trained(folder, result)
+    tokenizer = load_run_tokenizer(folder)
     return Talker(model, tokenizer, stop_ids(tokenizer, model_stop_ids(model)), result.system_prompt)
 
 
@@ -88,12 +62,3 @@ def _streamer(tokenizer: Any, on_text: Callable[[str], None]) -> Any:
             on_text(text)
 
     return Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True)
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ModelError(
-            f"{path}:{error.lineno}: not JSON: {error.msg}", fix="run again, or restore the file"
-        ) from None

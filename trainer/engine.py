@@ -27,11 +27,11 @@ from autoft.trainer.checkpoint import Checkpoint
 from autoft.trainer.data.pack import collator, pack, packed_row
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.events import Listener, Recovered
-from autoft.trainer.fallback import Fallbacks, free_memory
+from autoft.trainer.fallback import Fallbacks
 from autoft.trainer.job import Job
 from autoft.trainer.keeper import Keeper
 from autoft.trainer.loss import IGNORED, compute_loss
-from autoft.trainer.memory import is_out_of_memory
+from autoft.trainer.memory import free_memory, is_out_of_memory
 from autoft.trainer.optim import build_optimizer
 from autoft.trainer.progress import Progress
 from autoft.trainer.randomness import random_state, set_random_state
@@ -56,7 +56,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
     """Trains `model`, built by `build_model`, on `examples`.
 
     keeper writes the checkpoints. evaluate: called after every job.eval_steps steps with how many were done; it says
-    whether to stop early. watch: a callback that tells of every step.
+    whether to stop early. watch: a callback that tells of every step; trackers: more of them.
     """
 
     # Our loss divides by the trained tokens of the whole optimizer step
@@ -77,6 +77,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         stop: StopRequest,
         listener: Listener,
         evaluate: Callable[[int], bool] | None = None,
+        trackers: Sequence[Any] = (),
     ) -> None:
         self.job = job
         self.recipe = job.recipe
@@ -115,7 +116,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
                 ),
                 None,
             ),
-            callbacks=[watch],
+            callbacks=[watch, *trackers],
         )
         # TRL puts its own fused head over ours, with metrics that nobody reads, and casts the adapters of a quantized
         # base to bfloat16, which float16 training does not survive. The Recipe decides both: put back what we built.
@@ -168,7 +169,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
 
     def take_fallback_for_want(self, reason: str, step: int = 0) -> bool:
         """Whether there is a way to go on with less memory; it is taken and told of."""
-        free_memory(self.job.device)
+        free_memory()
         change = self.fallbacks.take()
         if change is None:
             return False
@@ -276,7 +277,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
     def _clear(self) -> None:
         self.optimizer.zero_grad()
         self.optimizer.state.clear()
-        free_memory(self.job.device)
+        free_memory()
 
     # Checkpoints
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 from autoft.trainer.recipe import Recipe
@@ -61,12 +60,3 @@ class Fallbacks:
 
         offload_checkpoints(self.model)
         self.offload_checkpoints = True
-
-
-def free_memory(device: str) -> None:
-    """Give back what nobody holds any more."""
-    gc.collect()
-    if device == "cuda":
-        import torch
-
-        torch.cuda.empty_cache()

@@ -23,6 +23,8 @@ class Job(Record):
     model: a hub id, local folder, .gguf file, catalogue name or "starter".
     data, eval_data: files, or "starter" for the bundled task; data None is a plan without data; with eval_data None
         up to eval_rows rows are held out of data.
+    num_gpus: replicas of the model, each on a GPU of its own with its own micro-batches: an optimizer step has
+        num_gpus x micro_batch x accumulation sequences. On a CPU they are processes that share it.
     mapping: which column of the data is what, as --map words it; None tells it by the columns' names.
     accumulation: micro-batches in one optimizer step. learning_rate is the peak; warmup_ratio the part of all steps
         that leads up to it. max_grad_norm: gradients are clipped to this 2-norm.
@@ -41,6 +43,7 @@ class Job(Record):
     recipe: Recipe
     data: str | None = None
     device: Device = "cpu"
+    num_gpus: Annotated[int, Ge(1)] = 1
     eval_data: str | None = None
     mapping: str | None = None
     eval_rows: Annotated[int, Ge(0)] = 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from types import TracebackType
 
@@ -85,6 +86,15 @@ class PeakMemory:
         while not self._done.is_set():
             self._peak_bytes = max(self._peak_bytes, self.now_bytes())
             self._done.wait(self.SAMPLE_EVERY_S)
+
+
+def free_memory() -> None:
+    """Give back what nobody holds any more."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def resident_bytes() -> int:

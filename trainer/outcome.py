@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +15,19 @@ from autoft.trainer.card import model_card
 from autoft.trainer.identity import versions
 from autoft.trainer.job import Job
 from autoft.trainer.output import RESULT, RUN
-from autoft.trainer.prepare import Prepared
 from autoft.trainer.progress import Progress
 from autoft.trainer.record import EVENTS
+from autoft.trainer.report import report_html
 from autoft.trainer.resolve import base_reference, hub_name, licence
-from autoft.trainer.result import Evaluation, Measured, Predicted, RunResult, Sample
+from autoft.trainer.result import Evaluation, Measured, Predicted, RunResult
+from autoft.trainer.samples import samples
 
 if TYPE_CHECKING:
     from autoft.trainer.run import Loaded
 
 SMALL_FILES_BYTES = 2**26  # assumption: tokenizer, card and the rest beside the adapter
-NOT_HASHED = (EVENTS, RUN, RESULT)  # written to, or removed, after the result
+REPORT = "report.html"
+NOT_HASHED = (EVENTS, RUN, RESULT, REPORT)  # written to, or removed, after the hashing
 Judged = tuple[Evaluation, list[str]]
 
 
@@ -55,7 +56,7 @@ def finish(
     _save(job, loaded, folder)
     prepared = loaded.prepared
     rate = progress.seconds or 1.0
-    samples = _samples(prepared, before[1], after[1])
+    shown = samples(prepared.splits.heldout, before[1], after[1]) if job.max_new_tokens else ()
     result = RunResult(
         autoft_version=__version__,
         job=job,
@@ -80,7 +81,7 @@ def finish(
         ),
         before=before[0],
         after=after[0],
-        sample=samples[0] if samples else None,
+        sample=shown[0] if shown else None,
         system_prompt=prepared.splits.system_prompt,
         hardware=_hardware(job.device),
         versions=versions(),
@@ -91,11 +92,12 @@ def finish(
         best_step=progress.best_step,
         phases=progress.phases,
         events=tuple(progress.events),
-        samples=samples,
+        samples=shown,
         data_sha256=data_sha256,
     )
     write_text(folder / "README.md", model_card(result, name, hub_name(loaded.ref), licence(loaded.ref)))
     result = replace(result, artifacts=_hashes(folder))
+    write_text(folder / REPORT, report_html(result, name))
     write_text(folder / RESULT, json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")
     return result
 
@@ -103,12 +105,6 @@ def finish(
 def trainable_params(model: Any) -> int:
     """How many weights are trained."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def widest_trained(model: Any) -> int:
-    """Bytes of a trained weight, the widest there is."""
-    widths: list[int] = [p.element_size() for p in model.parameters() if p.requires_grad]
-    return max(widths)
 
 
 def _save(job: Job, loaded: Loaded, folder: Path) -> None:
@@ -132,15 +128,6 @@ def _stored_params(model: Any) -> int:
     return sum(
         p.quant_state.shape.numel() if getattr(p, "quant_state", None) is not None else p.numel()
         for p in model.parameters()
-    )
-
-
-def _samples(prepared: Prepared, before: Sequence[str], after: Sequence[str]) -> tuple[Sample, ...]:
-    """The first held-out conversations."""
-    talks = [row.messages for row in prepared.splits.heldout if row.messages]
-    return tuple(
-        Sample(prompt=talk[-2]["content"] if len(talk) > 1 else "", expected=talk[-1]["content"], before=was, after=is_)
-        for talk, was, is_ in list(zip(talks, before, after, strict=False))[:5]
     )
 
 

@@ -69,12 +69,27 @@ def prepare(
     eval_rows: int = 100,
     max_tokens: int | None = None,
     mapping: str | None = None,
+    ready: tuple[Any, str | None] | None = None,
 ) -> Prepared:
     """Load, recognise and tokenize. max_tokens: longer rows are left out (None: none are). mapping: as --map words it.
 
-    Raises: DataError, ModelError, OptionError.
+    ready: what ready_tokenizer gives, where the caller has it. Raises: DataError, ModelError, OptionError.
     """
     splits = load_data(data, eval_data, eval_rows=eval_rows, mapping=mapping)
+    tokenizer, template = ready or ready_tokenizer(ref)
+    train = tokenize(splits.train, tokenizer, max_tokens=max_tokens)
+    try:
+        heldout = tokenize(splits.heldout, tokenizer, max_tokens=max_tokens).examples if splits.heldout else []
+    except DataError as error:
+        raise DataError(f"held-out rows: {error.what}", fix=error.fix) from None
+    return Prepared(splits, tokenizer, train, heldout, template)
+
+
+def ready_tokenizer(ref: ModelRef) -> tuple[Any, str | None]:
+    """(the model's tokenizer, with a pad token and a chat template; the name of the template that it was given).
+
+    Raises: ModelError.
+    """
     tokenizer = load_tokenizer(ref)
     if tokenizer is None:
         raise ModelError(
@@ -88,10 +103,4 @@ def prepare(
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    template = supply_template(tokenizer)
-    train = tokenize(splits.train, tokenizer, max_tokens=max_tokens)
-    try:
-        heldout = tokenize(splits.heldout, tokenizer, max_tokens=max_tokens).examples if splits.heldout else []
-    except DataError as error:
-        raise DataError(f"held-out rows: {error.what}", fix=error.fix) from None
-    return Prepared(splits, tokenizer, train, heldout, template)
+    return tokenizer, supply_template(tokenizer)

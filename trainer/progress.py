@@ -15,8 +15,8 @@ class Progress:
 
     losses: (step, loss). memory: (step, bytes held after it). tokens, trained_tokens: of all micro-batches; padded
     tokens: padding counted too. seconds: of training steps, of which `timed_steps` were timed.
-    before: the evaluation before training, and its answers. evaluations: (step, evaluation) during it. best_step: of
-    the best of them; since_best: worse ones after it.
+    evaluations: (step, evaluation) during training; before: the one before it, and its answers. best_step: of the best
+    of them; since_best: worse ones after it.
     events: what happened, as in events.jsonl.
     """
 

@@ -16,6 +16,7 @@ QuantType = Literal["nf4", "fp4", "int8"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"]
 Loss = Literal["fused", "selected", "logits"]
+RopeScaling = Literal["yarn", "linear"]
 
 PAD_MULTIPLE = 16  # tensor cores want multiples of 8
 OF_ADAPTERS = ("rank", "alpha", "dropout", "use_rslora", "use_dora", "target_modules", "adapter_dtype", "kbit_upcast")
@@ -40,6 +41,8 @@ class Recipe(Record):
     adapter_dtype: of the trained weights and so of gradients and optimizer state.
     autocast: run the step under torch.autocast in base_dtype, so that float32 adapters meet a 16-bit base.
     micro_batch: sequences in one forward and backward. seq_len: tokens, the longest sequence that is trained on.
+    rope_scaling: how positions are stretched for rows longer than the model was made for (trainer/rope.py): yarn
+        (arXiv:2309.00071) or linear (arXiv:2306.15595). The factor is seq_len over the model's own length.
     packing: several examples share a row of exactly seq_len tokens, none of which sees another (trainer/data/pack.py).
     gradient_checkpointing: a layer keeps its input alone and runs again in the backward (arXiv:1604.06174).
     checkpoint_every: only every so many layers do so, from the first on; the others keep their activations.
@@ -66,6 +69,7 @@ class Recipe(Record):
     autocast: bool = False
     micro_batch: Annotated[int, Gt(0)] = 8
     seq_len: Annotated[int, Gt(0)] = 1024
+    rope_scaling: RopeScaling | None = None
     packing: bool = False
     gradient_checkpointing: bool = False
     checkpoint_every: Annotated[int, Gt(0)] = 1

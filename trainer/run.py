@@ -22,30 +22,34 @@ from autoft.errors import (
     TrainingError,
 )
 from autoft.home import write_text
+from autoft.profiles.detect import detect
 from autoft.trainer import environment
 from autoft.trainer.checkpoint import Checkpoint, digest_of_values, newest_checkpoint, open_checkpoint, set_aside
 from autoft.trainer.data.tokens import model_stop_ids, stop_ids
 from autoft.trainer.events import Evaluated, Event, Finished, Listener, Note, Rehearsed, Resumed, Stage, Stopped
 from autoft.trainer.events import Progress as Done
+from autoft.trainer.gates import check_data, check_model
 from autoft.trainer.identity import changes, identity_of
 from autoft.trainer.job import Job
 from autoft.trainer.keeper import Keeper
 from autoft.trainer.memory import PeakMemory, is_device_lost, is_out_of_memory, resident_bytes
-from autoft.trainer.outcome import finish, output_bytes, trainable_params, widest_trained
+from autoft.trainer.metrics import better
+from autoft.trainer.outcome import finish, trainable_params
 from autoft.trainer.output import (
     CHECKPOINTS,
     RUN,
     WORK,
-    check_disk,
     output_folder,
     unfinished_folder,
 )
+from autoft.trainer.preflight import check_room, preflight
 from autoft.trainer.prepare import Prepared, prepare
 from autoft.trainer.progress import Progress
 from autoft.trainer.record import EVENTS, Recorder
 from autoft.trainer.resolve import ModelRef, fetch, load_config, resolve
 from autoft.trainer.result import Evaluation, Predicted, RunResult
 from autoft.trainer.signals import StopRequest, StopRequested, let_go_of_lost_outputs, listening
+from autoft.trainer.trackers import check_trackers, trackers
 from autoft.units import size
 
 if TYPE_CHECKING:
@@ -78,7 +82,7 @@ def run(
         kept = {**about, "predicted": None if predicted is None else predicted.to_dict()}
         write_text(folder / RUN, json.dumps({**kept, "sha256": digest_of_values(kept)}))
         tell = _Telling(folder, listener)
-        session = _Session(job, out, folder, about["run_id"], predicted, stop, tell)
+        session = _Session(job, out, folder, about["run_id"], predicted, stop, tell, force=force)
         return _told(session, lambda: _run(session, prepared, None))
 
 
@@ -106,6 +110,7 @@ def resume(out: Path, job: Job, *, accept_changes: bool = False, listener: Liste
             stop,
             tell,
             accept_changes=accept_changes,
+            force=True,
         )
         return _told(session, lambda: _run(session, None, checkpoint))
 
@@ -155,7 +160,7 @@ class Loaded:
 
 @dataclass(slots=True)
 class _Session:
-    """One process's part of a run. accept_changes: as `resume` has it."""
+    """One process's part of a run. accept_changes: as `resume` has it; force: as `run` has it."""
 
     job: Job
     out: Path
@@ -165,8 +170,14 @@ class _Session:
     stop: StopRequest
     tell: _Telling
     accept_changes: bool = False
+    force: bool = False
     progress: Progress = field(default_factory=Progress)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Of the plan."""
+        return None if self.predicted is None else self.predicted.peak_bytes
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[None]:
@@ -195,7 +206,6 @@ class _Session:
 
     def tick(self, done: int, total: int) -> None:
         self.tell(Done(done=done, total=total))
-        self.stop.check()
 
 
 class _Telling:
@@ -203,7 +213,7 @@ class _Telling:
 
     def __init__(self, folder: Path, listener: Listener) -> None:
         self.listener = listener
-        self.record = Recorder(folder / EVENTS)
+        self.record = Recorder(folder / EVENTS, self.warn)
 
     def __call__(self, event: Event) -> None:
         self.record(event)
@@ -211,6 +221,9 @@ class _Telling:
             self.listener(event)
         except (OSError, SystemExit):  # whoever was looking is gone (rich exits for that): that ends no run
             let_go_of_lost_outputs()
+
+    def warn(self, text: str) -> None:
+        self.listener(Note(text=text, warning=True))
 
 
 def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | None) -> RunResult:
@@ -222,15 +235,14 @@ def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | 
     identity = identity_of(job, loaded.prepared, loaded.weights)
     if checkpoint is not None:
         _check_same(session, checkpoint, identity)
-    bytes_out = output_bytes(trainable_params(loaded.model), bytes_each=widest_trained(loaded.model))
-    check_disk(folder, bytes_out, "the run")
+    check_room(job, folder, trainable_params(loaded.model))
     with PeakMemory(job.device, loaded.baseline_bytes) as memory:
         keeper = Keeper(folder, job, session.progress, run_id=session.run_id, identity=identity, listener=session.tell)
         engine = _engine(session, loaded, keeper, memory)
         checkpoint = _begin(session, engine, keeper, checkpoint)
         session.stop.resumable = True
         with session.clock("rehearse"), _rows_named(session, loaded):
-            _rehearse(session, engine, checkpoint, memory)
+            _rehearse(session, loaded, engine, checkpoint, memory)
         with session.clock("evaluate_before"):
             before, answers_before = _before(session, loaded)
         with session.clock("train"), _rows_named(session, loaded):
@@ -250,6 +262,11 @@ def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | 
 def _load(session: _Session, prepared: Prepared | None) -> Loaded:
     """Weights, data and model; every gate that can refuse the job is passed here."""
     job, tell = session.job, session.tell
+    check_trackers(job)
+    for note in preflight(
+        job, predicted_bytes=session.peak_bytes, hardware=detect(session.folder), force=session.force
+    ):
+        tell(Note(text=note, warning=True))
     if job.data is None:
         raise DataError("the plan names no data to train on", fix="--data FILE")
     tell(Stage(name="model", detail=job.model))
@@ -266,12 +283,14 @@ def _load(session: _Session, prepared: Prepared | None) -> Loaded:
         )
     for note in prepared.notes(job.recipe.seq_len):
         tell(Note(text=note))
+    check_data(prepared, job)
     session.stop.check()
     from autoft.trainer.build import build_model
 
     environment.quiet()
     baseline = resident_bytes()
     model = build_model(job.recipe, config=load_config(ref, weights), weights=weights, device=job.device, seed=job.seed)
+    check_model(model, prepared, job)
     session.stop.check()
     return Loaded(ref, weights, prepared, model, stop_ids(prepared.tokenizer, model_stop_ids(model)), baseline)
 
@@ -304,6 +323,7 @@ def _engine(session: _Session, loaded: Loaded, keeper: Keeper, memory: PeakMemor
         stop=session.stop,
         listener=session.tell,
         evaluate=lambda step: _during(session, loaded, step),
+        trackers=trackers(session.job, session.folder, session.tell.warn),
     )
     engine: Engine = watch.engine
     return engine
@@ -324,7 +344,7 @@ def _begin(session: _Session, engine: Engine, keeper: Keeper, checkpoint: Checkp
     return open_checkpoint(keeper.latest.folder, run_id=session.run_id)
 
 
-def _rehearse(session: _Session, engine: Engine, checkpoint: Checkpoint, memory: PeakMemory) -> None:
+def _rehearse(session: _Session, loaded: Loaded, engine: Engine, checkpoint: Checkpoint, memory: PeakMemory) -> None:
     """The step with the most memory, before an hour is spent; then all is as it was, by the way a resumed run takes."""
     session.tell(Stage(name="rehearse", detail="the longest rows"))
     began = time.perf_counter()
@@ -339,16 +359,33 @@ def _rehearse(session: _Session, engine: Engine, checkpoint: Checkpoint, memory:
         ):
             break
     session.progress.saw_peak("rehearse", peak)
+    _rehearse_evaluation(session, loaded, peak)
+    session.progress.saw_peak("evaluate", memory.take_peak())
     session.tell(
         Rehearsed(
             micro_batch=engine.fallbacks.micro_batch,
             tokens=tokens,
             peak_bytes=peak,
-            predicted_bytes=None if session.predicted is None else session.predicted.peak_bytes,
+            predicted_bytes=session.peak_bytes,
             seconds=round(time.perf_counter() - began, 2),
         )
     )
     session.stop.check()
+
+
+def _rehearse_evaluation(session: _Session, loaded: Loaded, peak_bytes: int) -> None:
+    from autoft.trainer.evaluate import evaluate_longest
+
+    evaluate_longest(
+        loaded.model,
+        loaded.prepared.tokenizer,
+        loaded.prepared.splits.heldout,
+        loaded.prepared.heldout,
+        session.job.recipe,
+        max_new_tokens=session.job.max_new_tokens,
+        peak_bytes=peak_bytes,
+        tell=session.tell.warn,
+    )
 
 
 def _before(session: _Session, loaded: Loaded) -> tuple[Evaluation, list[str]]:
@@ -364,19 +401,18 @@ def _before(session: _Session, loaded: Loaded) -> tuple[Evaluation, list[str]]:
 def _during(session: _Session, loaded: Loaded, step: int) -> bool:
     """Evaluate after `step`; whether to stop early."""
     job, progress = session.job, session.progress
-    answers = 0 if job.metric == "loss" else job.max_new_tokens
-    evaluation, _ = _evaluate(session, loaded, "during", answers)
+    evaluation, _ = _evaluate(session, loaded, "during", 0 if job.metric == "loss" else job.max_new_tokens)
     value = getattr(evaluation, job.metric)
-    earlier = [getattr(known, job.metric) for at, known in progress.evaluated() if at == progress.best_step]
-    progress.evaluations.append((step, evaluation.to_dict()))
     if value is None:
         raise TrainingError(
             f"the evaluation has no {job.metric}: the held-out rows are not of that kind", fix="--set metric=loss"
         )
-    if not earlier or (value < earlier[0] if job.metric == "loss" else value > earlier[0]):
-        progress.best_step, progress.since_best = step, 0
-    else:
-        progress.since_best += 1
+    best = next((getattr(known, job.metric) for at, known in progress.evaluated() if at == progress.best_step), None)
+    progress.evaluations.append((step, evaluation.to_dict()))
+    is_better = better(job.metric, value, best)
+    progress.best_step = step if is_better else progress.best_step
+    progress.since_best = 0 if is_better else progress.since_best + 1
+    session.tell(Evaluated(when="during", step=step, evaluation=evaluation, best=is_better))
     return job.early_stopping is not None and progress.since_best >= job.early_stopping
 
 
@@ -436,7 +472,11 @@ def _evaluate(session: _Session, loaded: Loaded, when: str, max_new_tokens: int)
         session.job.recipe,
         max_new_tokens=max_new_tokens,
         stop=loaded.stop_ids,
+        peak_bytes=session.progress.phases.get("rehearse"),
         tick=session.tick,
+        tell=session.tell.warn,
+        check=session.stop.check,
     )
-    session.tell(Evaluated(when=when, step=session.progress.step, evaluation=evaluation))
+    if when != "during":  # then it is told with whether it is the best
+        session.tell(Evaluated(when=when, step=session.progress.step, evaluation=evaluation))
     return evaluation, answers

@@ -16,6 +16,8 @@ from autoft import __version__
 from autoft.cli.options import takes_all_text
 from autoft.errors import AutoftError, DoesNotFit, Interrupted, OptionError, near
 
+# Where a command's module is not named after it
+MODULES = {"watch": "follow"}
 # Name, and the line that `autoft --help` shows: kept here so that help imports no command.
 COMMANDS = {
     "probe": "Show what this machine is: GPUs, memory, disk, processor.",
@@ -25,7 +27,9 @@ COMMANDS = {
     "estimate": "Memory and time of one exact recipe.",
     "run": "Plan, train, evaluate and save, in one shot.",
     "resume": "Take up a run that was stopped, where its newest whole checkpoint is.",
+    "watch": "Follow a run from another terminal.",
     "export-config": "Write a plan as the configuration of axolotl, LLaMA-Factory, TRL or unsloth.",
+    "eval": "Evaluate a model that autoft trained, beside its base.",
     "chat": "Talk to a model that autoft trained.",
     "data": "Check training data, and write a cleaned copy of it.",
     "history": "List, export or clear what earlier runs were predicted to take, and took.",
@@ -42,7 +46,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"autoft.cli.{cmd_name.replace('-', '_')}").command
+        module = MODULES.get(cmd_name, cmd_name.replace("-", "_"))
+        command: click.Command = importlib.import_module(f"autoft.cli.{module}").command
         return command
 
     def resolve_command(

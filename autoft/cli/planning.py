@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,9 @@ PREFERENCES = ("balanced", "quality", "speed", "memory")
 
 DEVICE = (
     click.option(
-        "--gpu", metavar="NAME", help="Plan for this card of the catalogue, here or not; cpu plans without one."
+        "--gpu",
+        metavar="NAME[xN]",
+        help='Plan for this card of the catalogue, here or not, or for several ("RTX 3090 x2"); cpu plans without one.',
     ),
     click.option("--vram", "vram_gib", type=float, metavar="GIB", help="Plan for so much device memory."),
 )
@@ -156,11 +159,14 @@ def plan(wanted: Request, disk_path: Path | None = None) -> tuple[Plan, Prepared
 
     environment.prepare()
     with rare_collections():
-        from autoft.planner.plan import make_plan
+        from autoft.planner.reading import begin
         from autoft.profiles.detect import detect
 
         hardware = detect(disk_path)
-        found, prepared = make_plan(wanted, hardware)
+        with begin(wanted) as reading:  # before the imports that it is to go on beside
+            from autoft.planner.plan import make_plan
+
+            found, prepared = make_plan(wanted, hardware, reading)
         return _corrected(found, wanted, hardware), prepared
 
 
@@ -177,6 +183,7 @@ def _corrected(plan: Plan, wanted: Request, hardware: Hardware) -> Plan:
     if aside is not None:
         render.console(stderr=True).print(f"Note: {aside}", markup=False)
     target = target_of(hardware, gpu_name=wanted.gpu, vram_gib=wanted.vram_gib, cpu_flops_per_s=measure_cpu_flops)
+    target = target.using(plan.job.num_gpus)
     correction = correction_for(target, plan.estimate, plan.job.recipe)
     if correction is None:
         return plan
@@ -186,7 +193,12 @@ def _corrected(plan: Plan, wanted: Request, hardware: Hardware) -> Plan:
 
 @contextmanager
 def rare_collections() -> Iterator[None]:
-    """Imports and rehearsals make objects by the million and hardly a cycle: the search for cycles took a fifth."""
+    """Imports and rehearsals make objects by the million and hardly a cycle: the search for cycles took a fifth.
+
+    The last search, as Python ends, is left out too: it took more than a second.
+    """
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
     before = gc.get_threshold()
     gc.set_threshold(100_000, *before[1:])
     try:

@@ -29,7 +29,6 @@ def command(folder: Path, accept_changes: bool, as_json: bool) -> None:
 
     out = find_unfinished(folder.absolute())
     from autoft.cli import run as run_command
-    from autoft.cli.live import Display
     from autoft.planner.plan_file import read_plan
     from autoft.trainer import run as trainer
     from autoft.trainer.result import Predicted
@@ -40,10 +39,10 @@ def command(folder: Path, accept_changes: bool, as_json: bool) -> None:
     console = render.console(stderr=True)
     shown = folder.with_name(out.name)
     _go_to(about.get("started_in"))
-    with Display(console, plan.estimate.peak_allocated_bytes) as display:
-        result = trainer.resume(out, plan.job, accept_changes=accept_changes, listener=display)
     known = about.get("predicted")
     predicted = None if known is None else Predicted.from_dict(known)
+    with run_command.display(plan, predicted, as_json=as_json) as listener:
+        result = trainer.resume(out, plan.job, accept_changes=accept_changes, listener=listener)
     run_command.conclude(plan, predicted, result, shown, console, as_json=as_json)
 
 

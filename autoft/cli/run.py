@@ -17,6 +17,7 @@ from autoft.cli import options, planning
 from autoft.errors import ModelError, OptionError, OutOfMemory, Resumable
 
 if TYPE_CHECKING:
+    from autoft.cli.live import Display
     from autoft.planner.plan_file import Plan
     from autoft.trainer.prepare import Prepared
     from autoft.trainer.result import Predicted, RunResult
@@ -61,10 +62,13 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
             _fetch_starter(console)
         if words["data"] is None:
             raise OptionError("no data to train on", fix=f"autoft run {what} --data FILE")
+        if words["gpu"] is None and not any(word.startswith("num_gpus") for word in words["settings"]):
+            words["settings"] = (*words["settings"], "num_gpus=1")
         plan, prepared = planning.plan(planning.request(what, **words), out.absolute().parent)
     from autoft.trainer.outcome import output_bytes
 
     each = 4 if plan.job.recipe.method != "full" or plan.job.recipe.weights_dtype == "float32" else 2
+    _refuse_several_gpus(plan.job.num_gpus, "--set num_gpus=1")
     check_output(out, force=force, needed_bytes=output_bytes(plan.estimate.trainable_params, bytes_each=each))
     take_device(plan)
     if not as_json:
@@ -73,7 +77,7 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
         show_plan(plan, console)
     predicted = _predicted(plan)
     with _memory_remembered(plan, predicted, console):
-        result = _train(plan, predicted, prepared, out, force=force)
+        result = _train(plan, predicted, prepared, out, force=force, as_json=as_json)
     conclude(plan, predicted, result, out, console, as_json=as_json)
 
 
@@ -104,6 +108,7 @@ def _predicted(plan: Plan) -> Predicted:
         step_time_lower_s=lower,
         step_time_upper_s=upper,
         method=estimate.method,
+        phases=estimate.phases,
     )
 
 
@@ -127,11 +132,12 @@ def _remember(plan: Plan, predicted: Predicted, result: RunResult | None, consol
         console.print(f"Note: {note}", markup=False)
 
 
-def _train(plan: Plan, predicted: Predicted, prepared: Prepared | None, out: Path, *, force: bool) -> RunResult:
-    from autoft.cli.live import Display
+def _train(
+    plan: Plan, predicted: Predicted, prepared: Prepared | None, out: Path, *, force: bool, as_json: bool
+) -> RunResult:
     from autoft.trainer.run import run
 
-    with Display(render.console(stderr=True), predicted.peak_bytes) as display:
+    with display(plan, predicted, as_json=as_json) as listener:
         return run(
             plan.job,
             out,
@@ -139,8 +145,22 @@ def _train(plan: Plan, predicted: Predicted, prepared: Prepared | None, out: Pat
             predicted=predicted,
             prepared=prepared,
             force=force,
-            listener=display,
+            listener=listener,
         )
+
+
+def display(plan: Plan, predicted: Predicted | None, *, as_json: bool) -> Display:
+    """What shows a run of `plan` while it goes."""
+    from autoft.cli.live import Display
+
+    workload, job = plan.workload, plan.job
+    return Display(
+        render.console(stderr=True),
+        None if predicted is None else predicted.peak_bytes,
+        total_tokens=round(job.epochs * workload.tokens) if workload is not None and not job.max_steps else None,
+        gpu=job.device == "cuda",
+        as_json=as_json,
+    )
 
 
 def _from_file(
@@ -169,6 +189,7 @@ def _from_file(
                 fix="plan again with it, or leave it out",
             )
     planned = read_plan(path)
+    _refuse_several_gpus(planned.job.num_gpus, f"num_gpus = 1 in {path}, or plan again with --set num_gpus=1")
     data = {name: words[name] for name in ("data", "eval_data") if words[name] is not None}
     if words["mapping"]:
         data["mapping"] = ",".join(words["mapping"])
@@ -184,6 +205,11 @@ def _from_file(
     for note in checked.notes:
         console.print(f"Note: {note}", markup=False)
     return checked.plan, checked.prepared
+
+
+def _refuse_several_gpus(num_gpus: int, fix: str) -> None:
+    if num_gpus > 1:
+        raise OptionError(f"training on several GPUs is not built yet, and the plan is for {num_gpus}", fix=fix)
 
 
 def _fetch_starter(console: Console) -> None:

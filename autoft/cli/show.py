@@ -11,28 +11,35 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from autoft.cli import event_words
 from autoft.cli.show_correction import show_correction
 from autoft.planner.candidates import describe
 from autoft.planner.estimate import Estimate
 from autoft.planner.plan_file import Alternative, Plan
+from autoft.planner.target import several
 from autoft.render import facts
+from autoft.trainer import wording
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.result import Evaluation, RunResult
+from autoft.trainer.record import event_of
+from autoft.trainer.result import Evaluation, RunResult, Sample
 from autoft.units import KIB, count, duration, energy, size
 
 if TYPE_CHECKING:
     from autoft.planner.cases import Case
+    from autoft.trainer.judge import Judgement
 
 BAR_COLORS = ("blue", "cyan", "green", "magenta", "yellow", "red", "white")
 SHOWN_ALTERNATIVES = 8
+SHOWN_EVENTS = 12  # of a run; result.json has them all
 LEAST_SHOWN = 0.01  # of the run's memory, for a part to be named beside the bar
+SIDE_BY_SIDE = 80  # columns, for three answers beside each other
 SHOWN_PARTS = 12  # of a figure that is explained; --json has them all
 
 
 def show_plan(plan: Plan, console: Console) -> None:
     """The plan in one screen: the choice, its memory and time, why, and what else was looked at."""
     job, recipe = plan.job, plan.job.recipe
-    console.print(Text(f"{job.model} on {plan.target}", style="bold"))
+    console.print(Text(f"{job.model} on {plan.place}", style="bold"))
     console.print(facts([("Plan", describe(recipe)), *_job_facts(plan)]))
     console.print(memory_bar(plan.estimate, console.width))
     console.print(_legend(plan.estimate))
@@ -44,14 +51,15 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(Text(f"Note: {note}", style="dim"))
     if plan.alternatives:
         console.print(Text("Not chosen", style="bold"))
-        console.print(_alternatives(plan.alternatives))
+        console.print(_alternatives(plan.alternatives, job.num_gpus))
     if plan.pruned:
         console.print(Text(f"Not tried: {'; '.join(plan.pruned)}", style="dim"))
 
 
 def show_estimate(recipe: Recipe, estimate: Estimate, target: str, console: Console) -> None:
     """Memory and time of one recipe."""
-    console.print(Text(f"{describe(recipe)}, {recipe.seq_len} tokens, on {target}", style="bold"))
+    where = several(estimate.num_gpus, target)
+    console.print(Text(f"{describe(recipe)}, {recipe.seq_len} tokens, on {where}", style="bold"))
     rows = [
         ("Fits", f"{estimate.fits}: {size(estimate.device_bytes)} of {size(estimate.available_bytes)} usable"),
         ("Trained", f"{count(estimate.trainable_params)} of {count(estimate.total_params)} weights"),
@@ -108,8 +116,10 @@ def show_result(result: RunResult, out: str, console: Console) -> None:
             Text("Wanted  ", style="bold").append(sample.expected, style="not bold"),
         )
         console.print(Panel(answers, title="One held-out message", title_align="left"))
-    console.print(_scores(result.before, result.after))
+    console.print(scores(result.before, result.after))
     console.print(facts(_measured_facts(result)))
+    for sentence in _happened(result):
+        console.print(Text(sentence))
     console.print(Text("Next", style="bold"))
     for command, what in (
         (f"autoft chat {out}", "talk to it"),
@@ -149,6 +159,7 @@ def _legend(estimate: Estimate) -> Text:
 def _job_facts(plan: Plan) -> list[tuple[str, str]]:
     job, estimate, work = plan.job, plan.estimate, plan.workload
     recipe = job.recipe
+    gpus = f"{job.num_gpus} GPUs x " if job.num_gpus > 1 else ""
     trained = f"{count(estimate.trainable_params)} of {count(estimate.total_params)} weights"
     rows = [
         ("Trained", trained)
@@ -156,7 +167,7 @@ def _job_facts(plan: Plan) -> list[tuple[str, str]]:
         else ("Adapter", f"rank {recipe.rank} on {recipe.target_modules}, {trained}"),
         (
             "Batch",
-            f"{recipe.micro_batch} x {job.accumulation} rows of up to {recipe.seq_len} tokens, "
+            f"{gpus}{recipe.micro_batch} x {job.accumulation} rows of up to {recipe.seq_len} tokens, "
             f"learning rate {job.learning_rate:g}",
         ),
     ]
@@ -168,7 +179,8 @@ def _job_facts(plan: Plan) -> list[tuple[str, str]]:
                 f"{work.trained_share:.0%} of them trained; {work.heldout_rows} held out",
             )
         )
-    rows.append(("Memory", f"{size(estimate.device_bytes)} of {size(estimate.available_bytes)} usable"))
+    each = " on each GPU" if job.num_gpus > 1 and job.device == "cuda" else ""
+    rows.append(("Memory", f"{size(estimate.device_bytes)} of {size(estimate.available_bytes)} usable{each}"))
     if plan.steps is not None:
         rows.append(("Time", _run_time(plan, plan.steps)))
     else:
@@ -210,7 +222,7 @@ def _components(estimate: Estimate) -> Table:
     return table
 
 
-def _alternatives(alternatives: tuple[Alternative, ...]) -> Table:
+def _alternatives(alternatives: tuple[Alternative, ...], num_gpus: int) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(overflow="fold", ratio=1)
     table.add_column(overflow="fold", ratio=1)
@@ -219,27 +231,56 @@ def _alternatives(alternatives: tuple[Alternative, ...]) -> Table:
     room = SHOWN_ALTERNATIVES - min(len(rejected), SHOWN_ALTERNATIVES // 2)
     for alternative in (*others[:room], *rejected[: SHOWN_ALTERNATIVES - min(len(others), room)]):
         style = "red" if alternative.role == "rejected" else ""
-        table.add_row(Text(f"  {describe(alternative.recipe)}", style=style), Text(alternative.reason))
+        name = describe(alternative.recipe)
+        if alternative.num_gpus != num_gpus:
+            name += f", {alternative.num_gpus} GPU{'s' * (alternative.num_gpus > 1)}"
+        table.add_row(Text(f"  {name}", style=style), Text(alternative.reason))
     left = len(alternatives) - table.row_count
     if left > 0:
         table.add_row(Text(f"  and {left} more (--json has them all)", style="dim"), Text(""))
     return table
 
 
-def _scores(before: Evaluation, after: Evaluation) -> Table:
+def show_judgement(judgement: Judgement, console: Console) -> None:
+    """A run judged again: its samples side by side, then the figures."""
+    for sample in judgement.samples:
+        console.print(_side_by_side(sample, console.width))
+    console.print(scores(judgement.before, judgement.after))
+
+
+def scores(before: Evaluation, after: Evaluation) -> Table:
+    """Every figure that one of them has."""
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     for name in (f"{after.rows} held-out rows", "before", "after"):
         table.add_column(name, justify="left" if "rows" in name else "right")
-    lines = (
-        ("valid JSON", before.json_valid, after.json_valid, "{:.1%}"),
-        ("fields right", before.fields_right, after.fields_right, "{:.1%}"),
-        ("exact match", before.exact_match, after.exact_match, "{:.1%}"),
-        ("loss, nats a token", before.loss, after.loss, "{:.3f}"),
-    )
-    for name, was, now, form in lines:
-        if was is not None and now is not None:
-            table.add_row(name, form.format(was), form.format(now))
+    for score, was, now in wording.scores(before, after):
+        table.add_row(score.label, score.text(was), score.text(now))
     return table
+
+
+def _happened(result: RunResult) -> list[str]:
+    """What was out of the ordinary on the way, and which weights were kept."""
+    events = [event for event in map(event_of, result.events) if event is not None]
+    found = [line for event in events for line in event_words.lines(event)]
+    if len(found) > SHOWN_EVENTS:
+        found = [*found[:SHOWN_EVENTS], f"and {len(found) - SHOWN_EVENTS} more, all in result.json"]
+    if result.best_step is not None:
+        found.append(f"Kept: the weights of step {result.best_step:,}, the best by {result.job.metric}")
+    return found
+
+
+def _side_by_side(sample: Sample, width: int) -> Panel:
+    """The message, and under it the answers: beside each other where there is room, else below each other."""
+    message = Text("Message ", style="bold").append(_clipped(sample.prompt), style="not bold")
+    answers = (("Before", _clipped(sample.before)), ("After", _clipped(sample.after)), ("Wanted", sample.expected))
+    if width < SIDE_BY_SIDE:
+        below = (Text(f"{name:<7} ", style="bold").append(text, style="not bold") for name, text in answers)
+        return Panel(Group(message, *below))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
+    for name, _ in answers:
+        table.add_column(name, ratio=1, overflow="fold")
+    table.add_row(*(Text(text) for _, text in answers))
+    return Panel(Group(message, table))
 
 
 def _measured_facts(result: RunResult) -> list[tuple[str, str]]:

@@ -74,7 +74,11 @@ def test_result_json_says_what_happened(finished) -> None:
     assert result.measured.peak_bytes > 0
     assert result.trainable_params < result.total_params
     assert result.artifacts["adapter_model.safetensors"] == sha256(finished / "adapter_model.safetensors")
-    assert set(result.artifacts) == {path.name for path in finished.iterdir()} - {"result.json", "events.jsonl"}
+    assert set(result.artifacts) == {path.name for path in finished.iterdir()} - {
+        "result.json",
+        "events.jsonl",
+        "report.html",
+    }
     assert read_plan(finished / "plan.toml").job == result.job
 
 

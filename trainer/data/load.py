@@ -66,7 +66,7 @@ def load_data(data: str, eval_data: str | None = None, *, eval_rows: int = 100, 
     if eval_data is not None:
         given = open_data(eval_data)
         others = convert_rows((given.heldout or given.train)(), columns)
-        heldout, _ = _heldout(others, frozenset(survey.keys), eval_rows, data)
+        heldout, _ = _heldout(others, frozenset(survey.keys), eval_rows, convert_rows(source.train(), columns))
     elif source.heldout is not None:
         others = convert_rows(source.heldout(), columns)
         heldout, trained = _heldout(others, frozenset(survey.keys), eval_rows)
@@ -82,6 +82,20 @@ def load_data(data: str, eval_data: str | None = None, *, eval_rows: int = 100, 
         notes.append(f"not used: its split {' and '.join(map(repr, unused))}")
     train = TrainingRows(source.train, columns, len(survey.keys), taken)
     return Splits(train, heldout, survey.system_prompt, tuple(notes))
+
+
+def load_rows(data: str, *, most: int, mapping: str | None = None) -> list[Row]:
+    """At most so many rows to evaluate on, chosen by what they say, in their order: of a split for that, else of all.
+
+    data, mapping: as `load_data` has them. Raises: DataError, OptionError.
+    """
+    if data == "starter":
+        from autoft.trainer.data.support_desk import write
+
+        data = str(write(home() / "data")[1])
+    source = open_data(data)
+    rows = convert_rows((source.heldout or source.train)(), parse_mapping(mapping) if mapping else None)
+    return _heldout(rows, frozenset(), most)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,30 +125,34 @@ def _survey(rows: Iterator[Row]) -> _Survey:
 
 
 def _heldout(
-    rows: Iterator[Row], trained: frozenset[bytes], most: int, refuse: str | None = None
+    rows: Iterator[Row], trained: frozenset[bytes], most: int, demand: Iterator[Row] | None = None
 ) -> tuple[list[Row], int]:
     """(at most so many of `rows`, in their order; how many were left out because they are trained).
 
-    refuse: name of the training data, where such a row is a mistake. Raises: DataError then.
+    demand: the trained rows, where one among `rows` is a mistake. Raises: DataError then.
     """
-    left_out = 0
+    both: list[tuple[bytes, str]] = []
 
     def untrained() -> Iterator[tuple[bytes, int, Row]]:
-        nonlocal left_out
         for at, row in enumerate(rows):
             key = row_key(row)
-            if key not in trained:
-                yield key, at, row
-            elif refuse is None:
-                left_out += 1
+            if key in trained:
+                both.append((key, row.where))
             else:
-                raise DataError(
-                    f"{row.where}: this held-out row is also in {refuse}, spaces and upper case aside",
-                    fix="remove it from one of the two",
-                )
+                yield key, at, row
 
     chosen = heapq.nsmallest(most, untrained(), key=lambda found: found[:2])
-    return [row for _, _, row in sorted(chosen, key=lambda found: found[1])], left_out
+    if both and demand is not None:
+        key, where = both[0]
+        trained_at = next(row.where for row in demand if row_key(row) == key)
+        others, them = "", "it"
+        if len(both) > 1:
+            others, them = f"; {len(both) - 1:,} more held-out rows are trained too", "them"
+        raise DataError(
+            f"{where}: this held-out row is also in {trained_at}, spaces and upper case aside{others}",
+            fix=f"remove {them} from one of the two, or leave --eval-data out: then other rows are held out",
+        )
+    return [row for _, _, row in sorted(chosen, key=lambda found: found[1])], len(both)
 
 
 def _reading_notes(survey: _Survey, mapping: Mapping | None) -> list[str]:

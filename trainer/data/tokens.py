@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from autoft.trainer.loss import IGNORED
 
 CHUNK_CHARACTERS = 2_000_000  # rendered at once: 500,000 tokens or so, which the tokenizer holds in some 100 MB
 CHUNK_ROWS = 1000
+_threads_of: int | None = None  # the process that has shared a batch among cores
 NO_TEXT = "\ue000"  # a character for private use, with which no answer ends
 
 
@@ -71,7 +73,7 @@ def tokenize(rows: Iterable[Row], tokenizer: Any, *, max_tokens: int | None = No
     if not examples:
         raise DataError(
             f"all {count} rows from {first} on are longer than {max_tokens} tokens: {shortest} or more",
-            fix="shorter rows, or a longer --seq-len where the model's context allows it",
+            fix="shorter rows, or a longer --seq-len; past the model's own context with --set rope_scaling=yarn",
         )
     return Tokenized(examples, too_long)
 
@@ -271,14 +273,22 @@ def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 @contextmanager
 def _all_cores() -> Iterator[None]:
-    """Let the tokenizer share a batch among cores. Off again at once: it would warn in every process that is forked."""
+    """Let the tokenizer share a batch among cores. Off again at once: it would warn in every process that is forked.
+
+    In a forked process not where its threads may have been started before: they are not there, and it would wait.
+    """
+    global _threads_of
     name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name, "false")
-    os.environ[name] = "true"
+    before = os.environ.get(name)
+    started = _threads_of not in (None, os.getpid()) or before != "false"
+    alone = started and multiprocessing.parent_process() is not None
+    if not alone:
+        _threads_of = os.getpid()
+    os.environ[name] = "false" if alone else "true"
     try:
         yield
     finally:
-        os.environ[name] = before
+        os.environ[name] = before or "false"
 
 
 def _common_prefix(left: Sequence[Any], right: Sequence[Any], start: int = 0) -> int:

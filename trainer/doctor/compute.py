@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoft.schema import Record
 from autoft.trainer.doctor.finding import Finding
+from autoft.trainer.reference import unpacked_4bit
 
 if TYPE_CHECKING:
     import torch
@@ -38,11 +39,11 @@ class FourBit(Record):
     odd_error: float | None
 
 
-def four_bit() -> dict[str, Any]:
-    """FourBit of this machine, as a dict: on its first GPU where torch sees one, else on the CPU."""
+def four_bit(device: str | None = None) -> dict[str, Any]:
+    """FourBit of this machine, as a dict. device: None is its first GPU where torch sees one, else the CPU."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     found = {name: _worst_error(width, device) for name, width in (("usual", USUAL_WIDTH), ("odd", ODD_WIDTH))}
     return {"device": device, "usual_error": found["usual"], "odd_error": found["odd"]}
 
@@ -61,7 +62,7 @@ def _worst_error(width: int, device: str) -> float | None:
         torch.manual_seed(0)
         weight = torch.randn(256, width, dtype=dtype, device=device)
         packed, state = bnb.functional.quantize_4bit(weight, quant_type="nf4")
-        reference = _unpacked(packed, state, weight.shape)
+        reference = torch.cat(list(unpacked_4bit(packed, state)))
         one, many = (torch.randn(rows, width, dtype=dtype, device=device) for rows in (1, 64))
         many.requires_grad_()
         with torch.no_grad():
@@ -73,17 +74,6 @@ def _worst_error(width: int, device: str) -> float | None:
         errors.append(_error(many.grad, gradient.float() @ reference))
     worst = max(errors, key=lambda error: math.inf if math.isnan(error) else error)
     return worst if math.isfinite(worst) else None
-
-
-def _unpacked(packed: Any, state: Any, shape: torch.Size) -> torch.Tensor:
-    """The weights by the format's own rule: two codes a byte, high half first, a scale a block."""
-    import torch
-
-    codes = packed.flatten()
-    indices = torch.stack((codes >> 4, codes & 15), dim=1).flatten().long()[: shape.numel()]
-    scales = state.absmax.repeat_interleave(state.blocksize)[: shape.numel()]
-    weights: torch.Tensor = (state.code[indices] * scales).view(shape)
-    return weights
 
 
 def _error(found: Any, reference: torch.Tensor) -> float:

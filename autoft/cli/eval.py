@@ -1,0 +1,51 @@
+"""`autoft eval`: how good is a finished run, beside its base?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from autoft import render
+from autoft.cli import options
+from autoft.errors import OptionError
+
+MODELS = {"before": "the base", "after": "the trained model"}
+
+
+@options.command(
+    "Evaluate the model in DIR, a folder that `autoft run` wrote, and its base beside it.\n\n"
+    "On the rows that the run held out, or on those of --data."
+)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--data", metavar="PATH|ID", help="Other rows: anything that `autoft run --data` takes.")
+@click.option("--map", "mapping", multiple=True, metavar="ROLE=COLUMN", help="Which column of --data is what.")
+@click.option(
+    "--rows", type=click.IntRange(min=1), metavar="N", help="At most so many. Default: as many as the run had."
+)
+def command(folder: Path, data: str | None, mapping: tuple[str, ...], rows: int | None, as_json: bool) -> None:
+    if mapping and data is None:
+        raise OptionError(
+            "--map goes with --data: the run knows the columns of its own", fix="leave it out, or add --data"
+        )
+    from autoft.trainer import environment
+
+    environment.prepare()
+    from autoft.trainer.judge import judge
+
+    console = render.console(stderr=True)
+    with console.status(f"Loading {folder}") as status:
+        judgement = judge(
+            folder,
+            data=data,
+            mapping=",".join(mapping) or None,
+            most=rows,
+            watch=lambda which, done, total: status.update(f"Evaluating {MODELS[which]}: {done} of {total} rows"),
+            tell=lambda text: console.print(f"Note: {text}", markup=False),
+        )
+    if as_json:
+        options.print_json({"run": str(folder), **judgement.to_dict()})
+    else:
+        from autoft.cli.show import show_judgement
+
+        show_judgement(judgement, render.console())

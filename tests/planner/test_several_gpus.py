@@ -1,0 +1,496 @@
+"""Several GPUs, each with the whole model: what it takes, how long, which number is chosen, and who is told."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoft.errors import DoesNotFit, ModelError, OptionError
+from autoft.planner import plan_cache
+from autoft.planner.allocator import ByteCounter
+from autoft.planner.candidates import describe
+from autoft.planner.cases import Case, estimates
+from autoft.planner.choose import PREFERENCES, row_time
+from autoft.planner.correction import correction_for
+from autoft.planner.data_parallel import _buckets, gradient_buckets, replicated
+from autoft.planner.device import Device
+from autoft.planner.diff import differences
+from autoft.planner.estimate import Range
+from autoft.planner.exchange import Link, Replicas, link_of, together
+from autoft.planner.export_config import export_config
+from autoft.planner.frame import make_frame
+from autoft.planner.ghost import find_depth, rehearse
+from autoft.planner.gpu_count import counts_of, plan_counts
+from autoft.planner.history import past_run
+from autoft.planner.loading import Weight
+from autoft.planner.memory import replay
+from autoft.planner.plan import Asked, ask, make_estimate, make_plan
+from autoft.planner.plan_file import Plan, read_plan, write_plan
+from autoft.planner.recheck import recheck
+from autoft.planner.request import Request
+from autoft.planner.schedule import Rows, steps_of
+from autoft.planner.target import NCCL_BYTES, target_of
+from autoft.planner.time import Timing, gpu_rates
+from autoft.profiles.detect import gpu_from_profile
+from autoft.profiles.hardware import Gpu, GpuStatus, Hardware, Host
+from autoft.trainer.job import Job
+from autoft.trainer.recipe import Recipe
+from autoft.trainer.result import Predicted
+from autoft.units import GIB, MIB
+from tests.conftest import write_jsonl
+from tests.planner.families import family_config
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+HOST = Host(
+    cpu="a CPU", cores=2, ram_total_bytes=8 * GIB, ram_available_bytes=8 * GIB, disk_path="/", disk_free_bytes=GIB
+)
+NOWHERE = Hardware(host=HOST)
+SEQ_LEN = 256
+
+
+def cards(*free_gib: float, name: str = "rtx-3060") -> tuple[Gpu, ...]:
+    """Cards of this machine, with so much memory free."""
+    card = replace(gpu_from_profile(name), origin="nvml")
+    return tuple(
+        replace(card, index=i, uuid=f"GPU-{name}-{i}", free_bytes=int(gib * GIB)) for i, gib in enumerate(free_gib)
+    )
+
+
+def machine(*gpus: Gpu) -> Hardware:
+    return Hardware(host=HOST, gpus=gpus)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a config.json alone."""
+    folder = tmp_path_factory.mktemp("model")
+    wide = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 4}
+    family_config("llama3", num_hidden_layers=4, vocab_size=32_000, **wide).save_pretrained(folder)
+    return folder
+
+
+def request(model: Path, **words: Any) -> Request:
+    return Request(**{"model": str(model), "seq_len": SEQ_LEN, **words})
+
+
+@pytest.fixture(scope="module")
+def two(model: Path) -> Plan:
+    """A plan for two of two cards."""
+    return make_plan(request(model, gpu="rtx-3060 x2"), NOWHERE)[0]
+
+
+# What DistributedDataParallel takes
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    if not dist.is_available():
+        pytest.skip("this PyTorch has no torch.distributed")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def cpu_memory() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        return importlib.import_module("cpu_memory")
+
+
+@pytest.mark.usefixtures("group")
+def test_what_it_takes_of_a_real_run_is_met(cpu_memory: Any, tmp_path: Path) -> None:
+    """Two steps of two micro-batches each: every phase, and the buckets themselves."""
+    from torch.profiler import record_function
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from autoft.trainer.build import build_model
+    from autoft.trainer.loss import compute_loss
+    from autoft.trainer.optim import build_optimizer
+
+    recipe = Recipe(base_dtype="float32", loss="logits", rank=128, micro_batch=2, seq_len=32)
+    config = AutoConfig.for_model("llama", **{**cpu_memory.GROUPED, "num_hidden_layers": 2})
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+    with cpu_memory.recorded() as record:
+        built = build_model(recipe, config=config, weights=tmp_path, device="cpu")
+        loaded = cpu_memory.stored_bytes(built)
+        with record_function("phase load"):
+            wrapped = torch.nn.parallel.DistributedDataParallel(built)
+        trained = [p for p in built.parameters() if p.requires_grad]
+        optimizer = build_optimizer(trained, recipe, learning_rate=1e-4)
+        for step in (1, 2):
+            for number in (1, 2):
+                wrapped.require_backward_grad_sync = number == 2
+                with record_function(f"phase {step} forward"):
+                    batch = cpu_memory.a_batch(recipe, config)
+                    loss = compute_loss(wrapped, batch, recipe, num_trained_tokens=torch.tensor(64))
+                with record_function(f"phase {step} backward"):
+                    loss.backward()
+                    loss = loss.detach()
+            with record_function(f"phase {step} optimizer"):
+                torch.nn.utils.clip_grad_norm_(trained, 1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                del batch, loss
+    measured = cpu_memory.peaks_by_phase(record, loaded)
+    alone = rehearse(recipe, config, Device(None), depth=find_depth(recipe, config), accumulate=True)
+    predicted = replay(replicated(alone), ByteCounter()).phases
+    assert predicted["load"] == measured["load"]
+    assert predicted["first_step"] == pytest.approx(
+        max(measured[f"1 {name}"] for name in ("forward", "backward", "optimizer")), rel=5e-4
+    )
+    for name in ("forward", "backward", "optimizer"):
+        assert predicted[name] == pytest.approx(measured[f"2 {name}"], rel=5e-4)
+    found = wrapped._get_ddp_logging_data()
+    assert found["rebuilt_bucket_sizes"] == ", ".join(map(str, gradient_buckets(alone.weights)))
+    assert len(gradient_buckets(alone.weights)) > 1
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 600_000), st.sampled_from([torch.float32, torch.bfloat16])), min_size=1),
+    st.lists(st.integers(1, 2_000_000), min_size=1, max_size=3),
+)
+@settings(deadline=None, max_examples=50)
+def test_buckets_are_torch_s_own(tensors: list[tuple[int, torch.dtype]], limits: list[int]) -> None:
+    made = [torch.empty(n, dtype=dtype, device="meta") for n, dtype in tensors]
+    theirs, _ = dist._compute_bucket_assignment_by_size(made, limits)
+    weights = [
+        Weight(name=str(i), layer=None, size=t.nbytes, state=(), adapter=True, trained=True, stored=True,
+               params=t.numel(), shape=tuple(t.shape), dtype=t.dtype)
+        for i, t in enumerate(made)
+    ]  # fmt: skip
+    ours = [[int(w.name) for w in bucket] for bucket in _buckets(weights, limits)]
+    assert sorted(ours) == sorted(theirs)
+
+
+def test_a_replica_takes_no_less_than_a_run_alone(model: Path) -> None:
+    found = ask(request(model, gpu="rtx-3060 x2"), NOWHERE)
+    recipes = [family.recipes[0] for family in found.question.families()]
+    for recipe in (r for r in recipes if r.quant_type != "int8" and r.checkpoint_every == 1):
+        for accumulation in (1, 2):
+            alone, one = (
+                found.question.estimator.estimate(recipe, replicas=Replicas(num, accumulation)) for num in (1, 2)
+            )
+            assert one.peak_allocated_bytes >= alone.peak_allocated_bytes
+            assert one.device_bytes >= alone.device_bytes + NCCL_BYTES
+            assert all(one.phases[name] >= num_bytes for name, num_bytes in alone.phases.items())
+            assert sum(one.components.values()) == one.peak_allocated_bytes
+            assert one.host_bytes["train"] == 2 * alone.host_bytes["train"]
+            assert one.host_bytes["merge"] == alone.host_bytes["merge"]
+            gradients = 4 * alone.trainable_params
+            assert gradients <= one.components["gradient_buckets"] < 1.01 * gradients + MIB
+
+
+# Its time
+
+
+def test_a_ring_sends_each_gradient_twice_but_for_one_share() -> None:
+    """Buckets of 30 MB over a link of 1 to 3 GB/s: 4 GPUs send 45 MB each, 15 MB of them for the last bucket."""
+    gpu = Gpu(name="a card", origin="user", total_bytes=0, free_bytes=0, profile=None)
+    link = link_of(gpu)
+    step, rates = Range(lower=1.0, upper=2.0), gpu_rates(replace(gpu, tdp_w=100.0))
+    timing = Timing(step_s=step, energy_wh=None, basis="")
+    found = together(timing, [20_000_000, 10_000_000], Replicas(4, 3), gpu, rates)
+    assert found.step_s.lower == pytest.approx(1 + 15e6 / link.upper / 3)
+    assert found.step_s.upper == pytest.approx(2 + 45e6 / link.lower / 3)
+    assert found.energy_wh is not None
+    assert found.energy_wh.upper == pytest.approx(4 * 100 * found.step_s.upper / 3600)
+    short = replace(timing, step_s=Range(lower=1e-6, upper=1e-6))
+    assert together(short, [20_000_000, 10_000_000], Replicas(4, 3), gpu, rates).step_s.lower == pytest.approx(
+        45e6 / link.upper / 3
+    )
+
+
+def test_replicas_that_share_a_cpu_take_turns() -> None:
+    timing = Timing(step_s=Range(lower=1.0, upper=2.0), energy_wh=None, basis="")
+    found = together(timing, [1], Replicas(2, 1), None, gpu_rates(gpu_from_profile("t4")))
+    assert found.step_s == Range(lower=2.0, upper=4.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "link"),
+    [
+        ("rtx-4090", None, Link(lower=0.2 * 31.504e9, upper=0.9 * 31.504e9, what="PCIe 4.0 x16")),
+        (
+            "rtx-4090",
+            GpuStatus(pcie_max_generation=3, pcie_max_width=8),
+            Link(lower=0.2 * 7.88e9, upper=0.9 * 7.88e9, what="PCIe 3.0 x8"),
+        ),
+        (
+            "rtx-3090",
+            None,
+            Link(lower=0.2 * 31.504e9, upper=0.95 * 56.25e9, what="PCIe 4.0 x16, or NVLink where it is built in"),
+        ),
+        (
+            "rtx-3090",
+            GpuStatus(nvlink_active=0),
+            Link(lower=0.2 * 31.504e9, upper=0.9 * 31.504e9, what="PCIe 4.0 x16"),
+        ),
+        ("h100-80gb", GpuStatus(nvlink_active=18), Link(lower=0.5 * 450e9, upper=0.95 * 450e9, what="NVLink")),
+    ],
+)
+def test_the_link_is_the_catalogue_s_but_what_is_here_counts(name: str, status: GpuStatus | None, link: Link) -> None:
+    found = link_of(replace(gpu_from_profile(name), status=status))
+    assert found.what == link.what
+    assert (found.lower, found.upper) == pytest.approx((link.lower, link.upper))
+
+
+# How many
+
+
+@pytest.fixture(scope="module")
+def four(model: Path) -> Iterator[Asked]:
+    """On one core, where a search forks no processes: they would not hand back what they have rehearsed."""
+    cores = os.sched_getaffinity(0) if sys.platform == "linux" else set()
+    if cores:
+        os.sched_setaffinity(0, {min(cores)})
+    yield ask(request(model, gpu="rtx-3060 x4"), NOWHERE)
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.parametrize("prefer", PREFERENCES)
+@pytest.mark.parametrize("room_gib", [1.5, 12])
+def test_more_gpus_are_never_slower(four: Asked, prefer: Any, room_gib: float) -> None:
+    whole = replace(four.question.whole, available_bytes=int(room_gib * GIB))
+    whole = replace(whole, gpus=tuple(replace(g, free_bytes=int(room_gib * GIB)) for g in whole.gpus))
+    question = replace(four.question.on(whole), prefer=prefer)
+    alone, _ = plan_counts(question, [1])
+    taken, tried = plan_counts(question, [1, 2, 4])
+    assert len(tried) == 3
+    if alone.best is None:
+        return
+    assert taken.best is not None
+    assert row_time(taken.best) <= row_time(alone.best)
+    assert taken.choice is not None
+    job = taken.question.job_of(taken.choice.recipe)
+    assert job.num_gpus * job.accumulation * job.recipe.micro_batch == question.rows_per_step
+
+
+def test_only_numbers_that_keep_the_batch_are_planned_for(four: Asked) -> None:
+    question = replace(four.question, rows_per_step=16)
+    assert counts_of(question, None) == [1, 2, 4]
+    assert counts_of(replace(question, rows_per_step=2), None) == [1, 2]
+    assert counts_of(replace(question, rows_per_step=1), None) == [1]
+    assert counts_of(replace(question, pinned={"micro_batch": 8}), None) == [1, 2]
+    assert counts_of(question, 3) == [3]
+    with pytest.raises(OptionError) as error:
+        counts_of(question, 5)
+    assert str(error.value) == (
+        "--set num_gpus=5: planned for 4 x NVIDIA GeForce RTX 3060 (12.0 GiB)\n"
+        "To fix: --set num_gpus=4, or --gpu 'NAME x5' for cards that are not here"
+    )
+
+
+def test_a_plan_says_what_several_gpus_gain(two: Plan) -> None:
+    assert (two.job.num_gpus, two.estimate.num_gpus) == (2, 2)
+    assert two.place == "2 x NVIDIA GeForce RTX 3060 (12.0 GiB)"
+    rows = two.job.accumulation * two.job.recipe.micro_batch
+    assert two.reasons[0].startswith(
+        f"2 x NVIDIA GeForce RTX 3060, data parallel: each has the whole model and {rows} of a step's {2 * rows} rows; "
+        "a row takes 0.5"
+    )
+    (one,) = (a for a in two.alternatives if a.num_gpus == 1)
+    assert one.reason.startswith("fits: 1.")
+    assert [text for text in two.estimate.assumptions if "NCCL" in text]
+    assert [text for text in two.estimate.assumptions if text.startswith("exchange: gradients of ")]
+
+
+def test_a_pinned_number_is_kept_to_and_its_batch_told(model: Path) -> None:
+    plan, _ = make_plan(request(model, gpu="rtx-3060 x3", settings=("num_gpus=3", "method=lora")), NOWHERE)
+    assert plan.job.num_gpus == 3
+    in_step = 3 * plan.job.accumulation * plan.job.recipe.micro_batch
+    assert f"num_gpus=3: a step has {in_step} rows instead of 16, as many for each GPU" in plan.notes
+    shared, _ = make_plan(request(model, gpu="cpu", settings=("num_gpus=2", "method=lora")), NOWHERE)
+    assert shared.job.num_gpus == 2
+    assert shared.estimate.device_bytes == 2 * max(shared.estimate.phases.values())
+
+
+def test_like_cards_of_this_machine_are_used_and_the_fullest_decides(model: Path) -> None:
+    other = cards(8, name="t4")
+    plan, _ = make_plan(request(model, settings=("method=lora",)), machine(*cards(9, 11.5), *other))
+    assert plan.job.num_gpus == 2
+    alone = target_of(machine(*cards(9)), gpu_name=None, vram_gib=None, cpu_flops_per_s=lambda *_: 1e11)
+    assert plan.estimate.available_bytes == alone.available_bytes
+    assert "not used beside the others: Tesla T4; replicas of a model want cards of one kind" in plan.notes
+    # with next to nothing free on the second card, the first one trains alone
+    plan, _ = make_plan(request(model, settings=("method=lora",)), machine(*cards(11.5, 0.4)))
+    assert plan.job.num_gpus == 1
+
+
+def test_a_model_that_waits_for_its_host_stays_on_one(tiny_model: Path) -> None:
+    plan, _ = make_plan(Request(model=str(tiny_model), gpu="rtx-3060 x2", seq_len=16), NOWHERE)
+    assert plan.job.num_gpus == 1
+    (more,) = (a for a in plan.alternatives if a.num_gpus == 2)
+    times = more.reason.removeprefix("fits: ")
+    assert plan.reasons[0] == f"1 of the GPUs: with 2, {describe(more.recipe)}, a row would take {times}"
+
+
+def test_parts_of_one_card_stay_alone() -> None:
+    parts = tuple(replace(gpu, uuid=f"MIG-{gpu.index}") for gpu in cards(11, 11))
+    found = target_of(machine(*parts), gpu_name=None, vram_gib=None, cpu_flops_per_s=lambda *_: 1e11)
+    assert found.num_gpus == 1
+
+
+def test_what_fits_no_single_gpu_is_refused_without_sharding(model: Path) -> None:
+    with pytest.raises(DoesNotFit) as error:
+        make_plan(
+            request(model, gpu="rtx-3060 x2", seq_len=128, vram_gib=0.7, settings=("method=lora", "micro_batch=1")),
+            NOWHERE,
+        )
+    assert error.value.exit_code == 3
+    assert "each would hold the whole model, and sharding it is not planned yet" in error.value.what
+
+
+def test_steps_are_shared_out() -> None:
+    rows = Rows((SEQ_LEN,) * 100, SEQ_LEN, packing=False)
+    job = Job(model="m", recipe=Recipe(micro_batch=2), accumulation=3)
+    assert steps_of(job, rows) == 17  # of 6 rows
+    assert steps_of(replace(job, num_gpus=2), rows) == 9  # of 12 rows
+
+
+# Who is told
+
+
+def test_the_file_carries_it(two: Plan, tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    write_plan(two, path)
+    text = path.read_text()
+    assert "# " + two.place[:20] in text.replace(f"# {two.job.model} on ", "# ")
+    assert "num_gpus = 2  # replicas of the model, each with its own micro-batches" in text
+    assert f"micro-batches in an optimizer step: 2 GPUs x {two.job.recipe.micro_batch} x" in text
+    assert read_plan(path) == two
+
+
+def test_a_difference_names_it(two: Plan) -> None:
+    one = replace(two, job=replace(two.job, num_gpus=1))
+    found = {d.key: (d.group, d.a, d.b) for d in differences(one, two)}
+    assert found["job.num_gpus"] == ("choice", 1, 2)
+
+
+@pytest.fixture(scope="module")
+def with_data(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    data = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    write_jsonl(data, [{"prompt": f"number {n}", "completion": f"it is {n}"} for n in range(400)])
+    return make_plan(Request(model=str(tiny_model), data=str(data), settings=("num_gpus=2",)), machine(*cards(11, 11)))[
+        0
+    ]
+
+
+def test_a_kept_plan_holds_as_long_as_every_card_has_as_much_free(two: Plan, model: Path) -> None:
+    def asked(*free_gib: float) -> plan_cache.PlanQuestion:
+        found = plan_cache.ask(request(model), machine(*cards(*free_gib)))
+        assert found is not None
+        return found
+
+    plan_cache.keep(asked(12, 12), two)
+    assert plan_cache.recall(asked(12, 11.9)) is not None
+    assert plan_cache.recall(asked(12, 9)) is None
+    assert plan_cache.recall(asked(12)) is None
+    alone = replace(two, job=replace(two.job, num_gpus=1))
+    plan_cache.keep(asked(12, 1), alone)
+    assert plan_cache.recall(asked(12, 1)) is not None
+    assert plan_cache.recall(asked(12, 12)) is None  # the second card is free again
+
+
+def test_fewer_gpus_than_planned_are_named_and_refused(with_data: Plan) -> None:
+    assert with_data.job.num_gpus == 2
+    checked = recheck(with_data, with_data.job, machine(*cards(11, 11)), where="plan.toml")
+    assert checked.notes == ()
+    assert checked.plan.estimate == with_data.estimate
+    assert checked.plan.steps == with_data.steps
+    with pytest.raises(ModelError) as error:
+        recheck(with_data, with_data.job, machine(*cards(11)), where="plan.toml")
+    assert str(error.value) == (
+        "plan.toml: job.num_gpus = 2 is more than there are here of one kind: NVIDIA GeForce RTX 3060\n"
+        "To fix: job.num_gpus = 1, or plan again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("tool", "command"),
+    [
+        ("axolotl", "axolotl train {out} --launcher torchrun -- --nproc_per_node=2"),
+        ("llamafactory", "FORCE_TORCHRUN=1 NPROC_PER_NODE=2 llamafactory-cli train {out}"),
+        ("trl", "trl sft --config {out} --num_processes 2"),
+        ("unsloth", "torchrun --nproc_per_node 2 {out}"),
+    ],
+)
+def test_another_trainer_is_started_on_as_many(with_data: Plan, tmp_path: Path, tool: Any, command: str) -> None:
+    out = tmp_path / "config"
+    export = export_config(with_data, tool, out, where="plan.toml")
+    assert export.command == command.format(out=out)
+    assert [note for note in export.notes if note.startswith("it is for 2 GPUs")]
+    assert f"on {with_data.place}"[:30] in " ".join(export.files[out].replace("\n# ", " ").split())
+
+
+def test_runs_on_several_gpus_correct_no_run_on_one(with_data: Plan) -> None:
+    hardware, predicted = (
+        machine(*cards(11, 11)),
+        Predicted(peak_bytes=1, step_time_lower_s=1.0, step_time_upper_s=2.0, method="rehearsal"),
+    )
+    run = past_run(with_data, predicted, hardware, None)
+    assert run.circumstances["gpus"] == "2"
+    from autoft.planner import history
+
+    history.add(run)
+    target = target_of(hardware, gpu_name=None, vram_gib=None, cpu_flops_per_s=lambda *_: 1e11)
+    found = correction_for(target, with_data.estimate, with_data.job.recipe)
+    assert found is not None
+    assert found.exhausted == (run.at,)
+    assert correction_for(target, replace(with_data.estimate, num_gpus=1), with_data.job.recipe) is None
+
+
+def test_an_estimate_is_of_a_replica_where_several_cards_are_named(model: Path) -> None:
+    one, several = (
+        make_estimate(request(model, gpu=gpu, settings=("method=lora",)), NOWHERE).estimate for gpu in ("t4", "t4x2")
+    )
+    assert (one.num_gpus, several.num_gpus) == (1, 2)
+    assert several.device_bytes > one.device_bytes
+    assert one.tokens_per_s < several.tokens_per_s <= 2 * one.tokens_per_s
+
+
+def test_questions_about_one_gpu_refuse_several(model: Path) -> None:
+    with pytest.raises(OptionError, match="this question is about one GPU"):
+        make_frame(request(model, gpu="t4x2"), NOWHERE)
+    assert make_frame(request(model), machine(*cards(11, 11))).target.num_gpus == 2
+
+
+def test_a_case_may_name_several(model: Path) -> None:
+    cases = [Case("", str(model), gpu, None, {"method": "lora", "seq_len": SEQ_LEN}, "loss") for gpu in ("t4", "t4x2")]
+    assert [estimate.num_gpus for _, _, estimate in estimates(cases, NOWHERE)] == [1, 2]
+
+
+def test_a_plan_for_several_is_not_run_yet(autoft: Any, with_data: Plan, tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    write_plan(with_data, path)
+    done = autoft("run", path, "-o", tmp_path / "out")
+    assert done.code == 2
+    assert done.err == (
+        "Error: training on several GPUs is not built yet, and the plan is for 2\n"
+        f"To fix: num_gpus = 1 in {path}, or plan again with --set num_gpus=1\n"
+    )
+
+
+def test_the_command_line_tells_it(autoft: Any, model: Path) -> None:
+    words = ("plan", model, "--gpu", "rtx-3060 x2", "--seq-len", SEQ_LEN, "--method", "lora")
+    done = autoft(*words)
+    assert done.code == 0, done.err
+    assert "on 2 x NVIDIA GeForce RTX 3060 (12.0 GiB)" in " ".join(done.out.split())
+    assert "2 GPUs x " in done.out
+    assert "usable on each GPU" in done.out
+    done = autoft(*words, "--json")  # kept from before
+    assert json.loads(done.out)["job"]["num_gpus"] == 2
+    assert autoft(*words, "--explain").code == 0

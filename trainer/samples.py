@@ -1,0 +1,32 @@
+"""Held-out conversations to show beside the figures: what training changed, and what it did not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autoft.trainer.data.shape import Row
+from autoft.trainer.metrics import right
+from autoft.trainer.result import Sample
+
+MOST = 5
+
+
+def samples(rows: Sequence[Row], before: Sequence[str], after: Sequence[str]) -> tuple[Sample, ...]:
+    """Up to five: those that went from wrong to right first, then one that is still wrong, then others, in their order.
+
+    before, after: the answers of `evaluate` to these rows; where it made none there are no samples. The choice
+    flatters: the figures tell how often what holds.
+    """
+    if not before or not after:
+        return ()
+    talks = [row.messages for row in rows if row.messages]
+    known = [
+        Sample(prompt=talk[-2]["content"] if len(talk) > 1 else "", expected=talk[-1]["content"], before=was, after=now)
+        for talk, was, now in zip(talks, before, after, strict=True)
+        if was or now
+    ]
+    mended = [s for s in known if not right(s.expected, s.before) and right(s.expected, s.after)]
+    wrong = [s for s in known if not right(s.expected, s.after)]
+    chosen = [*mended[: MOST - 1], *wrong[:1]]
+    others = [s for s in known if not any(s is taken for taken in chosen)]
+    return tuple((chosen + others)[:MOST])
