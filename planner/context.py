@@ -40,12 +40,12 @@ def check_length(
         raise error(
             f"{word} is more than {MOST_FACTOR[scaling]} times what {shape.name} was made for ({shape.max_position} "
             f"tokens), further than {scaling} was shown to go ({SOURCES[scaling]})",
-            fix=f"{most} or less",
+            fix=f"--seq-len {most} or less",
         )
     stretch = ", or stretch it with rope_scaling=yarn" if _can_stretch(estimator.config) else ""
     raise error(
         f"{word} is more than {shape.name} was made for ({shape.max_position} tokens)",
-        fix=f"{shape.max_position} or less{stretch}",
+        fix=f"--seq-len {shape.max_position} or less{stretch}",
     )
 
 

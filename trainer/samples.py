@@ -20,11 +20,11 @@ def samples(rows: Sequence[Row], before: Sequence[str], after: Sequence[str]) ->
     if not before or not after:
         return ()
     talks = [row.messages for row in rows if row.messages]
-    known = [
+    every = [
         Sample(prompt=talk[-2]["content"] if len(talk) > 1 else "", expected=talk[-1]["content"], before=was, after=now)
         for talk, was, now in zip(talks, before, after, strict=True)
-        if was or now
     ]
+    known = [sample for sample in every if sample.before or sample.after] or every
     mended = [s for s in known if not right(s.expected, s.before) and right(s.expected, s.after)]
     wrong = [s for s in known if not right(s.expected, s.after)]
     chosen = [*mended[: MOST - 1], *wrong[:1]]
