@@ -86,7 +86,9 @@ def conclude(
 ) -> None:
     """Remember and show a finished run."""
     if predicted is not None:
-        _remember(plan, predicted, result, console)
+        recovered = any(event["event"] == "recovered" for event in result.events)
+        # the plan's step ran out of memory, and what was measured is another's
+        _remember(plan, predicted, None if recovered else result, console)
     if as_json:
         options.print_json({"output": str(out), **result.to_dict()})
     else:
