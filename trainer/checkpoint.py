@@ -80,6 +80,7 @@ def write_checkpoint(
         target = parent / _name(step)
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
+        aside = target  # which goes as well when the disk does not hold its name
         sync(parent)
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)

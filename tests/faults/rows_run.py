@@ -188,18 +188,16 @@ def _change_loss(step: int, change: Callable[[Any, int], Any]) -> None:
 
 
 def _memory_ends_evaluating() -> None:
-    from autoft.trainer import evaluate
+    from autoft.trainer import run
 
-    real = evaluate.evaluate
-    calls = [0]
+    real = run._evaluate
 
-    def counted(*args: Any, **words: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == 2:
+    def evaluate(session: Any, loaded: Any, when: str, *rest: Any) -> Any:
+        if when == "after":
             _no_room()
-        return real(*args, **words)
+        return real(session, loaded, when, *rest)
 
-    evaluate.evaluate = counted
+    run._evaluate = evaluate
 
 
 def _memory_ends_saving() -> None:
@@ -266,8 +264,8 @@ def _bad_weights(runs: Runs) -> tuple[str, str, bool | None, list[str]]:
     assert scene.child(lambda: _spoil(file)).code == 0
     done = scene.run(runs.out, runs.plan)
     shutil.move(saved, file)
-    wrong = [] if done.code == 1 and "loss of step 1 is nan" in done.said else [done.said[-300:]]
-    return "stopped in the rehearsal, exit 1", "nothing", None, wrong
+    wrong = [] if done.code in (1, 2) and "loss of the base alone is nan" in done.said else [done.said[-300:]]
+    return f"refused before the first step, exit {done.code}", "nothing", None, wrong
 
 
 def _spoil(file: Path) -> None:
