@@ -43,7 +43,7 @@ format: setup ## Rewrite the code in the project's style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: setup ## Measure start-up, planner, CPU step, starter and old runs; write benchmarks/results
+bench: setup ## Measure start-up, planner, CPU step, starter, trainer beside TRL and old runs; write benchmarks/results
 	@$(BIN)/python benchmarks/startup.py
 	@$(BIN)/python benchmarks/planner_speed.py
 	@$(BIN)/python benchmarks/plan_speed.py
@@ -52,6 +52,7 @@ bench: setup ## Measure start-up, planner, CPU step, starter and old runs; write
 	@$(BIN)/python benchmarks/loading_order.py
 	@$(BIN)/python benchmarks/cpu_step.py
 	@$(BIN)/python benchmarks/starter.py
+	@$(BIN)/python benchmarks/trainer_speed.py
 
 faults: setup ## Cause every fault that a run must survive; write the table of docs/faults.md (half an hour)
 	@$(BIN)/python benchmarks/faults.py

@@ -73,7 +73,8 @@ def finish(
         losses=tuple(progress.losses),
         predicted=predicted,
         measured=Measured(
-            peak_bytes=progress.phases["train"],
+            # the rehearsal's rows are the longest, which few steps may not have met
+            peak_bytes=max(progress.phases["rehearse"], progress.phases["train"]),
             peak_reserved_bytes=progress.peak_reserved_bytes,
             step_time_s=progress.seconds / max(1, progress.timed_steps),
             tokens_per_s=progress.tokens / rate,
