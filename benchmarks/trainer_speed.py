@@ -22,7 +22,7 @@ from typing import Any
 from common import write_results
 
 BAR = {"same_step_time": 1.03, "plan_trained_tokens_per_s": 2.0}
-WARM_UP = 2  # steps that are not counted
+WARM_UP = 1  # steps that are not counted
 # The settings of "same": what both can do, with nothing that one of them lacks
 SAME = {"micro_batch": 4, "accumulation": 2, "group_by_length": False, "rank": 16, "alpha": 32.0, "learning_rate": 2e-4}
 
@@ -67,7 +67,7 @@ def _compared(folder: Path, asked: argparse.Namespace, kind: str, figure: str) -
 def _ours(folder: Path, model: str, kind: str) -> dict[str, Any]:
     """`autoft run`, its steps as its own record has them."""
     out = folder / f"ours-{time.monotonic_ns()}"
-    settings = {"max_new_tokens": 0, "eval_rows": 0, "warmup_ratio": 0.0}
+    settings = {"max_new_tokens": 0, "eval_rows": 0, "warmup_ratio": 0.0, "epochs": 1.0}
     if kind == "same":
         settings |= {**SAME, "base_dtype": "float32", "gradient_checkpointing": False, "method": "lora"}
     words = [sys.executable, "-m", "autoft", "run", model, "--data", str(folder / "rows.jsonl"), "-o", str(out)]

@@ -490,7 +490,7 @@ th:nth-child(2) {{ text-align: left; padding-left: 8px }}
   table {{ font-size: 12px }}
   td, th {{ padding-left: 6px }}
 }}
-@media (min-width: 1180px) {{
+@media (min-width: 1280px) {{
   main {{ display: grid; grid-template-columns: minmax(0, 1fr) 470px; gap: 40px }}
 }}"""
 

@@ -238,7 +238,7 @@ onload = () => setTimeout(() => {
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
 def test_in_a_browser_no_words_overlap_and_the_pointer_is_answered(drawn, tmp_path: Path) -> None:
-    widths = (400, 600, 761, 1000, 1181, 1600)
+    widths = (400, 600, 761, 1000, 1281, 1600)
     frames = "".join(
         f'<iframe srcdoc="{html.escape(to_html(drawn))}" style="width:{wide}px;height:900px;border:0"></iframe>'
         for wide in widths
