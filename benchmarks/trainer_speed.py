@@ -144,6 +144,7 @@ def _with_trl(kind: str, folder: Path, model: str) -> None:
             return super().training_step(model, inputs, *args, **kwargs)
 
     settings: dict[str, Any] = {"output_dir": str(folder / "trl"), "report_to": "none", "save_strategy": "no"}
+    settings["use_cpu"] = not torch.cuda.is_available()  # TRL's default bf16 is refused on a CPU without it
     if kind == "same":
         settings |= {
             "per_device_train_batch_size": SAME["micro_batch"],
