@@ -25,7 +25,7 @@ from autoft.trainer.samples import samples
 if TYPE_CHECKING:
     from autoft.trainer.run import Loaded
 
-SMALL_FILES_BYTES = 2**26  # assumption: tokenizer, card and the rest beside the adapter
+SMALL_FILES_BYTES = 2**26  # assumption: tokenizer, card, record and the rest beside the trained weights
 REPORT = "report.html"
 NOT_HASHED = (EVENTS, RUN, RESULT, REPORT)  # written to, or removed, after the hashing
 Judged = tuple[Evaluation, list[str]]

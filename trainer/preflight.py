@@ -14,14 +14,14 @@ from autoft.profiles.hardware import Gpu, Hardware
 from autoft.trainer.doctor import compute, cuda
 from autoft.trainer.doctor.finding import Finding, one_line
 from autoft.trainer.job import Job
+from autoft.trainer.outcome import SMALL_FILES_BYTES
 from autoft.trainer.output import check_disk
 from autoft.trainer.recipe import Dtype
-from autoft.units import MIB, size
+from autoft.units import size
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Of an optimizer's state in 8 bits: two moments of a byte, each block of 256 with a scale in float32 (arXiv:2110.02861)
 STATE_8BIT_BYTES = 2 * (1 + 4 / 256)
-SMALL_FILES_BYTES = 64 * MIB  # assumption: tokenizer, card, record, and small tensors whose state is not in 8 bits
 
 
 def preflight(job: Job, *, predicted_bytes: int | None, hardware: Hardware, force: bool = False) -> list[str]:

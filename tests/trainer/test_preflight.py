@@ -17,7 +17,8 @@ from autoft.trainer.doctor import compute
 from autoft.trainer.job import Job
 from autoft.trainer.loss import compute_loss
 from autoft.trainer.optim import build_optimizer
-from autoft.trainer.preflight import SMALL_FILES_BYTES, check_room, disk_bytes, preflight
+from autoft.trainer.outcome import SMALL_FILES_BYTES
+from autoft.trainer.preflight import check_room, disk_bytes, preflight
 from autoft.trainer.recipe import Recipe
 from autoft.units import GIB, MIB
 from tests.trainer.test_doctor import HOST, NO_GPU, machine
