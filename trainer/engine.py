@@ -6,6 +6,7 @@ What it cannot promise is done here, in the narrowest hook there is; docs/decisi
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from autoft.trainer.data.pack import collator, pack, packed_row
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.events import Listener, Recovered
 from autoft.trainer.fallback import Fallbacks
+from autoft.trainer.group import Group
 from autoft.trainer.job import Job
 from autoft.trainer.keeper import Keeper
 from autoft.trainer.loss import IGNORED, compute_loss
@@ -57,6 +59,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
 
     keeper writes the checkpoints. evaluate: called after every job.eval_steps steps with how many were done; it says
     whether to stop early. watch: a callback that tells of every step; trackers: more of them.
+    group: the processes that train together. The first of them keeps and evaluates; the others have no keeper.
     """
 
     # Our loss divides by the trained tokens of the whole optimizer step
@@ -71,13 +74,14 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         job: Job,
         examples: Sequence[Example],
         work_dir: Path,
-        keeper: Keeper,
+        keeper: Keeper | None,
         progress: Progress,
         watch: TrainerCallback,
         stop: StopRequest,
         listener: Listener,
         evaluate: Callable[[int], bool] | None = None,
         trackers: Sequence[Any] = (),
+        group: Group | None = None,
     ) -> None:
         self.job = job
         self.recipe = job.recipe
@@ -86,8 +90,10 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         self.stop = stop
         self.listener = listener
         self.evaluate_after = evaluate
+        self.group = group or Group()
         self.fallbacks = Fallbacks(model, job.recipe, job.device)
         self.tokens = [0, 0, 0]  # of the step: all but padding, trained, padding too; numbers or tensors on the device
+        self.step_loss = math.nan  # of the last step
         self.after_step: dict[str, Any] = random_state()
         self._inputs: list[dict[str, Any]] = []  # of the step so far
         self._random: dict[str, Any] = {}
@@ -109,7 +115,9 @@ class Engine(SFTTrainer):  # type: ignore[misc]
             args=_arguments(job, work_dir),
             processing_class=tokenizer,
             data_collator=_collator(job.recipe, tokenizer.pad_token_id),
-            train_dataset=_dataset(examples, self._examples, job.recipe, tokenizer.pad_token_id),
+            train_dataset=_dataset(
+                examples, self._examples, job.recipe, tokenizer.pad_token_id, filler=self.group.size > 1
+            ),
             optimizers=(
                 build_optimizer(
                     list(weights), job.recipe, learning_rate=job.learning_rate, weight_decay=job.weight_decay
@@ -151,9 +159,10 @@ class Engine(SFTTrainer):  # type: ignore[misc]
             set_random_state(self._random)
             loss = self._try(lambda: [self._backward(model, each, num_items_in_batch) for each in self._inputs][-1])
         # summed on the device: reading a number here would stall a GPU every micro-batch
-        self.tokens[0] = self.tokens[0] + inputs["attention_mask"].sum()
+        real = inputs[ROWS][0] < len(self._lengths)  # and no filler, which is in a micro-batch of its own
+        self.tokens[0] = self.tokens[0] + real * inputs["attention_mask"].sum()
         self.tokens[1] = self.tokens[1] + (inputs["labels"][:, 1:] != IGNORED).sum()
-        self.tokens[2] += inputs["input_ids"].numel()
+        self.tokens[2] = self.tokens[2] + real * inputs["input_ids"].numel()
         self._loss = self._loss + loss
         if len(self._inputs) < self.current_gradient_accumulation_steps:
             self.stop.check()
@@ -173,10 +182,13 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         change = self.fallbacks.take()
         if change is None:
             return False
+        self._tell_of_fallback(change, step, reason)
+        return True
+
+    def _tell_of_fallback(self, change: str, step: int, reason: str) -> None:
         event = Recovered(step=step, change=change, micro_batch=self.fallbacks.micro_batch, reason=reason)
         self.progress.events.append({"event": "recovered", **event.to_dict()})
         self.listener(event)
-        return True
 
     def _backward(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
         losses = [
@@ -190,29 +202,64 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         try:
             return function()
         except (RuntimeError, MemoryError, OSError) as error:
-            if not is_out_of_memory(error) or self.args.world_size > 1:
+            if not is_out_of_memory(error):
                 raise
             self._exhausted = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             return None
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The micro-batches of a step, and the trained tokens of the whole step, all processes' together."""
+        batches, trained = super().get_batch_samples(*args, **kwargs)
+        return batches, self.group.gather(trained.reshape(1)).sum()
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """The gradients are whole: those of all processes become one before anything looks at them."""
+        self.group.sum_gradients(model.parameters())
+        return super()._clip_grad_norm(model)
+
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
         """The last moment before the update: here a loss or gradient that is no number stops the run."""
-        measured = torch.as_tensor(super()._get_grad_norm(model, grad_norm=grad_norm), dtype=torch.float32)
-        norm, loss = torch.stack(
-            [measured, torch.as_tensor(self._loss, dtype=torch.float32, device=measured.device)]
-        ).tolist()
+        measured = torch.as_tensor(super()._get_grad_norm(model, grad_norm=grad_norm), dtype=torch.float64)
+        own = [measured, self._loss, *self.tokens, *self.fallbacks.state().values()]
+        numbers = torch.stack([torch.as_tensor(each, dtype=torch.float64, device=measured.device) for each in own])
+        found = self.group.gather(numbers).tolist()
+        self.group.check()
+        norm = found[self.group.rank][0]
+        self.step_loss, *tokens = (sum(column) for column in list(zip(*found, strict=True))[1:5])
+        self.tokens = [int(count) for count in tokens]
         overflow = not math.isfinite(norm) and self.args.fp16  # the gradient scaler leaves the step out
         self._overflows = self._overflows + 1 if overflow else 0
-        if not math.isfinite(loss) or (not math.isfinite(norm) and not overflow) or self._overflows > MOST_OVERFLOWS:
-            self._refuse(model, loss, norm)
+        if (
+            not math.isfinite(self.step_loss)
+            or (not math.isfinite(norm) and not overflow)
+            or self._overflows > MOST_OVERFLOWS
+        ):
+            self._refuse(model, self.step_loss, norm, self.group)
+        self._take_fallbacks_of([each[5:] for each in found], self.state.global_step + 1)
         self._inputs = []
         return float(norm)
 
-    def _refuse(self, model: Any, loss: float, norm: float) -> None:
+    def agree_on_fallbacks(self) -> None:
+        """What one process had to do, to go on with less memory, is done by all."""
+        own = torch.tensor([int(each) for each in self.fallbacks.state().values()], device=self.args.device)
+        self._take_fallbacks_of(self.group.gather(own).tolist(), 0)
+
+    def _take_fallbacks_of(self, found: list[list[float]], step: int) -> None:
+        before = self.fallbacks.state()
+        micro_batch, *others = zip(*found, strict=True)
+        agreed = {"micro_batch": int(min(micro_batch)), **dict(zip(list(before)[1:], map(any, others), strict=True))}
+        if agreed != before:
+            self.fallbacks.restore(agreed)
+            change = [name for name, value in agreed.items() if value != before[name]][-1]
+            self._tell_of_fallback(change, step, "memory was exhausted in another process")
+
+    def _refuse(self, model: Any, loss: float, norm: float, group: Group) -> None:
         step = self.state.global_step + 1
         what = f"loss of step {step} is {loss}" if not math.isfinite(loss) else f"gradient of step {step} is {norm}"
         bad = [row for part in self._single_rows() for row in self._rows_if_bad(model, part)]
-        alone = bad or [row for inputs in self._inputs for row in inputs[ROWS].tolist()]
+        seen = [row for inputs in self._inputs for row in inputs[ROWS].tolist() if row < len(self._lengths)]
+        of_all = group.gather_values((bad, seen))
+        alone = [row for bad, _ in of_all for row in bad] or [row for _, seen in of_all for row in seen]
         raise NonFinite(
             f"the {what}: stopped before the update",
             fix="look at the rows named, or lower learning_rate; in float16, take bfloat16 where the card can",
@@ -239,8 +286,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """By seed and epoch alone, so that a resumed run draws the rows that it would have drawn."""
-        group = self.recipe.micro_batch * self.job.accumulation if self.job.group_by_length else None
-        return _Sampler(self._lengths, seed=self.job.seed, group=group)
+        return _Sampler(self._lengths, self.job, self.group)
 
     # Rehearsal
 
@@ -268,7 +314,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
             loss = self.compute_loss(self.model, inputs)
             if not math.isfinite(float(loss.detach())):
                 self._inputs = [inputs]
-                self._refuse(self.model, float(loss.detach()), 0.0)
+                self._refuse(self.model, float(loss.detach()), 0.0, Group())  # each process has met it
             loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.job.max_grad_norm)
         self.optimizer.step()
@@ -279,10 +325,15 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         self.optimizer.state.clear()
         free_memory()
 
+    @property
+    def num_rows(self) -> int:
+        return len(self._lengths)
+
     # Checkpoints
 
     def save(self) -> bool:
         """A checkpoint of the last whole optimizer step; whether the disk took it."""
+        assert self.keeper is not None
         return self.keeper.save(self._snapshot(), {"trainer_state.json": self._trainer_state()})
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -321,6 +372,17 @@ class Engine(SFTTrainer):  # type: ignore[misc]
             for name, parameter in weights.items():
                 parameter.copy_(saved[name])
 
+    def compare_weights(self) -> None:
+        """Raises: TrainingError where the processes that trained together have not come to the same weights."""
+        digest = hashlib.sha256()
+        for parameter in self._weights().values():
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+        if len(set(self.group.gather_values(digest.hexdigest()))) > 1:
+            raise TrainingError(
+                "the processes have come to weights that differ: one of the GPUs, or what joins them, computes wrongly",
+                fix="autoft doctor; --set num_gpus=1 trains on one",
+            )
+
     def _weights(self) -> dict[str, Any]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
@@ -343,6 +405,8 @@ class Engine(SFTTrainer):  # type: ignore[misc]
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Evaluate before saving, so that a checkpoint knows how good it is; stop, where asked, after both."""
         super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self.keeper is None:
+            return
         step = self.state.global_step
         every = self.job.eval_steps
         if self.evaluate_after is not None and every and step % every == 0 and step != self._evaluated:
@@ -375,37 +439,61 @@ class Engine(SFTTrainer):  # type: ignore[misc]
 
 
 class _Sampler(torch.utils.data.Sampler[int]):
-    """Rows at random, or with `group` those of like length side by side; an epoch's order is told by seed and epoch."""
+    """Rows at random, or those of like length side by side; an epoch's order is told by seed and epoch.
 
-    def __init__(self, lengths: list[int], *, seed: int, group: int | None) -> None:
+    Of several processes each has every so-manieth row of an optimizer step, so that theirs are of like length too, and
+    the step has the rows that it has where one process does it all. One that gets none of an epoch's last rows has the
+    filler, so that all make the same number of steps.
+    """
+
+    def __init__(self, lengths: list[int], job: Job, group: Group) -> None:
         self.lengths = lengths
-        self.seed = seed
+        self.job = job
         self.group = group
         self.epoch = 0
+        self.rows_per_step = group.size * job.recipe.micro_batch * job.accumulation
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self._shares(list(range(len(self.lengths)))))
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        if self.group is None:
-            yield from torch.randperm(len(self.lengths), generator=generator).tolist()
+        generator = torch.Generator().manual_seed(self.job.seed + self.epoch)
+        if self.job.group_by_length:
+            order = get_length_grouped_indices(self.lengths, self.rows_per_step, generator=generator)
         else:
-            yield from get_length_grouped_indices(self.lengths, self.group, generator=generator)
+            order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        yield from self._shares(order)
+
+    def _shares(self, order: list[int]) -> list[int]:
+        if self.group.size == 1:
+            return order
+        steps = [order[at : at + self.rows_per_step] for at in range(0, len(order), self.rows_per_step)]
+        shares = [step[self.group.rank :: self.group.size] or [len(self.lengths)] for step in steps]
+        return [row for share in shares for row in share]
 
     def set_epoch(self, epoch: int) -> None:
         """Called by accelerate when an epoch begins."""
         self.epoch = epoch
 
 
-def _dataset(examples: Sequence[Example], rows: list[list[int]], recipe: Recipe, pad_id: int) -> Dataset:
-    numbers = list(range(len(rows)))
-    if not recipe.packing:
-        columns = {"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]}
-        arrays = {name: [np.asarray(row, np.int32) for row in rows] for name, rows in columns.items()}
-        return Dataset.from_dict({**arrays, ROWS: numbers})
-    packed = [packed_row([examples[i] for i in row], recipe.seq_len, pad_id) for row in rows]
-    return Dataset.from_list([{**row, ROWS: at} for row, at in zip(packed, numbers, strict=True)])
+def _dataset(
+    examples: Sequence[Example], rows: list[list[int]], recipe: Recipe, pad_id: int, *, filler: bool
+) -> Dataset:
+    """filler: one more row at the end, of which no token is trained."""
+    of_rows = [[examples[at] for at in row] for row in rows]
+    if filler:
+        shortest = min(of_rows, key=lambda row: sum(len(example.input_ids) for example in row))
+        of_rows.append([dataclasses.replace(example, labels=[IGNORED] * len(example.labels)) for example in shortest])
+    found = [_row(row, recipe, pad_id) for row in of_rows]
+    columns = {name: [row[name] for row in found] for name in found[0]}
+    return Dataset.from_dict({**columns, ROWS: list(range(len(found)))})
+
+
+def _row(examples: list[Example], recipe: Recipe, pad_id: int) -> dict[str, Any]:
+    if recipe.packing:
+        return packed_row(examples, recipe.seq_len, pad_id)
+    (example,) = examples
+    return {"input_ids": np.asarray(example.input_ids, np.int32), "labels": np.asarray(example.labels, np.int32)}
 
 
 def _collator(recipe: Recipe, pad_id: int) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any]]:

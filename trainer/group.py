@@ -8,8 +8,11 @@ each process may repeat its own share as often as it must; docs/decisions/0013-s
 from __future__ import annotations
 
 import datetime
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.units import MIB
@@ -20,22 +23,58 @@ if TYPE_CHECKING:
 BUFFER_BYTES = 32 * MIB  # gradients are copied together up to so much, and a larger one goes as it is
 # Longest that a process waits for the others: the first of them evaluates alone, and may do that for long
 PATIENCE = datetime.timedelta(days=7)
+# All are on one machine, so nothing of theirs goes over, or listens on, a network
+_LOOPBACK = {"linux": "lo", "darwin": "lo0"}
+
+
+class LostProcess(RuntimeError):  # noqa: N818
+    """One of the processes has ended before its time."""
 
 
 class Group:
-    """size: processes; rank: number of this one, from 0. Alone until `join`, and then nothing is exchanged."""
+    """size: processes; rank: number of this one, from 0. Nothing is exchanged where there is only one."""
 
     def __init__(self, size: int = 1, rank: int = 0) -> None:
         self.size = size
         self.rank = rank
+        self.trouble: str | None = None  # why one of them has ended before its time
 
-    def join(self, port: int, device: str) -> None:
-        """Wait for the others, on this machine. port: where a free one of the first process listens."""
+    def join(self, rendezvous: Path, device: str) -> None:
+        """Wait for the others. rendezvous: a file that only this group knows, and that is not there yet."""
         import torch.distributed as dist
 
-        store = dist.TCPStore("localhost", port, self.size, is_master=self.rank == 0, timeout=PATIENCE)
+        if self.size == 1:
+            return
+        for setting in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            if sys.platform in _LOOPBACK:
+                os.environ.setdefault(setting, _LOOPBACK[sys.platform])
+        store = dist.FileStore(str(rendezvous), self.size)  # type: ignore[attr-defined]
+        store.set_timeout(PATIENCE)
         backend = "nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=PATIENCE)
+
+    def leave(self) -> None:
+        """Exchange nothing any more."""
+        if self.size == 1:
+            return
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def lost(self, reason: str) -> None:
+        """One has ended, as another thread has seen: whoever waits for it is to wait no more."""
+        self.trouble = reason
+        import torch.distributed as dist
+
+        # gloo sees by itself that a connection is closed, NCCL would wait for ever
+        if dist.is_initialized() and dist.get_backend() == "nccl":
+            dist.distributed_c10d._abort_process_group()
+
+    def check(self) -> None:
+        """Raises: LostProcess where what was exchanged may be no sum of all."""
+        if self.trouble is not None:
+            raise LostProcess(self.trouble)
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """The gradient of each becomes the sum of all processes' gradients of it, the same bits in every process."""
@@ -55,28 +94,28 @@ class Group:
                 dist.all_reduce(grads[together[0]])
                 continue
             parts = [grads[at] for at in together]
-            flat = _flatten_dense_tensors(parts)
+            flat = _flatten_dense_tensors(parts)  # type: ignore[no-untyped-call]
             dist.all_reduce(flat)
-            for part, summed in zip(parts, _unflatten_dense_tensors(flat, parts), strict=True):
+            for part, summed in zip(parts, _unflatten_dense_tensors(flat, parts), strict=True):  # type: ignore[no-untyped-call]
                 part.copy_(summed)
 
     def gather(self, numbers: torch.Tensor) -> torch.Tensor:
         """[processes, numbers]: what each process has; numbers: of one dtype and shape [numbers] in all."""
+        if self.size == 1:
+            return numbers[None]
         import torch
         import torch.distributed as dist
 
-        if self.size == 1:
-            return numbers[None]
         found = [torch.empty_like(numbers) for _ in range(self.size)]
         dist.all_gather(found, numbers)
         return torch.stack(found)
 
     def gather_values(self, value: Any) -> list[Any]:
-        """Plain values, one of each process."""
-        import torch.distributed as dist
-
+        """A plain value of each process."""
         if self.size == 1:
             return [value]
+        import torch.distributed as dist
+
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value)
         return found

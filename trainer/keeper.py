@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autoft.trainer.checkpoint import Checkpoint, checkpoint_path, newest_checkpoint, retain, write_checkpoint
+from autoft.trainer.checkpoint import Checkpoint, newest_checkpoint, retain, write_checkpoint
 from autoft.trainer.events import Listener, Note, Saved
 from autoft.trainer.job import Job
 from autoft.trainer.output import CHECKPOINTS
@@ -44,10 +44,6 @@ class Keeper:
     def next_save_s(self) -> float:
         """Seconds until the next one by time."""
         return max(0.0, 60 * self.job.save_minutes - (time.monotonic() - self._saved_at))
-
-    def path_of(self, step: int) -> Path:
-        """The folder of a checkpoint that was kept."""
-        return checkpoint_path(self.folder, step)
 
     def due(self, step: int, *, best: bool) -> bool:
         """Whether one is to be written now. best: an evaluation has just found the best weights so far."""

@@ -23,7 +23,7 @@ from autoft.trainer.result import Evaluation, Measured, Predicted, RunResult
 from autoft.trainer.samples import samples
 
 if TYPE_CHECKING:
-    from autoft.trainer.run import Loaded
+    from autoft.trainer.load import Loaded
 
 SMALL_FILES_BYTES = 2**26  # assumption: tokenizer, card, record and the rest beside the trained weights
 REPORT = "report.html"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from autoft.errors import (
     AutoftError,
-    DataError,
     Interrupted,
     OptionError,
     OutOfMemory,
@@ -23,16 +22,21 @@ from autoft.errors import (
 )
 from autoft.home import write_text
 from autoft.profiles.detect import detect
-from autoft.trainer import environment
-from autoft.trainer.checkpoint import Checkpoint, digest_of_values, newest_checkpoint, open_checkpoint, set_aside
-from autoft.trainer.data.tokens import model_stop_ids, stop_ids
+from autoft.trainer.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    digest_of_values,
+    newest_checkpoint,
+    open_checkpoint,
+    set_aside,
+)
 from autoft.trainer.events import Evaluated, Event, Finished, Listener, Note, Rehearsed, Resumed, Stage, Stopped
 from autoft.trainer.events import Progress as Done
-from autoft.trainer.gates import check_data, check_model
 from autoft.trainer.identity import changes, identity_of
 from autoft.trainer.job import Job
 from autoft.trainer.keeper import Keeper
-from autoft.trainer.memory import PeakMemory, is_device_lost, is_out_of_memory, resident_bytes
+from autoft.trainer.load import Loaded, find_sources, load
+from autoft.trainer.memory import PeakMemory, is_device_lost, is_out_of_memory
 from autoft.trainer.metrics import better
 from autoft.trainer.outcome import finish, trainable_params
 from autoft.trainer.output import (
@@ -42,21 +46,20 @@ from autoft.trainer.output import (
     output_folder,
     unfinished_folder,
 )
+from autoft.trainer.peers import Peers
 from autoft.trainer.preflight import check_room, preflight
-from autoft.trainer.prepare import Prepared, prepare
+from autoft.trainer.prepare import Prepared
 from autoft.trainer.progress import Progress
 from autoft.trainer.record import EVENTS, Recorder
-from autoft.trainer.resolve import ModelRef, fetch, load_config, resolve
+from autoft.trainer.rehearse import rehearse
 from autoft.trainer.result import Evaluation, Predicted, RunResult
 from autoft.trainer.signals import StopRequest, StopRequested, let_go_of_lost_outputs, listening
 from autoft.trainer.trackers import check_trackers, trackers
-from autoft.units import size
 
 if TYPE_CHECKING:
     from autoft.trainer.engine import Engine
 
 NON_FINITE = "not-finite.json"
-MARGIN = 0.01  # of the device's memory that the largest step has to leave: what an estimate may be off
 
 
 def run(
@@ -67,32 +70,41 @@ def run(
     predicted: Predicted | None = None,
     prepared: Prepared | None = None,
     force: bool = False,
+    gpus: Sequence[str] = (),
     listener: Listener = lambda _: None,
 ) -> RunResult:
     """Train `job` and write the folder `out`.
 
     plan_toml: text of the plan.toml that goes with the run. prepared: the job's data, if the caller has it already.
+    gpus: of a job for several, as `Peers` has them; this process sees the first of them only.
     Raises: InputError of many kinds before training; TrainingError when training goes wrong; Resumable when it stopped
     and can be taken up again; Interrupted when it was stopped before there was anything to take up. `out` is then as
     it was, and what there is of the run is beside it.
     """
-    with output_folder(out, force=force) as folder, listening() as stop:
+    with output_folder(out, force=force) as folder, listening() as stop, Peers(gpus) as peers:
         about = {"run_id": uuid.uuid4().hex, "started_in": str(Path.cwd())}
         write_text(folder / "plan.toml", plan_toml)
         kept = {**about, "predicted": None if predicted is None else predicted.to_dict()}
         write_text(folder / RUN, json.dumps({**kept, "sha256": digest_of_values(kept)}))
         tell = _Telling(folder, listener)
-        session = _Session(job, out, folder, about["run_id"], predicted, stop, tell, force=force)
+        session = _Session(job, out, folder, about["run_id"], predicted, stop, tell, peers, force=force)
         return _told(session, lambda: _run(session, prepared, None))
 
 
-def resume(out: Path, job: Job, *, accept_changes: bool = False, listener: Listener = lambda _: None) -> RunResult:
+def resume(
+    out: Path,
+    job: Job,
+    *,
+    accept_changes: bool = False,
+    gpus: Sequence[str] = (),
+    listener: Listener = lambda _: None,
+) -> RunResult:
     """Take up the run to `out` where its newest whole checkpoint is. job: of its plan.toml.
 
-    accept_changes: go on although data, plan or versions are not what they were.
+    accept_changes: go on although data, plan or versions are not what they were. gpus: as `run` has them.
     Raises: as `run`; OutputError when there is no whole checkpoint; OptionError when something has changed.
     """
-    with unfinished_folder(out) as folder, listening() as stop:
+    with unfinished_folder(out) as folder, listening() as stop, Peers(gpus) as peers:
         about = about_run(folder)
         checkpoint, skipped = newest_checkpoint(folder / CHECKPOINTS, run_id=about.get("run_id"))
         if checkpoint is None:
@@ -109,6 +121,7 @@ def resume(out: Path, job: Job, *, accept_changes: bool = False, listener: Liste
             None if predicted is None else Predicted.from_dict(predicted),
             stop,
             tell,
+            peers,
             accept_changes=accept_changes,
             force=True,
         )
@@ -127,6 +140,9 @@ def _told(session: _Session, go: Callable[[], RunResult]) -> RunResult:
         session.tell(Stopped(step=session.progress.step, reason=error.what, resumable=False))
         raise
     except (RuntimeError, MemoryError, OSError) as error:
+        lost = session.peers.lost()
+        if lost is not None:
+            raise session.ended(lost, error) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         if is_out_of_memory(error):
             raise session.ended(f"out of memory on {session.job.device}: {reason}", error) from error
@@ -146,18 +162,6 @@ def about_run(folder: Path) -> dict[str, Any]:
         return {}
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """All that training starts from. baseline_bytes: resident size of the process before the model was there."""
-
-    ref: ModelRef
-    weights: Path
-    prepared: Prepared
-    model: Any
-    stop_ids: list[int]
-    baseline_bytes: int
-
-
 @dataclass(slots=True)
 class _Session:
     """One process's part of a run. accept_changes: as `resume` has it; force: as `run` has it."""
@@ -169,6 +173,7 @@ class _Session:
     predicted: Predicted | None
     stop: StopRequest
     tell: _Telling
+    peers: Peers
     accept_changes: bool = False
     force: bool = False
     progress: Progress = field(default_factory=Progress)
@@ -241,6 +246,7 @@ def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | 
         engine = _engine(session, loaded, keeper, memory)
         checkpoint = _begin(session, engine, keeper, checkpoint)
         session.stop.resumable = True
+        session.peers.join(checkpoint, job, identity["data_sha256"], session.stop.check)
         with session.clock("rehearse"), _rows_named(session, loaded):
             _rehearse(session, loaded, engine, checkpoint, memory)
         with session.clock("evaluate_before"):
@@ -260,39 +266,16 @@ def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | 
 
 
 def _load(session: _Session, prepared: Prepared | None) -> Loaded:
-    """Weights, data and model; every gate that can refuse the job is passed here."""
+    """Whatever can refuse the job is asked here; the other processes load what was found to be good."""
     job, tell = session.job, session.tell
     check_trackers(job)
     for note in preflight(
         job, predicted_bytes=session.peak_bytes, hardware=detect(session.folder), force=session.force
     ):
         tell(Note(text=note, warning=True))
-    if job.data is None:
-        raise DataError("the plan names no data to train on", fix="--data FILE")
-    tell(Stage(name="model", detail=job.model))
-    ref = resolve(job.model)
-    weights = fetch(ref, lambda text: tell(Note(text=text)))
-    if prepared is None or prepared.longest_tokens > job.recipe.seq_len:
-        prepared = prepare(
-            ref,
-            job.data,
-            job.eval_data,
-            eval_rows=job.eval_rows,
-            max_tokens=job.recipe.seq_len,
-            mapping=job.mapping,
-        )
-    for note in prepared.notes(job.recipe.seq_len):
-        tell(Note(text=note))
-    check_data(prepared, job)
-    session.stop.check()
-    from autoft.trainer.build import build_model
-
-    environment.quiet()
-    baseline = resident_bytes()
-    model = build_model(job.recipe, config=load_config(ref, weights), weights=weights, device=job.device, seed=job.seed)
-    check_model(model, prepared, job)
-    session.stop.check()
-    return Loaded(ref, weights, prepared, model, stop_ids(prepared.tokenizer, model_stop_ids(model)), baseline)
+    sources = find_sources(job, tell, prepared)
+    session.peers.start(job, session.peak_bytes)
+    return load(job, sources, session.stop.check)
 
 
 def _check_same(session: _Session, checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
@@ -324,6 +307,7 @@ def _engine(session: _Session, loaded: Loaded, keeper: Keeper, memory: PeakMemor
         listener=session.tell,
         evaluate=lambda step: _during(session, loaded, step),
         trackers=trackers(session.job, session.folder, session.tell.warn),
+        group=session.peers.group,
     )
     engine: Engine = watch.engine
     return engine
@@ -348,16 +332,7 @@ def _rehearse(session: _Session, loaded: Loaded, engine: Engine, checkpoint: Che
     """The step with the most memory, before an hour is spent; then all is as it was, by the way a resumed run takes."""
     session.tell(Stage(name="rehearse", detail="the longest rows"))
     began = time.perf_counter()
-    while True:
-        memory.take_peak()
-        tokens = engine.rehearse()
-        peak = memory.take_peak()
-        left, total = memory.headroom(peak)
-        engine.restore(checkpoint)
-        if left >= MARGIN * total or not engine.take_fallback_for_want(
-            f"the step leaves {size(left)} of {size(total)}"
-        ):
-            break
+    tokens, peak = rehearse(engine, checkpoint, memory)
     session.progress.saw_peak("rehearse", peak)
     _rehearse_evaluation(session, loaded, peak)
     session.progress.saw_peak("evaluate", memory.take_peak())
@@ -418,11 +393,13 @@ def _during(session: _Session, loaded: Loaded, step: int) -> bool:
 
 def _train(session: _Session, engine: Engine, checkpoint: Checkpoint, memory: PeakMemory) -> None:
     job, progress = session.job, session.progress
-    session.tell(Stage(name="train", detail=f"{len(engine.train_dataset):,} rows"))
+    session.tell(Stage(name="train", detail=f"{engine.num_rows:,} rows"))
     memory.take_peak()
     try:
         if not progress.is_done(job):
             engine.train_on(checkpoint)
+        if progress.step == progress.total_steps:
+            engine.compare_weights()
     except (StopRequested, OutOfMemory):
         engine.save()  # neither comes in the midst of an update
         raise
@@ -433,7 +410,8 @@ def _train(session: _Session, engine: Engine, checkpoint: Checkpoint, memory: Pe
         raise TrainingError("no optimizer step was made", fix="more rows or epochs")
     engine.save()
     if progress.best_step not in (None, progress.step):
-        engine.take_weights(open_checkpoint(engine.keeper.path_of(progress.best_step), run_id=session.run_id))
+        best = checkpoint_path(session.folder / CHECKPOINTS, progress.best_step)
+        engine.take_weights(open_checkpoint(best, run_id=session.run_id))
         session.tell(Note(text=f"the weights of step {progress.best_step} are kept: the best by {job.metric}"))
 
 

@@ -50,7 +50,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._began
         self.engine.after_step = random_state()
-        tokens, trained, padded = (int(count) for count in self.engine.tokens)
+        tokens, trained, padded = self.engine.tokens
         self.engine.tokens = [0, 0, 0]
         self._recent.append((seconds, tokens, trained, padded))
         progress = self.progress
@@ -71,7 +71,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         if logs is None or "loss" not in logs:
             return
-        loss, norm = float(logs["loss"]), float(logs["grad_norm"])
+        loss, norm = self.engine.step_loss, float(logs["grad_norm"])
         progress, now = self.progress, self.memory.now_bytes()
         progress.losses.append((state.global_step, loss))
         progress.memory.append((state.global_step, now))

@@ -35,14 +35,14 @@ def command(folder: Path, accept_changes: bool, as_json: bool) -> None:
 
     plan = read_plan(unfinished(out) / "plan.toml")
     about = trainer.about_run(unfinished(out))
-    run_command.take_device(plan)
+    gpus = run_command.take_devices(plan)
     console = render.console(stderr=True)
     shown = folder.with_name(out.name)
     _go_to(about.get("started_in"))
     known = about.get("predicted")
     predicted = None if known is None else Predicted.from_dict(known)
     with run_command.display(plan, predicted, as_json=as_json) as listener:
-        result = trainer.resume(out, plan.job, accept_changes=accept_changes, listener=listener)
+        result = trainer.resume(out, plan.job, accept_changes=accept_changes, gpus=gpus, listener=listener)
     run_command.conclude(plan, predicted, result, shown, console, as_json=as_json)
 
 

@@ -62,22 +62,19 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
             _fetch_starter(console)
         if words["data"] is None:
             raise OptionError("no data to train on", fix=f"autoft run {what} --data FILE")
-        if words["gpu"] is None and not any(word.startswith("num_gpus") for word in words["settings"]):
-            words["settings"] = (*words["settings"], "num_gpus=1")
         plan, prepared = planning.plan(planning.request(what, **words), out.absolute().parent)
     from autoft.trainer.outcome import output_bytes
 
     each = 4 if plan.job.recipe.method != "full" or plan.job.recipe.weights_dtype == "float32" else 2
-    _refuse_several_gpus(plan.job.num_gpus, "--set num_gpus=1")
     check_output(out, force=force, needed_bytes=output_bytes(plan.estimate.trainable_params, bytes_each=each))
-    take_device(plan)
+    gpus = take_devices(plan)
     if not as_json:
         from autoft.cli.show import show_plan
 
         show_plan(plan, console)
     predicted = _predicted(plan)
     with _memory_remembered(plan, predicted, console):
-        result = _train(plan, predicted, prepared, out, force=force, as_json=as_json)
+        result = _train(plan, predicted, prepared, out, gpus, force=force, as_json=as_json)
     conclude(plan, predicted, result, out, console, as_json=as_json)
 
 
@@ -135,7 +132,14 @@ def _remember(plan: Plan, predicted: Predicted, result: RunResult | None, consol
 
 
 def _train(
-    plan: Plan, predicted: Predicted, prepared: Prepared | None, out: Path, *, force: bool, as_json: bool
+    plan: Plan,
+    predicted: Predicted,
+    prepared: Prepared | None,
+    out: Path,
+    gpus: list[str],
+    *,
+    force: bool,
+    as_json: bool,
 ) -> RunResult:
     from autoft.trainer.run import run
 
@@ -147,6 +151,7 @@ def _train(
             predicted=predicted,
             prepared=prepared,
             force=force,
+            gpus=gpus,
             listener=listener,
         )
 
@@ -191,7 +196,6 @@ def _from_file(
                 fix="plan again with it, or leave it out",
             )
     planned = read_plan(path)
-    _refuse_several_gpus(planned.job.num_gpus, f"num_gpus = 1 in {path}, or plan again with --set num_gpus=1")
     data = {name: words[name] for name in ("data", "eval_data") if words[name] is not None}
     if words["mapping"]:
         data["mapping"] = ",".join(words["mapping"])
@@ -209,32 +213,37 @@ def _from_file(
     return checked.plan, checked.prepared
 
 
-def _refuse_several_gpus(num_gpus: int, fix: str) -> None:
-    if num_gpus > 1:
-        raise OptionError(f"training on several GPUs is not built yet, and the plan is for {num_gpus}", fix=fix)
-
-
 def _fetch_starter(console: Console) -> None:
     from autoft.trainer.starter import starter_folder
 
     starter_folder(lambda text: console.print(text, markup=False))
 
 
-def take_device(plan: Plan) -> None:
-    """Make the GPU with the most free memory the only one that is visible: with several, PyTorch would use them all.
+def take_devices(plan: Plan) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES is to be for each process of the run: the GPUs that the plan is for, one for each.
 
-    Raises: ModelError when the plan wants a GPU and PyTorch can reach none here.
+    For this process, the first, it is set already: with several to be seen, PyTorch would use them all. Empty where
+    there is nothing to choose.
+    Raises: ModelError when the plan wants more than PyTorch can reach here.
     """
-    if plan.job.device == "cuda":
-        from autoft.profiles.detect import detect
+    if plan.job.device != "cuda":
+        return []
+    from autoft.planner.target import like
+    from autoft.profiles.detect import detect
 
-        gpus = detect().gpus
-        chosen = max(gpus, key=lambda gpu: gpu.free_bytes, default=None)
-        if len(gpus) > 1 and chosen is not None and chosen.uuid is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = chosen.uuid
-        import torch
+    gpus, num_gpus = detect().gpus, plan.job.num_gpus
+    taken = [gpu.uuid for gpu in like(gpus)[:num_gpus] if gpu.uuid is not None]
+    if num_gpus > 1 and len(taken) < num_gpus:
+        raise ModelError(
+            f"the plan is for {num_gpus} GPUs of one kind, and there are {len(taken)} here",
+            fix="run it there, or plan again with --set num_gpus=1",
+        )
+    if len(gpus) > 1 and taken:
+        os.environ["CUDA_VISIBLE_DEVICES"] = taken[0]
+    import torch
 
-        if not torch.cuda.is_available():
-            raise ModelError(
-                f"the plan is for {plan.target}, and PyTorch finds no GPU here", fix="run it there, or --gpu cpu"
-            )
+    if not torch.cuda.is_available():
+        raise ModelError(
+            f"the plan is for {plan.target}, and PyTorch finds no GPU here", fix="run it there, or --gpu cpu"
+        )
+    return taken

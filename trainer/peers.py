@@ -1,0 +1,143 @@
+"""The other processes of a run on several GPUs, as the first one sees them: started, listened to, ended with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from autoft.trainer import environment
+from autoft.trainer.checkpoint import Checkpoint
+from autoft.trainer.group import Group, LostProcess
+from autoft.trainer.job import Job
+
+ENDS_WITHIN_S = 5.0
+SEEN_WITHIN_S = 5.0  # that a process has ended, after what it was to send did not come
+
+
+class Peers:
+    """gpus: what CUDA_VISIBLE_DEVICES is for each process, the first one included; nothing where they share a CPU.
+
+    Nothing is started, and `group` is of one, until `start` is called with a job for several.
+    """
+
+    def __init__(self, gpus: Sequence[str] = ()) -> None:
+        self.gpus = gpus
+        self.group = Group()
+        self._folder = tempfile.TemporaryDirectory(prefix="autoft-", ignore_cleanup_errors=True)
+        self._processes: list[subprocess.Popen[str]] = []
+        self._data_sha256: dict[int, str] = {}  # of what each that is ready has made of the data
+        self._changed = threading.Condition()
+        self._closing = False
+
+    def __enter__(self) -> Peers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing = True
+        self.group.leave()
+        for process in self._processes:
+            if process.stdin is not None:
+                process.stdin.close()  # which it takes for the end
+        for process in self._processes:
+            try:
+                process.wait(ENDS_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self._folder.cleanup()
+
+    def start(self, job: Job, predicted_bytes: int | None) -> None:
+        """Have the others load what this process loads meanwhile. predicted_bytes: as `preflight` has it."""
+        self.group = Group(job.num_gpus)
+        if self.group.size == 1:
+            return
+        env = environment.of_child()
+        if job.device == "cpu":
+            import torch
+
+            threads = max(1, torch.get_num_threads() // self.group.size)
+            torch.set_num_threads(threads)
+            env["OMP_NUM_THREADS"] = str(threads)
+        order = {"job": job.to_dict(), "predicted_bytes": predicted_bytes, "rendezvous": str(self._rendezvous)}
+        for rank in range(1, self.group.size):
+            visible = {"CUDA_VISIBLE_DEVICES": self.gpus[rank]} if self.gpus else {}
+            with self._log(rank).open("w") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "autoft.trainer.peer"],
+                    env=env | visible,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    encoding="utf-8",
+                )
+            self._processes.append(process)
+            threading.Thread(target=self._listen, args=(rank, process), daemon=True).start()
+            self._send(process, {**order, "rank": rank})
+
+    def join(self, checkpoint: Checkpoint, job: Job, data_sha256: str, check: Callable[[], None]) -> None:
+        """Wait until all are loaded, and have them go on from `checkpoint`. check: called while it waits.
+
+        Raises: LostProcess.
+        """
+        with self._changed:
+            while len(self._data_sha256) < len(self._processes):
+                self.group.check()
+                check()
+                self._changed.wait(0.1)
+        if set(self._data_sha256.values()) - {data_sha256}:
+            raise LostProcess("the data have changed while the processes were reading them")
+        for process in self._processes:
+            self._send(process, {"checkpoint": str(checkpoint.folder), "run_id": checkpoint.run_id})
+        self.group.join(self._rendezvous, job.device)
+
+    def lost(self) -> str | None:
+        """Why one has ended before its time; to be asked when something failed, for that may be why it did."""
+        with self._changed:
+            if self._processes:
+                self._changed.wait_for(lambda: self.group.trouble is not None, SEEN_WITHIN_S)
+            return self.group.trouble
+
+    @property
+    def _rendezvous(self) -> Path:
+        return Path(self._folder.name) / "rendezvous"
+
+    def _log(self, rank: int) -> Path:
+        return Path(self._folder.name) / f"process-{rank}.log"
+
+    def _send(self, process: subprocess.Popen[str], message: dict[str, Any]) -> None:
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(message) + "\n")
+            process.stdin.flush()
+        except OSError:  # it has ended, which is told where it is heard
+            pass
+
+    def _listen(self, rank: int, process: subprocess.Popen[str]) -> None:
+        """Until it ends. It says that it is ready, then that it is done, or what has gone wrong."""
+        assert process.stdout is not None
+        said: dict[str, Any] = {}
+        for line in process.stdout:
+            said = json.loads(line)
+            if "ready" in said:
+                with self._changed:
+                    self._data_sha256[rank] = said["ready"]
+                    self._changed.notify_all()
+        code = process.wait()
+        if self._closing or "done" in said:
+            return
+        reason = said.get("error") or self._last_words(rank) or f"exit code {code}"
+        with self._changed:
+            self.group.lost(f"process {rank + 1} of {self.group.size} has ended: {reason}")
+            self._changed.notify_all()
+
+    def _last_words(self, rank: int) -> str:
+        lines = self._log(rank).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1][:200] if lines else ""
