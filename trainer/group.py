@@ -50,8 +50,9 @@ class Group:
                 os.environ.setdefault(setting, _LOOPBACK[sys.platform])
         store = dist.FileStore(str(rendezvous), self.size)  # type: ignore[attr-defined]
         store.set_timeout(PATIENCE)
-        backend = "nccl" if device == "cuda" else "gloo"
+        backend, excepthook = "nccl" if device == "cuda" else "gloo", sys.excepthook
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=PATIENCE)
+        sys.excepthook = excepthook  # PyTorch's own puts a number before every line
 
     def leave(self) -> None:
         """Exchange nothing any more."""

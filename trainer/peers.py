@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,6 +33,7 @@ class Peers:
         self.group = Group()
         self._folder = tempfile.TemporaryDirectory(prefix="autoft-", ignore_cleanup_errors=True)
         self._processes: list[subprocess.Popen[str]] = []
+        self._listeners: list[threading.Thread] = []
         self._data_sha256: dict[int, str] = {}  # of what each that is ready has made of the data
         self._changed = threading.Condition()
         self._closing = False
@@ -45,13 +47,14 @@ class Peers:
         self._closing = True
         self.group.leave()
         for process in self._processes:
-            if process.stdin is not None:
-                process.stdin.close()  # which it takes for the end
-        for process in self._processes:
+            with suppress(OSError):
+                process.stdin.close()  # type: ignore[union-attr] # which it takes for the end
+        for process, listener in zip(self._processes, self._listeners, strict=True):
             try:
                 process.wait(ENDS_WITHIN_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+            listener.join()
         self._folder.cleanup()
 
     def start(self, job: Job, predicted_bytes: int | None) -> None:
@@ -79,7 +82,8 @@ class Peers:
                     encoding="utf-8",
                 )
             self._processes.append(process)
-            threading.Thread(target=self._listen, args=(rank, process), daemon=True).start()
+            self._listeners.append(threading.Thread(target=self._listen, args=(rank, process), daemon=True))
+            self._listeners[-1].start()
             self._send(process, {**order, "rank": rank})
 
     def join(self, checkpoint: Checkpoint, job: Job, data_sha256: str, check: Callable[[], None]) -> None:
@@ -114,22 +118,21 @@ class Peers:
 
     def _send(self, process: subprocess.Popen[str], message: dict[str, Any]) -> None:
         assert process.stdin is not None
-        try:
+        with suppress(OSError):  # that it has ended is told where it is heard
             process.stdin.write(json.dumps(message) + "\n")
             process.stdin.flush()
-        except OSError:  # it has ended, which is told where it is heard
-            pass
 
     def _listen(self, rank: int, process: subprocess.Popen[str]) -> None:
         """Until it ends. It says that it is ready, then that it is done, or what has gone wrong."""
         assert process.stdout is not None
         said: dict[str, Any] = {}
-        for line in process.stdout:
-            said = json.loads(line)
-            if "ready" in said:
-                with self._changed:
-                    self._data_sha256[rank] = said["ready"]
-                    self._changed.notify_all()
+        with process.stdout, suppress(ValueError):  # half a line, of one that was killed
+            for line in process.stdout:
+                said = json.loads(line)
+                if "ready" in said:
+                    with self._changed:
+                        self._data_sha256[rank] = said["ready"]
+                        self._changed.notify_all()
         code = process.wait()
         if self._closing or "done" in said:
             return
