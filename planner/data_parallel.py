@@ -1,103 +1,45 @@
-"""Several GPUs, each with the whole model: what DistributedDataParallel adds to the memory of a replica."""
+"""Several GPUs, each with the whole model: what summing their gradients adds to the memory of a replica."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from autoft.planner.depth import as_events
 from autoft.planner.ghost import Rehearsal
-from autoft.planner.loading import Weight
-from autoft.planner.loop import Phase
 from autoft.planner.trace import KIND, Event, Made
-from autoft.units import MIB
+from autoft.trainer.group import buffers
 
-# torch/nn/parallel/distributed.py: states are broadcast in buckets of so much when the model is wrapped;
-# BROADCASTS_IN_FLIGHT is max_in_flight of torch/csrc/distributed/c10d/comm.cpp.
-BROADCAST_BYTES = 250 * MIB
-BROADCASTS_IN_FLIGHT = 2
-# Of gradients, the first bucket and all others: _DEFAULT_FIRST_BUCKET_BYTES and _DEFAULT_BUCKET_CAP_MB there
-BUCKET_BYTES = (MIB, 25 * MIB)
-_BUCKET = ("a bucket of gradients", "torch/csrc/distributed/c10d/reducer.cpp, initialize_buckets")
+_BUFFER = ("summing gradients of all replicas", "trainer/group.py, Group.sum_gradients")
 
 
-def gradient_buckets(weights: Iterable[Weight]) -> list[int]:
-    """Bytes of each bucket that gradients are summed in, the first to be full first, from the second step on.
-
-    They are filled in the order in which the backward is done with the weights, which is about that of the forward
-    turned round. Gradients are kept beside them (gradient_as_bucket_view is off), so together they are a copy.
-    """
-    trained = [weight for weight in weights if weight.trained]
-    return [sum(w.size for w in bucket) for bucket in _buckets(trained[::-1], BUCKET_BYTES)]
+def gradient_bytes(rehearsal: Rehearsal) -> int:
+    """Of all gradients: so much is summed in an optimizer step."""
+    return sum(weight.size for weight in rehearsal.weights if weight.trained)
 
 
 def replicated(rehearsal: Rehearsal) -> Rehearsal:
-    """The same run under DistributedDataParallel with its defaults, as one of several processes.
-
-    Wrapping the model broadcasts all it stores, packed, and makes one bucket a dtype for all gradients; the forward
-    after the first optimizer step makes small ones in their place (Reducer::rebuild_buckets), which overlap with the
-    backward. On no other path of a step is anything allocated.
-    """
-    weights, first_key = rehearsal.weights, len(rehearsal.kinds)
-    kinds: list[int] = []
+    """The same run as one of several processes: before an update it copies gradients together, a buffer at a time."""
+    trained = [weight for weight in rehearsal.weights if weight.trained]
+    sizes: list[int] = []
     made: list[Made] = []
-
-    def take(events: list[Event], size: int, kind: str, maker: Made) -> Event:
-        kinds.append(KIND[kind])
-        made.append(maker)
-        events.append((first_key + len(kinds) - 1, size))
-        return first_key + len(kinds) - 1, -size
-
-    wrap: list[Event] = []
-    flying: list[Event] = []
-    for bucket in _buckets(weights, (BROADCAST_BYTES,)):
-        if len(flying) == BROADCASTS_IN_FLIGHT:
-            wrap.append(flying.pop(0))
-        if len(bucket) > 1:  # a single tensor is sent as it is
-            flying.append(take(wrap, sum(w.size for w in bucket), "temporaries", (None, None, None)))
-    wrap += flying
-    trained = [weight for weight in weights if weight.trained]
-    drops = []
-    for bucket in _buckets(trained, (float("inf"),)):
-        elements, dtype = sum(w.params for w in bucket), bucket[0].dtype
-        drops.append(take(wrap, sum(w.size for w in bucket), "gradient_buckets", (_BUCKET, (elements,), dtype)))
-    rebuild = list(drops)
-    for bucket in _buckets(trained[::-1], BUCKET_BYTES):
-        elements, dtype = sum(w.params for w in bucket), bucket[0].dtype
-        take(rebuild, sum(w.size for w in bucket), "gradient_buckets", (_BUCKET, (elements,), dtype))
-    start = next(number for number, phase in enumerate(rehearsal.phases) if phase.name == "forward")
-    phases = list(rehearsal.phases)
-    last = phases[rehearsal.steady - 1]
-    phases[rehearsal.steady - 1] = replace(last, events=np.concatenate((last.events, as_events(rebuild))))
-    phases.insert(start, Phase("load", as_events(wrap)))
-    return replace(
-        rehearsal,
-        phases=phases,
-        kinds=np.concatenate((rehearsal.kinds, np.array(kinds, dtype=np.int64))),
-        steady=rehearsal.steady + 1,
-        makers=[*rehearsal.makers, (first_key, made)],
-    )
-
-
-def _buckets(weights: Sequence[Weight], limits: Sequence[float]) -> list[list[Weight]]:
-    """Weights of one dtype together until they reach the limit: of the first bucket of a dtype, of the next, and so on.
-
-    compute_bucket_assignment_by_size of torch/csrc/distributed/c10d/reducer.cpp.
-    """
-    found: list[list[Weight]] = []
-    filling: dict[Any, list[Weight]] = {}
-    filled: Counter[Any] = Counter()  # bytes, of the bucket that is being filled
-    full: Counter[Any] = Counter()  # buckets
-    for weight in weights:
-        kind = weight.dtype
-        filling.setdefault(kind, []).append(weight)
-        filled[kind] += weight.size
-        if filled[kind] >= limits[min(full[kind], len(limits) - 1)]:
-            found.append(filling.pop(kind))
-            full[kind] += 1
-            filled[kind] = 0
-    return [*found, *filling.values()]
+    for numbers in buffers([(weight.dtype, weight.size) for weight in trained]):
+        if len(numbers) > 1:  # a single one is summed where it is
+            together = [trained[number] for number in numbers]
+            sizes.append(sum(weight.size for weight in together))
+            made.append((_BUFFER, (sum(weight.params for weight in together),), together[0].dtype))
+    num_keys = len(rehearsal.kinds)
+    phases, makers = list(rehearsal.phases), list(rehearsal.makers)
+    for number, phase in enumerate(phases):
+        if phase.name == "optimizer":
+            events: list[Event] = []
+            before: list[Event] = []  # one lives until the next is made
+            for key, size in enumerate(sizes, num_keys):
+                events += [(key, size), *before]
+                before = [(key, -size)]
+            phases[number] = replace(phase, events=np.concatenate((as_events([*events, *before]), phase.events)))
+            makers.append((num_keys, made))
+            num_keys += len(sizes)
+    kinds = np.pad(rehearsal.kinds, (0, num_keys - len(rehearsal.kinds)), constant_values=KIND["temporaries"])
+    return replace(rehearsal, phases=phases, kinds=kinds, makers=makers)

@@ -9,7 +9,7 @@ from typing import Any
 from autoft.errors import ModelError
 from autoft.planner.allocator import Allocator, ByteCounter
 from autoft.planner.attention import TOKENS_PER_EXAMPLE, Backend
-from autoft.planner.data_parallel import gradient_buckets, replicated
+from autoft.planner.data_parallel import gradient_bytes, replicated
 from autoft.planner.depth import Depth, depth_of, shortened
 from autoft.planner.device import Device
 from autoft.planner.estimate import Estimate, Fits
@@ -123,7 +123,7 @@ class Estimator:
         rates = self.target.rates(product_dtypes(work), self.shape)
         timing = step_timing(work, rehearsal.managed_bytes, rates, rehearsal.offloaded_bytes)
         if num_gpus > 1:
-            timing = together(timing, gradient_buckets(rehearsal.weights), replicas, self.target.gpu, rates)
+            timing = together(timing, gradient_bytes(rehearsal), replicas, self.target.gpu, rates)
         return Estimate(
             method="rehearsal",
             peak_allocated_bytes=memory.allocated,

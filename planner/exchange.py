@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autoft.planner.estimate import Range
@@ -62,26 +61,20 @@ def link_of(gpu: Gpu) -> Link:
     )
 
 
-def together(timing: Timing, buckets: Sequence[int], replicas: Replicas, gpu: Gpu | None, rates: Rates) -> Timing:
+def together(timing: Timing, gradients: int, replicas: Replicas, gpu: Gpu | None, rates: Rates) -> Timing:
     """One GPU's micro-batch with its share of the exchange, and the energy of all.
 
-    A ring sends 2 (n - 1) / n of all gradients through each GPU (Patarasuk and Yuan, 2009), once an optimizer step.
-    buckets: bytes of each, in the order in which they are full; gpu: None for replicas that share a CPU, which take
-    turns. Least: all but the last bucket's exchange is hidden behind the backward, as far as the step is long enough.
-    Most: nothing is hidden.
+    A ring sends 2 (n - 1) / n of all gradients through each GPU (Patarasuk and Yuan, 2009), once an optimizer step,
+    when its last backward is done. gradients: bytes of all. gpu: None for replicas that share a CPU, which take turns.
     """
     num, step = replicas.num_gpus, timing.step_s
     if gpu is None:
         shared = Range(lower=num * step.lower, upper=num * step.upper)
         return replace(timing, step_s=shared, exchange=f"exchange: {num} replicas share the CPU, no quicker than one")
     link = link_of(gpu)
-    sent = 2 * (num - 1) / num
-    whole = sent * sum(buckets)
-    fast, slow, last = whole / link.upper, whole / link.lower, sent * buckets[-1] / link.upper
-    step = Range(
-        lower=max(step.lower + last / replicas.accumulation, fast / replicas.accumulation),
-        upper=step.upper + slow / replicas.accumulation,
-    )
+    sent = 2 * (num - 1) / num * gradients
+    fast, slow = sent / link.upper, sent / link.lower
+    step = Range(lower=step.lower + fast / replicas.accumulation, upper=step.upper + slow / replicas.accumulation)
     power = rates.power_w
     energy = (
         Range(lower=num * step.lower * power.lower / 3600, upper=num * step.upper * power.upper / 3600)
@@ -89,8 +82,8 @@ def together(timing: Timing, buckets: Sequence[int], replicas: Replicas, gpu: Gp
         else None
     )
     told = (
-        f"exchange: gradients of {size(sum(buckets))} are summed over {num} GPUs once an optimizer step, in "
+        f"exchange: gradients of {size(gradients)} are summed over {num} GPUs once an optimizer step, in "
         f"{duration(fast)} to {duration(slow)} at {link.lower / 1e9:.2g} to {link.upper / 1e9:.3g} GB/s ({link.what}, "
-        "an assumption), partly behind the backward"
+        "an assumption)"
     )
     return Timing(step_s=step, energy_wh=energy, basis=timing.basis, exchange=told)

@@ -35,7 +35,6 @@ COLORS = {
     "quantization_state": ("#88ccee", "#88ccee"),
     "adapter": ("#44aa99", "#44aa99"),
     "gradients": ("#117733", "#3f9c5e"),
-    "gradient_buckets": ("#66aa88", "#86c9a6"),
     "optimizer": ("#999933", "#a9a943"),
     "inputs": ("#555555", "#8c8c8c"),
     "activations": ("#ddcc77", "#ddcc77"),

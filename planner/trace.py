@@ -21,7 +21,6 @@ KINDS = (
     "quantization_state",
     "adapter",
     "gradients",
-    "gradient_buckets",
     "optimizer",
     "inputs",
     "activations",
