@@ -66,7 +66,7 @@ def _train(orders: queue.Queue[dict[str, Any]], tell: Callable[[dict[str, Any]],
 
     job, rank = Job.from_dict(order["job"]), order["rank"]
     if job.device == "cuda":  # memory of a CPU is one, and the first process has asked for it
-        preflight(job, predicted_bytes=order["predicted_bytes"], hardware=detect())
+        preflight(job, hardware=detect(), **order["memory"])
     loaded = load(job, find_sources(job, _tell_nobody))
     from autoft.trainer.engine import Engine
 

@@ -57,8 +57,8 @@ class Peers:
             listener.join()
         self._folder.cleanup()
 
-    def start(self, job: Job, predicted_bytes: int | None) -> None:
-        """Have the others load what this process loads meanwhile. predicted_bytes: as `preflight` has it."""
+    def start(self, job: Job, *, predicted_bytes: int | None, force: bool) -> None:
+        """Have the others load what this process loads meanwhile. predicted_bytes, force: as `preflight` has them."""
         self.group = Group(job.num_gpus)
         if self.group.size == 1:
             return
@@ -69,7 +69,8 @@ class Peers:
             threads = max(1, torch.get_num_threads() // self.group.size)
             torch.set_num_threads(threads)
             env["OMP_NUM_THREADS"] = str(threads)
-        order = {"job": job.to_dict(), "predicted_bytes": predicted_bytes, "rendezvous": str(self._rendezvous)}
+        memory = {"predicted_bytes": predicted_bytes, "force": force}
+        order = {"job": job.to_dict(), "memory": memory, "rendezvous": str(self._rendezvous)}
         for rank in range(1, self.group.size):
             visible = {"CUDA_VISIBLE_DEVICES": self.gpus[rank]} if self.gpus else {}
             with self._log(rank).open("w") as log:

@@ -75,8 +75,12 @@ def disk_bytes(job: Job, trainable_params: int) -> int:
 
 
 def _shortage(job: Job, predicted_bytes: int, hardware: Hardware) -> str | None:
-    """What is missing of the memory, the libraries' own needs left out: None where the plan's peak is free."""
+    """What is missing of the memory, the libraries' own needs left out: None where the plan's peak is free.
+
+    Of several GPUs each process sees its own; on a CPU all share one memory.
+    """
     if job.device == "cpu":
+        predicted_bytes *= job.num_gpus
         free, what, held = hardware.host.ram_available_bytes, "RAM", ""
     else:
         gpu = max(hardware.gpus, key=lambda gpu: gpu.free_bytes)
@@ -105,6 +109,8 @@ def _findings(job: Job, hardware: Hardware) -> Iterator[Finding]:
         yield cuda.cuda_starts(facts, hardware)
         if recipe.loss == "fused":
             yield _triton()
+        if job.num_gpus > 1:
+            yield nccl()
     if recipe.quant_type == "int8":
         features = hardware.gpus[0].features if job.device == "cuda" else None
         if features is not None and not features.bitsandbytes_int8:
@@ -112,6 +118,16 @@ def _findings(job: Job, hardware: Hardware) -> Iterator[Finding]:
             yield Finding(name="kernels", status="failed", found=found, fix="--method lora, or --set quant_type=nf4")
     elif recipe.quant_type is not None:
         yield compute.usual_width(compute.FourBit.from_dict(compute.four_bit(job.device)))
+
+
+def nccl() -> Finding:
+    """Whether this build of PyTorch can join several GPUs."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_nccl_available():
+        return Finding(name="NCCL", status="ok", found="it is there")
+    found = "this build of PyTorch has none, so several GPUs cannot train together"
+    return Finding(name="NCCL", status="failed", found=found, fix="plan again with --set num_gpus=1, or train on Linux")
 
 
 def _triton() -> Finding:

@@ -274,7 +274,7 @@ def _load(session: _Session, prepared: Prepared | None) -> Loaded:
     ):
         tell(Note(text=note, warning=True))
     sources = find_sources(job, tell, prepared)
-    session.peers.start(job, session.peak_bytes)
+    session.peers.start(job, predicted_bytes=session.peak_bytes, force=session.force)
     return load(job, sources, session.stop.check)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from autoft.errors import ModelError, OptionError, OutOfMemory, Resumable
 if TYPE_CHECKING:
     from autoft.cli.live import Display
     from autoft.planner.plan_file import Plan
+    from autoft.profiles.hardware import Gpu
     from autoft.trainer.prepare import Prepared
     from autoft.trainer.result import Predicted, RunResult
 
@@ -228,16 +229,10 @@ def take_devices(plan: Plan) -> list[str]:
     """
     if plan.job.device != "cuda":
         return []
-    from autoft.planner.target import like
     from autoft.profiles.detect import detect
 
-    gpus, num_gpus = detect().gpus, plan.job.num_gpus
-    taken = [gpu.uuid for gpu in like(gpus)[:num_gpus] if gpu.uuid is not None]
-    if num_gpus > 1 and len(taken) < num_gpus:
-        raise ModelError(
-            f"the plan is for {num_gpus} GPUs of one kind, and there are {len(taken)} here",
-            fix="run it there, or plan again with --set num_gpus=1",
-        )
+    gpus = detect().gpus
+    taken = uuids(gpus, plan.job.num_gpus)
     if len(gpus) > 1 and taken:
         os.environ["CUDA_VISIBLE_DEVICES"] = taken[0]
     import torch
@@ -245,5 +240,21 @@ def take_devices(plan: Plan) -> list[str]:
     if not torch.cuda.is_available():
         raise ModelError(
             f"the plan is for {plan.target}, and PyTorch finds no GPU here", fix="run it there, or --gpu cpu"
+        )
+    return taken
+
+
+def uuids(gpus: Sequence[Gpu], num_gpus: int) -> list[str]:
+    """Of so many of `gpus`, all of one kind, the one with the most free memory first; empty where one has none.
+
+    Raises: ModelError where there are not so many.
+    """
+    from autoft.planner.target import like
+
+    taken = [gpu.uuid for gpu in like(gpus)[:num_gpus] if gpu.uuid is not None]
+    if num_gpus > 1 and len(taken) < num_gpus:
+        raise ModelError(
+            f"the plan is for {num_gpus} GPUs of one kind, and there are {len(taken)} here",
+            fix="run it there, or plan again with --set num_gpus=1",
         )
     return taken

@@ -373,7 +373,7 @@ def test_a_disk_too_small_for_the_starter(autoft, small_disk, tmp_path, monkeypa
         ("--gpu rtx4099", "no GPU 'rtx4099' in the catalogue. Did you mean rtx-4090", "autoft profiles gpus"),
         ("--gpu 4090x0", "--gpu 4090x0: no card at all", "--gpu 4090, or --gpu cpu"),
         ("--gpu 4090,3060", "--gpu 4090,3060: replicas of a model want cards", "--gpu 4090 or --gpu 3060"),
-        ("--gpu 2x4090 --set num_gpus=2", "training on several GPUs is not built yet, and the plan is", "num_gpus=1"),
+        ("--gpu 2x4090 --set num_gpus=2", "the plan is for 2 GPUs of one kind, and there are 0 here", "num_gpus=1"),
         ("--gpu A100", "GPU 'A100' could be a100-40gb (40 GiB)", "name one of them"),
         ("--vram 9999", "--vram 9999 is not a GPU's memory", "GiB between 0 and 4096"),
         ("--vram 0", "--vram 0 is not a GPU's memory", "GiB between 0 and 4096"),

@@ -25,6 +25,7 @@ def _shimmed(name: str, rows: Callable[[writes.Writes], Rows]) -> Callable[[Scen
 ROWS: dict[str, Callable[[Scene, int], Rows]] = {
     "memory": lambda scene, _: runs.memory(runs.Runs(scene)),
     "not finite": lambda scene, _: runs.not_finite(runs.Runs(scene)),
+    "processes": lambda scene, _: runs.processes(runs.Runs(scene)),
     "signals": lambda scene, _: runs.signals(runs.Runs(scene)),
     "terminal": lambda scene, _: runs.terminal(runs.Runs(scene)),
     "damage": lambda scene, _: runs.damage(runs.Runs(scene)),

@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from autoft.trainer.output import CHECKPOINTS, unfinished
 from tests.faults.scene import Done, Scene, at_step, autoft, flaws, learnt, send
 from tests.faults.table import Case, Row, clear, row, settle, single
@@ -220,6 +222,27 @@ def _distance(out: Path, other: Path) -> float:
 
     one, two = (load_file(folder / "adapter_model.safetensors") for folder in (out, other))
     return max(float((one[name] - two[name]).abs().max()) for name in two)
+
+
+def processes(runs: Runs) -> Iterator[Row]:
+    """Two that train together."""
+    scene = runs.scene
+    plan = scene.plan(max_steps=STEPS, num_gpus=2, accumulation=1)
+    quiet = scene.work / "quiet6-two"
+    assert scene.run(quiet, plan).code == 0
+    for fault, act in (
+        ("the second of two processes is killed", _kill_second),
+        ("the first of two processes is killed", send(signal.SIGKILL)),
+    ):
+        clear(scene)
+        began = time.monotonic()
+        first = scene.run(runs.out, plan, before=at_step(3, act))
+        yield row(fault, "after step 3", [settle(scene, runs.out, plan, quiet, first, (4, -9))], began)
+
+
+def _kill_second() -> None:
+    (second,) = psutil.Process().children()
+    second.kill()
 
 
 def not_finite(runs: Runs) -> Iterator[Row]:

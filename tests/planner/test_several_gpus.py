@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from autoft.cli.run import uuids
 from autoft.errors import DoesNotFit, ModelError, OptionError
 from autoft.planner import plan_cache
 from autoft.planner.allocator import ByteCounter
@@ -440,6 +441,15 @@ def test_an_estimate_is_of_a_replica_where_several_cards_are_named(model: Path) 
     assert (one.num_gpus, several.num_gpus) == (1, 2)
     assert several.device_bytes > one.device_bytes
     assert one.tokens_per_s < several.tokens_per_s <= 2 * one.tokens_per_s
+
+
+def test_a_run_takes_cards_of_one_kind_with_the_most_memory_free() -> None:
+    there = (*cards(9, 11, 10), *cards(8, name="rtx-3090"))
+    assert uuids(there, 1) == ["GPU-rtx-3060-1"]
+    assert uuids(there, 2) == ["GPU-rtx-3060-1", "GPU-rtx-3060-2"]
+    assert uuids((), 1) == []
+    with pytest.raises(ModelError, match="the plan is for 4 GPUs of one kind, and there are 3 here"):
+        uuids(there, 4)
 
 
 def test_questions_about_one_gpu_refuse_several(model: Path) -> None:

@@ -18,7 +18,7 @@ from autoft.trainer.job import Job
 from autoft.trainer.loss import compute_loss
 from autoft.trainer.optim import build_optimizer
 from autoft.trainer.outcome import SMALL_FILES_BYTES
-from autoft.trainer.preflight import check_room, disk_bytes, preflight
+from autoft.trainer.preflight import check_room, disk_bytes, nccl, preflight
 from autoft.trainer.recipe import Recipe
 from autoft.units import GIB, MIB
 from tests.trainer.test_doctor import HOST, NO_GPU, machine
@@ -40,6 +40,20 @@ def test_ram_that_is_not_free_is_refused_or_with_force_told() -> None:
     assert refused.value.what == said
     assert preflight(job(), predicted_bytes=2 * GIB, hardware=NO_GPU, force=True) == [said]
     assert preflight(job(), predicted_bytes=None, hardware=NO_GPU) == []
+
+
+def test_processes_that_share_a_cpu_share_its_memory() -> None:
+    two = replace(job(), num_gpus=2)
+    assert preflight(two, predicted_bytes=GIB // 2, hardware=NO_GPU) == []
+    with pytest.raises(DoesNotFit, match=r"the plan needs 1.5 GiB of RAM, and 1.0 GiB is free now"):
+        preflight(two, predicted_bytes=3 * GIB // 4, hardware=NO_GPU)
+
+
+def test_several_gpus_need_nccl() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_nccl_available():
+        assert nccl().status == "ok"
+    else:
+        assert (nccl().status, nccl().fix) == ("failed", "plan again with --set num_gpus=1, or train on Linux")
 
 
 def test_a_card_that_another_process_holds_is_refused_and_the_process_named() -> None:
