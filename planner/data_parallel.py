@@ -8,7 +8,7 @@ import numpy as np
 
 from autoft.planner.depth import as_events
 from autoft.planner.ghost import Rehearsal
-from autoft.planner.trace import KIND, Event, Made
+from autoft.planner.trace import KIND, Made
 from autoft.trainer.group import buffers
 
 _BUFFER = ("summing gradients of all replicas", "trainer/group.py, Group.sum_gradients")
@@ -33,12 +33,8 @@ def replicated(rehearsal: Rehearsal) -> Rehearsal:
     phases, makers = list(rehearsal.phases), list(rehearsal.makers)
     for number, phase in enumerate(phases):
         if phase.name == "optimizer":
-            events: list[Event] = []
-            before: list[Event] = []  # one lives until the next is made
-            for key, size in enumerate(sizes, num_keys):
-                events += [(key, size), *before]
-                before = [(key, -size)]
-            phases[number] = replace(phase, events=np.concatenate((as_events([*events, *before]), phase.events)))
+            copies = [event for key, size in enumerate(sizes, num_keys) for event in ((key, size), (key, -size))]
+            phases[number] = replace(phase, events=np.concatenate((as_events(copies), phase.events)))
             makers.append((num_keys, made))
             num_keys += len(sizes)
     kinds = np.pad(rehearsal.kinds, (0, num_keys - len(rehearsal.kinds)), constant_values=KIND["temporaries"])

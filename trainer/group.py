@@ -99,6 +99,7 @@ class Group:
             dist.all_reduce(flat)
             for part, summed in zip(parts, _unflatten_dense_tensors(flat, parts), strict=True):  # type: ignore[no-untyped-call]
                 part.copy_(summed)
+            del flat, summed  # before the next is made
 
     def gather(self, numbers: torch.Tensor) -> torch.Tensor:
         """[processes, numbers]: what each process has; numbers: of one dtype and shape [numbers] in all."""
