@@ -45,9 +45,10 @@ class Group:
 
         if self.size == 1:
             return
-        for setting in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            if sys.platform in _LOOPBACK:
+        if sys.platform in _LOOPBACK:
+            for setting in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
                 os.environ.setdefault(setting, _LOOPBACK[sys.platform])
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")  # `lost` does that
         store = dist.FileStore(str(rendezvous), self.size)  # type: ignore[attr-defined]
         store.set_timeout(PATIENCE)
         backend, excepthook = "nccl" if device == "cuda" else "gloo", sys.excepthook
@@ -61,7 +62,7 @@ class Group:
         import torch.distributed as dist
 
         if dist.is_initialized():
-            dist.destroy_process_group()
+            _end(dist)
 
     def lost(self, reason: str) -> None:
         """One has ended, as another thread has seen: whoever waits for it is to wait no more."""
@@ -70,7 +71,7 @@ class Group:
 
         # gloo sees by itself that a connection is closed, NCCL would wait for ever
         if dist.is_initialized() and dist.get_backend() == "nccl":
-            dist.distributed_c10d._abort_process_group()
+            _end(dist)
 
     def check(self) -> None:
         """Raises: LostProcess where what was exchanged may be no sum of all."""
@@ -121,6 +122,14 @@ class Group:
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value)
         return found
+
+
+def _end(dist: Any) -> None:
+    """NCCL's own way out waits for the others, of which one may be gone."""
+    if dist.get_backend() == "nccl":
+        dist.distributed_c10d._abort_process_group()
+    else:
+        dist.destroy_process_group()
 
 
 def buffers(gradients: Sequence[tuple[Any, int]]) -> list[list[int]]:
