@@ -44,16 +44,19 @@ def detect(disk_path: Path | None = None) -> Hardware:
 
 
 @contextmanager
-def sampler() -> Iterator[Callable[[], dict[str, Any]]]:
+def sampler(visible: str | None = None) -> Iterator[Callable[[], dict[str, Any]]]:
     """A function that looks once more at what changes, of the GPUs that `detect` finds and of the host's memory.
 
+    visible: CUDA_VISIBLE_DEVICES, where it is to be another than that of this process.
     It gives {"gpus": [{"index", "uuid", "name", "total_bytes", "free_bytes", "used_bytes", "power_w", "power_limit_w",
-    "temperature_c", "busy_percent", "sm_clock_mhz", "memory_clock_mhz", "throttle"}, ...], "no_gpu_reason", "host":
-    {"ram_total_bytes", "ram_available_bytes"}}; None is not known. Memory is that of a MIG instance's whole card.
+    "energy_j", "temperature_c", "busy_percent", "sm_clock_mhz", "memory_clock_mhz", "throttle"}, ...],
+    "no_gpu_reason", "host": {"ram_total_bytes", "ram_available_bytes"}}; None is not known. Memory is that of a MIG
+    instance's whole card; energy_j is drawn since the driver was loaded.
     """
+    environment = os.environ if visible is None else {**os.environ, "CUDA_VISIBLE_DEVICES": visible}
     with Driver() as driver:
         host = read_host()
-        found = read_nvidia(driver.ask("all"), host, os.environ)
+        found = read_nvidia(driver.ask("all"), host, environment)
 
         def look() -> dict[str, Any]:
             answers = driver.ask("moment")

@@ -96,7 +96,9 @@ def moment(answers: Answers, index: int) -> dict[str, Any]:
     """What a round "moment" told of one GPU, by field; "total_bytes", "free_bytes" and "used_bytes" with the rest."""
     where = str(index)
     total, free, used = answers.value(where, "memory") or (None, None, None)
-    names = ("power_w", "power_limit_w", "temperature_c", "busy_percent", "sm_clock_mhz", "memory_clock_mhz")
+    names = (
+        "power_w", "power_limit_w", "energy_j", "temperature_c", "busy_percent", "sm_clock_mhz", "memory_clock_mhz",
+    )  # fmt: skip
     return {
         "total_bytes": total,
         "free_bytes": free,

@@ -172,6 +172,8 @@ MOMENT: dict[str, Question] = {
     "memory": memory,
     "power_w": lambda d: pynvml.nvmlDeviceGetPowerUsage(d) / 1000,
     "power_limit_w": lambda d: pynvml.nvmlDeviceGetEnforcedPowerLimit(d) / 1000,
+    # since the driver was loaded; from Volta on
+    "energy_j": lambda d: pynvml.nvmlDeviceGetTotalEnergyConsumption(d) / 1000,
     "temperature_c": temperature,
     "busy_percent": lambda d: pynvml.nvmlDeviceGetUtilizationRates(d).gpu,
     "sm_clock_mhz": lambda d: pynvml.nvmlDeviceGetClockInfo(d, pynvml.NVML_CLOCK_SM),

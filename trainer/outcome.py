@@ -47,7 +47,6 @@ def finish(
     before: Judged,
     after: Judged,
     *,
-    seconds: dict[str, float],
     folder: Path,
     name: str,
     data_sha256: str,
@@ -56,13 +55,15 @@ def finish(
     _save(job, loaded, folder)
     prepared = loaded.prepared
     rate = progress.seconds or 1.0
+    progress.settle()
     shown = samples(prepared.splits.heldout, before[1], after[1]) if job.max_new_tokens else ()
     result = RunResult(
         autoft_version=__version__,
         job=job,
         base=base_reference(loaded.ref, loaded.weights),
         finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        seconds=seconds,
+        seconds={stage: round(seconds, 2) for stage, seconds in progress.stages.items()},
+        energy_kwh=None if progress.energy_j is None else progress.energy_j / 3.6e6,
         steps=len(progress.losses),
         tokens=progress.tokens,
         trained_tokens=progress.trained_tokens,

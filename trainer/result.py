@@ -81,8 +81,8 @@ class RunResult(Record):
 
     memory: (step, bytes) that the run held after it, as Measured counts them. evaluations: (step, evaluation) during
     training. best_step: the step whose weights were kept, where that was chosen by an evaluation; None is the last.
-    phases: measured peak bytes of "rehearse", "train" and "evaluate". energy_kwh: what the GPU drew, None where that is
-    not known.
+    phases: measured peak bytes of "rehearse", "train" and "evaluate". energy_kwh: what the GPUs drew, None where they
+    do not tell. seconds: of each stage, of all processes that the run took.
     events: what happened on the way, as in events.jsonl: recoveries, restarts, stops and warnings.
     samples: held-out conversations before and after; sample is the first of them.
     data_sha256: of the token ids and labels that were trained on.

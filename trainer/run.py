@@ -30,6 +30,7 @@ from autoft.trainer.checkpoint import (
     open_checkpoint,
     set_aside,
 )
+from autoft.trainer.energy import energy_meter
 from autoft.trainer.events import Evaluated, Event, Finished, Listener, Note, Rehearsed, Resumed, Stage, Stopped
 from autoft.trainer.events import Progress as Done
 from autoft.trainer.identity import changes, identity_of
@@ -177,25 +178,18 @@ class _Session:
     accept_changes: bool = False
     force: bool = False
     progress: Progress = field(default_factory=Progress)
-    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def peak_bytes(self) -> int | None:
         """Of the plan."""
         return None if self.predicted is None else self.predicted.peak_bytes
 
-    @contextmanager
-    def clock(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = round(time.perf_counter() - began, 2)
-
     def ended(self, reason: str, error: BaseException) -> AutoftError:
         """The error for a run that ends before its time, for `reason`."""
         kept, _ = newest_checkpoint(self.folder / CHECKPOINTS, run_id=self.run_id)
-        self.tell(Stopped(step=self.progress.step, reason=reason, resumable=kept is not None))
+        # while it loads, a run that is taken up again is not yet where it was
+        step = max(self.progress.step, 0 if kept is None else kept.step)
+        self.tell(Stopped(step=step, reason=reason, resumable=kept is not None))
         if kept is not None:
             return Resumable(
                 f"{reason}; what was learnt up to step {kept.step} is kept", fix=f"autoft resume {self.out}"
@@ -234,35 +228,45 @@ class _Telling:
 def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | None) -> RunResult:
     """From loading to the whole folder. checkpoint: what to go on from."""
     began = time.perf_counter()
-    job, folder = session.job, session.folder
-    with session.clock("load"):
+    job, folder, progress = session.job, session.folder, session.progress
+    with progress.stage("load"):
         loaded = _load(session, prepared)
     identity = identity_of(job, loaded.prepared, loaded.weights)
     if checkpoint is not None:
         _check_same(session, checkpoint, identity)
     check_room(job, folder, trainable_params(loaded.model))
-    with PeakMemory(job.device, loaded.baseline_bytes) as memory:
+    with PeakMemory(job.device, loaded.baseline_bytes) as memory, _energy(session):
         keeper = Keeper(folder, job, session.progress, run_id=session.run_id, identity=identity, listener=session.tell)
         engine = _engine(session, loaded, keeper, memory)
         checkpoint = _begin(session, engine, keeper, checkpoint)
         session.stop.resumable = True
         session.peers.join(checkpoint, job, identity["data_sha256"], session.stop.check)
-        with session.clock("rehearse"), _rows_named(session, loaded):
+        with progress.stage("rehearse"), _rows_named(session, loaded):
             _rehearse(session, loaded, engine, checkpoint, memory)
-        with session.clock("evaluate_before"):
+        with progress.stage("evaluate_before"):
             before, answers_before = _before(session, loaded)
-        with session.clock("train"), _rows_named(session, loaded):
+        with progress.stage("train"), _rows_named(session, loaded):
             _train(session, engine, checkpoint, memory)
-        with session.clock("evaluate_after"):
+        with progress.stage("evaluate_after"):
             after, answers_after = _evaluate(session, loaded, "after", job.max_new_tokens)
-    with session.clock("save"):
+    with progress.stage("save"):
         session.tell(Stage(name="save"))
         result = finish(
-            session.job, loaded, session.progress, session.predicted, (before, answers_before), (after, answers_after),
-            seconds=session.seconds, folder=folder, name=session.out.name, data_sha256=identity["data_sha256"],
+            job, loaded, progress, session.predicted, (before, answers_before), (after, answers_after),
+            folder=folder, name=session.out.name, data_sha256=identity["data_sha256"],
         )  # fmt: skip
     session.tell(Finished(steps=result.steps, seconds=round(time.perf_counter() - began, 2)))
     return result
+
+
+@contextmanager
+def _energy(session: _Session) -> Iterator[None]:
+    """What the GPUs draw in the block is measured."""
+    if session.job.device != "cuda":
+        yield
+        return
+    with energy_meter(session.peers.gpus) as take_joules, session.progress.energy(take_joules):
+        yield
 
 
 def _load(session: _Session, prepared: Prepared | None) -> Loaded:

@@ -63,6 +63,12 @@ def listening() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
+def ignore_hangup() -> None:
+    """A terminal that closes ends nothing from here on."""
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 def let_go_of_lost_outputs() -> None:
     """Have what goes to a terminal that was closed, or a pipe that nobody reads any more, go nowhere."""
     if not hasattr(select, "poll"):

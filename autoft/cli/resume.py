@@ -26,7 +26,9 @@ def command(folder: Path, accept_changes: bool, as_json: bool) -> None:
 
     environment.prepare()
     from autoft.trainer.output import find_unfinished, unfinished
+    from autoft.trainer.signals import ignore_hangup
 
+    ignore_hangup()
     out = find_unfinished(folder.absolute())
     from autoft.cli import run as run_command
     from autoft.planner.plan_file import read_plan

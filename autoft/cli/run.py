@@ -50,7 +50,9 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
 
     environment.prepare()
     from autoft.trainer.output import check_output, free_name
+    from autoft.trainer.signals import ignore_hangup
 
+    ignore_hangup()
     out = output or free_name(RUNS, Path(what).stem if what.endswith(".toml") else Path(what).name or "run")
     check_output(out, force=force)
     console = render.console(stderr=True)

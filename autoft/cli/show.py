@@ -295,6 +295,7 @@ def _measured_facts(result: RunResult) -> list[tuple[str, str]]:
         ("Speed", f"{measured.tokens_per_s:,.0f} tokens/s, of them {measured.trained_tokens_per_s:,.0f} trained"),
         ("Trained", f"{count(result.trainable_params)} of {count(result.total_params)} weights"),
         ("Time", ", ".join(f"{name.replace('_', ' ')} {duration(s)}" for name, s in result.seconds.items())),
+        *([] if result.energy_kwh is None else [("Energy", energy(result.energy_kwh))]),
     ]
 
 

@@ -38,6 +38,7 @@ def test_json_is_a_line_a_look(driver: FakeDriver) -> None:
     assert len(found) == 3
     assert [gpu["index"] for gpu in found[0]["gpus"]] == [0, 1]
     first = found[2]["gpus"][0]
+    assert first.pop("energy_j") > found[1]["gpus"][0]["energy_j"]
     assert first == {
         "index": 0,
         "uuid": "GPU-aabb2222-0000-0000-0000-000000000002",
