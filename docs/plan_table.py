@@ -12,6 +12,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from autoft.cli.planning import rare_collections
 from autoft.errors import OptionError
 from autoft.planner.plan import ask
 from autoft.planner.question import Question
@@ -103,4 +104,6 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with rare_collections():
+        code = main(sys.argv[1:])
+    sys.exit(code)
