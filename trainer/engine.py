@@ -13,19 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from datasets import Dataset
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTConfig, SFTTrainer
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from autoft.errors import OptionError, OutOfMemory, TrainingError
 from autoft.trainer.build import without_adapter
 from autoft.trainer.checkpoint import Checkpoint
-from autoft.trainer.data.pack import collator, pack, packed_row
+from autoft.trainer.data.pack import pack
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.events import Listener, Recovered
 from autoft.trainer.fallback import Fallbacks
@@ -37,12 +33,10 @@ from autoft.trainer.memory import free_memory, is_out_of_memory
 from autoft.trainer.optim import build_optimizer
 from autoft.trainer.progress import Progress
 from autoft.trainer.randomness import random_state, set_random_state
-from autoft.trainer.recipe import Recipe
+from autoft.trainer.rows import ROWS, Sampler, batch_maker, dataset, split
 from autoft.trainer.signals import StopRequest
 
 MOST_OVERFLOWS = 25  # steps in a row: float16's loss scale has then fallen from 65536 to 2e-3
-ROWS = "rows"  # column of a batch: which rows of the dataset it has
-_NOT_OF_THE_MODEL = (ROWS,)
 
 
 class NonFinite(TrainingError):  # noqa: N818
@@ -114,8 +108,8 @@ class Engine(SFTTrainer):  # type: ignore[misc]
             model=model,
             args=_arguments(job, work_dir),
             processing_class=tokenizer,
-            data_collator=_collator(job.recipe, tokenizer.pad_token_id),
-            train_dataset=_dataset(
+            data_collator=batch_maker(job.recipe, tokenizer.pad_token_id),
+            train_dataset=dataset(
                 examples, self._examples, job.recipe, tokenizer.pad_token_id, filler=self.group.size > 1
             ),
             optimizers=(
@@ -140,7 +134,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         assert not return_outputs
-        inputs = {name: value for name, value in inputs.items() if name not in _NOT_OF_THE_MODEL}
+        inputs = {name: value for name, value in inputs.items() if name != ROWS}
         return compute_loss(model, inputs, self.recipe, num_trained_tokens=num_items_in_batch)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
@@ -193,7 +187,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
     def _backward(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
         losses = [
             super(Engine, self).training_step(model, part, num_items_in_batch)
-            for part in _split(inputs, self.fallbacks.micro_batch)
+            for part in split(inputs, self.fallbacks.micro_batch)
         ]
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
@@ -269,7 +263,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
 
     def _single_rows(self) -> Iterator[Any]:
         for inputs in self._inputs:
-            yield from _split(inputs, 1)
+            yield from split(inputs, 1)
 
     def _rows_if_bad(self, model: Any, part: Any) -> list[int]:
         model.zero_grad()
@@ -286,7 +280,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """By seed and epoch alone, so that a resumed run draws the rows that it would have drawn."""
-        return _Sampler(self._lengths, self.job, self.group)
+        return Sampler(self._lengths, self.job, self.group)
 
     # Rehearsal
 
@@ -436,91 +430,6 @@ class Engine(SFTTrainer):  # type: ignore[misc]
 
     def _send_telemetry(self) -> None:
         """Nothing is sent anywhere."""
-
-
-class _Sampler(torch.utils.data.Sampler[int]):
-    """Rows at random, or those of like length side by side; an epoch's order is told by seed and epoch.
-
-    Of several processes each has every so-manieth row of an optimizer step, so that theirs are of like length too, and
-    the step has the rows that it has where one process does it all. One that gets none of an epoch's last rows has the
-    filler, so that all make the same number of steps.
-    """
-
-    def __init__(self, lengths: list[int], job: Job, group: Group) -> None:
-        self.lengths = lengths
-        self.job = job
-        self.group = group
-        self.epoch = 0
-        self.rows_per_step = group.size * job.recipe.micro_batch * job.accumulation
-
-    def __len__(self) -> int:
-        return len(self._shares(list(range(len(self.lengths)))))
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.job.seed + self.epoch)
-        if self.job.group_by_length:
-            order = get_length_grouped_indices(self.lengths, self.rows_per_step, generator=generator)
-        else:
-            order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        yield from self._shares(order)
-
-    def _shares(self, order: list[int]) -> list[int]:
-        if self.group.size == 1:
-            return order
-        steps = [order[at : at + self.rows_per_step] for at in range(0, len(order), self.rows_per_step)]
-        shares = [step[self.group.rank :: self.group.size] or [len(self.lengths)] for step in steps]
-        return [row for share in shares for row in share]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate when an epoch begins."""
-        self.epoch = epoch
-
-
-def _dataset(
-    examples: Sequence[Example], rows: list[list[int]], recipe: Recipe, pad_id: int, *, filler: bool
-) -> Dataset:
-    """filler: one more row at the end, of which no token is trained."""
-    of_rows = [[examples[at] for at in row] for row in rows]
-    if filler:
-        shortest = min(of_rows, key=lambda row: sum(len(example.input_ids) for example in row))
-        of_rows.append([dataclasses.replace(example, labels=[IGNORED] * len(example.labels)) for example in shortest])
-    found = [_row(row, recipe, pad_id) for row in of_rows]
-    columns = {name: [row[name] for row in found] for name in found[0]}
-    return Dataset.from_dict({**columns, ROWS: list(range(len(found)))})
-
-
-def _row(examples: list[Example], recipe: Recipe, pad_id: int) -> dict[str, Any]:
-    if recipe.packing:
-        return packed_row(examples, recipe.seq_len, pad_id)
-    (example,) = examples
-    return {"input_ids": np.asarray(example.input_ids, np.int32), "labels": np.asarray(example.labels, np.int32)}
-
-
-def _collator(recipe: Recipe, pad_id: int) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any]]:
-    inner = (
-        collator(recipe)
-        if recipe.packing
-        else DataCollatorForLanguageModeling(pad_id, pad_to_multiple_of=recipe.pad_multiple)
-    )
-
-    def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        numbers = torch.tensor([row[ROWS] for row in rows])
-        return {**inner([{k: v for k, v in row.items() if k != ROWS} for row in rows]), ROWS: numbers}
-
-    return collate
-
-
-def _split(inputs: dict[str, Any], size: int) -> list[dict[str, Any]]:
-    """A micro-batch as several of at most `size` rows."""
-    rows = len(inputs[ROWS])
-    if rows <= size:
-        return [inputs]
-    flat = inputs["input_ids"].shape[0] == 1  # packed rows end to end, as FlashAttention takes them
-    lines = {name: t if name == ROWS or not flat else t.view(rows, -1) for name, t in inputs.items()}
-    parts = [{name: t[at : at + size] for name, t in lines.items()} for at in range(0, rows, size)]
-    if flat:
-        parts = [{name: t if name == ROWS else t.reshape(1, -1) for name, t in part.items()} for part in parts]
-    return parts
 
 
 def _arguments(job: Job, work_dir: Path) -> SFTConfig:

@@ -13,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from autoft.errors import DataError
 from autoft.trainer import environment
 from autoft.trainer.checkpoint import Checkpoint
-from autoft.trainer.group import Group, LostProcess
+from autoft.trainer.group import Group
 from autoft.trainer.job import Job
 
 ENDS_WITHIN_S = 5.0
@@ -31,7 +32,7 @@ class Peers:
     def __init__(self, gpus: Sequence[str] = ()) -> None:
         self.gpus = gpus
         self.group = Group()
-        self._folder = tempfile.TemporaryDirectory(prefix="autoft-", ignore_cleanup_errors=True)
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._processes: list[subprocess.Popen[str]] = []
         self._listeners: list[threading.Thread] = []
         self._data_sha256: dict[int, str] = {}  # of what each that is ready has made of the data
@@ -55,13 +56,15 @@ class Peers:
             except subprocess.TimeoutExpired:
                 process.kill()
             listener.join()
-        self._folder.cleanup()
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def start(self, job: Job, *, predicted_bytes: int | None, force: bool) -> None:
         """Have the others load what this process loads meanwhile. predicted_bytes, force: as `preflight` has them."""
         self.group = Group(job.num_gpus)
         if self.group.size == 1:
             return
+        self._folder = tempfile.TemporaryDirectory(prefix="autoft-", ignore_cleanup_errors=True)
         env = environment.of_child()
         if job.device == "cpu":
             import torch
@@ -70,10 +73,10 @@ class Peers:
             torch.set_num_threads(threads)
             env["OMP_NUM_THREADS"] = str(threads)
         memory = {"predicted_bytes": predicted_bytes, "force": force}
-        order = {"job": job.to_dict(), "memory": memory, "rendezvous": str(self._rendezvous)}
+        order = {"job": job.to_dict(), "memory": memory, "rendezvous": str(self._file("rendezvous"))}
         for rank in range(1, self.group.size):
             visible = {"CUDA_VISIBLE_DEVICES": self.gpus[rank]} if self.gpus else {}
-            with self._log(rank).open("w") as log:
+            with self._file(f"{rank}.log").open("w") as log:
                 process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "autoft.trainer.peer"],
                     env=env | visible,
@@ -90,7 +93,7 @@ class Peers:
     def join(self, checkpoint: Checkpoint, job: Job, data_sha256: str, check: Callable[[], None]) -> None:
         """Wait until all are loaded, and have them go on from `checkpoint`. check: called while it waits.
 
-        Raises: LostProcess.
+        Raises: LostProcess, DataError.
         """
         with self._changed:
             while len(self._data_sha256) < len(self._processes):
@@ -98,10 +101,11 @@ class Peers:
                 check()
                 self._changed.wait(0.1)
         if set(self._data_sha256.values()) - {data_sha256}:
-            raise LostProcess("the data have changed while the processes were reading them")
+            raise DataError(f"{job.data}: has changed while the processes were reading it", fix="run again")
         for process in self._processes:
             self._send(process, {"checkpoint": str(checkpoint.folder), "run_id": checkpoint.run_id})
-        self.group.join(self._rendezvous, job.device)
+        if self._processes:
+            self.group.join(self._file("rendezvous"), job.device)
 
     def lost(self) -> str | None:
         """Why one has ended before its time; to be asked when something failed, for that may be why it did."""
@@ -110,12 +114,9 @@ class Peers:
                 self._changed.wait_for(lambda: self.group.trouble is not None, SEEN_WITHIN_S)
             return self.group.trouble
 
-    @property
-    def _rendezvous(self) -> Path:
-        return Path(self._folder.name) / "rendezvous"
-
-    def _log(self, rank: int) -> Path:
-        return Path(self._folder.name) / f"process-{rank}.log"
+    def _file(self, name: str) -> Path:
+        assert self._folder is not None
+        return Path(self._folder.name) / name
 
     def _send(self, process: subprocess.Popen[str], message: dict[str, Any]) -> None:
         assert process.stdin is not None
@@ -143,5 +144,5 @@ class Peers:
             self._changed.notify_all()
 
     def _last_words(self, rank: int) -> str:
-        lines = self._log(rank).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        lines = self._file(f"{rank}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1][:200] if lines else ""

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from autoft.errors import Resumable, TrainingError
+from autoft.errors import DataError, Resumable, TrainingError
 from autoft.trainer import environment
 from autoft.trainer.group import BUFFER_BYTES, buffers
 from autoft.trainer.output import unfinished
@@ -224,6 +224,15 @@ def test_one_that_cannot_load_is_told_of(make_job, tmp_path, monkeypatch):
     (folder / "sitecustomize.py").write_text("import autoft.trainer.load\nautoft.trainer.load.load = None\n")
     monkeypatch.syspath_prepend(folder)
     with pytest.raises(Resumable, match="process 2 of 2 has ended: 'NoneType' object is not callable"):
+        run(of_two(make_job), tmp_path / "out", plan_toml="")
+
+
+def test_data_that_change_while_they_are_read_are_refused(make_job, tmp_path, monkeypatch):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("import autoft.trainer.identity as i\ni.digest_of = lambda _: 'another'\n")
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(DataError, match=r"data\.jsonl: has changed while the processes were reading it"):
         run(of_two(make_job), tmp_path / "out", plan_toml="")
 
 
