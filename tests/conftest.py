@@ -32,6 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+def pytest_collection_finish() -> None:
+    """What the imports of the tests have made stays: each full search for cycles, as a run makes some, is spared it."""
+    gc.collect()
+    gc.freeze()
+
+
 class Done(NamedTuple):
     """What a command left: exit code, standard output, standard error."""
 
