@@ -24,7 +24,7 @@ def starter_env() -> dict[str, str]:
     """An environment with the starter in its cache: the user's own, so that it is fetched once and not for every test.
 
     All threads, since this model is not tiny; but one that waits sleeps, since other tests run beside it. Where threads
-    spin for a core that another process has, a run takes six times its CPU time.
+    spin for cores that other processes want, a run was seen to take six times its CPU time.
     """
     env = {key: value for key, value in os.environ.items() if key not in ("AUTOFT_HOME", "OMP_NUM_THREADS")}
     env["OMP_WAIT_POLICY"] = "PASSIVE"
