@@ -58,9 +58,20 @@ def look(question: str) -> tuple[Answer, Recording]:
     return answer, record(answer.rehearsal, answer.estimator.allocator())
 
 
+@functools.cache
+def explained(question: str) -> list:
+    answer, recording = look(question)
+    return explain(recording, answer)
+
+
 @pytest.fixture(scope="module", params=QUESTIONS)
-def looked_at(request) -> tuple[Answer, Recording]:
-    return look(request.param)
+def question(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def looked_at(question) -> tuple[Answer, Recording]:
+    return look(question)
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +116,10 @@ def test_a_recording_has_the_peaks_of_the_estimate(looked_at) -> None:
     assert int(recording.allocated[load]) == estimate.phases["load"]
 
 
-def test_the_figures_of_an_explanation_are_the_estimate_s_and_its_parts_add_up(looked_at) -> None:
-    answer, recording = looked_at
+def test_the_figures_of_an_explanation_are_the_estimate_s_and_its_parts_add_up(looked_at, question) -> None:
+    answer, _ = looked_at
     estimate = answer.estimate
-    figures = {figure.figure: figure for figure in explain(recording, answer)}
+    figures = {figure.figure: figure for figure in explained(question)}
     expected = {
         "peak_allocated_bytes": estimate.peak_allocated_bytes,
         "peak_reserved_bytes": estimate.peak_reserved_bytes,
@@ -126,8 +137,8 @@ def test_the_figures_of_an_explanation_are_the_estimate_s_and_its_parts_add_up(l
 
 
 def test_an_explanation_names_parameters_rank_states_and_rules() -> None:
-    answer, recording = look("lora")
-    figures = explain(recording, answer)
+    answer, _ = look("lora")
+    figures = explained("lora")
     said = {f.figure: " ".join(f"{p.what} {p.source}" for p in f.parts) for f in figures}
     # 30 layers, 7 linear layers each; SmolLM2-135M has 134,515,008 weights; AdamW keeps two states a weight
     assert "134,515,008 elements x 2 bytes (bfloat16)" in said["components.weights"]
@@ -145,11 +156,11 @@ def test_an_explanation_names_parameters_rank_states_and_rules() -> None:
 
 
 def test_what_a_kernel_takes_beside_its_result_names_its_rule() -> None:
-    figures = explain(*reversed(look("math attention")))
+    figures = explained("math attention")
     scratch = {p.source for f in figures for p in f.parts if "inside the kernel" in p.what}
     assert scratch == {"aten/native/cuda/SoftMax.cu, softmax_backward_cuda_out: `Tensor tmp = grad * output`"}
-    answer, recording = look("qlora, checkpointing, paged")
-    figures = explain(recording, answer)
+    answer, _ = look("qlora, checkpointing, paged")
+    figures = explained("qlora, checkpointing, paged")
     paged = next(p for f in figures if f.figure == "components.optimizer" for p in f.parts if "paged" in p.what)
     assert f"{answer.rehearsal.managed_bytes:,} bytes" in paged.what
 
