@@ -85,7 +85,7 @@ def finish(
         after=after[0],
         sample=shown[0] if shown else None,
         system_prompt=prepared.splits.system_prompt,
-        hardware=_hardware(job.device),
+        hardware=_hardware(job),
         versions=versions(),
         artifacts={},
         notes=tuple(prepared.notes(job.recipe.seq_len)),
@@ -139,9 +139,11 @@ def _hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def _hardware(device: str) -> str:
+def _hardware(job: Job) -> str:
     import torch
 
-    if device == "cuda":
-        return torch.cuda.get_device_name(0)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    if job.device == "cuda":
+        name = torch.cuda.get_device_name(0)
+        return f"{job.num_gpus} x {name}" if job.num_gpus > 1 else name
+    processes = f"{job.num_gpus} processes of " if job.num_gpus > 1 else ""
+    return f"{platform.processor() or platform.machine()}, {processes}{torch.get_num_threads()} threads"

@@ -123,6 +123,7 @@ def test_two_learn_what_one_does(make_job, tmp_path, kind, fields):
     assert [step for step, _ in both.losses] == [step for step, _ in one.losses]
     assert [loss for _, loss in both.losses] == pytest.approx([loss for _, loss in one.losses], rel=1e-4)
     assert (both.tokens, both.trained_tokens) == (one.tokens, one.trained_tokens)
+    assert "2 processes of" in both.hardware
     assert both.after.loss == pytest.approx(one.after.loss, rel=1e-3)
     assert_close(tmp_path / "two", tmp_path / "one")
     assert children() == []
