@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from autoft.errors import FileFormatError, OptionError, near
 from autoft.planner.target import Target
-from autoft.trainer.job import Job
-from autoft.trainer.recipe import Attention, Method, Recipe
+from autoft.trainer.job import Device, Job
+from autoft.trainer.recipe import Attention, Method, Optimizer, Recipe
 
 METHODS: tuple[Method, ...] = get_args(Method)
 # How the base is held: a method with its quantization. Full fine-tuning is looked at only where it is asked for.
@@ -28,6 +28,12 @@ SAVINGS: tuple[dict[str, Any], ...] = (
     {"gradient_checkpointing": True},
     {"gradient_checkpointing": True, "offload_checkpoints": True},
 )
+# For where a step misses by no more than its optimizer's state: which one has less of it on the card
+LIGHTER: dict[Optimizer, Optimizer] = {
+    "adamw_torch": "adamw_8bit",
+    "adamw_torch_fused": "adamw_8bit",
+    "adamw_8bit": "paged_adamw_8bit",
+}
 # Of the Job, what the plan decides itself or the command line has an option for.
 NOT_PINNABLE = ("model", "data", "eval_data", "mapping", "recipe", "device")
 LISTS = ("report_to",)  # of several words, with commas between them
@@ -102,6 +108,14 @@ def exact(target: Target, *, seq_len: int, attention: Attention = "sdpa", pinned
     raise problem
 
 
+def lighter(recipe: Recipe, device: Device, pinned: dict[str, Any]) -> Recipe | None:
+    """The same with less optimizer state on the card. Full fine-tuning has bases of its own for that."""
+    if device == "cpu" or recipe.method == "full" or "optimizer" in pinned:
+        return None
+    optimizer = LIGHTER.get(recipe.optimizer)
+    return None if optimizer is None else replace(recipe, optimizer=optimizer)
+
+
 def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
     """`key=value` words as (fields of the Recipe, fields of the Job), values read as TOML, else as text.
 
@@ -138,12 +152,15 @@ def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str,
 
 
 def describe(recipe: Recipe) -> str:
-    """qlora nf4, micro-batch 4, checkpointing."""
+    """qlora nf4, micro-batch 4, checkpointing, 8-bit optimizer."""
     saving = ""
     if recipe.gradient_checkpointing:
         every = "" if recipe.checkpoint_every == 1 else f" every {_ordinal(recipe.checkpoint_every)} layer"
         saving = f", checkpointing{every}{' on the host' if recipe.offload_checkpoints else ''}"
-    return f"{describe_base(recipe)}, micro-batch {recipe.micro_batch}{saving}"
+    states = ""
+    if state_bits(recipe) == 8 and recipe.method != "full":  # whose base tells
+        states = f", {'paged ' if recipe.optimizer.startswith('paged') else ''}8-bit optimizer"
+    return f"{describe_base(recipe)}, micro-batch {recipe.micro_batch}{saving}{states}"
 
 
 def _ordinal(number: int) -> str:
@@ -161,6 +178,11 @@ def describe_base(recipe: Recipe) -> str:
 def base_bits(recipe: Recipe) -> int:
     """Of a weight of the base's linear layers: 4, 8, or 16, which stands for all more."""
     return {None: 16, "int8": 8}.get(recipe.quant_type, 4)
+
+
+def state_bits(recipe: Recipe) -> int:
+    """Of a number in the optimizer's state: 8, or 32, which stands for the weights' own."""
+    return 8 if recipe.optimizer.endswith("8bit") else 32
 
 
 def _bases(pinned: dict[str, Any]) -> list[dict[str, Any]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from autoft.planner.candidates import base_bits, describe, saving_of
+from autoft.planner.candidates import base_bits, describe, saving_of, state_bits
 from autoft.planner.estimate import Estimate
 from autoft.planner.plan_file import Alternative
 from autoft.planner.request import Prefer
@@ -29,22 +29,27 @@ SLOWER = {16: 1.0, 8: 2.5, 4: 1.0}
 # would win by what is looked at with little memory and not with more.
 SAME_TIME = 1.05
 
+# Optimizer state of 8 bits learns as that of 32 does (arXiv:2110.02861), but bitsandbytes updates one weight after the
+# other, where PyTorch's fused kernel takes all; checkpoints on the host want its memory and link free. Both are for
+# what they make fit or clearly quicker, the state first: so many times SAME_TIME each counts.
+NOTCHES_OF_STATE, NOTCHES_OF_OFFLOAD = 1, 2
+
 # What each preference looks at, in this order; the first difference decides. No key depends on what else there is, so
 # more memory, which only adds candidates, never leads to one that comes later.
 _ORDER: dict[str, tuple[str, Callable[[Candidate], tuple[float, ...]]]] = {
     "balanced": (
         f"the shortest time, that of a 4-bit base taken {PRICE[4]:g} times",
-        lambda c: (_pace(row_time(c) * PRICE[base_bits(c.recipe)]),),
+        lambda c: (_pace(c, PRICE[base_bits(c.recipe)]),),
     ),
     "quality": (
         "the most bits in the base, then the shortest time",
-        lambda c: (-base_bits(c.recipe), _pace(row_time(c))),
+        lambda c: (-base_bits(c.recipe), _pace(c)),
     ),
     "speed": (
         "the shortest time, then the most bits in the base",
-        lambda c: (_pace(row_time(c)), -base_bits(c.recipe)),
+        lambda c: (_pace(c), -base_bits(c.recipe)),
     ),
-    "memory": ("the least memory, then the shortest time", lambda c: (c.estimate.device_bytes, _pace(row_time(c)))),
+    "memory": ("the least memory, then the shortest time", lambda c: (c.estimate.device_bytes, _pace(c))),
 }
 PREFERENCES = tuple(_ORDER)
 
@@ -63,6 +68,7 @@ def order(candidate: Candidate, prefer: Prefer) -> tuple[object, ...]:
     return (
         *_ORDER[prefer][1](candidate),
         saving_of(recipe),
+        -state_bits(recipe),
         candidate.estimate.device_bytes,
         repr(recipe),
     )
@@ -101,8 +107,8 @@ def _reasons(best: Candidate, ranked: list[Candidate], pruned: Sequence[Pruned],
     if len(ranked) == 1 and not pruned:
         return (*reasons, "it is the only candidate that the settings leave")
     reasons.append(f"prefer {prefer} takes, of what fits: {_ORDER[prefer][0]}")
-    reasons += [reason for reason in (_of_base(best, ranked, pruned), _of_checkpointing(best, ranked)) if reason]
-    return tuple(reasons)
+    compared = (_of_base(best, ranked, pruned), _of_checkpointing(best, ranked), _of_state(best, ranked))
+    return (*reasons, *(reason for reason in compared if reason))
 
 
 def _of_base(best: Candidate, ranked: list[Candidate], pruned: Sequence[Pruned]) -> str | None:
@@ -149,6 +155,21 @@ def _of_checkpointing(best: Candidate, ranked: list[Candidate]) -> str | None:
     return f"checkpointing buys the fit: without it micro-batch {least.recipe.micro_batch} needs {need}"
 
 
+def _of_state(best: Candidate, ranked: list[Candidate]) -> str | None:
+    """What the optimizer's lighter state is there for."""
+    heavy = _first(ranked, lambda c: state_bits(c.recipe) == 32 and _but_for_state(c.recipe, best.recipe))
+    if state_bits(best.recipe) == 32 or heavy is None:
+        return None
+    return (
+        f"the optimizer's state in 8 bits learns as well as in 32 (arXiv:2110.02861): with {heavy.recipe.optimizer} "
+        f"this micro-batch needs {size(heavy.estimate.device_bytes)}"
+    )
+
+
+def _but_for_state(one: Recipe, other: Recipe) -> bool:
+    return replace(one, optimizer=other.optimizer) == other
+
+
 def _other(candidate: Candidate, best: Candidate) -> Alternative:
     """One that fits as well: what it would gain and lose."""
     less = best.estimate.device_bytes - candidate.estimate.device_bytes
@@ -191,9 +212,11 @@ def _times(candidate: Candidate, best: Candidate) -> str:
     return f"{row_time(candidate) / row_time(best):.2f} times"
 
 
-def _pace(seconds: float) -> int:
-    """The time, in steps of SAME_TIME."""
-    return round(math.log(seconds) / math.log(SAME_TIME))
+def _pace(candidate: Candidate, price: float = 1.0) -> int:
+    """The time of a row, in steps of SAME_TIME; price: how many times it counts."""
+    recipe = candidate.recipe
+    notches = NOTCHES_OF_STATE * (state_bits(recipe) == 8) + NOTCHES_OF_OFFLOAD * recipe.offload_checkpoints
+    return round(math.log(row_time(candidate) * price) / math.log(SAME_TIME)) + notches
 
 
 def row_time(candidate: Candidate) -> float:

@@ -83,8 +83,11 @@ class Frame:
 
     def closest(self) -> tuple[Recipe, Estimate]:
         """What needs the least."""
-        found = ((recipe, self.question.estimate(recipe)) for recipe in self.recipes())
-        return min(found, key=lambda pair: pair[1].device_bytes)
+        found = [(recipe, self.question.estimate(recipe)) for recipe in self.recipes()]
+        least = min(found, key=lambda pair: pair[1].device_bytes)
+        while (lighter := self.question.lighter(least[0])) is not None:
+            least = lighter, self.question.estimate(lighter)
+        return least
 
     def run(self, recipe: Recipe, estimate: Estimate) -> tuple[Range, Range | None]:
         """(seconds, kWh) of the whole run; without data of a million tokens. None: the device's power is not known."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autoft.errors import OptionError
-from autoft.planner.candidates import Family, base_bits, families
+from autoft.planner.candidates import Family, base_bits, families, lighter
 from autoft.planner.choose import SLOWER, Choice, choose, order
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator import Estimator
@@ -85,6 +85,10 @@ class Question:
         )
         return [family for family in found if self.estimator.takes(family.recipes[0])] or found[:1]
 
+    def lighter(self, recipe: Recipe) -> Recipe | None:
+        """The same with less optimizer state on the device, None if there is none."""
+        return lighter(recipe, self.target.device, self.pinned)
+
     def search(self) -> Search:
         """What was rehearsed to answer it."""
         found = Search(
@@ -92,6 +96,7 @@ class Question:
             available_bytes=self.target.available_bytes,
             weights_bytes=self.weights_bytes,
             padding=self.padded,
+            lighter=self.lighter,
             gpu=self.target.device == "cuda",
         )
         wanted = self.families()

@@ -17,6 +17,7 @@ from autoft.units import size
 GROWING = ("inputs", "activations", "logits", "temporaries", "rounding")
 # A half of a micro-batch is tried where it takes so much less padding
 LESS_PADDING = 0.97
+ROUNDED = 1.25  # the allocator may save more than what is let go: segments are whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,9 @@ class Pruned:
 @dataclass(slots=True)
 class Search:
     """estimate: rehearses. padding: tokens of a micro-batch of so many rows, padding included, over those of as many
-    rows as long as the sequence. weights_bytes: the least that a recipe's base takes of the device. gpu: a card, not a
-    CPU, where large tensors can take more than their share of time.
+    rows as long as the sequence. weights_bytes: the least that a recipe's base takes of the device. lighter: the same
+    recipe with less optimizer state, None if there is none. gpu: a card, not a CPU, where large tensors can take more
+    than their share of time.
 
     found: what was rehearsed. pruned: why the rest was not.
     """
@@ -49,6 +51,7 @@ class Search:
     available_bytes: int
     weights_bytes: Callable[[Recipe], int]
     padding: Callable[[int], float]
+    lighter: Callable[[Recipe], Recipe | None]
     gpu: bool
     found: dict[Recipe, Candidate] = field(default_factory=dict)
     pruned: list[Pruned] = field(default_factory=list)
@@ -56,7 +59,10 @@ class Search:
     def smallest(self, families: Sequence[Family]) -> None:
         """Rehearse the smallest micro-batch of each family: what needs the least memory is among them."""
         for family in families:
-            self._try(family.recipes[0])
+            recipe: Recipe | None = family.recipes[0]
+            while recipe is not None:
+                self._try(recipe)
+                recipe = self.lighter(recipe)
 
     def largest(self, families: Sequence[Family]) -> None:
         """Rehearse what may be the quickest of each family that fits, and what shows why others do not.
@@ -75,8 +81,10 @@ class Search:
         """Rehearse larger (step 1) or smaller micro-batches of the best by `order` as long as they come before it."""
         fitting = [candidate for candidate in self.found.values() if candidate.estimate.fits == "yes"]
         best = min(fitting, key=order, default=None)
-        recipes = next((f.recipes for f in families if best is not None and best.recipe in f.recipes), ())
-        while best is not None and 0 <= (place := recipes.index(best.recipe) + step) < len(recipes):
+        recipes = next((f.recipes for f in families if best is not None and best.recipe in f.recipes), None)
+        if best is None or recipes is None:  # a lighter optimizer is for one micro-batch
+            return
+        while 0 <= (place := recipes.index(best.recipe) + step) < len(recipes):
             other = self._try(recipes[place])
             if other.estimate.fits != "yes" or order(other) > order(best):
                 return
@@ -96,6 +104,7 @@ class Search:
             return
         for number, family in enumerate(savings):
             best = self._family(family)
+            self._near_misses(family)
             if best is not None and best.recipe is family.recipes[-1]:
                 if savings[number + 1 :]:
                     text = f"{name} with more savings than {describe(best.recipe)}: it fits, they only cost time"
@@ -127,6 +136,25 @@ class Search:
             best = other
         return best
 
+    def _near_misses(self, family: Family) -> None:
+        """With a lighter optimizer, what does not fit but would without its optimizer's state."""
+        while (above := self._first_above(family)) is not None:
+            self._family(above)
+            family = above
+
+    def _first_above(self, family: Family) -> Family | None:
+        """The micro-batches that are too large, the first by no more than the state, with a lighter optimizer."""
+        tried = [self.found[recipe] for recipe in family.recipes if recipe in self.found]
+        smallest = next((candidate for candidate in tried if candidate.estimate.fits != "yes"), None)
+        if smallest is None or self._misses(smallest) > _state(smallest):
+            return None
+        above = family.recipes[family.recipes.index(smallest.recipe) :]
+        recipes = tuple(recipe for recipe in map(self.lighter, above) if recipe is not None)
+        return replace(family, recipes=recipes) if recipes else None
+
+    def _misses(self, candidate: Candidate) -> int:
+        return candidate.estimate.device_bytes - self.available_bytes
+
     def _guess(self, family: Family, smallest: Candidate) -> int:
         """The largest place at which the recipe fits if what can grow grows in proportion to the micro-batch; or 1."""
         growing = sum(smallest.estimate.components.get(kind, 0) for kind in GROWING) / smallest.recipe.micro_batch
@@ -137,10 +165,14 @@ class Search:
         return 1
 
     def _may_fit(self, recipe: Recipe, smallest: Candidate, larger: Candidate) -> bool:
-        """Whether the line through two smaller ones stays under the limit: memory bends upwards, never below it."""
+        """Whether the line through two smaller ones stays under the limit: memory bends upwards, never below it.
+
+        Or above by no more than the optimizer's state, where that can be less.
+        """
         least, more = smallest.recipe.micro_batch, larger.recipe.micro_batch
         slope = (larger.estimate.device_bytes - smallest.estimate.device_bytes) / (more - least)
-        return larger.estimate.device_bytes + slope * (recipe.micro_batch - more) <= self.available_bytes
+        spare = _state(smallest) if self.lighter(recipe) is not None else 0
+        return self._misses(larger) + slope * (recipe.micro_batch - more) <= spare
 
     def _may_be_quicker(self, smaller: Recipe, best: Candidate) -> bool:
         """A card takes no less than half the time for half the rows, so only padding speaks for fewer."""
@@ -153,3 +185,8 @@ class Search:
             row_s = estimate.step_time_s.middle / rows * self.padding(recipe.micro_batch)
             self.found[recipe] = Candidate(recipe, estimate, row_s)
         return self.found[recipe]
+
+
+def _state(candidate: Candidate) -> float:
+    """Bytes that go with its optimizer's state, at most."""
+    return ROUNDED * candidate.estimate.components.get("optimizer", 0)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from autoft.errors import DoesNotFit
 from autoft.planner.bisection import largest
-from autoft.planner.candidates import base_bits, describe
+from autoft.planner.candidates import base_bits, describe, state_bits
 from autoft.planner.context import longest_row
 from autoft.planner.estimate import Estimate
 from autoft.planner.frame import Frame
@@ -63,7 +63,12 @@ def find_limit(frame: Frame, quantity: Quantity) -> Limit:
     """
     values, bound_by = _values(frame, quantity)
     ceilings = [_ceiling(frame, recipe, quantity, values) for recipe in _recipes(frame)]
-    ceilings.sort(key=lambda c: (-(c.value or 0), -base_bits(c.recipe), c.recipe.gradient_checkpointing))
+    best = min(ceilings, key=_rank)
+    lighter = frame.question.lighter(best.recipe)  # the optimizer's state is the same in all of them
+    while lighter is not None:
+        ceilings.append(_ceiling(frame, lighter, quantity, values))
+        lighter = frame.question.lighter(lighter)
+    ceilings.sort(key=_rank)
     best = ceilings[0]
     if best.value is None:
         closest = min(ceilings, key=lambda c: c.estimate.device_bytes)
@@ -82,6 +87,11 @@ def find_limit(frame: Frame, quantity: Quantity) -> Limit:
         best=best,
         ceilings=tuple(ceilings),
     )
+
+
+def _rank(ceiling: Ceiling) -> tuple[int, int, bool, int]:
+    recipe = ceiling.recipe
+    return -(ceiling.value or 0), -base_bits(recipe), recipe.gradient_checkpointing, -state_bits(recipe)
 
 
 def in_words(quantity: Quantity) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoft.planner.candidates import BASES, SAVINGS, Family, base_bits
+from autoft.planner.candidates import BASES, LIGHTER, SAVINGS, Family, base_bits, lighter
 from autoft.planner.choose import PREFERENCES, choose, order
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.search import Candidate, Search
@@ -22,10 +22,14 @@ FAMILIES = [
     for saving, saved in enumerate(SAVINGS)
 ]
 
+NUMBER = len(FAMILIES) * len(MICRO_BATCHES)
+NUMBER += 2 * sum(len(family.recipes) for family in FAMILIES if family.recipes[0].method != "full")
+
 worlds = st.fixed_dictionaries(
     {
         "weights": st.integers(1, 1000),
         "row": st.integers(1, 500),
+        "state": st.integers(0, 800),  # of the optimizer
         "early": st.integers(0, 2000),  # of loading, which no micro-batch changes
         "launch": st.floats(0.01, 2),
         "room": st.integers(1, 5000),
@@ -34,16 +38,18 @@ worlds = st.fixed_dictionaries(
 
 
 def estimate(world: dict[str, Any], recipe: Recipe) -> Estimate:
-    saving = next(family.saving for family in FAMILIES if recipe in family.recipes)
+    heavy = replace(recipe, optimizer="adamw_torch") if recipe.method != "full" else recipe
+    saving = next(family.saving for family in FAMILIES if heavy in family.recipes)
     bits = base_bits(recipe)
     weights, rows = world["weights"] * bits, recipe.micro_batch * world["row"]
     growing = rows >> (2 * saving)
-    need = max(weights + growing, weights + world["early"])
+    state = {"adamw_8bit": world["state"] // 4, "paged_adamw_8bit": 0}.get(recipe.optimizer, world["state"])
+    need = max(weights + growing + state, weights + world["early"])
     time = recipe.micro_batch * (1 + 0.5 * saving + (16 - bits) / 40) + world["launch"]
     return Estimate(
         method="rehearsal", peak_allocated_bytes=need, peak_reserved_bytes=need, device_bytes=need,
         available_bytes=world["room"], fits="yes" if need <= world["room"] else "no",
-        components={"weights": weights, "activations": growing}, phases={"step": need},
+        components={"weights": weights, "activations": growing, "optimizer": state}, phases={"step": need},
         step_time_s=Range(lower=time, upper=time), tokens_per_s=1.0, trainable_params=1, total_params=2, assumptions=(),
     )  # fmt: skip
 
@@ -54,12 +60,15 @@ def search(world: dict[str, Any]) -> Search:
         available_bytes=world["room"],
         weights_bytes=lambda recipe: world["weights"] * base_bits(recipe),
         padding=lambda micro_batch: 1.0,
+        lighter=lambda recipe: lighter(recipe, "cuda", {}),
         gpu=False,
     )
 
 
 def everything(world: dict[str, Any]) -> list[Candidate]:
-    found = [(recipe, estimate(world, recipe)) for family in FAMILIES for recipe in family.recipes]
+    recipes = [recipe for family in FAMILIES for recipe in family.recipes]
+    light = [replace(r, optimizer=name) for r in recipes if r.method != "full" for name in set(LIGHTER.values())]
+    found = [(recipe, estimate(world, recipe)) for recipe in (*recipes, *light)]
     return [Candidate(recipe, need, need.step_time_s.middle / recipe.micro_batch) for recipe, need in found]
 
 
@@ -75,8 +84,8 @@ def test_it_finds_what_trying_everything_finds(world: dict[str, Any], prefer: An
     if best is not None and truly is not None:
         keys = [order(found._try(choice.recipe), prefer) for choice in (best, truly)]
         # all but which of two that take the same time needs less memory
-        assert keys[0][:-3] == keys[1][:-3]
-    assert len(found.found) < len(FAMILIES) * len(MICRO_BATCHES)
+        assert keys[0][:-4] == keys[1][:-4]
+    assert len(found.found) < len(everything(world))
 
 
 @given(world=worlds)
@@ -106,7 +115,7 @@ def test_more_memory_never_leads_to_a_later_choice(world: dict[str, Any], prefer
 @given(
     world=worlds,
     prefer=st.sampled_from(PREFERENCES),
-    shuffled=st.permutations(range(len(FAMILIES) * len(MICRO_BATCHES))),
+    shuffled=st.permutations(range(NUMBER)),
 )
 @settings(deadline=None)
 def test_the_order_of_candidates_does_not_matter(world: dict[str, Any], prefer: Any, shuffled: list[int]) -> None:
@@ -115,7 +124,7 @@ def test_the_order_of_candidates_does_not_matter(world: dict[str, Any], prefer: 
 
 
 def test_a_smaller_micro_batch_is_tried_where_it_is_padded_less() -> None:
-    world = {"weights": 1, "row": 1, "early": 0, "launch": 0.0, "room": 10_000}
+    world = {"weights": 1, "row": 1, "state": 0, "early": 0, "launch": 0.0, "room": 10_000}
     found = replace(search(world), padding=lambda micro_batch: 0.5 + micro_batch / 32, found={}, pruned=[])
     found.largest(FAMILIES[:1])
     best = choose(list(found.found.values()), prefer="speed")

@@ -81,7 +81,13 @@ class Remembered(Question):
         """Every candidate that the preference looks at, rehearsed."""
         found = [recipe for family in self.families() for recipe in family.recipes]
         few = [recipe for recipe in found if base_bits(recipe) != 8 or self.prefer == "quality"]
-        return [self.candidate(recipe) for recipe in few or found]
+        chains = [self.chain(recipe) for recipe in few or found]
+        return [self.candidate(recipe) for chain in chains for recipe in chain]
+
+    def chain(self, recipe: Recipe) -> list[Recipe]:
+        """The recipe, and the same with less and less optimizer state."""
+        less = self.lighter(recipe)
+        return [recipe] if less is None else [recipe, *self.chain(less)]
 
     def candidate(self, recipe: Recipe) -> Candidate:
         estimate = self.estimate(recipe)
