@@ -40,8 +40,8 @@ No weights and no card were needed. Memory is what the run takes of the card at 
 time is that of a million tokens, from the data sheet's figures, and as wide as they are vague.
 """
 COLUMNS = (
-    "| {} | method | base | micro-batch | checkpointing | memory | of usable | a million tokens |\n"
-    + "|---" * 8
+    "| {} | method | base | micro-batch | checkpointing | optimizer | memory | of usable | a million tokens |\n"
+    + "|---" * 9
     + "|\n"
 )
 TOKENS = 1e6
@@ -75,7 +75,7 @@ def line(name: str, question: Question) -> str:
         tried = found.found.values()
         least = min((c.estimate.device_bytes for c in tried), default=None)
         why = f"needs {size(least)}" if least else "weights alone are too much"
-        return f"| {name} | nothing fits | | | | {why} | {size(room)} | |\n"
+        return f"| {name} | nothing fits | | | | | {why} | {size(room)} | |\n"
     recipe, estimate = choice.recipe, choice.estimate
     saving = "none"
     if recipe.gradient_checkpointing:
@@ -85,7 +85,7 @@ def line(name: str, question: Question) -> str:
     span = f"{duration(estimate.step_time_s.lower * million)} to {duration(estimate.step_time_s.upper * million)}"
     base = f"{recipe.quant_type}, {recipe.base_dtype}" if recipe.quant_type else recipe.base_dtype
     return (
-        f"| {name} | {recipe.method} | {base} | {recipe.micro_batch} | {saving} "
+        f"| {name} | {recipe.method} | {base} | {recipe.micro_batch} | {saving} | {recipe.optimizer} "
         f"| {size(estimate.device_bytes)} | {size(room)} | {span} |\n"
     )
 

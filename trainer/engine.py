@@ -85,7 +85,6 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         self.listener = listener
         self.evaluate_after = evaluate
         self.group = group or Group()
-        self.fallbacks = Fallbacks(model, job.recipe, job.device)
         self.tokens = [0, 0, 0]  # of the step: all but padding, trained, padding too; numbers or tensors on the device
         self.step_loss = math.nan  # of the last step
         self.after_step: dict[str, Any] = random_state()
@@ -97,6 +96,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         self._evaluated = 0
         self._from: dict[str, Any] | None = None
         lengths = [len(example.input_ids) for example in examples]
+        self.fallbacks = Fallbacks(model, job.recipe, job.device, max(lengths))
         self._examples = (
             pack(lengths, self.recipe.seq_len) if self.recipe.packing else [[at] for at in range(len(lengths))]
         )
@@ -187,7 +187,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
     def _backward(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
         losses = [
             super(Engine, self).training_step(model, part, num_items_in_batch)
-            for part in split(inputs, self.fallbacks.micro_batch)
+            for part in split(inputs, self.fallbacks.micro_batch, self.fallbacks.row_tokens)
         ]
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
@@ -239,9 +239,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         self._take_fallbacks_of(self.group.gather(own).tolist(), 0)
 
     def _take_fallbacks_of(self, found: list[list[float]], step: int) -> None:
-        before = self.fallbacks.state()
-        micro_batch, *others = zip(*found, strict=True)
-        agreed = {"micro_batch": int(min(micro_batch)), **dict(zip(list(before)[1:], map(any, others), strict=True))}
+        before, agreed = self.fallbacks.state(), self.fallbacks.agreed(found)
         if agreed != before:
             self.fallbacks.restore(agreed)
             change = [name for name, value in agreed.items() if value != before[name]][-1]
@@ -304,15 +302,16 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         rows = (longest * self.fallbacks.micro_batch)[: self.fallbacks.micro_batch]
         inputs = self._prepare_inputs(self.data_collator([self.train_dataset[row] for row in rows]))
         self.model.train()
-        for _ in range(min(2, self.job.accumulation)):
-            loss = self.compute_loss(self.model, inputs)
+        parts = split(inputs, self.fallbacks.micro_batch, self.fallbacks.row_tokens)
+        for part in parts * min(2, self.job.accumulation):
+            loss = self.compute_loss(self.model, part)
             if not math.isfinite(float(loss.detach())):
-                self._inputs = [inputs]
+                self._inputs = [part]
                 self._refuse(self.model, float(loss.detach()), 0.0, Group())  # each process has met it
             loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.job.max_grad_norm)
         self.optimizer.step()
-        return int(inputs["input_ids"].numel())
+        return max(int(part["input_ids"].numel()) for part in parts)
 
     def _clear(self) -> None:
         self.optimizer.zero_grad()

@@ -71,7 +71,8 @@ class Step(Record):
 class Recovered(Record):
     """The device's memory was exhausted at `step` (0: in the rehearsal), and the run goes on with less.
 
-    change: "micro_batch", "gradient_checkpointing" or "offload_checkpoints"; micro_batch: from now on.
+    change: "micro_batch", "gradient_checkpointing", "offload_checkpoints" or "row_tokens", by which packed rows are cut
+    between their examples; micro_batch: from now on.
     """
 
     step: int

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.nn.functional import pad
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -17,7 +19,7 @@ from autoft.trainer.data.tokens import Example
 from autoft.trainer.group import Group
 from autoft.trainer.job import Job
 from autoft.trainer.loss import IGNORED
-from autoft.trainer.recipe import Recipe
+from autoft.trainer.recipe import PAD_MULTIPLE, Recipe
 
 ROWS = "rows"  # column of a batch: which rows of the dataset it has
 
@@ -94,8 +96,34 @@ def batch_maker(recipe: Recipe, pad_id: int) -> Callable[[Sequence[dict[str, Any
     return collate
 
 
-def split(inputs: dict[str, Any], size: int) -> list[dict[str, Any]]:
-    """A micro-batch as several of at most `size` rows."""
+def split(inputs: dict[str, Any], size: int, row_tokens: int | None = None) -> list[dict[str, Any]]:
+    """A micro-batch as several of at most `size` rows; row_tokens: a single packed row with more is cut, too."""
+    parts = _split_rows(inputs, size)
+    if row_tokens is None or size > 1 or parts[0]["input_ids"].size(1) <= row_tokens:
+        return parts
+    return [piece for part in parts for piece in _cut(part, row_tokens)]
+
+
+def _cut(row: dict[str, Any], most: int) -> Iterator[dict[str, Any]]:
+    """A packed row as several of at most `most` tokens, each of whole examples: none sees another, so nothing changes.
+
+    An example with more tokens has a row for itself.
+    """
+    tokens = int(row["attention_mask"].sum())
+    starts = (row["position_ids"][0, :tokens] == 0).nonzero().flatten().tolist()
+    ends = [*starts[1:], tokens]
+    begin = 0
+    for end, next_end in zip(ends, [*ends[1:], math.inf], strict=True):
+        if next_end - begin > most:
+            room = -(end - begin) % PAD_MULTIPLE
+            yield {
+                name: t if name == ROWS else pad(t[:, begin:end], (0, room), value=IGNORED if name == "labels" else 0)
+                for name, t in row.items()
+            }
+            begin = end
+
+
+def _split_rows(inputs: dict[str, Any], size: int) -> list[dict[str, Any]]:
     rows = len(inputs[ROWS])
     if rows <= size:
         return [inputs]

@@ -32,6 +32,7 @@ CHANGES = {
     "micro_batch": "with micro-batches of {rows}",
     "gradient_checkpointing": "with gradient checkpointing, micro-batches of {rows}",
     "offload_checkpoints": "with checkpoints kept in the host's memory, micro-batches of {rows}",
+    "row_tokens": "with packed rows cut between their examples, micro-batches of {rows}",
 }
 SHARES = ("exact_match", "json_valid", "fields_right", "number_match", "f1", "rouge_l")
 NOT_SLOWED = {"idle", "clocks set by an application"}  # reasons of a clock that hold no training back

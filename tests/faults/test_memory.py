@@ -29,17 +29,18 @@ FORMS = [
 
 
 class MemoryEnds:
-    """The loss, which runs out of memory for any micro-batch of more than `rows` rows from the backward `first` on."""
+    """The loss, which runs out of memory for any micro-batch of more rows or tokens from the backward `first` on."""
 
-    def __init__(self, monkeypatch, *, rows, first=0, error=FORMS[0]):
-        self.rows, self.first, self.error, self.calls = rows, first, error, 0
+    def __init__(self, monkeypatch, *, rows, tokens=10_000, first=0, error=FORMS[0]):
+        self.rows, self.tokens, self.first, self.error, self.calls = rows, tokens, first, error, 0
         self.real = engine.compute_loss
         monkeypatch.setattr(engine, "compute_loss", self)
 
     def __call__(self, model, batch, recipe, *, num_trained_tokens=None):
         self.calls += 1
         loss = self.real(model, batch, recipe, num_trained_tokens=num_trained_tokens)
-        if self.calls > self.first and batch["input_ids"].size(0) > self.rows:
+        ids = batch["input_ids"]
+        if self.calls > self.first and (ids.size(0) > self.rows or ids.numel() > self.tokens):
             # in the midst of the backward: what the later layers have is in their gradients already
             parameter = next(p for name, p in reversed(list(model.named_parameters())) if p.requires_grad)
             loss.register_hook(lambda gradient: None)
@@ -104,6 +105,21 @@ def test_at_one_row_layers_are_checkpointed_and_then_it_is_a_clear_end(make_job,
     result = resume(out, job)
     changes = [event["change"] for event in result.events if event["event"] == "recovered"]
     assert changes == ["micro_batch", "micro_batch", "gradient_checkpointing"]
+    quiet = learnt(tmp_path / "quiet")
+    for name, value in learnt(out).items():
+        torch.testing.assert_close(value, quiet[name], rtol=1e-3, atol=1e-5)
+
+
+def test_packed_rows_are_cut_between_their_examples_when_nothing_else_is_left(make_job, tmp_path, monkeypatch):
+    job = make_job("packed", recipe={"dropout": 0.0})
+    run(job, tmp_path / "quiet", plan_toml="")
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        MemoryEnds(patch, rows=1, tokens=64, first=2 + 2 * 2)
+        result = run(job, out, plan_toml="")
+    changes = [event["change"] for event in result.events]
+    assert changes == ["micro_batch", "micro_batch", "gradient_checkpointing", "row_tokens"]
+    assert result.events[-1]["step"] == 3
     quiet = learnt(tmp_path / "quiet")
     for name, value in learnt(out).items():
         torch.testing.assert_close(value, quiet[name], rtol=1e-3, atol=1e-5)

@@ -13,6 +13,7 @@ from autoft.trainer.data.pack import collator, pack, packed_row
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.loss import IGNORED, compute_loss
 from autoft.trainer.recipe import Recipe
+from autoft.trainer.rows import ROWS, batch_maker, split
 from tests.planner.families import FAMILIES, family_config
 
 SETTINGS = {"base_dtype": "float32", "loss": "selected", "packing": True, "micro_batch": 2, "seq_len": 48}
@@ -54,6 +55,26 @@ def examples(vocabulary: int) -> list[Example]:
         ids = torch.randint(3, vocabulary, (length,), generator=generator).tolist()
         found.append(Example(ids, [IGNORED] * (length // 3) + ids[length // 3 :]))
     return found
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+def test_a_row_is_cut_between_its_examples_never_within_one(attention) -> None:
+    recipe = Recipe(packing=True, attention=attention, seq_len=48)
+    of_rows = [examples(100)[:3], examples(100)[3:]]
+    rows = [{**packed_row(row, 48, pad_id=0), ROWS: number} for number, row in enumerate(of_rows)]
+    batch = batch_maker(recipe, 0)(rows)
+    for most, tokens in ((48, [43, 43]), (32, [31, 12, 17, 26]), (8, [31, 11, 1, 17, 26])):
+        parts = split(batch, 1, most)
+        found = [part["attention_mask"][0].bool() for part in parts]
+        assert [int(real.sum()) for real in found] == tokens
+        for name in ("input_ids", "labels", "position_ids"):
+            told = [part[name][0][real].tolist() for part, real in zip(parts, found, strict=True)]
+            assert [value for part in told for value in part] == [
+                value for row in rows for value in row[name][: sum(row["attention_mask"])]
+            ]
+        assert all((part["labels"][0][~real] == IGNORED).all() for part, real in zip(parts, found, strict=True))
+        assert {part[ROWS].item() for part in parts} == {0, 1}
+    assert len(split(batch, 2, 8)) == 1  # of several rows none is cut
 
 
 def losses_and_gradients(model, batches, recipe, trained):

@@ -239,6 +239,7 @@ def _event_text(event: dict[str, Any]) -> str:
 _REMEDIES = {
     "gradient_checkpointing": "gradient checkpointing",
     "offload_checkpoints": "checkpoints kept in the host's memory",
+    "row_tokens": "packed rows cut between their examples",
 }
 _TOLD = ("event", "at", "step")
 
