@@ -1,0 +1,134 @@
+"""Plans for smaller cards, tried on this machine's GPU: the chosen candidate, and the two nearest that are too large.
+
+    python benchmarks/gpu_plans.py               all of CASES, each under a cap that stands for its card
+    python benchmarks/gpu_plans.py --minutes 9   stops in time
+    python benchmarks/gpu_plans.py --smoke       the same on this CPU with tiny models, to see that it works
+
+Each candidate gets a fresh process, random weights of the model's shape, and the trainer's own step (gpu_step.py). The
+chosen one must live, the others must die: what would fit into the margin that plans keep free is none of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common import write_results
+from gpu_validate import GIB, Weights, run_child, this_gpu
+from shapes import write_config
+
+from autoft.planner.candidates import describe
+from autoft.planner.frame import Frame, make_frame
+from autoft.planner.request import Request
+from autoft.planner.search import Candidate
+from autoft.profiles.detect import detect
+from autoft.profiles.hardware import Hardware
+from autoft.trainer import environment
+
+Json = dict[str, Any]
+REJECTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model's shape, tokens a row, GiB of the card that is stood for."""
+
+    shape: str
+    seq_len: int
+    cap_gib: float
+
+
+CASES = (
+    Case("llama-3.2-1b", 2048, 8),
+    Case("qwen2.5-1.5b", 2048, 8),
+    Case("qwen3-4b", 2048, 12),
+    Case("qwen2.5-7b", 1024, 12),
+    Case("llama-3.2-3b", 2048, 16),
+    Case("llama-3.1-8b", 2048, 16),
+    Case("llama-3.1-8b", 4096, 24),
+    Case("qwen3-8b", 1024, 24),
+)
+SMOKE_CASES = (Case("tiny-llama", 4096, 0.9),)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no case after so many minutes")
+    parser.add_argument("--smoke", action="store_true")
+    asked = parser.parse_args()
+    environment.prepare()
+    deadline = time.monotonic() + 60 * asked.minutes
+    gpu = None if asked.smoke else this_gpu()
+    hardware = replace(detect(), gpus=(gpu,) if gpu else ())
+    plans: list[Json] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        weights = Weights(Path(temporary) / "weights")
+        for case in SMOKE_CASES if asked.smoke else CASES:
+            if time.monotonic() > deadline:
+                break
+            plans.append(tried(case, hardware, Path(temporary) / "configs", weights))
+            figures = {"as_told": all(as_told(run) for plan in plans for run in plan["runs"]), "plans": plans}
+            print(json.dumps(figures)) if asked.smoke else write_results("gpu_plans", figures)
+
+
+def tried(case: Case, hardware: Hardware, configs: Path, weights: Weights) -> Json:
+    """What the plan of a case says, and what became of its candidates."""
+    folder = write_config(case.shape, configs / case.shape)
+    cpu = None if hardware.gpus else "cpu"
+    frame = make_frame(Request(model=str(folder), gpu=cpu, vram_gib=case.cap_gib, seq_len=case.seq_len), hardware)
+    found = frame.question.search()
+    choice = frame.question.choose(found)
+    if choice is None:
+        sys.exit(f"{case}: nothing fits")
+    chosen = found.found[choice.recipe]
+    beyond = [c for c in found.found.values() if c.estimate.device_bytes > case.cap_gib * GIB]
+    rejects = sorted(beyond, key=lambda candidate: candidate.estimate.device_bytes)[:REJECTS]
+    runs = []
+    for candidate in (chosen, *rejects):
+        at = weights.of(case.shape, 2 * candidate.estimate.total_params, busy=0)
+        runs.append(_run(candidate, frame, case, at))
+        print(f"{case.shape}, {case.cap_gib:g} GiB: {_told(runs[-1])}", file=sys.stderr)
+    return {"shape": case.shape, "seq_len": case.seq_len, "cap_gib": case.cap_gib, "runs": runs}
+
+
+def _run(candidate: Candidate, frame: Frame, case: Case, weights: Path) -> Json:
+    cap, target = int(case.cap_gib * GIB), frame.target
+    request = {
+        "recipe": candidate.recipe.to_dict(),
+        "weights": str(weights),
+        "device": target.device,
+        "gpu": target.gpu.uuid if target.gpu else None,
+        "card_bytes": cap,
+        "cap_bytes": cap - target.device_bytes(0),
+        "accumulation": frame.question.replicas(candidate.recipe).accumulation,
+    }
+    return {
+        "candidate": describe(candidate.recipe),
+        "predicted": candidate.estimate.to_dict(),
+        **request,
+        "weights": case.shape,
+        "measured": run_child(request),
+    }
+
+
+def _told(run: Json) -> str:
+    fits, measured = run["predicted"]["fits"], run["measured"]
+    became = f"died in {measured['died_in']}" if "died_in" in measured else measured.get("error", "lived")
+    return f"{run['candidate']}: fits {fits}, {became}"
+
+
+def as_told(run: Json) -> bool:
+    """Whether it lived where it was told to fit, and died where it was not."""
+    measured = run["measured"]
+    return "error" not in measured and ("died_in" in measured) == (run["predicted"]["fits"] == "no")
+
+
+if __name__ == "__main__":
+    main()
