@@ -1,7 +1,7 @@
 """Plans for smaller cards, tried on this machine's GPU: the chosen candidate, and the two nearest that are too large.
 
     python benchmarks/gpu_plans.py               all of CASES, each under a cap that stands for its card
-    python benchmarks/gpu_plans.py --minutes 9   stops in time
+    python benchmarks/gpu_plans.py --jobs 6      so many plans, and then runs, at once
     python benchmarks/gpu_plans.py --smoke       the same on this CPU with tiny models, to see that it works
 
 Each candidate gets a fresh process, random weights of the model's shape, and the trainer's own step (gpu_step.py). The
@@ -13,16 +13,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import sys
 import tempfile
-import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 from common import write_results
-from gpu_validate import GIB, Weights, run_child, this_gpu
+from gpu_validate import run_child, this_gpu
 from shapes import write_config
+from side_by_side import GIB, SideBySide, Weights
 
 from autoft.planner.candidates import describe
 from autoft.planner.frame import Frame, make_frame
@@ -60,68 +64,65 @@ SMOKE_CASES = (Case("tiny-llama", 4096, 1.1),)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=math.inf, help="start no case after so many minutes")
+    parser.add_argument("--jobs", type=int, default=1, help="at once, as far as the card has room for them")
+    parser.add_argument("--weights", help="folder that keeps the random weights for a later call")
     parser.add_argument("--smoke", action="store_true")
     asked = parser.parse_args()
     environment.prepare()
-    deadline = time.monotonic() + 60 * asked.minutes
     gpu = None if asked.smoke else this_gpu()
     hardware = replace(detect(), gpus=(gpu,) if gpu else ())
-    plans: list[Json] = []
+    cases = SMOKE_CASES if asked.smoke else CASES
     with tempfile.TemporaryDirectory() as temporary:
-        weights = Weights(Path(temporary) / "weights")
-        for case in SMOKE_CASES if asked.smoke else CASES:
-            if time.monotonic() > deadline:
-                break
-            plans.append(tried(case, hardware, Path(temporary) / "configs", weights))
-            figures = {"as_told": all(as_told(run) for plan in plans for run in plan["runs"]), "plans": plans}
-            print(json.dumps(figures)) if asked.smoke else write_results("gpu_plans", figures)
+        configs = Path(temporary) / "configs"
+        apart = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(asked.jobs, apart, initializer=environment.prepare) as pool:
+            each = pool.map if asked.jobs > 1 else map
+            plans = list(each(planned, cases, repeat(hardware), repeat(configs)))
+        weights = Weights(Path(asked.weights or temporary) / "weights")
+        with SideBySide(asked.jobs, math.inf if gpu is None else gpu.total_bytes) as running:
+            for plan in plans:
+                for run in plan["runs"]:
+                    at = weights.of(plan["shape"], run["predicted"]["total_params"], running)
+                    running.start(run["card_bytes"], plan["shape"], partial(_try, plan, run, at))
+    figures = {"as_told": all(as_told(run) for plan in plans for run in plan["runs"]), "plans": plans}
+    print(json.dumps(figures)) if asked.smoke else write_results("gpu_plans", figures)
 
 
-def tried(case: Case, hardware: Hardware, configs: Path, weights: Weights) -> Json:
-    """What the plan of a case says, and what became of its candidates."""
-    folder = write_config(case.shape, configs / case.shape)
+def planned(case: Case, hardware: Hardware, configs: Path) -> Json:
+    """The runs that the plan of a case asks for."""
+    folder = write_config(case.shape, configs / f"{case.shape}-{case.seq_len}-{case.cap_gib:g}")
     cpu = None if hardware.gpus else "cpu"
     frame = make_frame(Request(model=str(folder), gpu=cpu, vram_gib=case.cap_gib, seq_len=case.seq_len), hardware)
     found = frame.question.search()
     choice = frame.question.choose(found)
     if choice is None:
         sys.exit(f"{case}: nothing fits")
-    chosen = found.found[choice.recipe]
     beyond = [c for c in found.found.values() if c.estimate.device_bytes > case.cap_gib * GIB]
     rejects = sorted(beyond, key=lambda candidate: candidate.estimate.device_bytes)[:REJECTS]
-    runs = []
-    for candidate in (chosen, *rejects):
-        at = weights.of(case.shape, 2 * candidate.estimate.total_params, busy=0)
-        runs.append(_run(candidate, frame, case, at))
-        print(f"{case.shape}, {case.cap_gib:g} GiB: {_told(runs[-1])}", file=sys.stderr)
+    runs = [_run(candidate, frame, case) for candidate in (found.found[choice.recipe], *rejects)]
     return {"shape": case.shape, "seq_len": case.seq_len, "cap_gib": case.cap_gib, "runs": runs}
 
 
-def _run(candidate: Candidate, frame: Frame, case: Case, weights: Path) -> Json:
+def _run(candidate: Candidate, frame: Frame, case: Case) -> Json:
     cap, target = int(case.cap_gib * GIB), frame.target
-    request = {
+    return {
+        "candidate": describe(candidate.recipe),
+        "predicted": candidate.estimate.to_dict(),
         "recipe": candidate.recipe.to_dict(),
-        "weights": str(weights),
         "device": target.device,
         "gpu": target.gpu.uuid if target.gpu else None,
         "card_bytes": cap,
         "cap_bytes": cap - target.device_bytes(0),
         "accumulation": frame.question.replicas(candidate.recipe).accumulation,
     }
-    return {
-        "candidate": describe(candidate.recipe),
-        "predicted": candidate.estimate.to_dict(),
-        **request,
-        "weights": case.shape,
-        "measured": run_child(request),
-    }
 
 
-def _told(run: Json) -> str:
-    fits, measured = run["predicted"]["fits"], run["measured"]
+def _try(plan: Json, run: Json, weights: Path) -> None:
+    """What becomes of the run is added to it."""
+    run["measured"] = measured = run_child({**run, "weights": str(weights), "alone": False})
     became = f"died in {measured['died_in']}" if "died_in" in measured else measured.get("error", "lived")
-    return f"{run['candidate']}: fits {fits}, {became}"
+    told = f"{run['candidate']}: fits {run['predicted']['fits']}, {became}"
+    print(f"{plan['shape']}, {plan['cap_gib']:g} GiB: {told}", file=sys.stderr, flush=True)
 
 
 def as_told(run: Json) -> bool:

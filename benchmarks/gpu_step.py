@@ -2,10 +2,11 @@
 
     python benchmarks/gpu_step.py < request.json      what gpu_validate.py asks of a fresh process
 
-request: recipe, weights (a folder), device, gpu (UUID), card_bytes and cap_bytes (both may be null), accumulation (1
-where left out; two micro-batches stand for more, since gradients live through the second forward as through all later
-ones). The result is one JSON object on the last line. Bytes on a GPU are PyTorch's own counts, on a CPU the growth of
-the process.
+request: recipe, weights (a folder), device, gpu (UUID), card_bytes and cap_bytes (both may be null), alone (whether no
+other run is on the device: only then are there seconds, what the card holds beside PyTorch's own, and where the GPU's
+time goes), accumulation (1 where left out; two micro-batches stand for more, since gradients live through the second
+forward as through all later ones). The result is one JSON object on the last line. Bytes on a GPU are PyTorch's own
+counts, on a CPU the growth of the process.
 """
 
 from __future__ import annotations
@@ -20,6 +21,13 @@ from typing import Any
 from autoft.trainer import environment, memory
 
 TIMED_STEPS = 3
+# Words in the names of kernels, by what they are for; the first kind that has one
+KERNELS = {
+    "attention": ("flash", "fmha", "attention"),
+    "matrix products": ("gemm", "cutlass", "nvjet", "cublas", "xmma"),
+    "dequantization": ("Dequant", "dequant"),
+    "copies": ("Memcpy", "Memset"),
+}
 Json = dict[str, Any]
 
 
@@ -71,16 +79,9 @@ def measure(request: Json) -> Json:
             phase("optimizer", step, run.optimize)
             run.forget()
         at = "timed steps"
-        seconds = []
-        for _ in range(TIMED_STEPS):
-            began = time.perf_counter()
-            run.forward().backward()
-            run.optimize()
-            run.forget()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
-        measured["step_time_s"] = statistics.median(seconds)
+        seconds = [_seconds(run) for _ in range(TIMED_STEPS)]
+        if request["alone"]:
+            measured["step_time_s"] = statistics.median(seconds)
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -93,11 +94,39 @@ def measure(request: Json) -> Json:
     measured["phases"] = {name: allocated for name, (allocated, _) in phases.items()}
     if device == "cuda":
         measured["retries"] = torch.cuda.memory_stats()["num_alloc_retries"]
-    if device == "cuda" and request["cap_bytes"] is None:  # capped runs may share the card with others like them
+    if device == "cuda" and request["alone"]:
         context = _used_bytes(request["gpu"]) - used_before - torch.cuda.memory_reserved()
         measured["context_bytes"] = context
         measured["device_bytes"] = context + max((reserved for _, reserved in phases.values()), default=0)
+        if "step_time_s" in measured:
+            measured["gpu_time"] = _gpu_time(run, measured["step_time_s"])
     return measured
+
+
+def _seconds(run: Run) -> float:
+    """Of one step."""
+    began = time.perf_counter()
+    run.forward().backward()
+    run.optimize()
+    run.forget()
+    if run.device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _gpu_time(run: Run, step_time_s: float) -> dict[str, float]:
+    """Shares of a step's seconds by what the GPU does in them; in the rest it waits for the host."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        _seconds(run)
+    shares = dict.fromkeys([*KERNELS, "other"], 0.0)
+    for kernel in seen.key_averages():
+        kind = next((kind for kind, words in KERNELS.items() if any(word in kernel.key for word in words)), "other")
+        shares[kind] += kernel.self_device_time_total / 1e6 / step_time_s
+    return {kind: round(share, 3) for kind, share in shares.items()}
 
 
 class Run:

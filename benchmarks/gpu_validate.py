@@ -2,14 +2,15 @@
 
     python benchmarks/gpu_validate.py                 all of gpu_cases.jsonl, first free, then under memory caps
     python benchmarks/gpu_validate.py --minutes 9     stops in time; the next call goes on where this one stopped
+    python benchmarks/gpu_validate.py --jobs 6 --timed 8   quicker: only the first eight are alone, and so timed
     python benchmarks/gpu_validate.py --predict       new predictions beside what has been measured; needs no GPU
     python benchmarks/gpu_validate.py --report        the summary of what has been measured so far, against the goals
     python benchmarks/gpu_validate.py --smoke         the same on this CPU with tiny models, to see that it works
 
 A recipe gets the trainer's own model, loss and optimizer, on random weights that are loaded from safetensors files as a
 downloaded model is. Its first step and its second are measured phase by phase, three more are timed. A cap leaves the
-process as much memory as a smaller card would: a run that is told to fit must then live. Capped runs tell no times, so
-several may run at once (--jobs). Each result is written as soon as it is there.
+process as much memory as a smaller card would: a run that is told to fit must then live. Runs side by side (--jobs)
+have peaks of their own, but no times. Each result is written as soon as it is there.
 
 Left out: the trainer's data loading, float16's gradient scaler, checkpoints and evaluation.
 """
@@ -21,20 +22,19 @@ import functools
 import json
 import math
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from common import RESULTS, heading, write_record
-from shapes import write_config, write_weights
+from shapes import write_config
+from side_by_side import GIB, SideBySide, Weights
 
 from autoft.errors import AutoftError
 from autoft.planner.target import target_of
@@ -54,7 +54,6 @@ SMOKE_CASES: list[Json] = [
     {"id": "tiny-packed", "shape": "tiny-llama", "method": "lora", "seq_len": 512, "micro_batch": 2, "packing": True},
 ]
 SMOKE_CAPS_GIB = (0.1, 8)
-GIB = 2**30
 WRITING = threading.Lock()
 
 
@@ -74,7 +73,8 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Predicted against measured on this machine's GPU.")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after so many minutes")
-    parser.add_argument("--jobs", type=int, default=1, help="capped runs at once")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, of those that are not timed")
+    parser.add_argument("--timed", type=int, default=sys.maxsize, help="time the first so many cases, each alone")
     parser.add_argument("--only", default="", help="cases whose id contains this")
     parser.add_argument("--weights", help="folder that keeps the random weights for a later call")
     parser.add_argument("--out", help="result file; default benchmarks/results/gpu_validate.json")
@@ -101,39 +101,37 @@ def _run_all(options: argparse.Namespace, out: Path) -> None:
         predict = Predictor(gpu, Path(temporary) / "configs")
         weights = Weights(Path(options.weights or temporary) / "weights")
 
-        def run(todo: list[tuple[Json, float | None]], jobs: int) -> None:
-            running: set[Future[None]] = set()
-            with ThreadPoolExecutor(jobs) as pool:
+        def run(todo: list[tuple[Json, float | None]], *, jobs: int, alone: bool) -> None:
+            with SideBySide(jobs, math.inf if gpu is None else gpu.total_bytes) as running:
                 for case, cap in todo:
-                    if _found(record, case, cap):
+                    before = _found(record, case, cap)
+                    if before and (not alone or before["alone"]):
                         continue
-                    if len(running) >= jobs:
-                        done, running = wait(running, return_when=FIRST_COMPLETED)
-                        for finished in done:
-                            finished.result()
                     if time.monotonic() > deadline:
                         break
                     try:
-                        planned = predict(case, cap)
+                        planned = predict(case, cap) | {"alone": alone}
                     except AutoftError as error:
                         record["refused"][case["id"]] = error.what
                         continue
-                    needed = 2 * planned["predicted"]["total_params"]
-                    folder = weights.of(case["shape"], needed, busy=len(running))
-                    running.add(pool.submit(_one, record, out, case, planned, folder))
-                for future in running:
-                    future.result()
+                    folder = weights.of(case["shape"], planned["predicted"]["total_params"], running)
+                    needed = planned["card_bytes"] or planned["predicted"]["device_bytes"]
+                    one = functools.partial(_one, record, out, case, planned, folder)
+                    running.start(needed, case["shape"], one)
 
-        run([(case, None) for case in cases], jobs=1)
+        run([(case, None) for case in cases[: options.timed]], jobs=1, alone=True)
+        rest = sorted(cases[options.timed :], key=lambda case: str(case["shape"]))
+        run([(case, None) for case in rest], jobs=options.jobs, alone=False)
         capped = [(case, cap) for cap in predict.caps_gib for case in cases if _found(record, case, None)]
-        run(sorted(capped, key=lambda job: _distance(record, *job)), jobs=options.jobs)
+        run(sorted(capped, key=lambda job: _distance(record, *job)), jobs=options.jobs, alone=False)
 
 
 def _one(record: Json, out: Path, case: Json, planned: Json, weights: Path) -> None:
-    request = {key: planned[key] for key in ("recipe", "device", "gpu", "card_bytes", "cap_bytes")}
+    request = {key: planned[key] for key in ("recipe", "device", "gpu", "card_bytes", "cap_bytes", "alone")}
     run = planned | {"case": case, "measured": run_child(request | {"weights": str(weights)})}
     with WRITING:
-        record["runs"] = sorted([*record["runs"], run], key=lambda run: (run["cap_gib"] or 0, run["case"]["id"]))
+        others = [other for other in record["runs"] if _key(other) != _key(run)]
+        record["runs"] = sorted([*others, run], key=lambda run: (run["cap_gib"] or 0, run["case"]["id"]))
         _write(out, record)
     print(_told(run), file=sys.stderr, flush=True)
 
@@ -164,7 +162,11 @@ def _write(out: Path, record: Json) -> None:
 
 
 def _found(record: Json, case: Json, cap: float | None) -> Json | None:
-    return next((r for r in record["runs"] if (r["case"]["id"], r["cap_gib"]) == (case["id"], cap)), None)
+    return next((run for run in record["runs"] if _key(run) == (case["id"], cap)), None)
+
+
+def _key(run: Json) -> tuple[str, float | None]:
+    return run["case"]["id"], run["cap_gib"]
 
 
 def _distance(record: Json, case: Json, cap: float) -> float:
@@ -172,25 +174,6 @@ def _distance(record: Json, case: Json, cap: float) -> float:
     run = _found(record, case, None)
     assert run is not None
     return abs(math.log(run["predicted"]["device_bytes"] / (cap * GIB)))
-
-
-class Weights:
-    """Folders of random weights, made when they are needed; old ones go when the disk is full."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def of(self, shape: str, needed_bytes: int, *, busy: int) -> Path:
-        """busy: runs under way, whose weights must stay."""
-        made = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime)
-        for old in made[: len(made) - busy]:
-            if (self.folder / shape).exists() or shutil.disk_usage(self.folder).free > 1.1 * needed_bytes:
-                break
-            shutil.rmtree(old)
-        folder = write_weights(shape, self.folder / shape)
-        os.utime(folder)
-        return folder
 
 
 # What is predicted

@@ -1,11 +1,13 @@
 """Models of real shapes and random weights: configurations as published in each model's config.json, no download.
 
-`write_config` makes a folder that can be planned for, `write_weights` one that can be trained.
+`write_config` makes a folder that can be planned for, `write_weights` one that can be trained, `add_tokenizer` one that
+`autoft run` takes.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     | _sizes(2048, 1024, 16, 16, 16),
     # for a smoke test on a CPU
     "tiny-llama": {"model_type": "llama", "vocab_size": 8192} | _sizes(256, 688, 4, 4, 2),
+    "tiny-smollm2": {"model_type": "llama", "vocab_size": 49152, "tie_word_embeddings": True}
+    | _sizes(128, 344, 2, 4, 2),
     "tiny-qwen3": QWEN3 | {"vocab_size": 8192, "head_dim": 64, "tie_word_embeddings": True} | _sizes(256, 512, 4, 4, 2),
 }
 
@@ -84,6 +88,8 @@ def write_weights(name: str, folder: Path) -> Path:
         model.tie_weights()
         buffers = {key: value for key, value in model.named_buffers() if key in model.state_dict()}
         state = revert_weight_conversion(model, {**dict(model.named_parameters()), **buffers})
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
     torch.manual_seed(0)
     tile = memoryview((torch.randn(TILE_VALUES) * 0.02).to(torch.bfloat16).view(torch.uint8).numpy())
     ones = memoryview(torch.ones(2**16, dtype=torch.bfloat16).view(torch.uint8).numpy())
@@ -99,6 +105,14 @@ def write_weights(name: str, folder: Path) -> Path:
         _write_shard(folder / file, shard, tile, ones)
     total = sum(2 * tensor.numel() for tensor in state.values())
     index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": files}), encoding="utf-8")
+    return folder
+
+
+def add_tokenizer(folder: Path, tokenizer: Path) -> Path:
+    """`folder` with the tokenizer of another model. Random weights know no words, so any will do that is no larger."""
+    for path in tokenizer.iterdir():
+        if "token" in path.name or path.suffix == ".jinja" or path.name in ("vocab.json", "merges.txt"):
+            shutil.copyfile(path, folder / path.name)
     return folder
 
 

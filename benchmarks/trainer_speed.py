@@ -1,7 +1,9 @@
 """Our trainer beside TRL's SFTTrainer called directly, in turns on one machine.
 
     python benchmarks/trainer_speed.py --data gsm8k/train.jsonl
+    python benchmarks/trainer_speed.py --data gsm8k/train.jsonl --shape llama-3.1-8b --method qlora     on a GPU
 
+With a shape the model has random weights of it, and the starter's tokenizer.
 same: TRL with the settings of our run; the bar is a step at most 3 % slower than TRL's. plan: what `autoft plan`
 chooses for the data, against TRL's defaults with an adapter of the same rank; the bar is twice the trained tokens a
 second. Each run is a process of its own; a pair is one of each, and the ratio is the median over the pairs.
@@ -11,84 +13,131 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from common import write_results
+from shapes import add_tokenizer, write_weights
+
+from autoft.profiles.detect import detect
+from autoft.trainer.starter import starter_folder
 
 BAR = {"same_step_time": 1.03, "plan_trained_tokens_per_s": 2.0}
+FIGURES = {"same": "step_time_s", "plan": "trained_tokens_per_s"}
 WARM_UP = 1  # steps that are not counted
 # The settings of "same": what both can do, with nothing that one of them lacks
 SAME = {"micro_batch": 4, "accumulation": 2, "group_by_length": False, "rank": 16, "alpha": 32.0, "learning_rate": 2e-4}
 
 
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Of "same": the method, the dtype of the base, whether layers are checkpointed. model: a folder or `starter`."""
+
+    model: str
+    method: str
+    dtype: str
+    checkpointing: bool
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="starter")
+    parser.add_argument("--shape", help="instead of a model: one of benchmarks/shapes.py")
+    parser.add_argument("--tokenizer", type=Path, help="with --shape: folder of a model that has one")
+    parser.add_argument("--weights", help="with --shape: folder that keeps the random weights for a later call")
+    parser.add_argument("--method", choices=("lora", "qlora"), default="lora")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--kinds", default="same,plan")
     parser.add_argument("--data", type=Path, help="JSONL with question and answer; default: generated sums")
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--worker", nargs=2, metavar=("KIND", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=3, metavar=("KIND", "FOLDER", "SETUP"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:
-        _with_trl(asked.worker[0], Path(asked.worker[1]), asked.model)
+        kind, folder, setup = asked.worker
+        _with_trl(kind, Path(folder), Setup(**json.loads(setup)))
         return
+    gpu = bool(detect().gpus)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if asked.shape:
+            weights = write_weights(asked.shape, Path(asked.weights or name) / "weights" / asked.shape)
+            asked.model = str(add_tokenizer(weights, asked.tokenizer or starter_folder()))
+        setup = Setup(asked.model, asked.method, "bfloat16" if gpu else "float32", asked.checkpointing)
         _write_rows(asked.data, asked.rows, folder / "rows.jsonl")
         figures = {
+            "model": asked.shape or asked.model,
+            "method": asked.method,
+            "checkpointing": asked.checkpointing,
             "data": asked.data.name if asked.data else "generated",
             "rows": asked.rows,
             "bar": BAR,
-            "same": _compared(folder, asked, "same", "step_time_s"),
-            "plan": _compared(folder, asked, "plan", "trained_tokens_per_s"),
+            **{kind: _compared(folder, asked.pairs, kind, setup) for kind in asked.kinds.split(",")},
         }
-    same, plan = figures["same"]["ratio"], figures["plan"]["ratio"]
-    met = same <= BAR["same_step_time"] and plan >= BAR["plan_trained_tokens_per_s"]
-    write_results("trainer_speed", {**figures, "bar_met": met})
+    ratios = {kind: figures[kind]["ratio"] for kind in FIGURES if kind in figures}
+    met = ratios.get("same", 0) <= BAR["same_step_time"]
+    met &= ratios.get("plan", math.inf) >= BAR["plan_trained_tokens_per_s"]
+    suffix = f"-{asked.shape}-{asked.method}" if asked.shape else ""
+    write_results(f"trainer_speed{suffix}", {**figures, "bar_met": met})
 
 
-def _compared(folder: Path, asked: argparse.Namespace, kind: str, figure: str) -> dict[str, Any]:
-    """ratio: ours by TRL's of `figure`, the median of the pairs."""
-    pairs = []
-    for turn in range(asked.pairs):
-        both = [("autoft", lambda: _ours(folder, asked.model, kind)), ("trl", lambda: _trl(folder, asked.model, kind))]
+def _compared(folder: Path, count: int, kind: str, setup: Setup) -> dict[str, Any]:
+    """ratio: ours by TRL's of the kind's figure, the median of the pairs."""
+    pairs, figure = [], FIGURES[kind]
+    for turn in range(count):
+        both = [("autoft", lambda: _ours(folder, kind, setup)), ("trl", lambda: _trl(folder, kind, setup))]
         pairs.append({name: go() for name, go in (both if turn % 2 == 0 else reversed(both))})
         print(kind, json.dumps(pairs[-1]), flush=True)
     ratios = [pair["autoft"][figure] / pair["trl"][figure] for pair in pairs]
     return {"figure": figure, "ratio": round(statistics.median(ratios), 3), "ratios": ratios, "pairs": pairs}
 
 
-def _ours(folder: Path, model: str, kind: str) -> dict[str, Any]:
+def _ours(folder: Path, kind: str, setup: Setup) -> dict[str, Any]:
     """`autoft run`, its steps as its own record has them."""
     out = folder / f"ours-{time.monotonic_ns()}"
     settings = {"max_new_tokens": 0, "eval_rows": 0, "warmup_ratio": 0.0, "epochs": 1.0}
     if kind == "same":
-        settings |= {**SAME, "base_dtype": "float32", "gradient_checkpointing": False, "method": "lora"}
-    words = [sys.executable, "-m", "autoft", "run", model, "--data", str(folder / "rows.jsonl"), "-o", str(out)]
+        settings |= {**SAME, "base_dtype": setup.dtype, "gradient_checkpointing": setup.checkpointing}
+        settings |= {"method": setup.method}
+    words = [sys.executable, "-m", "autoft", "run", setup.model, "--data", str(folder / "rows.jsonl"), "-o", str(out)]
     for key, value in settings.items():
         words += ["--set", f"{key}={str(value).lower() if isinstance(value, bool) else value}"]
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _said(words)
     steps = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     times = [step["step_s"] for step in steps if step["event"] == "step"]
     trained = [step["step_trained_tokens"] for step in steps if step["event"] == "step"]
-    recipe = json.loads((out / "result.json").read_text())["job"]["recipe"]
+    result = json.loads((out / "result.json").read_text())
+    recipe = result["job"]["recipe"]
     return {
         **_figures(times, trained),
-        "recipe": {name: recipe[name] for name in ("base_dtype", "micro_batch", "loss")},
+        "recipe": {
+            name: recipe[name] for name in ("method", "base_dtype", "micro_batch", "loss", "gradient_checkpointing")
+        },
+        "peak_bytes": result["measured"]["peak_bytes"],
+        "predicted_peak_bytes": result["predicted"]["peak_bytes"],
+        "predicted_step_time_s": [result["predicted"][f"step_time_{end}_s"] for end in ("lower", "upper")],
     }
 
 
-def _trl(folder: Path, model: str, kind: str) -> dict[str, Any]:
-    words = [sys.executable, __file__, "--model", model, "--worker", kind, str(folder)]
-    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+def _trl(folder: Path, kind: str, setup: Setup) -> dict[str, Any]:
+    words = [sys.executable, __file__, "--worker", kind, str(folder), json.dumps(asdict(setup))]
+    found: dict[str, Any] = json.loads(_said(words).splitlines()[-1])
     return found
+
+
+def _said(words: list[str]) -> str:
+    """What a command writes to stdout."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{words}: exit {done.returncode}\n{done.stderr[-2000:]}")
+    return done.stdout
 
 
 def _figures(times: list[float], trained: list[int]) -> dict[str, Any]:
@@ -101,7 +150,7 @@ def _figures(times: list[float], trained: list[int]) -> dict[str, Any]:
     }
 
 
-def _with_trl(kind: str, folder: Path, model: str) -> None:
+def _with_trl(kind: str, folder: Path, setup: Setup) -> None:
     """TRL as its documentation shows it. Prints the figures as JSON."""
     from autoft.trainer import environment
 
@@ -109,12 +158,12 @@ def _with_trl(kind: str, folder: Path, model: str) -> None:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     from autoft.trainer.resolve import fetch, resolve
 
-    weights = fetch(resolve(model))
+    weights = fetch(resolve(setup.model))
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     data = Dataset.from_list(
         [
@@ -151,13 +200,24 @@ def _with_trl(kind: str, folder: Path, model: str) -> None:
             "gradient_accumulation_steps": SAME["accumulation"],
             "learning_rate": SAME["learning_rate"],
             "num_train_epochs": 1,
-            "bf16": False,
-            "gradient_checkpointing": False,
+            "bf16": setup.dtype == "bfloat16",
+            "gradient_checkpointing": setup.checkpointing,
             "max_length": None,
             "pad_to_multiple_of": 16,
             "lr_scheduler_type": "cosine",
         }
-        model_given: Any = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32)
+        model_given: Any = AutoModelForCausalLM.from_pretrained(
+            weights,
+            dtype=getattr(torch, setup.dtype),
+            quantization_config=BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=getattr(torch, setup.dtype),
+            )
+            if setup.method == "qlora"
+            else None,
+        )
     else:
         model_given = str(weights)  # its own way of loading
         settings |= {"num_train_epochs": 1}

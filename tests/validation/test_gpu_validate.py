@@ -76,8 +76,9 @@ def test_a_smoke_run_measures_in_fresh_processes_and_goes_on_where_it_stopped(
     # the growth of a process holds at least the tensors, and not many times as much
     assert 0.3 < free["predicted"]["peak_allocated_bytes"] / free["measured"]["peak_allocated_bytes"] < 1.1
     assert (small["predicted"]["fits"], small["measured"]["died_in"]) == ("no", "forward of step 1")
-    assert large["predicted"]["fits"] == "yes"
-    assert large["measured"]["step_time_s"] > 0
+    assert (large["predicted"]["fits"], "died_in" in large["measured"]) == ("yes", False)
+    assert free["measured"]["step_time_s"] > 0
+    assert (free["alone"], large["alone"]) == (True, False)
     assert "1 recipes on" in first
     written = out.stat().st_mtime_ns
     assert call() == first
