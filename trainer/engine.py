@@ -30,7 +30,7 @@ from autoft.trainer.job import Job
 from autoft.trainer.keeper import Keeper
 from autoft.trainer.loss import IGNORED, compute_loss
 from autoft.trainer.memory import free_memory, is_out_of_memory
-from autoft.trainer.optim import build_optimizer
+from autoft.trainer.optim import build_optimizer, forget_steps
 from autoft.trainer.progress import Progress
 from autoft.trainer.randomness import random_state, set_random_state
 from autoft.trainer.rows import ROWS, Sampler, batch_maker, dataset, split
@@ -314,9 +314,13 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         return max(int(part["input_ids"].numel()) for part in parts)
 
     def _clear(self) -> None:
-        self.optimizer.zero_grad()
-        self.optimizer.state.clear()
+        forget_steps(self.optimizer)
         free_memory()
+
+    @property
+    def paged_bytes(self) -> int:
+        """Of the optimizer's state that leaves the device when something else needs its place."""
+        return getattr(self.optimizer, "paged_bytes", 0)
 
     @property
     def num_rows(self) -> int:

@@ -18,7 +18,7 @@ def build_optimizer(
     weight_decay: float = 0.0,
     foreach: bool | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW over `parameters`; 8-bit and paged states through bitsandbytes (arXiv:2110.02861).
+    """AdamW over `parameters`; 8-bit states through bitsandbytes (arXiv:2110.02861).
 
     foreach: adamw_torch takes all parameters at once, as PyTorch does by itself on a GPU; None leaves it to PyTorch.
     """
@@ -29,8 +29,20 @@ def build_optimizer(
         return torch.optim.AdamW(parameters, foreach=foreach, **settings)
     if recipe.optimizer == "adamw_torch_fused":
         return torch.optim.AdamW(parameters, fused=True, **settings)
-    import bitsandbytes as bnb
+    if recipe.optimizer == "paged_adamw_8bit":
+        from autoft.trainer.paged import PagedAdamW
 
-    make = bnb.optim.AdamW8bit if recipe.optimizer == "adamw_8bit" else bnb.optim.PagedAdamW8bit
-    optimizer: torch.optim.Optimizer = make(parameters, **settings)
+        return PagedAdamW(parameters, **settings)
+    from bitsandbytes.optim import AdamW8bit
+
+    optimizer: torch.optim.Optimizer = AdamW8bit(parameters, **settings)
     return optimizer
+
+
+def forget_steps(optimizer: Any) -> None:
+    """Have `optimizer` be as before its first step."""
+    optimizer.zero_grad()
+    if hasattr(optimizer, "forget"):
+        optimizer.forget()
+    else:
+        optimizer.state.clear()

@@ -26,6 +26,7 @@ def rehearse(engine: Engine, checkpoint: Checkpoint, memory: PeakMemory) -> tupl
         tokens = engine.rehearse()
         peak = memory.take_peak()
         left, total = memory.headroom(peak)
+        left += engine.paged_bytes
         engine.restore(checkpoint)
         if left >= MARGIN * total or not engine.take_fallback_for_want(
             f"the step leaves {size(left)} of {size(total)}"
