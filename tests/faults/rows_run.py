@@ -74,6 +74,15 @@ def signals(runs: Runs) -> Iterator[Row]:
             wrong = [] if case.code == code else [f"exit {case.code} instead of {code}"]
             cases.append(replace(case, wrong=(*case.wrong, *wrong)))
         yield row(fault, "after step 3, without and on a terminal", cases, began)
+    began = time.monotonic()
+    case = runs.case(at_step(3, _halt), (0,))
+    yield row("halted for two seconds, as when a laptop sleeps", "after step 3", [case], began)
+
+
+def _halt() -> None:
+    """This process stops, until another has it go on."""
+    os.spawnlp(os.P_NOWAIT, "sh", "sh", "-c", f"sleep 2; kill -CONT {os.getpid()}")
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def terminal(runs: Runs) -> Iterator[Row]:
