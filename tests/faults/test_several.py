@@ -98,8 +98,19 @@ def assert_close(folder, expected):
         )
 
 
-def children() -> list[int]:
-    return [child.pid for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+@pytest.fixture
+def children():
+    """`children()`: processes that this test has started and that still run.
+
+    Processes of earlier tests in the same worker, such as multiprocessing's resource tracker, do not count.
+    """
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+
+    def running() -> list[int]:
+        now = psutil.Process().children(recursive=True)
+        return [child.pid for child in now if child.pid not in before and child.status() != psutil.STATUS_ZOMBIE]
+
+    return running
 
 
 # What is learnt
@@ -114,7 +125,7 @@ def children() -> list[int]:
         ("qlora", {}),
     ],
 )
-def test_two_learn_what_one_does(make_job, tmp_path, kind, fields):
+def test_two_learn_what_one_does(make_job, tmp_path, children, kind, fields):
     recipe = {"dropout": 0.0}
     two = of_two(make_job, kind, recipe=recipe, **fields)
     alone = make_job(kind, recipe=recipe, **{**fields, "accumulation": 2 * two.accumulation})
@@ -129,7 +140,7 @@ def test_two_learn_what_one_does(make_job, tmp_path, kind, fields):
     assert children() == []
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights_with_dropout_in_both(make_job, tmp_path, undisturbed):
+def test_a_stopped_run_goes_on_to_the_same_weights_with_dropout_in_both(make_job, tmp_path, undisturbed, children):
     job = of_two(make_job)
     whole, result = undisturbed(job)
     out = tmp_path / "out"
@@ -166,7 +177,7 @@ def test_memory_that_ends_in_the_first_is_no_other_matter(make_job, tmp_path, mo
     assert_close(tmp_path / "out", quiet)
 
 
-def test_one_that_ends_is_told_of_and_nothing_is_lost(make_job, tmp_path, monkeypatch, undisturbed):
+def test_one_that_ends_is_told_of_and_nothing_is_lost(make_job, tmp_path, monkeypatch, undisturbed, children):
     job = of_two(make_job)
     whole, _ = undisturbed(job)
     out = tmp_path / "out"
