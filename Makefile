@@ -60,7 +60,7 @@ $(STANDIN)/.built: $(CUDA_READY) $(STANDIN_SOURCES)
 standin: $(STANDIN)/.built ## Make .venv-cuda and build the stand-in for CUDA there
 
 test-cuda: standin ## Run tests/cuda on described cards; write benchmarks/results/test_cuda.json
-	@$(CUDA_BIN)/python benchmarks/test_cuda.py
+	@$(CUDA_BIN)/python benchmarks/cuda_tests.py
 
 lint: setup ## Check style and types
 	@$(BIN)/ruff check .
