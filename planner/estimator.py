@@ -46,7 +46,7 @@ class Estimator:
         self._depth: dict[Attention, Depth | None] = {self.attention: depth_of(base, config)}
         self._kept = Kept()
         self._refusal: dict[
-            tuple[Method, QuantType | None, Attention, bool, RopeScaling | None], ModelError | None
+            tuple[Method, QuantType | None, bool, Attention, bool, RopeScaling | None], ModelError | None
         ] = {}
         self._rehearsed: dict[tuple[Recipe, Loop, Backend | None, bool, bool], Rehearsal] = {}
         self._replayed: dict[int, Memory] = {}
@@ -193,7 +193,14 @@ class Estimator:
                 refuse_offloading(self.target.device)
         except ModelError as error:
             return error
-        key = (recipe.method, recipe.quant_type, recipe.attention, recipe.packing, recipe.rope_scaling)
+        key = (
+            recipe.method,
+            recipe.quant_type,
+            recipe.experts_4bit,
+            recipe.attention,
+            recipe.packing,
+            recipe.rope_scaling,
+        )
         if key not in self._refusal:
             try:
                 depth = self._depth.get(recipe.attention)
