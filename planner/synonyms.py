@@ -66,7 +66,7 @@ _SWITCHES = {
     "--set base_dtype=float16": "fp16",
     "--gpu cpu": "cpu no_cuda use_cpu device=cpu",
 }
-_MODEL = frozenset("model model_name model_id model_name_or_path base_model pretrained_model hf_model".split())
+_MODEL = ("model", "model_name", "model_id", "model_name_or_path", "base_model", "pretrained_model", "hf_model")
 
 
 def _plain(name: str) -> str:
