@@ -62,8 +62,9 @@ def _figure(config: Any, name: str) -> int | None:
     """The configuration's figure; where layers differ in it, the largest."""
     spec = getattr(config, "_heterogeneity_spec", None)
     if spec is not None and name in spec.per_layer_attributes:
-        return max(getattr(layer, name) for layer in config.per_layer_config)
-    return getattr(config, name, None)
+        return max(int(getattr(layer, name)) for layer in config.per_layer_config)
+    value: int | None = getattr(config, name, None)
+    return value
 
 
 def _first(config: Any, *names: str, default: int | None = None) -> int:
