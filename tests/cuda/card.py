@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,22 @@ from typing import Any
 ROOT = Path(__file__).parent.parent.parent
 # Where tests/standin/build.sh has put its libraries
 STANDIN = Path(os.environ.get("STANDIN_HOME") or Path(sys.prefix) / "standin")
-# No kernel runs, so the check that compares a Triton kernel's values with its reference cannot pass
-UNANSWERABLE = "autoft.trainer.doctor.compute:triton_kernel"
+# Put before the stand-in's own sitecustomize.py where lines are counted
+COUNTED = Path(__file__).parent / "counted"
+# Checks of what a Triton kernel computes, such as the fused head's loss: none runs. They run, and may fail.
+TRITON = "autoft.trainer.doctor.compute:triton_kernel"
+FUSED_HEAD = "autoft.trainer.gates:_loss_is_the_base_s"
 AUTOFT = (sys.executable, "-P", "-c", "import sys; from autoft.cli.main import main; sys.exit(main())")
 LONGEST_S = 900.0
+# What takes memory of the card and holds it until it reads a line
+HOLD = """
+import ctypes, sys
+card = ctypes.CDLL("libcudart.so.13")
+card.cudaMalloc.argtypes = [ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t]
+assert card.cudaMalloc(ctypes.byref(ctypes.c_void_p()), int(sys.argv[1])) == 0
+print("held", flush=True)
+sys.stdin.readline()
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +89,14 @@ class Card:
         fault: str | None = None,
         shared: bool = False,
         visible: str | None = None,
+        ignore: tuple[str, ...] = (TRITON,),
+        floats: int | None = None,
     ) -> None:
-        """visible: CUDA_VISIBLE_DEVICES. shared: processes see each other's memory. The rest as in standin.py."""
+        """visible: CUDA_VISIBLE_DEVICES. shared: processes see each other's memory. The rest as in standin.py.
+
+        ignore: with truth, checks whose failure is printed and passed over. floats: with truth, the most elements of
+        a result and its operands that are computed; above 1 Mi values are zeros.
+        """
         self.folder = folder
         self.log = folder / "driver.log"
         self.calls = folder / "calls"
@@ -86,7 +105,10 @@ class Card:
             names, gpus=gpus, memory=memory, number=number, truth=truth, fault=fault, shared=self.shared, log=self.log,
             calls=self.calls, base={"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
-        self.environment = {**os.environ, **described, "STANDIN_IGNORE": UNANSWERABLE}
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), **described, "STANDIN_IGNORE": ",".join(ignore)}
+        self.environment |= {} if floats is None else {"STANDIN_TRUTH_FLOATS": str(floats)}
+        if "AUTOFT_LINES" in os.environ:
+            self.environment["PYTHONPATH"] = f"{COUNTED}:{self.environment['PYTHONPATH']}"
         self.environment.pop("CUDA_VISIBLE_DEVICES", None)
         if visible is not None:
             self.environment["CUDA_VISIBLE_DEVICES"] = visible
@@ -124,6 +146,18 @@ class Card:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    @contextmanager
+    def held(self, num_bytes: int) -> Iterator[int]:
+        """Another process holds so much of the card in the block; gives its id. The card is `shared`."""
+        assert self.shared is not None
+        holder = self.start(sys.executable, "-c", HOLD, num_bytes)
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        try:
+            yield holder.pid
+        finally:
+            holder.communicate("\n")
 
     def events(self) -> list[Event]:
         """What the driver has seen so far."""
