@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -117,6 +118,21 @@ class Card:
         """Run `autoft WORDS`."""
         return self.run(*AUTOFT, *words, env=env)
 
+    def warm(self, *words: object, call: str = "autoft.cli.main:main", env: Mapping[str, str] | None = None) -> Done:
+        """Run `autoft WORDS` in a fork of a process that has imported it: quicker, but no import asks for the card.
+
+        call: "module:function" of what gets the words in place of autoft.
+        """
+        before = len(self.events())
+        out, err = self.folder / "out.txt", self.folder / "err.txt"
+        request = {
+            "call": call, "words": [str(word) for word in words], "env": {**self.environment, **(env or {})},
+            "cwd": str(self.folder), "out": str(out), "err": str(err),
+        }  # fmt: skip
+        code = _warm_process(self.environment).ask(request)
+        text = [path.read_text(encoding="utf-8", errors="replace") for path in (out, err)]
+        return Done(code, *text, tuple(self.events()[before:]))
+
     def python(self, *words: object, env: Mapping[str, str] | None = None) -> Done:
         """Run `python WORDS`."""
         return self.run(sys.executable, *words, env=env)
@@ -172,6 +188,56 @@ class Card:
             return set()
         lines = [line.split(" ", 3) for line in self.calls.read_text(encoding="utf-8", errors="replace").splitlines()]
         return {name for _, kind, _, name in lines if kind == "kernel"}
+
+
+class WarmProcess:
+    """The process that warm.py is. environment: of a card, for the libraries and what is computed."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "tests.cuda.warm"],
+            env={**environment, "STANDIN_CALLS": os.devnull, "STANDIN_LOG": os.devnull},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._answer() == "warm"
+
+    def ask(self, request: Mapping[str, Any]) -> int:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return int(self._answer())
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], LONGEST_S)
+        if not ready:
+            self.process.kill()
+            raise TimeoutError(f"no end within {LONGEST_S:.0f} s")
+        return self.process.stdout.readline().strip()
+
+
+_warm: dict[str, WarmProcess] = {}
+
+
+def _warm_process(environment: Mapping[str, str]) -> WarmProcess:
+    """One for each PYTHONPATH and what checks are ignored: both are read when modules are imported."""
+    kind = f"{environment['PYTHONPATH']} {environment['STANDIN_IGNORE']} {environment.get('STANDIN_TRUTH_FLOATS')}"
+    if kind not in _warm:
+        _warm[kind] = WarmProcess(environment)
+    return _warm[kind]
+
+
+def close_warm() -> None:
+    """End those processes."""
+    while _warm:
+        _warm.popitem()[1].close()
 
 
 def _launcher() -> Any:

@@ -1,4 +1,4 @@
-"""`python taken.py SPEC`: a run during which another process takes the rest of the card. Prints what came of it.
+"""`main([SPEC])`: a run during which another process takes the rest of the card. Prints what came of it.
 
 SPEC is JSON: "job" as Job.to_dict gives it, "out", and, where something is to be taken, "when" and "leave": bytes.
 """
@@ -15,7 +15,8 @@ from autoft.trainer import environment
 from tests.cuda.card import HOLD
 
 
-def main(spec: dict[str, Any]) -> None:
+def main(words: list[str]) -> None:
+    spec = json.loads(words[0])
     environment.prepare()
     from autoft.trainer.job import Job
     from autoft.trainer.run import run
@@ -99,6 +100,3 @@ HOOKS = {
     "evaluation": before_the_last_evaluation,
     "save": before_a_save,
 }
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))

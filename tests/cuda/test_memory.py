@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
@@ -35,7 +33,7 @@ def disturbed(job, tmp_path_factory):
     def run(card, when=None, leave=0):
         out = tmp_path_factory.mktemp("run") / "out"
         spec = {"job": job, "out": str(out)} | ({"when": when, "leave": leave} if when else {})
-        done = card.python("-m", "tests.cuda.taken", json.dumps(spec))
+        done = card.warm(json.dumps(spec), call="tests.cuda.taken:main")
         assert done.code == 0, done.err
         return out, done
 
@@ -58,6 +56,9 @@ def quiet(disturbed, tmp_path_factory):
 def test_a_step_goes_on_with_smaller_micro_batches_to_the_same_weights(
     on_card, disturbed, quiet, when, share, change, step
 ):
+    import torch
+    from safetensors.torch import load_file
+
     expected, result = quiet
     held, peak = result["memory_bytes"], result["measured"]["peak_bytes"]
     card = on_card("rtx3060", truth=True, floats=2**25, shared=True)

@@ -6,13 +6,14 @@ import textwrap
 
 import pytest
 
-from tests.cuda.card import STANDIN
 from tests.cuda.runs import run, weights_of
 
 # What is done to the second process. Its Python runs it before anything else; the stand-in's own is run first.
 SITE = """
 import os, sys
-exec(compile(open({truth!r}).read(), {truth!r}, "exec"))
+here = sys.path.index(os.path.dirname(__file__))
+following = next(path for each in sys.path[here + 1:] if os.path.exists(path := each + "/sitecustomize.py"))
+exec(compile(open(following).read(), following, "exec"), {{"__name__": "sitecustomize", "__file__": following}})
 if "autoft.trainer.peer" in sys.orig_argv:
     from autoft.trainer.group import Group
     join = Group.join
@@ -39,18 +40,18 @@ ENDS = {
 
 def test_a_run_on_one_of_two_cards_sees_that_one_alone(on_card, tiny_model, data_file, tmp_path):
     card = on_card("rtx3090", gpus=2, truth=True)
-    done = card(*run(tiny_model, data_file, tmp_path / "out", num_gpus=1))
+    done = card.warm(*run(tiny_model, data_file, tmp_path / "out", num_gpus=1))
     assert done.code == 0, done.err
     assert {event.device for event in done.contexts} == {0}
 
 
 def test_two_cards_learn_what_one_does(on_card, tiny_model, data_file, tmp_path):
     card = on_card("rtx3090", gpus=2, truth=True)
-    two = card(*run(tiny_model, data_file, tmp_path / "two", num_gpus=2))
+    two = card.warm(*run(tiny_model, data_file, tmp_path / "two", num_gpus=2))
     assert two.code == 0, two.err
     assert "2 processes of NVIDIA GeForce RTX 3090" in two.json["hardware"]
     assert two.json["after"]["loss"] < two.json["before"]["loss"]
-    one = card(*run(tiny_model, data_file, tmp_path / "one", num_gpus=1, accumulation=2))
+    one = card.warm(*run(tiny_model, data_file, tmp_path / "one", num_gpus=1, accumulation=2))
     assert two.json["losses"] == [[step, pytest.approx(loss, rel=1e-2)] for step, loss in one.json["losses"]]
 
 
@@ -66,19 +67,18 @@ def test_the_loss_of_one_process_ends_the_other_with_one_line(on_card, tiny_mode
     site = tmp_path / "site"
     site.mkdir()
     code = textwrap.indent(ENDS[when], " " * 4)
-    truth = str(STANDIN / "truth" / "sitecustomize.py")
-    (site / "sitecustomize.py").write_text(SITE.format(truth=truth, code=code), encoding="utf-8")
+    (site / "sitecustomize.py").write_text(SITE.format(code=code), encoding="utf-8")
     card = on_card("rtx3090", gpus=2, truth=True)
     env = {"PYTHONPATH": f"{site}:{card.environment['PYTHONPATH']}"}
-    done = card(*run(tiny_model, data_file, tmp_path / "out", num_gpus=2), env=env)
+    done = card.warm(*run(tiny_model, data_file, tmp_path / "out", num_gpus=2), env=env)
     assert done.code == 4, done.err
     reason = "tuple index out of range" if when == "with an error" else "exit code -9"
     step = 2 if when == "in a step" else 0
     assert f"Error: process 2 of 2 has ended: {reason}; what was learnt up to step {step} is kept" in done.err
     assert f"To fix: autoft resume {tmp_path / 'out'}" in done.err
     if when == "in a step":
-        resumed = card("resume", tmp_path / "out", "--json")
+        resumed = card.warm("resume", tmp_path / "out", "--json")
         assert resumed.code == 0, resumed.err
-        quiet = card(*run(tiny_model, data_file, tmp_path / "quiet", num_gpus=2))
+        quiet = card.warm(*run(tiny_model, data_file, tmp_path / "quiet", num_gpus=2))
         assert quiet.code == 0, quiet.err
         assert weights_of(tmp_path / "out") == weights_of(tmp_path / "quiet")
