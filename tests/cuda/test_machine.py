@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from tests.cuda.card import TRITON
 from tests.cuda.runs import run
 
 UUID = "GPU-5a5a5a5a-0000-4000-8000-00000000000"
@@ -24,6 +25,13 @@ def test_probe_knows_the_card(on_card, name):
     (gpu,) = on_card(name)("probe", "--json").json["gpus"]
     assert (gpu["name"], gpu["compute_capability"]) == (product, capability)
     assert gpu["total_bytes"] > gpu["free_bytes"] > 0
+
+
+def test_probe_watches_the_card(on_card):
+    done = on_card("rtx3090", gpus=2)("probe", "--watch", "--interval", "0.2", "--count", "2", "--json")
+    assert done.code == 0, done.err
+    looks = [json.loads(line) for line in done.out.splitlines()]
+    assert [[gpu["index"] for gpu in look["gpus"]] for look in looks] == [[0, 1], [0, 1]]
 
 
 def test_probe_shows_who_holds_the_card(on_card):
@@ -120,7 +128,7 @@ def test_a_card_that_is_full_at_the_start_fits_nothing_and_its_holder_is_named(
 ):
     card = on_card("rtx3060", shared=True)
     with card.held(11 * 2**30 + 400 * 2**20):
-        done = card(*run(tiny_model, data_file, tmp_path / "out"))
+        done = card.warm(*run(tiny_model, data_file, tmp_path / "out"))
     assert done.code == 3
     error, _ = error_of(done)
     assert "NVIDIA GeForce RTX 3060" in error
@@ -150,10 +158,13 @@ def test_an_option_that_is_refused_costs_no_context(on_card, tiny_model, data_fi
 # The doctor
 
 
-def test_the_doctor_finds_a_good_card_good(on_card):
-    done = on_card("rtx4090", truth=True, ignore=(TRITON,))("doctor", "--json")
+def test_the_doctor_finds_two_good_cards_good(on_card):
+    done = on_card("rtx4090", gpus=2, truth=True)("doctor", "--json")
     status = {finding["name"]: finding["status"] for finding in done.json["findings"]}
-    for name in ("driver", "torch", "driver for this CUDA", "kernels for the card", "CUDA", "4-bit product"):
+    for name in (
+        "driver", "torch", "driver for this CUDA", "kernels for the card", "CUDA", "4-bit product", "NCCL",
+        "training step",
+    ):  # fmt: skip
         assert status[name] == "ok", (name, done.out)
 
 

@@ -106,7 +106,7 @@ def test_experts_in_4_bits_are_trained_and_asked(on_card, data_file, tmp_path):
     model = save_mixture(tmp_path / "mixture", balance=0.0)
     card = on_card("a100", truth=True)
     words = ("--method", "qlora")
-    settings = {"experts_4bit": "true", "quant_type": "nf4", "attention": "eager", "target_modules": "q_proj,v_proj"}
+    settings = {"experts_4bit": "true", "quant_type": "nf4", "attention": "eager"}
     done = card.warm(*run(model, data_file, tmp_path / "out", *words, **settings))
     assert done.code == 0, done.err
     assert done.json["after"]["loss"] < done.json["before"]["loss"]
@@ -117,7 +117,8 @@ def test_experts_in_4_bits_are_trained_and_asked(on_card, data_file, tmp_path):
 def test_flash_attention_2_is_refused_where_it_is_not_installed_or_cannot_run(
     on_card, tiny_model, data_file, tmp_path, card
 ):
-    done = on_card(card)(*run(tiny_model, data_file, tmp_path / "out", attention="flash_attention_2"))
+    words = run(tiny_model, data_file, tmp_path / "out", attention="flash_attention_2")
+    done = on_card(card, truth=True).warm(*words)
     assert done.code == 2, done.err
     line = next(line for line in done.err.splitlines() if line.startswith("Error: "))
     assert "flash_attention_2 needs" in line

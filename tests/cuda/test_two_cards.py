@@ -49,7 +49,7 @@ def test_two_cards_learn_what_one_does(on_card, tiny_model, data_file, tmp_path)
     card = on_card("rtx3090", gpus=2, truth=True)
     two = card.warm(*run(tiny_model, data_file, tmp_path / "two", num_gpus=2))
     assert two.code == 0, two.err
-    assert "2 processes of NVIDIA GeForce RTX 3090" in two.json["hardware"]
+    assert two.json["hardware"] == "2 x NVIDIA GeForce RTX 3090"
     assert two.json["after"]["loss"] < two.json["before"]["loss"]
     one = card.warm(*run(tiny_model, data_file, tmp_path / "one", num_gpus=1, accumulation=2))
     assert two.json["losses"] == [[step, pytest.approx(loss, rel=1e-2)] for step, loss in one.json["losses"]]
@@ -82,3 +82,32 @@ def test_the_loss_of_one_process_ends_the_other_with_one_line(on_card, tiny_mode
         quiet = card.warm(*run(tiny_model, data_file, tmp_path / "quiet", num_gpus=2))
         assert quiet.code == 0, quiet.err
         assert weights_of(tmp_path / "out") == weights_of(tmp_path / "quiet")
+
+
+SAVE = """
+import torch
+from autoft.trainer.randomness import random_state
+torch.cuda.init()
+torch.manual_seed(7)
+torch.rand(3, device="cuda")
+state = random_state()
+torch.save({**state, "cuda": torch.cuda.get_rng_state_all()}, "older.pt")  # as up to autoft 0.1
+torch.save(state, "state.pt")
+print(torch.cuda.get_rng_state().sum().item())
+"""
+LOAD = """
+import sys, torch
+from autoft.trainer.randomness import set_random_state
+torch.cuda.init()
+set_random_state(torch.load(sys.argv[1], weights_only=False))
+print(torch.cuda.get_rng_state().sum().item())
+"""
+
+
+@pytest.mark.parametrize("name", ["state.pt", "older.pt"])
+def test_random_numbers_of_a_process_that_saw_two_cards_go_on_in_one_that_sees_one(on_card, name):
+    two = on_card("rtx3090", gpus=2)
+    saved = two.python("-c", SAVE)
+    loaded = on_card("rtx3090", gpus=1).python("-c", LOAD, two.folder / name)
+    assert loaded.code == 0, loaded.err
+    assert loaded.out == saved.out != ""

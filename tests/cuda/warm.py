@@ -4,7 +4,7 @@ A command takes a third of the time so: most of it are imports. CUDA is not star
 for itself, on the card that its own environment describes; to that end bitsandbytes, which asks for the card while it
 is imported, is given an answer. What imports do to a card is for tests that start a process for each command.
 
-On stdin a request a line: {"call", "words", "env", "cwd", "out", "err"}; on stdout its exit code, negative for a signal.
+On stdin a request a line: {"call", "words", "env", "cwd", "out", "err"}. On stdout its exit code, below 0 for a signal.
 """
 
 from __future__ import annotations

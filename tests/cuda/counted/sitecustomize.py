@@ -18,7 +18,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-WORDS = re.compile(r"cuda|nccl|triton|paged|offload|fused|device", re.IGNORECASE)
+WORDS = re.compile(r"cuda|nccl|triton|paged|offload|(?<!re)(?<!con)fused|\bdevice\b", re.IGNORECASE)
 CALL = "__autoft_ran__"
 SKIPPED = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Global, ast.Nonlocal)
 
