@@ -11,7 +11,7 @@ import datetime
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -42,8 +42,12 @@ class Group:
         self.trouble: str | None = None  # why one of them has ended before its time
         self._joined = False
 
-    def join(self, rendezvous: Path, device: str) -> None:
-        """Wait for the others. rendezvous: a file that only this group knows, and that is not there yet.
+    def join(self, rendezvous: Path, device: str, check: Callable[[], None] = lambda: None) -> None:
+        """Wait for the others.
+
+        Args:
+            rendezvous: a file that only this group knows, and that is not there yet.
+            check: called while it waits; what it raises ends the wait.
 
         Raises: LostProcess where one of them ends meanwhile.
         """
@@ -56,6 +60,7 @@ class Group:
         meeting.start()
         while meeting.is_alive():
             self.check()
+            check()
             meeting.join(0.1)
         if failures:
             raise failures[0]

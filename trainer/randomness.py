@@ -10,7 +10,7 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """Of Python, NumPy, and PyTorch on the CPU and on the GPU in use: a process trains on one, whatever else it sees."""
+    """Of Python, NumPy, and PyTorch on the CPU and on the GPU in use: a process trains on one of those that it sees."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
     return {

@@ -24,6 +24,7 @@ TRITON = "autoft.trainer.doctor.compute:triton_kernel"
 FUSED_HEAD = "autoft.trainer.gates:_loss_is_the_base_s"
 AUTOFT = (sys.executable, "-P", "-c", "import sys; from autoft.cli.main import main; sys.exit(main())")
 LONGEST_S = 900.0
+FLOATS = 2**25  # elements: whatever a tiny model computes with truth is computed, 16 rows of 512 tokens too
 # What takes memory of the card and holds it until it reads a line
 HOLD = """
 import ctypes, sys
@@ -91,12 +92,10 @@ class Card:
         shared: bool = False,
         visible: str | None = None,
         ignore: tuple[str, ...] = (TRITON,),
-        floats: int | None = None,
     ) -> None:
         """visible: CUDA_VISIBLE_DEVICES. shared: processes see each other's memory. The rest as in standin.py.
 
-        ignore: with truth, checks whose failure is printed and passed over. floats: with truth, the most elements of
-        a result and its operands that are computed; above 1 Mi values are zeros.
+        ignore: with truth, checks whose failure is printed and passed over.
         """
         self.folder = folder
         self.log = folder / "driver.log"
@@ -107,7 +106,7 @@ class Card:
             calls=self.calls, base={"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT), **described, "STANDIN_IGNORE": ",".join(ignore)}
-        self.environment |= {} if floats is None else {"STANDIN_TRUTH_FLOATS": str(floats)}
+        self.environment["STANDIN_TRUTH_FLOATS"] = str(FLOATS)
         if "AUTOFT_LINES" in os.environ:
             self.environment["PYTHONPATH"] = f"{COUNTED}:{self.environment['PYTHONPATH']}"
         self.environment.pop("CUDA_VISIBLE_DEVICES", None)
@@ -228,7 +227,7 @@ _warm: dict[str, WarmProcess] = {}
 
 def _warm_process(environment: Mapping[str, str]) -> WarmProcess:
     """One for each PYTHONPATH and what checks are ignored: both are read when modules are imported."""
-    kind = f"{environment['PYTHONPATH']} {environment['STANDIN_IGNORE']} {environment.get('STANDIN_TRUTH_FLOATS')}"
+    kind = f"{environment['PYTHONPATH']} {environment['STANDIN_IGNORE']}"
     if kind not in _warm:
         _warm[kind] = WarmProcess(environment)
     return _warm[kind]

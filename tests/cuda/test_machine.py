@@ -126,7 +126,7 @@ def test_a_card_that_torch_has_no_kernels_for_is_refused_before_anything_is_load
 def test_a_card_that_is_full_at_the_start_fits_nothing_and_its_holder_is_named(
     on_card, tiny_model, data_file, tmp_path
 ):
-    card = on_card("rtx3060", shared=True)
+    card = on_card("rtx3060", shared=True, truth=True)
     with card.held(11 * 2**30 + 400 * 2**20):
         done = card.warm(*run(tiny_model, data_file, tmp_path / "out"))
     assert done.code == 3

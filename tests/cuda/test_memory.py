@@ -45,7 +45,7 @@ def quiet(disturbed, tmp_path_factory):
     """A run that nothing disturbs: (folder, its result)."""
     from tests.cuda.card import Card
 
-    folder, done = disturbed(Card("rtx3060", tmp_path_factory.mktemp("card"), truth=True, floats=2**25))
+    folder, done = disturbed(Card("rtx3060", tmp_path_factory.mktemp("card"), truth=True))
     return folder, json.loads(done.out.splitlines()[-1])
 
 
@@ -61,7 +61,7 @@ def test_a_step_goes_on_with_smaller_micro_batches_to_the_same_weights(
 
     expected, result = quiet
     held, peak = result["memory_bytes"], result["measured"]["peak_bytes"]
-    card = on_card("rtx3060", truth=True, floats=2**25, shared=True)
+    card = on_card("rtx3060", truth=True, shared=True)
     out, done = disturbed(card, when, int(share * (peak - held)))
     assert done.refused > 0
     recovered = events_of(out, "recovered")
@@ -75,7 +75,7 @@ def test_a_step_goes_on_with_smaller_micro_batches_to_the_same_weights(
 
 def test_an_evaluation_goes_on_with_fewer_rows_and_finds_the_same_loss(on_card, disturbed, quiet):
     _, result = quiet
-    card = on_card("rtx3060", truth=True, floats=2**25, shared=True)
+    card = on_card("rtx3060", truth=True, shared=True)
     out, done = disturbed(card, "evaluation", 60 * MIB)
     assert done.refused > 0
     notes = [event["text"] for event in events_of(out, "note")]
