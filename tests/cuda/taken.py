@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from autoft.errors import AutoftError
 from autoft.trainer import environment
 from tests.cuda.card import HOLD
 
@@ -24,7 +25,11 @@ def main(words: list[str]) -> None:
     if "when" in spec:
         HOOKS[spec["when"]](lambda: take_all_but(spec["leave"]))
     out = Path(spec["out"])
-    result = run(Job.from_dict(spec["job"]), out, plan_toml="")
+    try:
+        result = run(Job.from_dict(spec["job"]), out, plan_toml="")
+    except AutoftError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     print(json.dumps(result.to_dict() | {"memory_bytes": result.memory[0][1]}))
 
 

@@ -30,11 +30,11 @@ def job(tiny_model, tmp_path_factory):
 def disturbed(job, tmp_path_factory):
     """`disturbed(card, when, leave)`: (folder, what a run came to) where all but `leave` bytes were taken then."""
 
-    def run(card, when=None, leave=0):
+    def run(card, when=None, leave=0, code=0):
         out = tmp_path_factory.mktemp("run") / "out"
         spec = {"job": job, "out": str(out)} | ({"when": when, "leave": leave} if when else {})
         done = card.warm(json.dumps(spec), call="tests.cuda.taken:main")
-        assert done.code == 0, done.err
+        assert done.code == code, done.err
         return out, done
 
     return run
@@ -82,3 +82,12 @@ def test_an_evaluation_goes_on_with_fewer_rows_and_finds_the_same_loss(on_card, 
     assert any(note.startswith("out of memory in the evaluation with 16 rows at once") for note in notes)
     after = json.loads(done.out.splitlines()[-1])["after"]["loss"]
     assert after == pytest.approx(result["after"]["loss"], rel=1e-3)
+
+
+def test_memory_that_is_not_enough_for_one_row_ends_the_run_and_keeps_what_was_learnt(on_card, disturbed):
+    card = on_card("rtx3060", truth=True, shared=True)
+    out, done = disturbed(card, "step", 2 * MIB, code=4)
+    assert "Error: out of memory at step 3, with one row at a time and all that saves memory" in done.err
+    assert "what was learnt up to step 2 is kept" in done.err
+    changes = [event["change"] for event in events_of(out, "recovered")]
+    assert changes == [*["micro_batch"] * 4, "gradient_checkpointing", "offload_checkpoints"]
