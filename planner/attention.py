@@ -206,7 +206,7 @@ class EfficientAttention(torch.autograd.Function):
             del sums
         ctx.save_for_backward(q, k, v, out, logsumexp, *(() if bias is None else (bias,)))
         ctx.capability, ctx.causal = capability, causal
-        count(attention(q, k, v, causal=causal))
+        count(attention(q, k, v, causal=causal, efficient=True))
         return out
 
     @staticmethod
@@ -225,7 +225,7 @@ class EfficientAttention(torch.autograd.Function):
         floats = _efficient_workspace_floats(ctx.capability, q.dtype, length, k.size(2), widest, batch * heads)
         workspace = q.new_empty(batch * heads * floats, dtype=torch.float32)
         del delta, workspace
-        count(attention(q, k, v, causal=ctx.causal, backward=True))
+        count(attention(q, k, v, causal=ctx.causal, backward=True, efficient=True))
         return (*like, None, None, None)
 
 
