@@ -39,9 +39,9 @@ UNPACK_SHARE = (0.25, 1.0)
 NEW_PAGES_BYTES = 2 * 32 * MIB
 NEW_PAGES_SHARE = (0.5, 2.5)
 # What a step's products get of what a card reaches in large square ones: least, likely, most. cuBLAS on an H100 gets
-# 0.76 to 1.0 of its best for 1,024 and more in each dimension, a fixed 5 to 8 us a product left aside (OpenXLA,
-# xla/service/gpu/model/matmul_interpolator_data.h, sm_90). Assumption: other layouts and odd sizes cost a little more,
-# and a card that is not busy all the time clocks higher.
+# 0.89 and more of its best for 1,024 and more in each dimension, and less for less, a fixed 5 to 8 us a product left
+# aside (25 shapes of OpenXLA's xla/service/gpu/model/matmul_interpolator_data.h, sm_90). Assumption: other layouts and
+# odd sizes cost more, and a card that is not busy all the time clocks higher.
 CARD_PRODUCTS = (0.70, 0.92, 1.08)
 # Of what a bench has measured of this very thing, the median of its slowest shape and the best of its quickest: what
 # else was at work widens the range. Products, and a CPU's memory, as above. Assumptions, met by the 12 steps of
