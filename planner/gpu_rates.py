@@ -67,12 +67,13 @@ KERNEL_S = Range(lower=2e-6, upper=6e-6)
 # One card and another of a kind differ by 8 % on average and by 22 % at most (arXiv:2208.11035).
 CARD_S = Range(lower=1 / 1.08, upper=1.22)
 # Host seconds a kernel. Issuing an operation takes 5 to 25 us (jiahuanglin.xyz, From PyTorch op to kernel launch), and
-# what is around it in PEFT's layers, checkpointing and autograd as much again: 43 to 47 us of a 2.6 GHz server core
-# that others shared, where PyTorch's CUDA build ran recorded loops on a device that takes no time (tests/standin).
+# what is around it in PEFT's layers, checkpointing and autograd as much again: 38 to 51 us of a 2.6 GHz server core
+# that others shared, on a device that takes no time (benchmarks/launch_cost.py; recorded loops there 43 to 47).
 # Assumption: a desktop's core is twice as quick; a slow cloud's core, or Windows' driver, takes a fifth more.
 LAUNCH_S = Range(lower=22e-6, upper=54e-6)
-# Measured in the same way with bitsandbytes 0.50.2: a 4-bit product takes 3 to 4 launches more of the host.
-UNPACK_LAUNCHES = 3.5
+# Launches more that unpacking for a 4-bit product costs the host, bitsandbytes 0.50.2, in the same way: 3 to 4 in the
+# recorded loops, 6.5 to 8 in the trainer's own step.
+UNPACK_LAUNCHES = 5.0
 # Assumptions for a card that no data sheet is known of.
 UNKNOWN_HALF = (10e12, 100e12)
 UNKNOWN_MEMORY = (200e9, 1000e9)
