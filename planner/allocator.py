@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 MIB = 2**20
 
@@ -109,6 +109,13 @@ class _Block:
         return self.size + after.size if after is not None and not after.mapped else self.size
 
 
+class Addresses(Protocol):
+    """Where the driver puts segments."""
+
+    def reserve(self, size: int, multiple: int) -> int:
+        """The address of a new segment, a multiple of `multiple`."""
+
+
 class _Addresses:
     """Where cudaMalloc puts its segments on Linux.
 
@@ -150,7 +157,7 @@ class _Pool:
 
     __slots__ = ("_addresses", "free", "min_rest", "page", "unmapped")
 
-    def __init__(self, page: int, min_rest: int, addresses: _Addresses) -> None:
+    def __init__(self, page: int, min_rest: int, addresses: Addresses) -> None:
         self._addresses = addresses
         self.page = page
         self.min_rest = min_rest
@@ -196,15 +203,22 @@ class Allocator(_Statistics):
     limit_bytes: memory the device can give to this allocator; None is endless. Without expandable segments a fraction
     set by set_per_process_memory_fraction acts the same. With them it does not quite: alloc_block compares the segment
     that get_allocation_size names, not the pages to be mapped, with the fraction, which is up to a page off.
+    addresses: where new segments lie; None is as on Linux.
     """
 
     __slots__ = ("_address_space", "_expandable", "_large", "_live", "_small")
 
-    def __init__(self, *, expandable_segments: bool = False, limit_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        expandable_segments: bool = False,
+        limit_bytes: int | None = None,
+        addresses: Addresses | None = None,
+    ) -> None:
         super().__init__(limit_bytes)
         self._expandable = expandable_segments
         # should_split: above 1 MiB only a rest of more than 1 MiB is split off, unless segments are expandable
-        addresses = _Addresses()
+        addresses = _Addresses() if addresses is None else addresses
         rest = MIN_BLOCK if expandable_segments else SMALL_SIZE + 1
         self._small = _Pool(page=SMALL_SEGMENT, min_rest=MIN_BLOCK, addresses=addresses)
         self._large = _Pool(page=LARGE_SEGMENT, min_rest=rest, addresses=addresses)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +14,16 @@ from autoft.planner.candidates import exact
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
 from autoft.planner.exchange import ALONE, Replicas
-from autoft.planner.loop import OURS, PLAIN, OutputUntil
+from autoft.planner.loop import (
+    OURS,
+    Loop,
+    LoopKind,
+    OutputUntil,
+    Version,
+    hugging_face_loop,
+    parse_version,
+    versions_in,
+)
 from autoft.planner.parallel import spread
 from autoft.planner.target import Target, target_of
 from autoft.planner.time import measure_cpu_flops
@@ -25,19 +34,25 @@ from autoft.trainer.resolve import load_config, resolve
 BACKENDS = ("flash", "efficient", "math")
 DEFAULT_SEQ_LEN = 2048
 # Beside the Recipe's own fields; lora_dropout is what Hugging Face calls its dropout
-OTHER_KEYS = ("model", "gpu", "sdpa_backend", "lora_dropout", "output_until")
+LIBRARIES = ("transformers", "peft", "trl")  # whose version a case may name
+OTHER_KEYS = ("model", "gpu", "sdpa_backend", "lora_dropout", "output_until", "loop", *LIBRARIES)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """where: file and line. backend: of attention, pinned. pins: fields of the Recipe. output_until: of its Loop."""
+    """where: file and line. backend: of attention, pinned. pins: fields of the Recipe.
+
+    loop, versions, output_until: of Hugging Face's own step, where that is the one to estimate. None: its own.
+    """
 
     where: str
     model: str
     gpu: str | None
     backend: Any
     pins: dict[str, Any]
-    output_until: OutputUntil
+    loop: LoopKind
+    versions: Mapping[str, Version]
+    output_until: OutputUntil | None
 
 
 def read_cases(path: Path) -> list[Case]:
@@ -79,7 +94,7 @@ def estimates(
             attention=found.attention,
             pinned=pins,
         )
-        loop = dataclasses.replace(PLAIN, output_until=case.output_until) if recipe.loss == "logits" else OURS
+        loop = loop_of(case, found.config.model_type) if recipe.loss == "logits" else OURS
         replicas = ALONE if name is None else Replicas(target(name).num_gpus)
         return recipe, found.estimate(recipe, loop=loop, backend=case.backend, replicas=replicas)
 
@@ -90,13 +105,20 @@ def estimates(
         yield case, recipe, estimate
 
 
+def loop_of(case: Case, model_type: str) -> Loop:
+    """Hugging Face's own loop, as the case describes it."""
+    loop = hugging_face_loop(case.loop, case.versions, model_type)
+    return dataclasses.replace(loop, output_until=case.output_until) if case.output_until else loop
+
+
 def _case(where: str, line: str) -> Case:
     try:
         case = json.loads(line)
     except json.JSONDecodeError as error:
         raise FileFormatError(f"{where}: no JSON ({error.msg})", fix="one JSON object a line") from error
+    stack = ""
     if isinstance(case, dict) and isinstance(case.get("case"), dict):
-        case = case["case"]  # a line of measurements
+        stack, case = str(case.get("stack", "")), case["case"]  # a line of measurements
     if not isinstance(case, dict) or not isinstance(case.get("model"), str):
         raise FileFormatError(f"{where}: no model", fix='an object such as {"model": "...", "method": "qlora"}')
     known = {field.name for field in dataclasses.fields(Recipe)}
@@ -109,10 +131,10 @@ def _case(where: str, line: str) -> Case:
     backend = case.get("sdpa_backend")
     if backend is not None and backend not in BACKENDS:
         raise FileFormatError(f"{where}: sdpa_backend {backend!r}: not known", fix=f"one of: {', '.join(BACKENDS)}")
-    until = case.get("output_until", PLAIN.output_until)
-    if until not in get_args(OutputUntil):
-        allowed = ", ".join(get_args(OutputUntil))
-        raise FileFormatError(f"{where}: output_until {until!r}: not known", fix=f"one of: {allowed}")
+    for key, kinds in (("output_until", OutputUntil), ("loop", LoopKind)):
+        if case.get(key) is not None and case[key] not in get_args(kinds):
+            allowed = ", ".join(get_args(kinds))
+            raise FileFormatError(f"{where}: {key} {case[key]!r}: not known", fix=f"one of: {allowed}")
     pins = {key: value for key, value in case.items() if key in known and value is not None}
     if case.get("lora_dropout") is not None:
         pins["dropout"] = case["lora_dropout"]
@@ -120,4 +142,24 @@ def _case(where: str, line: str) -> Case:
     if alone.get("method") == "qlora":
         alone.setdefault("quant_type", "nf4")  # the planner's own default
     Recipe.from_dict(alone, where=where)
-    return Case(where, case["model"], case.get("gpu"), backend, pins, until)
+    loop = case.get("loop") or _loop_in(stack)
+    versions = {**versions_in(stack), **_versions(where, case)}
+    return Case(where, case["model"], case.get("gpu"), backend, pins, loop, versions, case.get("output_until"))
+
+
+def _loop_in(stack: str) -> LoopKind:
+    """The loop that a description of a measured run names."""
+    if "SFTTrainer" in stack:
+        return "trl"
+    return "trainer" if "Trainer" in stack else "plain"
+
+
+def _versions(where: str, case: dict[str, Any]) -> dict[str, Version]:
+    versions = {}
+    for library in LIBRARIES:
+        if case.get(library) is not None:
+            try:
+                versions[library] = parse_version(str(case[library]))
+            except ValueError as error:
+                raise FileFormatError(f"{where}: {library}: {error}", fix='a version such as "4.45.2"') from error
+    return versions
