@@ -37,6 +37,9 @@ from autoft.planner.attention import (
 from autoft.planner.device import Device
 from autoft.planner.trace import Scratch, count, stands_for
 from autoft.planner.work import passed_over, product
+from autoft.trainer import environment
+
+environment.import_bitsandbytes()  # before peft and transformers do, which would create a context on the GPU
 
 
 class _HalfToFloatSoftmax(torch.autograd.Function):
@@ -89,8 +92,6 @@ _ARITHMETIC = (torch.ops.aten.add, torch.ops.aten.sub, torch.ops.aten.mul, torch
 
 def scratch(device: Device) -> dict[Any, Scratch]:
     """Scratch memory of `device`'s kernels, by operation."""
-    import bitsandbytes  # noqa: F401 - registers its operations
-
     if not device.cuda:
         return {
             torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default: Scratch(_cpu_flash),

@@ -1,4 +1,4 @@
-"""Many rehearsals at once: forked processes, which share all that has been loaded before."""
+"""Rehearsals in forked processes, which share all that has been loaded before: many at once, or one without a GPU."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from autoft.trainer.environment import hide_gpus
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -21,6 +23,7 @@ PR_SET_PDEATHSIG = 1  # of Linux' prctl(2)
 FEWEST_ITEMS = 4  # for a process to be worth its start
 
 _function: Callable[[Any], Any]
+_apart = False  # whether this process was forked by `apart`
 
 
 def beside(function: Callable[[Item], Result], items: Sequence[Item], *, alone: bool = False) -> Iterator[Result]:
@@ -28,7 +31,7 @@ def beside(function: Callable[[Item], Result], items: Sequence[Item], *, alone: 
 
     alone, Raises: as `spread`.
     """
-    if alone or len(items) < 2 or cores() < 2 or multiprocessing.parent_process() is not None:
+    if alone or len(items) < 2 or cores() < 2 or _is_worker():
         yield from map(function, items)
         return
     with _forked(min(cores(), len(items)) - 1, function) as executor:
@@ -48,16 +51,46 @@ def spread(
     Raises: what `function` raises, in its turn.
     """
     processes = min(MOST, cores(), len(items) // fewest)
-    if alone or processes < 2 or multiprocessing.parent_process() is not None:
+    if alone or processes < 2 or _is_worker():
         yield from map(function, items)
         return
     with _forked(processes, function) as executor:
         yield from executor.map(_call, items, chunksize=-(-len(items) // processes))
 
 
+def apart(function: Callable[[], Result]) -> Result:
+    """function(), in a forked process that sees no GPU. In this process where processes do not fork.
+
+    For who trains on a GPU afterwards. The first backward of a process starts its CUDA driver, even on meta tensors:
+    autograd counts the devices (torch/csrc/autograd/engine.cpp, start_device_threads). From then on
+    CUDA_VISIBLE_DEVICES chooses no GPU, and no forked process can run a backward.
+    Raises: what `function` raises.
+    """
+    if not can_fork():
+        return function()
+    with _forked(1, lambda _: _without_gpu(function)) as executor:
+        answer: Result = executor.submit(_call, None).result()
+    return answer
+
+
+def _without_gpu(function: Callable[[], Result]) -> Result:
+    global _apart
+    _apart = True
+    hide_gpus()
+    return function()
+
+
+def _is_worker() -> bool:
+    return multiprocessing.parent_process() is not None and not _apart
+
+
 def cores() -> int:
     """That processes may be forked for."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    return len(os.sched_getaffinity(0)) if can_fork() else 1
+
+
+def can_fork() -> bool:
+    return sys.platform == "linux"
 
 
 def end_with_parent(parent: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from autoft import __version__
 from autoft.errors import InputError, OptionError
+from autoft.planner import parallel
 from autoft.planner.candidates import exact, families, parse_settings, state_bits
 from autoft.planner.context import check_length, length_notes, longest_row
 from autoft.planner.estimate import Estimate
@@ -66,13 +67,24 @@ class Asked:
     counts: list[int]  # of GPUs, to plan for
 
 
-def make_plan(request: Request, hardware: Hardware, reading: Reading | None = None) -> tuple[Plan, Prepared | None]:
-    """The Plan, and the tokenized data it was made for (None without data). reading: of the data, begun already.
+def make_plan(
+    request: Request, hardware: Hardware, reading: Reading | None = None, *, apart: bool = False
+) -> tuple[Plan, Prepared | None]:
+    """The Plan, and the tokenized data it was made for (None without data).
+
+    Args:
+        reading: of the data, begun already.
+        apart: rehearse in another process, so that this one can train on a GPU; see parallel.apart.
 
     Raises: InputError of several kinds; DoesNotFit when no candidate fits.
     """
-    asked = ask(request, hardware, reading)
-    workload = asked.workload
+    asked = ask(request, hardware, reading, rehearse=not apart)
+    if apart:
+        return parallel.apart(lambda: _plan_of(asked, request, hardware)), asked.prepared
+    return _plan_of(asked, request, hardware), asked.prepared
+
+
+def _plan_of(asked: Asked, request: Request, hardware: Hardware) -> Plan:
     taken, tried = plan_counts(asked.question, asked.counts)
     question, found = taken.question, taken.search
     if taken.choice is None:
@@ -80,7 +92,7 @@ def make_plan(request: Request, hardware: Hardware, reading: Reading | None = No
     choice = with_counts(taken, tried, without_memory(question.target.name))
     job = question.job_of(choice.recipe)
     run_time_s, run_energy_kwh = question.run_takes(choice.recipe)
-    plan = Plan(
+    return Plan(
         autoft_version=__version__,
         target=question.target.name,
         prefer=question.prefer,
@@ -94,12 +106,11 @@ def make_plan(request: Request, hardware: Hardware, reading: Reading | None = No
         job=job,
         estimate=choice.estimate,
         shape=question.estimator.shape,
-        workload=workload,
+        workload=asked.workload,
         hardware=_lasting(hardware),
         alternatives=choice.alternatives,
         inputs=inputs_of(job, resolve(request.model)),
     )
-    return plan, asked.prepared
 
 
 def _not_tried(job: Job, estimate: Estimate, search: Search) -> list[str]:
@@ -127,8 +138,12 @@ def _not_tried(job: Job, estimate: Estimate, search: Search) -> list[str]:
     return found
 
 
-def ask(request: Request, hardware: Hardware, reading: Reading | None = None) -> Asked:
-    """What the request comes to for its model, data and device. reading: as make_plan has it.
+def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *, rehearse: bool = True) -> Asked:
+    """What the request comes to for its model, data and device.
+
+    Args:
+        reading: as make_plan has it.
+        rehearse: whether steps may be rehearsed in this process while the data is read.
 
     Raises: InputError of several kinds.
     """
@@ -151,7 +166,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None) ->
     most = seq_len or longest_row(shape, scaling)
     prepared = None
     if request.data is not None:
-        if reading is not None:
+        if reading is not None and rehearse:
             _get_ready(estimator, recipe_pins, reading)
         options = prepare_options(request, job_pins, most)
         prepared = (reading or prepare)(ref, request.data, request.eval_data, **options)

@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass, replace
 
 from autoft.errors import DoesNotFit, FileFormatError, ModelError
+from autoft.planner import parallel
 from autoft.planner.candidates import describe
 from autoft.planner.context import check_length
 from autoft.planner.correction import correction_for, warnings
@@ -41,11 +42,17 @@ class Rechecked:
     notes: tuple[str, ...]
 
 
-def recheck(planned: Plan, job: Job, hardware: Hardware, *, where: str, force: bool = False) -> Rechecked:
+def recheck(
+    planned: Plan, job: Job, hardware: Hardware, *, where: str, force: bool = False, apart: bool = False
+) -> Rechecked:
     """The plan on this machine.
 
-    planned: as it stands in the file, which `where` names. job: its job, where the caller may have put other data.
-    force: go on although it does not fit.
+    Args:
+        planned: as it stands in the file, which `where` names.
+        job: its job, where the caller may have put other data.
+        force: go on although it does not fit.
+        apart: rehearse in another process, so that this one can train on a GPU; see parallel.apart.
+
     Raises: InputError when the job cannot be run at all, ModelError among them for another model than planned;
     DoesNotFit with the figures.
     """
@@ -59,7 +66,12 @@ def recheck(planned: Plan, job: Job, hardware: Hardware, *, where: str, force: b
         ref, job.data, job.eval_data, eval_rows=job.eval_rows, max_tokens=recipe.seq_len, mapping=job.mapping
     )
     refuse_unknown_tokens(prepared, estimator.shape.vocab_size, estimator.shape.name)
-    estimate = estimator.estimate(recipe, replicas=Replicas(job.num_gpus, job.accumulation))
+
+    def rehearse() -> tuple[Estimate, tuple[int, Range, Range | None]]:
+        step = estimator.estimate(recipe, replicas=Replicas(job.num_gpus, job.accumulation))
+        return step, _whole_run(job, prepared, estimator)
+
+    estimate, whole_run = parallel.apart(rehearse) if apart else rehearse()
     inputs, workload = inputs_of(job, ref), measure(prepared)
     edited = planned.inputs is not None and job_digest(planned.job) != planned.inputs.job_sha256
     notes = [
@@ -77,7 +89,7 @@ def recheck(planned: Plan, job: Job, hardware: Hardware, *, where: str, force: b
         notes.append(f"--force: {problem}")
     correction = correction_for(target, estimate, recipe)
     notes += warnings(correction, estimate) if correction is not None else []
-    steps, run_time_s, run_energy_kwh = _whole_run(job, prepared, estimator)
+    steps, run_time_s, run_energy_kwh = whole_run
     plan = replace(
         planned,
         target=target.name,

@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # What a user has set stays as it is: only what is missing is filled in.
 DEFAULTS = {
@@ -21,6 +23,9 @@ DEFAULTS = {
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     # Weights one after another in a fixed order: four threads racing for memory reserve another amount every time.
     "HF_DEACTIVATE_ASYNC_LOAD": "1",
+    # torch.cuda.is_available asks NVML, not the CUDA driver: a process that has started the driver must not fork, and
+    # could no longer choose its GPUs by CUDA_VISIBLE_DEVICES
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     # From Hopper on PyTorch prefers cuDNN's attention, whose workspace no source tells
     "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1",
 }
@@ -35,6 +40,43 @@ def prepare() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+
+
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes without creating a CUDA context, which takes 300 to 500 MiB of the card and forbids forking.
+
+    bitsandbytes 0.50 asks every GPU for its compute capability while it is imported (cuda_specs.py) and uses the answer
+    in its diagnostics alone, which ask again. It gets (0, 0) here.
+    """
+    if "bitsandbytes" in sys.modules:
+        return
+    import torch
+
+    get_device_capability = torch.cuda.get_device_capability
+    torch.cuda.get_device_capability = lambda device=None: (0, 0)
+    try:
+        import bitsandbytes  # noqa: F401
+    finally:
+        torch.cuda.get_device_capability = get_device_capability
+
+
+def hide_gpus() -> None:
+    """No GPU is visible to PyTorch, in this process and those that it starts, if it has not looked for one yet."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@contextmanager
+def hidden_gpus() -> Iterator[None]:
+    """No GPU is visible to PyTorch within, nor afterwards in this process if PyTorch has looked for one within."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hide_gpus()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def of_child() -> dict[str, str]:

@@ -42,13 +42,15 @@ def command(model: str, measure: bool, steps: int | None, as_json: bool, **words
     from autoft.trainer import environment
 
     environment.prepare()
-    with planning.rare_collections():
+    from autoft.profiles.detect import detect
+
+    hardware = detect()
+    with planning.rehearsing():
         from autoft.planner.compare import compare, refuse_pinned_method
         from autoft.planner.frame import make_frame
-        from autoft.profiles.detect import detect
 
         refuse_pinned_method(wanted)
-        frame = make_frame(wanted, detect())
+        frame = make_frame(wanted, hardware)
         found = compare(frame)
     if measure:
         from autoft.planner.measured import measured

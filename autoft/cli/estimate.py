@@ -16,7 +16,7 @@ from autoft.errors import OptionError, OutputError
 if TYPE_CHECKING:
     from autoft.planner.cache import Kept
     from autoft.planner.request import Request
-
+    from autoft.profiles.hardware import Hardware
 
 TRACES = (".html", ".svg")
 
@@ -51,17 +51,21 @@ def command(
     from autoft.trainer import environment
 
     environment.prepare()
+    from autoft.profiles.detect import detect
+
     if cases is not None:
         named_settings = (rank, micro_batch, checkpointing, explain or None, trace)
-        with planning.rare_collections():
-            return _cases(model, cases, as_json, named_settings=named_settings, settings=settings, **words)
+        hardware = detect()
+        with planning.rehearsing():
+            return _cases(model, cases, hardware, as_json, named_settings=named_settings, settings=settings, **words)
     if model is None:
         raise OptionError("no model given", fix="autoft estimate MODEL, or --cases FILE")
     named = {"rank": rank, "micro_batch": micro_batch, "gradient_checkpointing": checkpointing}
     pins = tuple(f"{key}={str(value).lower()}" for key, value in named.items() if value is not None)
     wanted = planning.request(model, settings=(*settings, *pins), **words)
-    with planning.rare_collections():
-        known, target = _answer(wanted, explained=explain, trace=trace, no_cache=no_cache)
+    hardware = detect()
+    with planning.rehearsing():
+        known, target = _answer(wanted, hardware, explained=explain, trace=trace, no_cache=no_cache)
     estimate = known.estimate
     if as_json:
         answer = {"model": model, "target": target, "recipe": known.recipe.to_dict(), **estimate.to_dict()}
@@ -76,13 +80,13 @@ def command(
     return 3 if estimate.fits == "no" else 0
 
 
-def _answer(wanted: Request, *, explained: bool, trace: str | None, no_cache: bool) -> tuple[Kept, str]:
+def _answer(
+    wanted: Request, hardware: Hardware, *, explained: bool, trace: str | None, no_cache: bool
+) -> tuple[Kept, str]:
     """The answer and the target's name: from the answers kept, else rehearsed now and kept. A trace is always anew."""
     from autoft.planner import cache
-    from autoft.profiles.detect import detect
 
     path = _trace_file(trace) if trace is not None else None
-    hardware = detect()
     question = None if no_cache else cache.ask(wanted, hardware)
     known = cache.recall(question, explained=explained) if question and path is None else None
     if question and known:
@@ -125,6 +129,7 @@ def _trace_file(name: str) -> Path:
 def _cases(
     model: str | None,
     path: str,
+    hardware: Hardware,
     as_json: bool,
     *,
     named_settings: tuple[Any, ...],
@@ -132,12 +137,11 @@ def _cases(
     **words: Any,
 ) -> int:
     from autoft.planner.cases import estimates, read_cases
-    from autoft.profiles.detect import detect
 
     taken = (model, *named_settings, *settings, words["method"], words["seq_len"])
     if any(value is not None for value in taken):
         raise OptionError("--cases: each case has its own model and settings", fix="leave the other options out")
-    found = estimates(read_cases(Path(path)), detect(), words["gpu"], words["vram_gib"])
+    found = estimates(read_cases(Path(path)), hardware, words["gpu"], words["vram_gib"])
     if as_json:
         options.print_json(
             [{"model": case.model, "recipe": recipe.to_dict(), **e.to_dict()} for case, recipe, e in found]

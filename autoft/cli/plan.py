@@ -89,5 +89,6 @@ def _explained(plan: Plan, wanted: Request) -> list[dict[str, Any]]:
     from autoft.planner.explain_plan import explain_plan
     from autoft.profiles.detect import detect
 
-    with planning.rare_collections():
-        return [figure.to_dict() for figure in explain_plan(plan, wanted, detect())]
+    hardware = detect()
+    with planning.rehearsing():
+        return [figure.to_dict() for figure in explain_plan(plan, wanted, hardware)]

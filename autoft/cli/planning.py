@@ -138,36 +138,47 @@ def request(
 
 def kept_plan(wanted: Request, *, no_cache: bool) -> Plan:
     """As `plan`; what was asked before is answered without importing torch."""
-    with rare_collections():
-        from autoft.planner import plan_cache
-        from autoft.profiles.detect import detect
+    from autoft.profiles.detect import detect
 
-        hardware = detect()
+    hardware = detect()
+    with rehearsing():
+        from autoft.planner import plan_cache
+
         question = None if no_cache else plan_cache.ask(wanted, hardware)
         known = plan_cache.recall(question) if question is not None else None
         if known is not None:
             return _corrected(known, wanted, hardware)
-    found, _ = plan(wanted)
-    if question is not None:
-        plan_cache.keep(question, found)
-    return found
+        found, _ = _plan(wanted, hardware, apart=False)
+        if question is not None:
+            plan_cache.keep(question, found)
+        return found
 
 
-def plan(wanted: Request, disk_path: Path | None = None) -> tuple[Plan, Prepared | None]:
-    """Probe, then plan, and set beside the plan what earlier runs here make expect."""
+def plan_to_train(wanted: Request, disk_path: Path) -> tuple[Plan, Prepared | None]:
+    """The plan and its tokenized data. This process can still choose its GPUs afterwards.
+
+    disk_path: where the run will write.
+    """
+    from autoft.profiles.detect import detect
+
+    hardware = detect(disk_path)
+    on_gpu = bool(hardware.gpus) and wanted.gpu != "cpu"
+    with rare_collections() if on_gpu else rehearsing():
+        return _plan(wanted, hardware, apart=on_gpu)
+
+
+def _plan(wanted: Request, hardware: Hardware, *, apart: bool) -> tuple[Plan, Prepared | None]:
+    """Plan, and set beside the plan what earlier runs here make expect."""
     from autoft.trainer import environment
 
     environment.prepare()
-    with rare_collections():
-        from autoft.planner.reading import begin
-        from autoft.profiles.detect import detect
+    from autoft.planner.reading import begin
 
-        hardware = detect(disk_path)
-        with begin(wanted) as reading:  # before the imports that it is to go on beside
-            from autoft.planner.plan import make_plan
+    with begin(wanted) as reading:  # before the imports that it is to go on beside
+        from autoft.planner.plan import make_plan
 
-            found, prepared = make_plan(wanted, hardware, reading)
-        return _corrected(found, wanted, hardware), prepared
+        found, prepared = make_plan(wanted, hardware, reading, apart=apart)
+    return _corrected(found, wanted, hardware), prepared
 
 
 def _corrected(plan: Plan, wanted: Request, hardware: Hardware) -> Plan:
@@ -189,6 +200,18 @@ def _corrected(plan: Plan, wanted: Request, hardware: Hardware) -> Plan:
         return plan
     notes = (*plan.notes, *warnings(correction, plan.estimate))
     return replace(plan, notes=notes, correction=correction)
+
+
+@contextmanager
+def rehearsing() -> Iterator[None]:
+    """For commands that plan and do not train: no GPU is visible to PyTorch, so none is touched.
+
+    What asks for the GPUs of this machine asks before.
+    """
+    from autoft.trainer.environment import hidden_gpus
+
+    with hidden_gpus(), rare_collections():
+        yield
 
 
 @contextmanager

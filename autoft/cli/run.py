@@ -53,6 +53,7 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
     from autoft.trainer.signals import ignore_hangup
 
     ignore_hangup()
+    _see_one_gpu_where_nothing_forks()
     out = output or free_name(RUNS, Path(what).stem if what.endswith(".toml") else Path(what).name or "run")
     check_output(out, force=force)
     console = render.console(stderr=True)
@@ -65,7 +66,7 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
             _fetch_starter(console)
         if words["data"] is None:
             raise OptionError("no data to train on", fix=f"autoft run {what} --data FILE")
-        plan, prepared = planning.plan(planning.request(what, **words), out.absolute().parent)
+        plan, prepared = planning.plan_to_train(planning.request(what, **words), out.absolute().parent)
     from autoft.trainer.outcome import output_bytes
 
     each = 4 if plan.job.recipe.method != "full" or plan.job.recipe.weights_dtype == "float32" else 2
@@ -206,11 +207,13 @@ def _from_file(
     if job.data is None:
         raise OptionError(f"{path}: the plan names no data to train on", fix=f"autoft run {path} --data FILE")
     console.print(f"Checking {path}", markup=False)
-    with planning.rare_collections():
-        from autoft.planner.recheck import recheck
-        from autoft.profiles.detect import detect
+    from autoft.profiles.detect import detect
 
-        checked = recheck(planned, job, detect(out.absolute().parent), where=str(path), force=force)
+    hardware, on_gpu = detect(out.absolute().parent), job.device == "cuda"
+    with planning.rare_collections() if on_gpu else planning.rehearsing():
+        from autoft.planner.recheck import recheck
+
+        checked = recheck(planned, job, hardware, where=str(path), force=force, apart=on_gpu)
     for note in checked.notes:
         console.print(f"Note: {note}", markup=False)
     return checked.plan, checked.prepared
@@ -222,6 +225,19 @@ def _fetch_starter(console: Console) -> None:
     starter_folder(lambda text: console.print(text, markup=False))
 
 
+def _see_one_gpu_where_nothing_forks() -> None:
+    """On Windows planning starts CUDA in this process, after which it is too late to choose a GPU."""
+    from autoft.planner.parallel import can_fork
+
+    if can_fork():
+        return
+    from autoft.profiles.detect import detect
+
+    gpus = detect().gpus
+    if len(gpus) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = uuids(gpus, 1)[0]
+
+
 def take_devices(plan: Plan) -> list[str]:
     """What CUDA_VISIBLE_DEVICES is to be for each process of the run: the GPUs that the plan is for, one for each.
 
@@ -229,9 +245,12 @@ def take_devices(plan: Plan) -> list[str]:
     there is nothing to choose.
     Raises: ModelError when the plan wants more than PyTorch can reach here.
     """
-    if plan.job.device != "cuda":
-        return []
     from autoft.profiles.detect import detect
+    from autoft.trainer.environment import hide_gpus
+
+    if plan.job.device != "cuda":
+        hide_gpus()
+        return []
 
     gpus = detect().gpus
     taken = uuids(gpus, plan.job.num_gpus)
@@ -243,6 +262,13 @@ def take_devices(plan: Plan) -> list[str]:
         raise ModelError(
             f"the plan is for {plan.target}, and PyTorch finds no GPU here", fix="run it there, or --gpu cpu"
         )
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch that was built without CUDA
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"PyTorch cannot use {plan.target}: {reason}", fix="autoft doctor names the cause; or --gpu cpu"
+        ) from error
     return taken
 
 

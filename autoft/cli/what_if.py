@@ -75,11 +75,13 @@ def answer(model: str, words: dict[str, Any], *, output: object, explain: bool, 
         from autoft.planner.sweep import members
 
         members(model, None if value == OWN_FAMILY else value)  # refuses before anything is rehearsed
-    with planning.rare_collections():
-        from autoft.planner.frame import make_frame
-        from autoft.profiles.detect import detect
+    from autoft.profiles.detect import detect
 
-        frame = make_frame(wanted, detect())
+    hardware = detect()
+    with planning.rehearsing():
+        from autoft.planner.frame import make_frame
+
+        frame = make_frame(wanted, hardware)
         return _ANSWERS[name](frame, value, as_json)
 
 
