@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from common import write_results
 
 from autoft.planner.allocator import Allocator
-from autoft.planner.cases import Case, estimates, read_cases
+from autoft.planner.cases import Case, estimates, loop_of, read_cases
 from autoft.planner.depth import pairs
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
 from autoft.planner.ghost import Rehearsal, find_depth, rehearse
-from autoft.planner.loop import PLAIN
 from autoft.planner.target import target_of
 from autoft.profiles.detect import detect
 from autoft.trainer.recipe import Recipe
@@ -61,9 +59,9 @@ def rehearsed(case: Case, recipe: Recipe, hardware: Any) -> Rehearsal:
     """The events of a measured run."""
     config = load_config(resolve(case.model))
     target = target_of(hardware, gpu_name=case.gpu, vram_gib=None, cpu_flops_per_s=lambda *_: 1.0)
-    device = Estimator(case.model, config, target).device
-    loop = replace(PLAIN, output_until=case.output_until)
-    return rehearse(recipe, config, device, depth=find_depth(recipe, config), loop=loop, backend=case.backend)
+    device = Estimator(case.model, config, target, torch=case.torch).device
+    depth, loop = find_depth(recipe, config), loop_of(case, config.model_type)
+    return rehearse(recipe, config, device, depth=depth, loop=loop, backend=case.backend)
 
 
 def _held(rehearsal: Rehearsal) -> dict[str, int]:

@@ -83,16 +83,23 @@ class _Statistics:
 class _Block:
     """A range of one segment: in use, free, or (expandable segments) address space without memory behind it.
 
-    prev, next: its neighbours in the segment; None at the ends.
+    prev, next: its neighbours in the segment; None at the ends. age: of its segment, a number that grows.
     """
 
-    __slots__ = ("address", "in_use", "mapped", "next", "prev", "requested", "size")
+    __slots__ = ("address", "age", "in_use", "mapped", "next", "prev", "requested", "size")
 
     def __init__(
-        self, address: int, size: int, prev: _Block | None = None, next: _Block | None = None, mapped: bool = True
+        self,
+        address: int,
+        size: int,
+        age: int,
+        prev: _Block | None = None,
+        next: _Block | None = None,
+        mapped: bool = True,
     ) -> None:
         self.address = address
         self.size = size
+        self.age = age
         self.requested = 0
         self.in_use = False
         self.mapped = mapped
@@ -147,30 +154,49 @@ class _Addresses:
         return self._lowest
 
 
+class _Segments:
+    """New segments: where each lies, and its age, by which PyTorch takes the older of two equal free blocks.
+
+    registration_counter, github.com/pytorch/pytorch/pull/183591. Before, ages do not count, and addresses alone decide.
+    """
+
+    __slots__ = ("_addresses", "_by_age", "_made")
+
+    def __init__(self, addresses: Addresses, *, by_age: bool) -> None:
+        self._addresses = addresses
+        self._by_age = by_age
+        self._made = 0
+
+    def add(self, size: int, multiple: int) -> tuple[int, int]:
+        """(address, age) of one more."""
+        self._made += self._by_age
+        return self._addresses.reserve(size, multiple), self._made
+
+
 class _Pool:
     """The free and the unmapped blocks of one pool (struct BlockPool).
 
-    free: (size, address, block), in the order of BlockComparatorSize. unmapped: (address, block), in the order of
-    BlockComparatorAddress. page: what an expandable segment grows by. min_rest: the smallest rest that is split off a
-    block.
+    free: (size, age, address, block), in the order of BlockComparatorSizeCounterAddress. unmapped: (address, block), in
+    the order of BlockComparatorAddress. page: what an expandable segment grows by. min_rest: the smallest rest that is
+    split off a block.
     """
 
     __slots__ = ("_addresses", "free", "min_rest", "page", "unmapped")
 
-    def __init__(self, page: int, min_rest: int, addresses: Addresses) -> None:
+    def __init__(self, page: int, min_rest: int, addresses: _Segments) -> None:
         self._addresses = addresses
         self.page = page
         self.min_rest = min_rest
-        self.free: list[tuple[int, int, _Block]] = []
+        self.free: list[tuple[int, int, int, _Block]] = []
         self.unmapped: list[tuple[int, _Block]] = []
 
     def add_segment(self, size: int, mapped: bool) -> _Block:
-        multiple = SEGMENT_MULTIPLE if mapped else self.page
-        return _Block(self._addresses.reserve(size, multiple), size, mapped=mapped)
+        address, age = self._addresses.add(size, SEGMENT_MULTIPLE if mapped else self.page)
+        return _Block(address, size, age, mapped=mapped)
 
     def remove(self, block: _Block) -> None:
         if block.mapped:
-            del self.free[bisect_left(self.free, (block.size, block.address))]
+            del self.free[bisect_left(self.free, (block.size, block.age, block.address))]
         else:
             del self.unmapped[bisect_left(self.unmapped, (block.address,))]
 
@@ -191,7 +217,7 @@ class _Pool:
             if after is not None:
                 after.prev = block
         if mapped:
-            insort(self.free, (block.size, block.address, block))
+            insort(self.free, (block.size, block.age, block.address, block))
         else:
             insort(self.unmapped, (block.address, block))
 
@@ -214,14 +240,15 @@ class Allocator(_Statistics):
         expandable_segments: bool = False,
         limit_bytes: int | None = None,
         addresses: Addresses | None = None,
+        by_age: bool = True,
     ) -> None:
         super().__init__(limit_bytes)
         self._expandable = expandable_segments
         # should_split: above 1 MiB only a rest of more than 1 MiB is split off, unless segments are expandable
-        addresses = _Addresses() if addresses is None else addresses
+        segments = _Segments(_Addresses() if addresses is None else addresses, by_age=by_age)
         rest = MIN_BLOCK if expandable_segments else SMALL_SIZE + 1
-        self._small = _Pool(page=SMALL_SEGMENT, min_rest=MIN_BLOCK, addresses=addresses)
-        self._large = _Pool(page=LARGE_SEGMENT, min_rest=rest, addresses=addresses)
+        self._small = _Pool(page=SMALL_SEGMENT, min_rest=MIN_BLOCK, addresses=segments)
+        self._large = _Pool(page=LARGE_SEGMENT, min_rest=rest, addresses=segments)
         # ExpandableSegment: 1 1/8 of the device's memory, for which the limit stands in
         self._address_space = 2**60 if limit_bytes is None else max(limit_bytes, 1) * 9 // 8
         self._live: dict[Hashable, _Block | None] = {}
@@ -270,18 +297,18 @@ class Allocator(_Statistics):
                 free = pool.free
                 at = bisect_left(free, (rounded,))
                 if at < len(free):
-                    after = free[at][2].next
+                    after = free[at][3].next
                     if after is not None and not after.mapped:
                         at = _prefer_less_expandable(pool, at)
-                    block = free.pop(at)[2]
+                    block = free.pop(at)[3]
                 else:
                     block = self._reserve(pool, rounded, size, allocated)
                 block.in_use = True
                 block.requested = size
                 rest = block.size - rounded
                 if rest >= pool.min_rest:  # alloc_found_block; the rest has no free neighbour, so needs no merging
-                    tail = _Block(block.address + rounded, rest, block, block.next)
-                    insort(free, (rest, tail.address, tail))
+                    tail = _Block(block.address + rounded, rest, block.age, block, block.next)
+                    insort(free, (rest, tail.age, tail.address, tail))
                     block.size = rounded
                 live[key] = block
                 requested += size
@@ -303,11 +330,11 @@ class Allocator(_Statistics):
         """
         for pool in (self._large, self._small):
             if self._expandable:
-                for _, _, block in tuple(pool.free):
+                for *_, block in tuple(pool.free):
                     self._unmap(pool, block)
             else:
-                whole = [size for size, _, block in pool.free if block.prev is None and block.next is None]
-                pool.free[:] = [entry for entry in pool.free if entry[2].prev is not None or entry[2].next is not None]
+                whole = [size for size, *_, block in pool.free if block.prev is None and block.next is None]
+                pool.free[:] = [entry for entry in pool.free if entry[3].prev is not None or entry[3].next is not None]
                 self.reserved -= sum(whole)
 
     def _reserve(self, pool: _Pool, rounded: int, size: int, allocated: int) -> _Block:
@@ -376,7 +403,7 @@ class Allocator(_Statistics):
         pool.remove(gap)
         gap.mapped = True
         if mapped < gap.size:
-            rest = _Block(gap.address + mapped, gap.size - mapped, gap, gap.next, mapped=False)
+            rest = _Block(gap.address + mapped, gap.size - mapped, gap.age, gap, gap.next, mapped=False)
             gap.size = mapped
             pool.insert(rest)
         pool.insert(gap)
@@ -391,9 +418,9 @@ class Allocator(_Statistics):
         pool.remove(block)
         block.mapped = False
         if block.address < begin:
-            pool.insert(_Block(block.address, begin - block.address, block.prev, block))
+            pool.insert(_Block(block.address, begin - block.address, block.age, block.prev, block))
         if end < block.address + block.size:
-            pool.insert(_Block(end, block.address + block.size - end, block, block.next))
+            pool.insert(_Block(end, block.address + block.size - end, block.age, block, block.next))
         block.address, block.size = begin, end - begin
         pool.insert(block)
         self.reserved -= end - begin
@@ -473,6 +500,6 @@ def _prefer_less_expandable(pool: _Pool, at: int) -> int:
     goes first. One without is never passed over.
     """
     free = pool.free
-    while at + 1 < len(free) and free[at + 1][2].expandable_size() < free[at][2].expandable_size():
+    while at + 1 < len(free) and free[at + 1][3].expandable_size() < free[at][3].expandable_size():
         at += 1
     return at

@@ -16,6 +16,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 BASES: tuple[dict[str, Any], ...] = (
     {"method": "lora"},
     {"method": "qlora", "quant_type": "nf4", "double_quant": True},
+    {"method": "qlora", "quant_type": "nf4", "double_quant": True, "experts_4bit": True},
     {"method": "qlora", "quant_type": "int8"},
     {"method": "full"},
     {"method": "full", "optimizer": "adamw_8bit"},
@@ -57,12 +58,22 @@ class Family:
 
 
 def families(
-    target: Target, *, seq_len: int, rows_per_step: int, attention: Attention = "sdpa", pinned: dict[str, Any]
+    target: Target,
+    *,
+    seq_len: int,
+    rows_per_step: int,
+    attention: Attention = "sdpa",
+    experts: bool = False,
+    pinned: dict[str, Any],
 ) -> list[Family]:
     """Recipes for `target`, each once: base x saving x micro-batch, the rest by the device's ability.
 
-    rows_per_step: sequences in an optimizer step; the micro-batch divides it. attention: what the model takes.
-    pinned: fields of the Recipe that the user has set; a combination they contradict is left out.
+    Args:
+        rows_per_step: sequences in an optimizer step; the micro-batch divides it.
+        attention: what the model takes.
+        experts: whether the model has experts that can be held in 4 bits.
+        pinned: fields of the Recipe that the user has set; a combination they contradict is left out.
+
     Raises: FileFormatError when a pinned value is wrong whatever it is combined with.
     """
     found: list[Family] = []
@@ -71,11 +82,13 @@ def families(
     for base, saving in ((base, saving) for base in _bases(pinned) for saving in SAVINGS):
         if target.device == "cpu" and "offload_checkpoints" in saving:
             continue  # they are in the host's memory as it is
+        if "experts_4bit" in base and not experts:
+            continue
         recipes: list[Recipe] = []
         for micro_batch in _micro_batches(rows_per_step):
             varied = {**base, **saving, "micro_batch": micro_batch}
             try:
-                recipe = _pin(replace(_recipe(target, seq_len, attention), **varied), pinned)
+                recipe = _pin(_recipe(target, seq_len, attention), varied, pinned)
             except FileFormatError as error:
                 problem = error
                 continue
@@ -101,7 +114,7 @@ def exact(target: Target, *, seq_len: int, attention: Attention = "sdpa", pinned
         if "checkpoint_every" in saving:
             continue  # only where it is pinned
         try:
-            return _pin(replace(whole, micro_batch=1, **base, **saving), pinned)
+            return _pin(whole, {"micro_batch": 1, **base, **saving}, pinned)
         except FileFormatError as error:
             problem = problem or error
     assert problem is not None
@@ -172,7 +185,8 @@ def describe_base(recipe: Recipe) -> str:
     """lora on bfloat16, qlora nf4, full on float32 with adamw_8bit."""
     if recipe.method == "full":
         return f"full on {recipe.weights_dtype} with {recipe.optimizer}"
-    return f"qlora {recipe.quant_type}" if recipe.quant_type else f"lora on {recipe.base_dtype}"
+    experts = " with 4-bit experts" if recipe.experts_4bit else ""
+    return f"qlora {recipe.quant_type}{experts}" if recipe.quant_type else f"lora on {recipe.base_dtype}"
 
 
 def base_bits(recipe: Recipe) -> int:
@@ -203,8 +217,9 @@ def _recipe(target: Target, seq_len: int, attention: Attention) -> Recipe:
     )
 
 
-def _pin(recipe: Recipe, pinned: dict[str, Any]) -> Recipe:
-    values = {**recipe.to_dict(), **pinned}
+def _pin(recipe: Recipe, varied: dict[str, Any], pinned: dict[str, Any]) -> Recipe:
+    """Raises: FileFormatError for a combination that no Recipe can have."""
+    values = {**recipe.to_dict(), **varied, **pinned}
     if values["base_dtype"] == "float32" and "autocast" not in pinned:
         values["autocast"] = False
     if values["quant_type"] == "int8" and "double_quant" not in pinned:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from autoft.errors import FileFormatError, near
 from autoft.planner.candidates import exact
+from autoft.planner.device import INSTALLED_TORCH, torch_release
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
 from autoft.planner.exchange import ALONE, Replicas
@@ -34,15 +36,16 @@ from autoft.trainer.resolve import load_config, resolve
 BACKENDS = ("flash", "efficient", "math")
 DEFAULT_SEQ_LEN = 2048
 # Beside the Recipe's own fields; lora_dropout is what Hugging Face calls its dropout
-LIBRARIES = ("transformers", "peft", "trl")  # whose version a case may name
-OTHER_KEYS = ("model", "gpu", "sdpa_backend", "lora_dropout", "output_until", "loop", *LIBRARIES)
+LIBRARIES = ("transformers", "peft", "trl")  # whose version a case may name, beside that of torch
+OTHER_KEYS = ("model", "gpu", "sdpa_backend", "lora_dropout", "output_until", "loop", "torch", *LIBRARIES)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
     """where: file and line. backend: of attention, pinned. pins: fields of the Recipe.
 
-    loop, versions, output_until: of Hugging Face's own step, where that is the one to estimate. None: its own.
+    loop, versions, output_until: of Hugging Face's own step, where that is the one to estimate; None: as the loop has it.
+    torch: release of PyTorch that ran it, named by the case or by the stack of its line; the installed one otherwise.
     """
 
     where: str
@@ -53,6 +56,7 @@ class Case:
     loop: LoopKind
     versions: Mapping[str, Version]
     output_until: OutputUntil | None
+    torch: tuple[int, int] = INSTALLED_TORCH
 
 
 def read_cases(path: Path) -> list[Case]:
@@ -81,12 +85,12 @@ def estimates(
         return target_of(hardware, gpu_name=name, vram_gib=vram_gib, cpu_flops_per_s=flops)
 
     @functools.cache
-    def estimator(model: str, name: str | None) -> Estimator:
-        return Estimator(model, load_config(resolve(model)), target(name))
+    def estimator(model: str, name: str | None, torch: tuple[int, int]) -> Estimator:
+        return Estimator(model, load_config(resolve(model)), target(name), torch=torch)
 
     def answer(case: Case) -> tuple[Recipe, Estimate]:
         name = case.gpu or gpu
-        found = estimator(case.model, name)
+        found = estimator(case.model, name, case.torch)
         pins = {"attention": found.attention, **case.pins}
         recipe = exact(
             target(name),
@@ -98,7 +102,7 @@ def estimates(
         replicas = ALONE if name is None else Replicas(target(name).num_gpus)
         return recipe, found.estimate(recipe, loop=loop, backend=case.backend, replicas=replicas)
 
-    estimator(cases[0].model, cases[0].gpu or gpu)  # loads what all processes then share
+    estimator(cases[0].model, cases[0].gpu or gpu, cases[0].torch)  # loads what all processes then share
     # PyTorch's threads, which a CPU's estimate times and counts, do not survive a fork
     alone = any(target(case.gpu or gpu).device == "cpu" for case in cases)
     for case, (recipe, estimate) in zip(cases, spread(answer, cases, alone=alone), strict=True):
@@ -142,9 +146,18 @@ def _case(where: str, line: str) -> Case:
     if alone.get("method") == "qlora":
         alone.setdefault("quant_type", "nf4")  # the planner's own default
     Recipe.from_dict(alone, where=where)
-    loop = case.get("loop") or _loop_in(stack)
     versions = {**versions_in(stack), **_versions(where, case)}
-    return Case(where, case["model"], case.get("gpu"), backend, pins, loop, versions, case.get("output_until"))
+    return Case(
+        where,
+        case["model"],
+        case.get("gpu"),
+        backend,
+        pins,
+        case.get("loop") or (_loop_in(stack) if stack else _likely_loop(case)),
+        versions,
+        case.get("output_until"),
+        _torch(where, case.get("torch"), stack),
+    )
 
 
 def _loop_in(stack: str) -> LoopKind:
@@ -154,6 +167,11 @@ def _loop_in(stack: str) -> LoopKind:
     return "trainer" if "Trainer" in stack else "plain"
 
 
+def _likely_loop(case: dict[str, Any]) -> LoopKind:
+    """Of a case that says nothing of its loop: autocast and the package flash-attn are taken for signs of a Trainer."""
+    return "trainer" if case.get("autocast") or case.get("attention") == "flash_attention_2" else "plain"
+
+
 def _versions(where: str, case: dict[str, Any]) -> dict[str, Version]:
     versions = {}
     for library in LIBRARIES:
@@ -161,5 +179,16 @@ def _versions(where: str, case: dict[str, Any]) -> dict[str, Version]:
             try:
                 versions[library] = parse_version(str(case[library]))
             except ValueError as error:
-                raise FileFormatError(f"{where}: {library}: {error}", fix='a version such as "4.45.2"') from error
+                raise FileFormatError(f"{where}: {library}: {error}", fix='a text such as "4.45.2"') from error
     return versions
+
+
+def _torch(where: str, named: Any, stack: str) -> tuple[int, int]:
+    """The case's own release of PyTorch. named: its `torch`. stack: of its line, as "torch 2.6.0, peft 0.19.1"."""
+    if named is None:
+        match = re.search(r"\btorch (\d+\.\d+)", stack)
+        return torch_release(match[1]) if match else INSTALLED_TORCH
+    try:
+        return torch_release(str(named))
+    except ValueError as error:
+        raise FileFormatError(f"{where}: torch {named!r}: not a version", fix='a text such as "2.14.1"') from error

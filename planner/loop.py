@@ -60,15 +60,16 @@ PLAIN = Loop(
     output_until="step",
 )
 # Its Trainer: transformers/trainer.py, training_step and compute_loss, whose output ends with the loss
+HUNGRIEST: Version = (4, 48)  # of transformers: keeps 16-bit logits, their float32 copy and a shifted copy of that
 TRAINER = replace(PLAIN, clip=True, mask=True, output_until="loss", wide_output=True)
 
 
 def hugging_face_loop(kind: LoopKind, versions: Mapping[str, Version], model_type: str) -> Loop:
     """Hugging Face's own loop of a kind, with the versions of its libraries; those not given are the installed ones.
 
-    model_type: as transformers' configurations name it.
+    A Trainer of an unknown transformers is taken for one that needs most memory. model_type: as configurations name it.
     """
-    version = versions.get("transformers")
+    version = versions.get("transformers", None if kind == "plain" else HUNGRIEST)
     loop = PLAIN if kind == "plain" else TRAINER
     if version is not None:
         # modeling_utils.py, gradient_checkpointing_enable: the default until 5.0; a plain loop names its own
@@ -113,8 +114,8 @@ def repeats_heads(transformers: Version, model_type: str) -> tuple[Attention, ..
 
 
 def versions_in(stack: str) -> dict[str, Version]:
-    """Versions that a description of a stack names: "torch 2.4.1, transformers 4.45.2" -> {"torch": (2, 4, 1), ...}."""
-    pattern = r"\b(torch|transformers|peft|trl|bitsandbytes)[ =]+(\d+(?:\.\d+)+)"
+    """Versions that a description of a stack names: "transformers 4.45.2, trl 0.11.3" -> {"trl": (0, 11, 3), ...}."""
+    pattern = r"\b(transformers|peft|trl)[ =]+(\d+(?:\.\d+)+)"
     return {name: parse_version(number) for name, number in re.findall(pattern, stack)}
 
 
