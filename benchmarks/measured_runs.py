@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from autoft.trainer.recipe import Recipe
 from autoft.trainer.resolve import load_config, resolve
 
 ROWS = Path(__file__).parent.parent / "tests" / "validation"
-FILES = ("t4.jsonl", "rtx4080.jsonl")
+FILES = ("t4.jsonl", "rtx4080.jsonl", "a100-older-stacks.jsonl")
 
 
 def main() -> None:
@@ -34,12 +35,18 @@ def main() -> None:
     runs = []
     for name in FILES:
         rows = [json.loads(line) for line in (ROWS / name).read_text(encoding="utf-8").splitlines()]
-        for row, (case, recipe, estimate) in zip(rows, estimates(read_cases(ROWS / name), hardware), strict=True):
+        for row, (case, recipe, estimate) in zip(rows, estimates(cases_of(name), hardware), strict=True):
             predicted = {**_peaks(estimate), **_held(rehearsed(case, recipe, hardware))}
             runs.append(_compared(row, predicted, name.removesuffix(".jsonl")))
             print(f"{row['id']}: allocated {runs[-1]['error']['peak_allocated_bytes']:+.3%}")
     keys = dict.fromkeys(key for run in runs for key in run["error"])
     write_results("measured_runs", {"summary": {key: _summary(runs, key) for key in keys}, "runs": runs})
+
+
+def cases_of(name: str) -> list[Case]:
+    """Of a file of rows. A model that is not in the catalogue has its configuration in models/."""
+    folders = [(case, ROWS / "models" / case.model.replace("/", "--")) for case in read_cases(ROWS / name)]
+    return [replace(case, model=str(folder)) if folder.is_dir() else case for case, folder in folders]
 
 
 def _peaks(estimate: Estimate) -> dict[str, float]:

@@ -44,7 +44,7 @@ OTHER_KEYS = ("model", "gpu", "sdpa_backend", "lora_dropout", "output_until", "l
 class Case:
     """where: file and line. backend: of attention, pinned. pins: fields of the Recipe.
 
-    loop, versions, output_until: of Hugging Face's own step, where that is the one to estimate; None: as the loop has it.
+    loop, versions, output_until (None: as its loop has it): of Hugging Face's own step, where that is to be estimated.
     torch: release of PyTorch that ran it, named by the case or by the stack of its line; the installed one otherwise.
     """
 

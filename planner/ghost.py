@@ -230,8 +230,13 @@ class _Step:
         recomputed = "activations" if recipe.gradient_checkpointing else None
         kernels = Kernels(self.device, self.backend, packed=recipe.packing)
         self.offloaded = {}
-        around = (_random_states(trace, self.device), _host_copies(trace, self.offloaded), older_attention(self.loop))
-        with trace, kernels, around[0], around[1], around[2]:
+        with (
+            trace,
+            kernels,
+            _random_states(trace, self.device),
+            _host_copies(trace, self.offloaded),
+            older_attention(self.loop),
+        ):
             trace.begin("inputs", kind="inputs")
             batch = self._batch()
             trace.begin("embed", kind="activations")

@@ -41,7 +41,7 @@ def arrange(model: Any, recipe: Recipe, loop: Loop) -> None:
     if recipe.loss != "logits":
         return
     if loop.logits_form == "widened":
-        base.get_output_embeddings().register_forward_hook(lambda _module, _inputs, logits_BSV: logits_BSV.float())
+        base.get_output_embeddings().register_forward_hook(lambda _module, _inputs, logits: logits.float())
     if loop.logits_form != "whole":
         base.loss_function = _loss_on_copied_logits
     if loop.wide_output and recipe.autocast:
@@ -72,15 +72,15 @@ def _widen(_module: Any, _inputs: Any, output: Any) -> Any:
 
 @contextmanager
 def older_attention(loop: Loop) -> Iterator[None]:
-    """Inside, attention gets its keys and values as the loop's version of transformers gives them."""
+    """Inside, attention gets its k_BSHD and v_BSHD as the loop's version of transformers gives them."""
     flash, sdpa = transformers.integrations.flash_attention, transformers.integrations.sdpa_attention
     kept = flash._flash_attention_forward, sdpa.use_gqa_in_sdpa
 
-    def repeated(q_BSHD: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        groups = q_BSHD.size(2) // k.size(2)
+    def repeated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        groups = q.size(2) // k.size(2)
         if groups > 1:
             k, v = (t.repeat_interleave(groups, dim=2) for t in (k, v))
-        return kept[0](q_BSHD, k, v, *args, **kwargs)
+        return kept[0](q, k, v, *args, **kwargs)
 
     try:
         if "flash_attention_2" in loop.repeats_heads:

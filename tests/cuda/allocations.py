@@ -35,8 +35,8 @@ def main() -> None:
     print(json.dumps({"events": events, "segments": segments}), flush=True)
 
 
-def run(torch: Any, rng: random.Random, count: int) -> list[tuple[str, int, int, list[int]]]:
-    """(what, key, size, counted after it) of each event; "full" is an allocation that was refused."""
+def run(torch: Any, rng: random.Random, count: int) -> list[tuple[str, int, int, list[int], int]]:
+    """(what, key, size, counted after it, address) of each event; "full" is an allocation that was refused."""
     live: dict[int, int] = {}  # key -> address
     events = []
     for key in range(count):
@@ -53,7 +53,7 @@ def run(torch: Any, rng: random.Random, count: int) -> list[tuple[str, int, int,
                 live[key] = torch.cuda.caching_allocator_alloc(size)
             except torch.OutOfMemoryError:
                 what = "full"
-        events.append((what, taken, size, [*_counted(torch), live.get(key, 0)]))
+        events.append((what, taken, size, _counted(torch), live.get(key, 0)))
     return events
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from autoft.planner.allocator import Allocator, OutOfMemory
+from autoft.planner.device import INSTALLED_TORCH
 
 SCRIPT = Path(__file__).parent / "allocations.py"
 EVENTS = 1500
+OLDER_FIRST = INSTALLED_TORCH >= (2, 14)
 GIB = 2**30
 
 
@@ -38,8 +40,8 @@ def counted(allocator: Allocator) -> list[int]:
     ]
 
 
-def repeat(events: list[Any], allocator: Allocator) -> None:
-    for number, (what, key, size, real) in enumerate(events):
+def repeat(events: list[Any], allocator: Allocator, *, addresses: bool = True) -> None:
+    for number, (what, key, size, real, address) in enumerate(events):
         if what == "malloc":
             allocator.malloc(key, size)
         elif what == "free":
@@ -50,6 +52,8 @@ def repeat(events: list[Any], allocator: Allocator) -> None:
         else:
             allocator.empty_cache()
         assert counted(allocator) == real, f"event {number}: {what} {size}"
+        if addresses and what == "malloc":
+            assert allocator.address(key) == address, f"event {number}: {what} {size}"
 
 
 @pytest.mark.parametrize("limit", [0, 4 * GIB], ids=["unlimited", "4 GiB"])
@@ -59,7 +63,8 @@ def test_it_counts_as_pytorch_does_after_every_event(on_card, seed, limit):
     assert done.code == 0, done.err
     real = json.loads(done.out.splitlines()[-1])
     assert {what for what, *_ in real["events"]} >= {"malloc", "free", "empty", *(["full"] if limit else [])}
-    repeat(real["events"], Allocator(limit_bytes=limit or None, addresses=Recorded(real["segments"])))
+    addresses = Recorded(real["segments"])
+    repeat(real["events"], Allocator(limit_bytes=limit or None, addresses=addresses, older_first=OLDER_FIRST))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -68,4 +73,4 @@ def test_it_counts_as_pytorch_does_where_segments_expand(on_card, seed):
     assert done.code == 0, done.err
     real = json.loads(done.out.splitlines()[-1])
     assert real["segments"] == []  # none by cudaMalloc
-    repeat(real["events"], Allocator(expandable_segments=True))
+    repeat(real["events"], Allocator(expandable_segments=True), addresses=False)
