@@ -72,7 +72,7 @@ def main() -> None:
     gpu = None if asked.smoke else this_gpu()
     hardware = replace(detect(), gpus=(gpu,) if gpu else ())
     cases = SMOKE_CASES if asked.smoke else CASES
-    with tempfile.TemporaryDirectory() as temporary:
+    with environment.hidden_gpus(), tempfile.TemporaryDirectory() as temporary:
         configs = Path(temporary) / "configs"
         apart = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(asked.jobs, apart, initializer=environment.prepare) as pool:
