@@ -1,8 +1,8 @@
 """A benchmark's child process: it tells what it measured in lines of JSON, and ends without asking any library.
 
 A process that ends right after a backward may be aborted (exit 134, "terminate called without an active exception"):
-PyTorch's device threads ask for Python's lock while Python ends. And a profiler may crash. So a child writes each result
-at once, and a parent keeps what was written, however the child ended.
+PyTorch's device threads ask for Python's lock while Python ends. And a profiler may crash. So a child writes each
+result at once, and a parent keeps what was written, however the child ended.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def measure(request: Json) -> Iterator[Json]:
     from autoft.trainer.recipe import Recipe
 
     device = request["device"]
-    used_before = _used_bytes(request["gpu"])
+    used_before = used_bytes(request["gpu"])
     import torch
 
     recipe, weights = Recipe.from_dict(request["recipe"]), Path(request["weights"])
@@ -103,7 +103,7 @@ def measure(request: Json) -> Iterator[Json]:
     if device == "cuda":
         measured["retries"] = torch.cuda.memory_stats()["num_alloc_retries"]
     if device == "cuda" and request["alone"]:
-        context = _used_bytes(request["gpu"]) - used_before - torch.cuda.memory_reserved()
+        context = used_bytes(request["gpu"]) - used_before - torch.cuda.memory_reserved()
         measured["context_bytes"] = context
         measured["device_bytes"] = context + max((reserved for _, reserved in phases.values()), default=0)
     yield measured
@@ -201,7 +201,7 @@ def _cap(request: Json) -> None:
     torch.cuda.mem_get_info = lambda device=None: (max(0, cap - torch.cuda.memory_reserved()), card)
 
 
-def _used_bytes(gpu: str | None) -> int:
+def used_bytes(gpu: str | None) -> int:
     """Of the whole GPU, by any process. NVML, so that asking takes no memory there."""
     if gpu is None:
         return 0

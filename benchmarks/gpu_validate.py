@@ -216,7 +216,11 @@ class Predictor:
         pins = {name: value for name, value in case.items() if name not in ("id", "shape")}
         seq_len = pins.pop("seq_len")
         recipe = exact(target, seq_len=seq_len, pinned=pins)
-        estimate = self._estimators[key].estimate(recipe).to_dict()
+        estimator = self._estimators[key]
+        estimate = estimator.estimate(recipe).to_dict()
+        if target.bench is not None:
+            by_data_sheet = estimator.on(replace(target, bench=None), same_kernels=True).estimate(recipe)
+            estimate["step_time_by_data_sheet_s"] = by_data_sheet.step_time_s.to_dict()
         card_bytes = None if cap_gib is None else int(cap_gib * GIB)
         return {
             "cap_gib": cap_gib,
