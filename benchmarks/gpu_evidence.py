@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,7 @@ def main() -> None:
     if options.report:
         print(report(_read(out)))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     deadline = time.monotonic() + 60 * options.minutes
     record = _begin(out, smoke=options.smoke)
     parts = [part for part in SHARES if part in options.parts.split(",")]

@@ -25,6 +25,7 @@ from shapes import add_tokenizer
 from side_by_side import GIB, SideBySide, Weights
 
 from autoft.errors import AutoftError
+from autoft.planner.parallel import end_with_parent
 from autoft.planner.target import target_of
 from autoft.profiles.detect import detect
 from autoft.profiles.hardware import Gpu, Hardware
@@ -67,10 +68,9 @@ SMOKE_SHAPE, SMOKE_PARAMS = "tiny-smollm2", 8_000_000
 BENCH_S = 20
 MANY_CORES = 8  # for planning and measuring at once
 RUN_ROWS, SPEED_ROWS = 256, 48
-LONG_RUN = {
-    "micro_batch": 8, "accumulation": 1, "max_steps": 30, "save_steps": 4, "eval_rows": 8, "max_new_tokens": 0,
-    "dropout": 0.0,
-}  # fmt: skip
+KILLED = {"micro_batch": 8, "accumulation": 1, "eval_rows": 8, "max_new_tokens": 0, "dropout": 0.0}
+# After which step of how many the killed run's memory shrinks, and how often its row says the same
+LONG_RUN, SMOKE_RUN = ({"max_steps": 30, "save_steps": 4}, 20, 12), ({"max_steps": 8, "save_steps": 2}, 5, 3)
 # Of doctor: what is about folders and the network, not about the card
 NOT_OF_THE_CARD = ("AUTOFT_HOME", "HF_HOME", "hub", "token")
 
@@ -266,7 +266,8 @@ def _whole(waiting: list[Json]) -> Iterator[Piece]:
 def whole_runs(turn: Turn) -> Iterator[Piece]:
     """`autoft run` to its end; another that is killed, resumed, and short of memory in a step."""
     # all of one length, so that each step takes what the longest takes
-    question, answer = "What comes next? " * 12, "What comes next is this. " * 12
+    steps, shrink_after, repeats = SMOKE_RUN if turn.smoke else LONG_RUN
+    question, answer = "What comes next? " * repeats, "What comes next is this. " * repeats
     made = [{"question": f"{n:04} {question}", "answer": answer} for n in range(RUN_ROWS)]
     rows = turn.scratch / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
@@ -279,7 +280,9 @@ def whole_runs(turn: Turn) -> Iterator[Piece]:
         capped = (card - target.device_bytes(0), card)
         yield "run", gpu_run.run_case(case, turn.model(), rows, _out(turn, "run"), capped)
     if turn.wants("killed and resumed"):
-        yield "killed and resumed", gpu_run.killed_and_resumed(turn.model(), rows, _out(turn, "killed"), LONG_RUN)
+        out, settings = _out(turn, "killed"), KILLED | steps
+        run = gpu_run.killed_and_resumed(turn.model(), rows, out, settings, shrink_after=shrink_after)
+        yield "killed and resumed", run
 
 
 def _out(turn: Turn, name: str) -> Path:
@@ -331,6 +334,7 @@ PLAN_ONLY = ("b", "d")  # parts whose own process must see no GPU: it plans
 
 def main(request: Json) -> None:
     """Tell each piece, and at last whether all were done."""
+    end_with_parent(os.getppid())
     environment.prepare()
     turn = Turn(
         smoke=request["smoke"],

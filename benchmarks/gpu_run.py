@@ -37,8 +37,7 @@ Json = dict[str, Any]
 WORKER = "--worker"
 SETTINGS = {"max_steps": 8, "eval_rows": 16, "max_new_tokens": 16}
 ROWS = 256
-# Of the run that is killed: after which step of all the memory shrinks, and to which share of what a step takes
-SHRINK_AFTER, SHARE = 20, 0.7
+SHARE = 0.7  # of what a step takes, when memory shrinks
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +107,10 @@ def run_case(case: Case, model: Path, data: Path, out: Path, caps: tuple[int, in
     return {**asdict(case), "code": done.returncode, **_outcome(out, done.returncode, done.stderr + done.stdout)}
 
 
-def killed_and_resumed(model: Path, data: Path, out: Path, settings: dict[str, Any]) -> Json:
+def killed_and_resumed(model: Path, data: Path, out: Path, settings: Json, *, shrink_after: int) -> Json:
     """A run that is killed without warning once it has a checkpoint, and resumed; then its memory shrinks in a step.
 
-    settings: with save_steps, for the checkpoint, and more than SHRINK_AFTER steps. On a CPU memory does not shrink.
+    settings: with save_steps, for the checkpoint, and more steps than shrink_after. On a CPU memory does not shrink.
     """
     from autoft.trainer.output import CHECKPOINTS, unfinished
     from autoft.trainer.record import EVENTS
@@ -131,7 +130,7 @@ def killed_and_resumed(model: Path, data: Path, out: Path, settings: dict[str, A
     if child.returncode != -signal.SIGKILL or not any((unfinished(out) / CHECKPOINTS).iterdir()):
         return {**run, "error": f"it ended before it could be killed: {log.read_text()[-500:]}"}
     run["seconds_to_kill"] = time.monotonic() - began
-    command = _command(["resume", str(out)], shrink_after=SHRINK_AFTER)
+    command = _command(["resume", str(out)], shrink_after=shrink_after)
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     return {**run, "code": done.returncode, **_outcome(out, done.returncode, done.stderr + done.stdout)}
 

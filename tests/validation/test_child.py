@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 from types import ModuleType
 
 import psutil
@@ -54,7 +53,7 @@ def test_work_that_is_done_ends_before_whatever_python_would_do_at_its_end(child
     assert ask(child, body) == {"done": 1}
 
 
-def test_a_child_that_takes_too_long_is_killed_with_what_it_has_started(child, tmp_path: Path) -> None:
+def test_a_child_that_takes_too_long_is_killed_with_what_it_has_started(child) -> None:
     body = (
         "import subprocess\n"
         "started = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
