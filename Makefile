@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cksum < pyproject.toml | cut -d' ' -f1)-$(shell cksum < constraints.txt | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast lint format bench gpu-bundle faults readme
+.PHONY: help setup run test test-fast test-cuda standin lint format bench gpu-bundle faults readme
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -33,6 +33,34 @@ test: setup ## Run all tests
 
 test-fast: setup ## Run the tests that take seconds
 	@$(PYTEST) -m "not slow"
+
+# The CUDA build of PyTorch beside a stand-in for the card: an environment of its own, 6 GB, which no other target needs
+CUDA_TORCH := 2.14.1
+CUDA_VENV ?= .venv-cuda
+CUDA_BIN := $(CUDA_VENV)/bin
+CUDA_READY := $(CUDA_VENV)/.ready-$(CUDA_TORCH)-$(notdir $(READY))
+STANDIN := $(CUDA_VENV)/standin
+STANDIN_SOURCES := $(wildcard tests/standin/*.sh tests/standin/*.py tests/standin/*.txt tests/standin/src/* tests/standin/truth/*)
+
+$(CUDA_READY):
+	@echo "Setting up $(CUDA_VENV) (downloads PyTorch for CUDA: 6 GB, minutes)"
+	@test "$$(uname -sm)" = "Linux x86_64" || { echo "make test-cuda needs Linux on x86-64" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "autoft needs Python 3.11 or later: make PYTHON=python3.11 ...")'
+	@test -x $(CUDA_BIN)/python || $(PYTHON) -m venv $(CUDA_VENV)
+	@sed 's/^torch==.*/torch==$(CUDA_TORCH)/' constraints.txt > $(CUDA_VENV)/constraints.txt
+	@$(CUDA_BIN)/python -m pip install --quiet --upgrade --constraint $(CUDA_VENV)/constraints.txt pip
+	@PYTHONWARNINGS=ignore $(CUDA_BIN)/python -m pip install --quiet --constraint $(CUDA_VENV)/constraints.txt --editable '.[dev]'
+	@rm -f $(CUDA_VENV)/.ready-*
+	@touch $@
+
+$(STANDIN)/.built: $(CUDA_READY) $(STANDIN_SOURCES)
+	@bash tests/standin/build.sh $(CUDA_VENV) $(STANDIN)
+	@touch $@
+
+standin: $(STANDIN)/.built ## Make .venv-cuda and build the stand-in for CUDA there
+
+test-cuda: standin ## Run tests/cuda on described cards; write benchmarks/results/test_cuda.json
+	@$(CUDA_BIN)/python benchmarks/cuda_tests.py
 
 lint: setup ## Check style and types
 	@$(BIN)/ruff check .

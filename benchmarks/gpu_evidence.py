@@ -55,6 +55,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     deadline = time.monotonic() + 60 * options.minutes
     record = _begin(out, smoke=options.smoke)
+    out.parent.mkdir(parents=True, exist_ok=True)
     parts = [part for part in SHARES if part in options.parts.split(",")]
     with tempfile.TemporaryDirectory(prefix="gpu-evidence-") as temporary:
         scratch = Path(options.weights or temporary).absolute()

@@ -119,6 +119,9 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
         from autoft.trainer.experts import quantize_experts
 
         quantize_experts(base, recipe)
+    text_config = base.config.get_text_config()
+    if getattr(text_config, "output_router_logits", False):
+        text_config.output_router_logits = False  # the loss is cross entropy alone, without experts' balance
     return base
 
 

@@ -102,7 +102,8 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         )
         self._lengths = [sum(lengths[at] for at in row) for row in self._examples]
         base = without_adapter(model)
-        forward = base.forward
+        forward, text_config = base.forward, base.config.get_text_config()
+        balance = getattr(text_config, "router_aux_loss_coef", None)
         weights = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
         super().__init__(
             model=model,
@@ -123,6 +124,8 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         # TRL puts its own fused head over ours, with metrics that nobody reads, and casts the adapters of a quantized
         # base to bfloat16, which float16 training does not survive. The Recipe decides both: put back what we built.
         base.forward = forward
+        if balance is not None:
+            text_config.router_aux_loss_coef = balance
         for parameter, data in weights.items():
             parameter.data = data
         self.model_accepts_loss_kwargs = True
@@ -456,6 +459,8 @@ def _arguments(job: Job, work_dir: Path) -> SFTConfig:
         # build_model has switched it on where the Recipe says so
         activation_checkpointing=False,
         max_length=None,
+        # TRL would add the experts' balance to the loss, and ask for router logits in every forward, answers' too
+        router_aux_loss_coef=0.0,
         # TRL knows of no positions among the columns of a row that is not packed by itself
         remove_unused_columns=False,
         save_strategy="no",  # `save` does
