@@ -83,7 +83,7 @@ bench: setup ## Measure start-up, planner, CPU step, starter, trainer beside TRL
 	@$(BIN)/python benchmarks/trainer_speed.py
 
 gpu-bundle: setup ## Put autoft, benchmarks/gpu_evidence.py and their wheels into build/gpu-bundle, for a machine with a GPU
-	@$(BIN)/python benchmarks/bundle/build.py build/gpu-bundle
+	@$(BIN)/python benchmarks/bundle/build_bundle.py build/gpu-bundle
 
 faults: setup ## Cause every fault that a run must survive; write the table of docs/faults.md (half an hour)
 	@$(BIN)/python benchmarks/faults.py

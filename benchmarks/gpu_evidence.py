@@ -52,7 +52,6 @@ def main() -> None:
     if options.report:
         print(report(_read(out)))
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     deadline = time.monotonic() + 60 * options.minutes
     record = _begin(out, smoke=options.smoke)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +61,8 @@ def main() -> None:
         for turn in ("first", "rest"):
             for part in parts:
                 left_s = deadline - time.monotonic()
-                share_s = 60 * options.minutes * SHARES[part] if turn == "first" else left_s
+                share = SHARES[part] / sum(SHARES[each] for each in parts)
+                share_s = 60 * options.minutes * share if turn == "first" else left_s
                 if record["parts"].get(part, {}).get("state") == "done" or left_s < LEAST_S:
                     continue
                 if turn == "rest" and record["parts"].get(part, {}).get("state", "").startswith("failed"):
@@ -175,4 +175,5 @@ def _say(line: str) -> None:
 
 if __name__ == "__main__":
     environment.prepare()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     main()

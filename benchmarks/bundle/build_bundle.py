@@ -1,6 +1,6 @@
 """A folder to carry to a machine with a GPU: autoft, its benchmarks and the wheels they need, without PyTorch.
 
-    python benchmarks/bundle/build.py build/gpu-bundle
+    python benchmarks/bundle/build_bundle.py build/gpu-bundle
 
 Wheels of the versions in constraints.txt, for Linux on x86-64 and each of PYTHONS; those of THERE stay out, with all
 that only they need. bitsandbytes goes without its libraries for anything but CUDA 13 and the CPU: 7 MB in place of 43.
