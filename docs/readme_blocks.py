@@ -132,9 +132,9 @@ def predictable(record: dict[str, Any]) -> str:
 
 
 def gpu_report(record: dict[str, Any]) -> str:
-    """What benchmarks/gpu_validate.py --report prints."""
+    """What benchmarks/gpu_evidence.py --report prints."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    from gpu_validate import report
+    from gpu_report import report
 
     return str(report(record))
 
@@ -186,7 +186,7 @@ OTHERS: dict[str, Callable[[], str]] = {
     "benchmarks/results/loading_order.json": of_results("loading_order", loading_orders),
     "benchmarks/results/loading_order.json, our own loop": of_results("loading_order", predictable),
     "benchmarks/results/cpu_memory.json": of_results("cpu_memory", errors_on_the_cpu),
-    "benchmarks/results/gpu_validate.json": of_results("gpu_validate", gpu_report),
+    "benchmarks/results/gpu_evidence.json": of_results("gpu_evidence", gpu_report),
     "benchmarks/results/planner_speed.json": of_results("planner_speed", speed),
 }
 
