@@ -8,7 +8,7 @@ were compared line by line. `ByteCounter` stands in for it on the CPU.
 Of two equal free blocks the lower one is taken, so it matters which addresses the driver hands out, and no source says.
 Assumption, see `_Addresses`. From torch 2.14 on (2.14.0 and 2.14.1 were run) the one in the older segment is
 (`older_first`; github.com/pytorch/pytorch/pull/183591), wherever segments lie. Yet runs of torch 2.14.0 that were
-measured on a Tesla T4 are met to the byte by addresses and are missed by up to 9 % by age, so estimates go by addresses;
+measured on a Tesla T4 are met to the byte by addresses, and missed by up to 9 % by age. So estimates go by addresses;
 docs/how-estimates-work.md tells more. None of this matters where segments are expandable: each pool has one then, which
 keeps its addresses when it is emptied.
 """
