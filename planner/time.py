@@ -229,7 +229,7 @@ def cpu_rates(flops_per_s: Mapping[Dtype, float], bytes_per_s: tuple[float, floa
     in_pieces, at_once = ((figure, figure) for figure in bytes_per_s)
     memory = share_of(in_pieces, MEMORY, "measured")
     figures = {dtype: (figure, figure) for dtype, figure in flops_per_s.items()}
-    attention = {dtype: share_of(figure, ATTENTION, "measured") for dtype, figure in figures.items()}
+    attention: dict[str, Rate] = {dtype: share_of(figure, ATTENTION, "measured") for dtype, figure in figures.items()}
     return Rates(
         products={dtype: share_of(figure, PRODUCTS, "measured") for dtype, figure in figures.items()},
         attention=attention,
