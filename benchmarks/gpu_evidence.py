@@ -4,6 +4,7 @@
     python benchmarks/gpu_evidence.py --minutes 5      the next call goes on where this one stopped
     python benchmarks/gpu_evidence.py --parts b,d      only these
     python benchmarks/gpu_evidence.py --report         what was measured so far
+    python benchmarks/gpu_evidence.py --predict        new predictions of the recipes beside it; needs no GPU
     python benchmarks/gpu_evidence.py --smoke          tiny models, on this CPU where there is no GPU
 
     a   what doctor finds, and the bench of probe
@@ -35,6 +36,7 @@ from typing import Any
 from child import end_tree, records
 from common import RESULTS, heading, write_record
 from gpu_report import piece_line, report
+from gpu_validate import predict_again, this_gpu
 
 from autoft.trainer import environment
 
@@ -49,8 +51,12 @@ GRACE_S = 20.0  # beyond its time, for the piece that a part is at, in its first
 def main() -> None:
     options = _options()
     out = Path(options.out) if options.out else RESULTS / f"{'smoke' if options.smoke else 'gpu_evidence'}.json"
-    if options.report:
-        print(report(_read(out)))
+    if options.report or options.predict:
+        record = _read(out)
+        if options.predict:
+            _predict_again(record)
+            write_record(out, record)
+        print(report(record))
         return
     deadline = time.monotonic() + 60 * options.minutes
     record = _begin(out, smoke=options.smoke)
@@ -78,6 +84,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", help="result file (default: benchmarks/results/gpu_evidence.json)")
     parser.add_argument("--weights", help="folder that keeps the random weights for a later call (default: none)")
     parser.add_argument("--report", action="store_true", help="measure nothing, print what was measured")
+    parser.add_argument("--predict", action="store_true", help="measure nothing, predict the recipes anew")
     parser.add_argument("--smoke", action="store_true", help="tiny models")
     options = parser.parse_args()
     unknown = set(options.parts.split(",")) - set(SHARES)
@@ -91,8 +98,10 @@ def _begin(out: Path, *, smoke: bool) -> Json:
 
     Exits where there is no GPU, and where the earlier calls were on another card or with other versions.
     """
-    record = heading("gpu_evidence") | {"smoke": smoke, "parts": {}}
-    if not record["machine"]["gpus"] and not smoke:
+    record: Json = heading("gpu_evidence") | {"smoke": smoke, "gpu": None, "parts": {}}
+    if record["machine"]["gpus"]:
+        record["gpu"] = this_gpu().to_dict() | {"uuid": None, "processes": []}
+    elif not smoke:
         sys.exit("no NVIDIA GPU here: `autoft probe` tells why, and --smoke runs tiny models on the CPU")
     if not out.exists():
         return record
@@ -104,6 +113,12 @@ def _begin(out: Path, *, smoke: bool) -> Json:
         if now != then:
             sys.exit(f"{out} was measured with other {name}: {then}, now {now}; give another file with --out")
     return before
+
+
+def _predict_again(record: Json) -> None:
+    pieces = record["parts"].get("b", {"pieces": {}})["pieces"]
+    for piece in predict_again((piece for piece in pieces.values() if "measured" in piece), record["gpu"]):
+        _say(f"b  {piece_line('b', piece['case']['id'], piece)}")
 
 
 def _read(out: Path) -> Json:

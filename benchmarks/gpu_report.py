@@ -125,6 +125,5 @@ LINES: dict[str, Callable[[Json], str]] = {
 def _summary(record: Json, found: Json) -> list[str]:
     """That of gpu_validate.py."""
     runs = [piece for piece in found["pieces"].values() if "measured" in piece]
-    gpu = {"name": record["machine"]["gpus"][0]} if record["machine"]["gpus"] else None
     refused = {name: piece["refused"] for name, piece in found["pieces"].items() if "refused" in piece}
-    return gpu_validate.report({**record, "gpu": gpu, "runs": runs, "refused": refused}).splitlines()[1:]
+    return gpu_validate.report({**record, "runs": runs, "refused": refused}).splitlines()[1:]

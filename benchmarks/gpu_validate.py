@@ -27,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,15 +138,19 @@ def _one(record: Json, out: Path, case: Json, planned: Json, weights: Path) -> N
 
 
 def _predict_again(out: Path) -> None:
-    """New predictions beside old measurements, which need no GPU."""
     record = _read(out)
-    gpu = None if record["gpu"] is None else Gpu.from_dict(record["gpu"])
-    with environment.hidden_gpus(), tempfile.TemporaryDirectory() as temporary:
-        predict = Predictor(gpu, Path(temporary))
-        for run in record["runs"]:
-            run["predicted"] = predict(run["case"], run["cap_gib"])["predicted"]
-            print(_told(run), file=sys.stderr, flush=True)
+    for run in predict_again(record["runs"], record["gpu"]):
+        print(_told(run), file=sys.stderr, flush=True)
     _write(out, record)
+
+
+def predict_again(runs: Iterable[Json], gpu: Json | None) -> Iterator[Json]:
+    """Each run with a new prediction beside its old measurement, which needs no GPU. gpu: that it was measured on."""
+    with environment.hidden_gpus(), tempfile.TemporaryDirectory() as temporary:
+        predict = Predictor(None if gpu is None else Gpu.from_dict(gpu), Path(temporary))
+        for run in runs:
+            run["predicted"] = predict(run["case"], run["cap_gib"])["predicted"]
+            yield run
 
 
 def read_cases(path: Path = CASES) -> list[Json]:

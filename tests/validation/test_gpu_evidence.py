@@ -85,6 +85,13 @@ def test_recipes_are_measured_one_by_one_and_what_failed_is_tried_again(call, tm
     assert again["parts"]["b"]["pieces"]["tiny-qlora"] == before
     assert "step_time_s" in again["parts"]["b"]["pieces"]["tiny-lora"]["measured"]
     assert [line.split(":")[0] for line in err.splitlines()] == ["b  tiny-lora", "b"]
+    piece = again["parts"]["b"]["pieces"]["tiny-lora"]
+    known, piece["predicted"]["peak_allocated_bytes"] = piece["predicted"]["peak_allocated_bytes"], 1
+    (tmp_path / "new folder" / "evidence.json").write_text(json.dumps(again))
+    predicted, _, err = call("--predict")
+    assert predicted is not None
+    assert predicted["parts"]["b"]["pieces"]["tiny-lora"]["predicted"]["peak_allocated_bytes"] == known
+    assert [line.split(":")[0] for line in err.splitlines()] == ["b  tiny-lora", "b  tiny-qlora"]
 
 
 def test_another_card_or_other_versions_need_another_file(call, tmp_path) -> None:
@@ -142,6 +149,7 @@ def test_the_report_has_predicted_beside_measured_and_what_lived_and_died() -> N
     }  # fmt: skip
     record = {
         "machine": {"gpus": ["a card"], "cpu": "", "driver": "580"}, "versions": {"torch": "2.14"}, "date": "today",
+        "gpu": {"name": "a card"},
         "parts": {part: {"state": "done", "pieces": each} for part, each in pieces.items()},
     }  # fmt: skip
     record["parts"]["f"]["state"] = "out of time"
