@@ -6,9 +6,9 @@ Each rule names the C++ function it follows. They read the same in the versions 
 were compared line by line. `ByteCounter` stands in for it on the CPU.
 
 Of two equal free blocks the lower one is taken, so it matters which addresses the driver hands out, and no source says.
-Assumption, see `_Addresses`. From torch 2.14 on (2.14.0 and 2.14.1 were run) the one in the older segment is
-(`older_first`; github.com/pytorch/pytorch/pull/183591), wherever segments lie. Yet runs of torch 2.14.0 that were
-measured on a Tesla T4 are met to the byte by addresses, and missed by up to 9 % by age. So estimates go by addresses;
+Assumption, see `_Addresses`. From torch 2.13 on (2.13.0, 2.14.0, 2.14.1 were run) the one in the older segment
+is (`older_first`; github.com/pytorch/pytorch/pull/183591), wherever segments lie. Yet runs of torch 2.14.0 that were
+measured on a Tesla T4 are met to the byte by addresses and missed by up to 9 % by age, so estimates go by addresses;
 docs/how-estimates-work.md tells more. None of this matters where segments are expandable: each pool has one then, which
 keeps its addresses when it is emptied.
 """
@@ -161,7 +161,7 @@ class _Addresses:
 class _Segments:
     """New segments: where each lies, and its age, a number that grows; 0 for all where ages do not count.
 
-    registration_counter in torch 2.14.
+    registration_counter in torch 2.13.
     """
 
     __slots__ = ("_addresses", "_made", "_older_first")
@@ -234,7 +234,7 @@ class Allocator(_Statistics):
     set by set_per_process_memory_fraction acts the same. With them it does not quite: alloc_block compares the segment
     that get_allocation_size names, not the pages to be mapped, with the fraction, which is up to a page off.
     addresses: where new segments lie; None is as on Linux. older_first: of two equal free blocks that of the older
-    segment is taken, as torch 2.14 does, and only within one segment the lower.
+    segment is taken, as torch 2.13 and later do, and only within one segment the lower.
     """
 
     __slots__ = ("_address_space", "_expandable", "_large", "_live", "_small")

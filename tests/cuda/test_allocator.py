@@ -13,7 +13,7 @@ from autoft.planner.device import INSTALLED_TORCH
 
 SCRIPT = Path(__file__).parent / "allocations.py"
 EVENTS = 1500
-OLDER_FIRST = INSTALLED_TORCH >= (2, 14)
+OLDER_FIRST = INSTALLED_TORCH >= (2, 13)
 GIB = 2**30
 
 

@@ -118,7 +118,7 @@ def test_of_equal_blocks_the_one_at_the_lower_address_is_taken() -> None:
 
 
 @pytest.mark.parametrize(("older_first", "taken"), [(False, "newer"), (True, "older")])
-def test_of_equal_blocks_torch_2_14_takes_that_of_the_older_segment(older_first: bool, taken: str) -> None:
+def test_of_equal_blocks_torch_2_13_takes_that_of_the_older_segment(older_first: bool, taken: str) -> None:
     """Segments of 40 MiB lie below each other, so the newer one is the lower."""
     allocator = Allocator(older_first=older_first)
     allocate(allocator, older=40, newer=40)
