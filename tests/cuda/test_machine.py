@@ -9,6 +9,7 @@ import pytest
 from tests.cuda.runs import run
 
 UUID = "GPU-5a5a5a5a-0000-4000-8000-00000000000"
+DEVICES = "tests.cuda.devices:main"
 CARDS = {
     "t4": ("Tesla T4", [7, 5], "t4"),
     "rtx3060": ("NVIDIA GeForce RTX 3060", [8, 6], "rtx3060"),
@@ -59,28 +60,24 @@ def test_probe_shows_who_holds_the_card(on_card):
     ],
 )
 def test_probe_and_pytorch_agree_on_what_cuda_visible_devices_shows(on_card, setting, shown):
-    card = on_card("rtx3090", gpus=3, visible=setting)
+    card = on_card("rtx3090", gpus=3, visible=setting, truth=True)
     assert [gpu["index"] for gpu in card("probe", "--json").json["gpus"]] == shown
-    names = (
-        "import torch; print([str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())])"
-    )
-    uuids = [f"{UUID}{index + 1}".removeprefix("GPU-") for index in shown]
-    assert card.python("-c", names).out.strip() == str(uuids)
+    found = card.warm(call=DEVICES).json
+    assert [f"GPU-{device['uuid']}" for device in found] == [f"{UUID}{index + 1}" for index in shown]
 
 
 @pytest.mark.parametrize(
     ("setting", "shown"), [(None, [39, 9]), ("1", [9]), ("MIG-5a5a5a5a-0002", [9]), ("GPU-5a5a5a5a", [39])]
 )
 def test_mig_instances_stand_for_their_card(on_card, setting, shown):
-    card = on_card("a100-mig", visible=setting)
+    card = on_card("a100-mig", visible=setting, truth=True)
     gpus = card("probe", "--json").json["gpus"]
     assert [gpu["total_bytes"] >> 30 for gpu in gpus] == shown
-    seen = card.python("-c", "import torch; print(torch.cuda.mem_get_info()[1] >> 30)")
-    assert int(seen.out) == shown[0]
+    assert [device["gib"] for device in card.warm(call=DEVICES).json][:1] == shown[:1]
 
 
 def test_a_plan_for_a_mig_instance_is_for_its_memory(on_card, tiny_model):
-    plan = on_card("a100-mig", visible="1")("plan", tiny_model, "--json").json
+    plan = on_card("a100-mig", visible="1", truth=True).warm("plan", tiny_model, "--json").json
     assert plan["target"].endswith("MIG 1g.10gb (9.5 GiB)")
 
 
