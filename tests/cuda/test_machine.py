@@ -115,8 +115,7 @@ def test_without_permission_on_the_device_the_plan_is_for_the_cpu_and_says_why(o
     done = on_card("t4", fault="no-permission")("plan", tiny_model)
     assert done.code == 0, done.err
     text = " ".join((done.out + done.err).split())
-    assert "on the CPU" in text
-    assert "Insufficient Permissions" in text
+    assert "Note: planned for the CPU: the NVIDIA driver did not answer: Insufficient Permissions" in text
 
 
 def test_a_card_that_torch_has_no_kernels_for_is_refused_before_anything_is_loaded(
@@ -151,7 +150,8 @@ def test_a_run_on_the_cpu_of_a_machine_with_a_gpu_leaves_the_card_alone(
     assert done.json["job"]["device"] == "cpu"
     assert done.contexts == []
     if visible == "":
-        assert "CUDA_VISIBLE_DEVICES='' leaves none of the one GPU here visible" in " ".join(done.err.split())
+        plan = (tmp_path / "out" / "plan.toml").read_text(encoding="utf-8")
+        assert "planned for the CPU: CUDA_VISIBLE_DEVICES='' leaves none of the one GPU here visible" in plan
 
 
 def test_an_option_that_is_refused_costs_no_context(on_card, tiny_model, data_file, tmp_path):
