@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 from common import write_results  # noqa: E402 - of this folder
 
 from tests.cuda import lines  # noqa: E402 - of the tests
+from tests.cuda.card import STANDIN  # noqa: E402
 
 
 def main() -> int:
@@ -52,6 +54,7 @@ def run(folder: Path, tests: list[str], *, quick: bool) -> int:
     write_results(
         "test_cuda",
         {
+            "cards": re.findall(r"^key=(\S+)", (STANDIN / "cards.txt").read_text(encoding="utf-8"), re.MULTILINE),
             "seconds": round(time.monotonic() - began),
             "tests": counts(report),
             "lines_about_a_gpu": {

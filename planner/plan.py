@@ -31,6 +31,7 @@ from autoft.planner.time import measure_cpu_flops
 from autoft.planner.workload import Workload, measure
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
+from autoft.profiles.nvidia import NO_DRIVER
 from autoft.trainer.build import refused_by_peft
 from autoft.trainer.gates import refuse_unknown_tokens
 from autoft.trainer.job import Job
@@ -348,6 +349,8 @@ def _machine_notes(request: Request, hardware: Hardware) -> tuple[str, ...]:
     """What to know of this machine; nothing where the plan is for a card that was named."""
     if request.gpu is not None:
         return ()
+    if not hardware.gpus and hardware.no_gpu_reason not in (None, NO_DRIVER):
+        return (*hardware.notes, f"planned for the CPU: {hardware.no_gpu_reason}")
     beside = [gpu.name for gpu in hardware.gpus if gpu not in like(hardware.gpus)]
     unlike = (f"not used beside the others: {', '.join(beside)}; replicas of a model want cards of one kind",)
     return (*hardware.notes, *(unlike if beside else ()))

@@ -18,7 +18,7 @@ def random_state() -> dict[str, Any]:
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
         "torch": torch.get_rng_state(),
         # A run on the CPU of a machine with a GPU has not started CUDA, and is not to make a context there
-        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
+        "cuda": [torch.cuda.get_rng_state()] if _cuda_has_started() else [],
     }
 
 
@@ -29,6 +29,10 @@ def set_random_state(state: dict[str, Any]) -> None:
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_initialized():
+    if state["cuda"] and _cuda_has_started():
         # Checkpoints up to autoft 0.1 hold a state of every GPU that was visible, of which the first was in use
         torch.cuda.set_rng_state(state["cuda"][0])
+
+
+def _cuda_has_started() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
