@@ -15,7 +15,7 @@ TITLES = {
     "c": "The CUDA context, MiB beside what PyTorch reserves",
     "d": "Plans on smaller cards",
     "e": "Whole runs",
-    "f": "Beside other trainers",
+    "f": "Beside TRL's own trainer",
 }
 
 
