@@ -12,7 +12,7 @@
     c   what the CUDA context takes of the card
     d   kept to 8, 12, 16 and 24 GiB: the chosen plan lives, and the nearest that is too large dies
     e   whole runs: one to its end, one that is killed, resumed, and short of memory in a step
-    f   step time beside TRL's own trainer, and unsloth where it is installed
+    f   step time beside TRL's own trainer
 
 No network: the models have real shapes and random weights. Each part is a process with a time limit, and each piece of
 it is written to benchmarks/results/gpu_evidence.json as soon as it is there, so that whatever ends this leaves all that

@@ -15,7 +15,7 @@ TITLES = {
     "c": "The CUDA context, MiB beside what PyTorch reserves",
     "d": "Plans on smaller cards",
     "e": "Whole runs",
-    "f": "Beside other trainers",
+    "f": "Beside TRL's own trainer",
 }
 
 
@@ -100,7 +100,10 @@ def _whole_run(piece: Json) -> str:
     measured, predicted = piece["measured"], piece["predicted"]
     words.append(f"exit {piece['code']} after {piece['steps']} steps")
     recovered = [event for event in piece["events"] if event["event"] == "recovered"]
-    words += [f"out of memory in step {e['step']}, went on with micro-batch {e['micro_batch']}" for e in recovered]
+    if recovered:
+        smallest = min(event["micro_batch"] for event in recovered)
+        steps = ", ".join(str(step) for step in dict.fromkeys(event["step"] for event in recovered))
+        words.append(f"out of memory in step {steps}, went on with micro-batch {smallest}")
     if measured["peak_bytes"] and not recovered:
         words.append(f"peak {measured['peak_bytes'] / GIB:.2f} GiB, predicted {predicted['peak_bytes'] / GIB:.2f}")
     return ", ".join(words)

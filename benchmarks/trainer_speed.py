@@ -6,14 +6,12 @@
 With a shape the model has random weights of it, and a token for each byte.
 same: TRL with the settings of our run; the bar is a step at most 3 % slower than TRL's. plan: what `autoft plan`
 chooses for the data, against TRL's defaults with an adapter of the same rank; the bar is twice the trained tokens a
-second. unsloth: the settings of "same" beside unsloth, where that is installed. Each run is a process of its own; a
-pair is one of each, and the ratio is the median over the pairs.
+second. Each run is a process of its own; a pair is one of each, and the ratio is the median over the pairs.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import statistics
@@ -33,7 +31,7 @@ from shapes import add_tokenizer, write_weights
 from autoft.profiles.detect import detect
 
 BAR = {"same_step_time": 1.03, "plan_trained_tokens_per_s": 2.0}
-FIGURES = {"same": "step_time_s", "plan": "trained_tokens_per_s", "unsloth": "step_time_s"}
+FIGURES = {"same": "step_time_s", "plan": "trained_tokens_per_s"}
 WARM_UP = 1  # steps that are not counted
 # The settings of "same": what both can do, with nothing that one of them lacks
 SAME = {"micro_batch": 4, "accumulation": 2, "group_by_length": False, "rank": 16, "alpha": 32.0, "learning_rate": 2e-4}
@@ -95,23 +93,17 @@ def dtype_here() -> str:
     return ("bfloat16" if gpus[0].bf16 else "float16") if gpus else "float32"
 
 
-def kinds_here() -> tuple[str, ...]:
-    """Of comparison, with the same settings on both sides."""
-    return ("same", "unsloth") if importlib.util.find_spec("unsloth") else ("same",)
-
-
 def compared(folder: Path, count: int, kind: str, setup: Setup) -> dict[str, Any]:
-    """ratio: ours by the other's of the kind's figure, the median of the pairs. folder: has rows.jsonl.
+    """ratio: ours by TRL's of the kind's figure, the median of the pairs. folder: has rows.jsonl.
 
     Raises: RuntimeError where one of the two does not train.
     """
     pairs, figure = [], FIGURES[kind]
-    other = "unsloth" if kind == "unsloth" else "trl"
     for turn in range(count):
-        both = [("autoft", lambda: _ours(folder, kind, setup)), (other, lambda: _trl(folder, kind, setup))]
+        both = [("autoft", lambda: _ours(folder, kind, setup)), ("trl", lambda: _trl(folder, kind, setup))]
         pairs.append({name: go() for name, go in (both if turn % 2 == 0 else reversed(both))})
         print(kind, json.dumps(pairs[-1]), file=sys.stderr, flush=True)
-    ratios = [pair["autoft"][figure] / pair[other][figure] for pair in pairs]
+    ratios = [pair["autoft"][figure] / pair["trl"][figure] for pair in pairs]
     return {"figure": figure, "ratio": round(statistics.median(ratios), 3), "ratios": ratios, "pairs": pairs}
 
 
@@ -119,7 +111,7 @@ def _ours(folder: Path, kind: str, setup: Setup) -> dict[str, Any]:
     """`autoft run`, its steps as its own record has them."""
     out = folder / f"ours-{time.monotonic_ns()}"
     settings = {"max_new_tokens": 0, "eval_rows": 0, "warmup_ratio": 0.0, "epochs": 1.0}
-    if kind != "plan":
+    if kind == "same":
         settings |= {**SAME, "base_dtype": setup.dtype, "gradient_checkpointing": setup.checkpointing}
         settings |= {"method": setup.method}
     words = [sys.executable, "-m", "autoft", "run", setup.model, "--data", str(folder / "rows.jsonl"), "-o", str(out)]
@@ -167,12 +159,10 @@ def _figures(times: list[float], trained: list[int]) -> dict[str, Any]:
 
 
 def _with_trl(kind: str, folder: Path, setup: Setup) -> None:
-    """TRL, or unsloth, as its documentation shows it. Prints the figures as JSON."""
+    """TRL as its documentation shows it. Prints the figures as JSON."""
     from autoft.trainer import environment
 
     environment.prepare()
-    if kind == "unsloth":
-        import unsloth  # noqa: F401  # before what it changes
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -192,7 +182,6 @@ def _with_trl(kind: str, folder: Path, setup: Setup) -> None:
             for row in rows
         ]
     )
-    adapter_of = partial(LoraConfig, r=SAME["rank"], lora_alpha=SAME["alpha"], target_modules="all-linear")
     model_given: Any
     times: list[float] = []
     counts: list[int] = [0]
@@ -214,7 +203,7 @@ def _with_trl(kind: str, folder: Path, setup: Setup) -> None:
 
     settings: dict[str, Any] = {"output_dir": str(folder / "trl"), "report_to": "none", "save_strategy": "no"}
     settings["use_cpu"] = not torch.cuda.is_available()  # TRL's default bf16 is refused on a CPU without it
-    if kind != "plan":
+    if kind == "same":
         settings |= {
             "per_device_train_batch_size": SAME["micro_batch"],
             "gradient_accumulation_steps": SAME["accumulation"],
@@ -227,19 +216,16 @@ def _with_trl(kind: str, folder: Path, setup: Setup) -> None:
             "pad_to_multiple_of": 16,
             "lr_scheduler_type": "cosine",
         }
-        if kind == "same":
-            model_given, adapter = _base(weights, setup), adapter_of()
-        else:
-            model_given, adapter = _of_unsloth(weights, setup), None
+        model_given = _base(weights, setup)
     else:
-        model_given, adapter = str(weights), adapter_of()  # its own way of loading
+        model_given = str(weights)  # its own way of loading
         settings |= {"num_train_epochs": 1}
     trainer = Counting(
         model=model_given,
         args=SFTConfig(**settings),
         processing_class=AutoTokenizer.from_pretrained(weights),
         train_dataset=data,
-        peft_config=adapter,
+        peft_config=LoraConfig(r=SAME["rank"], lora_alpha=SAME["alpha"], target_modules="all-linear"),
         callbacks=[Clock()],
     )
     trainer.train()
@@ -256,26 +242,6 @@ def _base(weights: Path, setup: Setup) -> Any:
     )
     return AutoModelForCausalLM.from_pretrained(
         weights, dtype=dtype, quantization_config=four_bit if setup.method == "qlora" else None
-    )
-
-
-def _of_unsloth(weights: Path, setup: Setup) -> Any:
-    """With its adapter."""
-    import torch
-    from unsloth import FastLanguageModel
-
-    model, _ = FastLanguageModel.from_pretrained(
-        model_name=str(weights),
-        max_seq_length=1024,
-        dtype=getattr(torch, setup.dtype),
-        load_in_4bit=setup.method == "qlora",
-    )
-    return FastLanguageModel.get_peft_model(
-        model,
-        r=SAME["rank"],
-        lora_alpha=SAME["alpha"],
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        use_gradient_checkpointing="unsloth" if setup.checkpointing else False,
     )
 
 

@@ -163,7 +163,7 @@ def test_the_report_has_predicted_beside_measured_and_what_lived_and_died() -> N
         "   context: products 300; assumed 512",
         "   8 GiB: small: fits yes, lived; large: fits no, died in load",
         "   killed: killed after step 3, exit 0 after 8 steps, out of memory in step 6, went on with micro-batch 4",
-        "f  Beside other trainers (out of time)",
+        "f  Beside TRL's own trainer (out of time)",
         "   lora: autoft 0.900 s, trl 1.000 s a step, ours / theirs 0.900",
     ):
         assert line in lines, report(record)
