@@ -60,7 +60,7 @@ def test_the_context_is_what_the_driver_takes_beside_the_reserved(evidence) -> N
 
 
 def test_the_chosen_plan_lives_under_a_cap_and_the_nearest_reject_dies(evidence) -> None:
-    (piece,) = evidence("t4", "d").values()
+    (piece,) = evidence("rtx4090", "d").values()
     chosen, reject = piece["runs"]
     assert (chosen["predicted"]["fits"], reject["predicted"]["fits"]) == ("yes", "no")
     assert "peak_allocated_bytes" in chosen["measured"]
@@ -81,7 +81,7 @@ def test_a_run_ends_and_a_killed_one_is_resumed_and_goes_on_where_memory_ends(ev
 
 
 def test_a_step_is_timed_beside_trl_s(evidence) -> None:
-    (piece,) = evidence("a100", "f").values()
+    (piece,) = evidence("t4", "f").values()
     assert set(piece["pairs"][0]) == {"autoft", "trl"}
     assert all(figures["steps"] >= 1 for figures in piece["pairs"][0].values())
 
