@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.cuda.card import ROOT, UNANSWERABLE, Card, Done
+from tests.cuda.card import ROOT, TRITON, Card, Done
 
 BENCHMARKS = ROOT / "benchmarks"
-# What training computes is zeros here, so no loss is that of the base
-IGNORED = f"{UNANSWERABLE},autoft.trainer.gates:check_model"
 MINUTES = "14"
+# What a Triton kernel computes is zeros here, so no loss is that of the base
+IGNORED = (TRITON, "autoft.trainer.gates:check_model")
+FLOATS = str(2**20)  # larger results need not be right for what is asked here
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +29,10 @@ def evidence(on_card, tmp_path, scratch) -> Callable[..., dict[str, Any]]:
     """`evidence("t4", "b")` runs that part with tiny models on the described card: its pieces."""
 
     def run(name: str, part: str) -> dict[str, Any]:
-        card: Card = on_card(name, truth=True)
+        card: Card = on_card(name, truth=True, ignore=IGNORED)
         out = tmp_path / "evidence.json"
         words = ("--smoke", "--parts", part, "--minutes", MINUTES, "--weights", scratch, "--out", out)
-        done: Done = card.python(BENCHMARKS / "gpu_evidence.py", *words, env={"STANDIN_IGNORE": IGNORED})
+        done: Done = card.python(BENCHMARKS / "gpu_evidence.py", *words, env={"STANDIN_TRUTH_FLOATS": FLOATS})
         assert done.code == 0, done.err
         found = json.loads(out.read_text())["parts"][part]
         assert found["state"] == "done", done.err + done.out
@@ -59,7 +60,7 @@ def test_the_context_is_what_the_driver_takes_beside_the_reserved(evidence) -> N
 
 
 def test_the_chosen_plan_lives_under_a_cap_and_the_nearest_reject_dies(evidence) -> None:
-    (piece,) = evidence("t4", "d").values()
+    (piece,) = evidence("rtx4090", "d").values()
     chosen, reject = piece["runs"]
     assert (chosen["predicted"]["fits"], reject["predicted"]["fits"]) == ("yes", "no")
     assert "peak_allocated_bytes" in chosen["measured"]
@@ -80,7 +81,7 @@ def test_a_run_ends_and_a_killed_one_is_resumed_and_goes_on_where_memory_ends(ev
 
 
 def test_a_step_is_timed_beside_trl_s(evidence) -> None:
-    (piece,) = evidence("a100", "f").values()
+    (piece,) = evidence("t4", "f").values()
     assert set(piece["pairs"][0]) == {"autoft", "trl"}
     assert all(figures["steps"] >= 1 for figures in piece["pairs"][0].values())
 
