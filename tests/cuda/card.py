@@ -23,7 +23,7 @@ COUNTED = Path(__file__).parent / "counted"
 TRITON = "autoft.trainer.doctor.compute:triton_kernel"
 FUSED_HEAD = "autoft.trainer.gates:_loss_is_the_base_s"
 AUTOFT = (sys.executable, "-P", "-c", "import sys; from autoft.cli.main import main; sys.exit(main())")
-LONGEST_S = 900.0
+LONGEST_S = 3600.0  # after which a command counts as hung
 FLOATS = 2**25  # elements: whatever a tiny model computes with truth is computed, 16 rows of 512 tokens too
 # What takes memory of the card and holds it until it reads a line
 HOLD = """

@@ -103,8 +103,8 @@ def error_of(done) -> list[str]:
 
 
 def test_an_old_driver_is_named_and_so_is_the_way_out(on_card, tiny_model, data_file, tmp_path):
-    card = on_card("t4", fault="old-driver")
-    done = card(*run(tiny_model, data_file, tmp_path / "out"))
+    card = on_card("t4", fault="old-driver", truth=True)
+    done = card.warm(*run(tiny_model, data_file, tmp_path / "out"))
     assert done.code == 2
     error, fix = error_of(done)
     assert "The NVIDIA driver on your system is too old (found version 12020)" in error
@@ -112,7 +112,7 @@ def test_an_old_driver_is_named_and_so_is_the_way_out(on_card, tiny_model, data_
 
 
 def test_without_permission_on_the_device_the_plan_is_for_the_cpu_and_says_why(on_card, tiny_model):
-    done = on_card("t4", fault="no-permission")("plan", tiny_model)
+    done = on_card("t4", fault="no-permission", truth=True).warm("plan", tiny_model)
     assert done.code == 0, done.err
     text = " ".join((done.out + done.err).split())
     assert "Note: planned for the CPU: the NVIDIA driver did not answer: Insufficient Permissions" in text
