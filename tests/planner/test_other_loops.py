@@ -183,6 +183,14 @@ def test_a_case_names_versions_and_they_win_over_those_of_its_line(tmp_path):
     assert loop_of(case, "llama").logits_form == "whole"
 
 
+@pytest.mark.parametrize(
+    ("stack", "until"),
+    [("plain loop: model(**batch)", "next_forward"), ("measure.py: one step", "step"), ("Trainer", "loss")],
+)
+def test_how_long_an_output_lives_is_read_off_the_description(tmp_path, stack, until):
+    assert loop_of(case_of(tmp_path, {"case": LOGITS, "stack": stack}), "llama").output_until == until
+
+
 def test_a_trainer_of_an_unknown_version_is_the_one_that_takes_most(tmp_path):
     loop = loop_of(case_of(tmp_path, {**LOGITS, "autocast": True}), "llama")
     assert (loop.logits_form, loop.reentrant) == ("shifted", True)
