@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from autoft.errors import FileFormatError, OptionError, near
+from autoft.planner.synonyms import setting_called, switch_called
 from autoft.planner.target import Target
 from autoft.trainer.job import Device, Job
 from autoft.trainer.recipe import Attention, Method, Optimizer, Recipe
@@ -37,6 +38,7 @@ LIGHTER: dict[Optimizer, Optimizer] = {
 }
 # Of the Job, what the plan decides itself or the command line has an option for.
 NOT_PINNABLE = ("model", "data", "eval_data", "mapping", "recipe", "device")
+ALL_LINEAR = "all-linear"
 LISTS = ("report_to",)  # of several words, with commas between them
 # Of the Recipe, what is right or wrong only beside another field.
 COUPLED = (
@@ -144,11 +146,10 @@ def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str,
         if not equals:
             raise OptionError(f"--set {word}: not of the form key=value", fix=f"--set {key or 'rank'}=...")
         if key not in recipe_keys | job_keys:
-            raise OptionError(
-                f"--set {word}: no setting {key!r}.{near(key, recipe_keys | job_keys)}",
-                fix=f"one of: {', '.join(sorted(recipe_keys | job_keys))}",
-            )
+            raise _unknown(word, key, text.strip(), sorted(recipe_keys | job_keys))
         value = _value(text.strip())
+        if key == "target_modules" and isinstance(value, str) and value != ALL_LINEAR:
+            value = [each.strip() for each in value.split(",") if each.strip()]
         if key in LISTS:
             value = tuple(value if isinstance(value, list) else [each.strip() for each in str(value).split(",")])
         (recipe if key in recipe_keys else job)[key] = value
@@ -162,6 +163,15 @@ def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str,
             fix=f"one of: {', '.join(METHODS)}",
         )
     return recipe, job
+
+
+def _unknown(word: str, key: str, value: str, known: list[str]) -> OptionError:
+    ours, switch = setting_called(key), switch_called(key, value)
+    if ours in known:
+        return OptionError(f"--set {word}: the setting is called {ours} here", fix=f"--set {ours}={value}")
+    if ours == "seq_len" or switch is not None:
+        return OptionError(f"--set {word}: no setting {key!r}", fix=switch or f"--seq-len {value}")
+    return OptionError(f"--set {word}: no setting {key!r}.{near(key, known)}", fix=f"one of: {', '.join(known)}")
 
 
 def describe(recipe: Recipe) -> str:
@@ -245,8 +255,11 @@ def _micro_batches(rows: int) -> list[int]:
 
 
 def _value(text: str) -> Any:
+    """Read as TOML, else as text. Python's True and False are truth values too."""
     from autoft.schema import parse_toml
 
+    if text in ("True", "False"):
+        text = text.lower()
     try:
         return parse_toml(f"value = {text}", where="--set")["value"]
     except FileFormatError:

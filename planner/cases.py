@@ -155,13 +155,13 @@ def _case(where: str, line: str) -> Case:
         pins,
         case.get("loop") or (_loop_in(stack) if stack else _likely_loop(case)),
         versions,
-        case.get("output_until") or ("next_forward" if "plain loop" in stack else None),
+        case.get("output_until") or ("next_forward" if "plain loop" in stack else None),  # no function ends it there
         _torch(where, case.get("torch"), stack),
     )
 
 
 def _loop_in(stack: str) -> LoopKind:
-    """The loop that a description of a measured run names. In a plain loop, unlike in a function, an output lives on."""
+    """The loop that a description of a measured run names."""
     if "SFTTrainer" in stack:
         return "trl"
     return "trainer" if "Trainer" in stack else "plain"

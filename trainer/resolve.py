@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from autoft.errors import ModelError, near
 from autoft.profiles.model_catalogue import ModelProfile, find_model, model_profiles
+from autoft.trainer import environment
 
 Say = Callable[[str], None]
 T = TypeVar("T")
@@ -226,6 +226,11 @@ def _reading(ref: ModelRef, read: Callable[[], T]) -> T:
         return read()
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
+        if "contains custom code" in reason:  # transformers/dynamic_module_utils.py, resolve_trust_remote_code
+            raise ModelError(
+                f"{ref.name}: the model is built by code in its folder, which autoft never runs",
+                fix="a version of it that transformers knows by itself (often named ...-hf), or another model",
+            ) from error
         raise ModelError(f"{ref.name}: transformers cannot read it: {reason}", fix="check the model's files") from error
 
 
@@ -274,7 +279,7 @@ def _from_hub(ref: ModelRef, download: Callable[[], Path]) -> Path:
 
 
 def _unreachable(ref: ModelRef) -> tuple[str, str]:
-    why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
+    why = "HF_HUB_OFFLINE is set" if environment.is_offline() else "the hub cannot be reached"
     return (
         f"{ref.hub_id}: no folder here, not in the hub's local cache, and {why}",
         f"connect to the network, or give a local folder.{near(str(ref.hub_id), _known_names())}",

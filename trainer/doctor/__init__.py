@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from autoft.home import home
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.host import hub_cache
+from autoft.trainer import environment
 from autoft.trainer.doctor import compute, cuda, places, versions
 from autoft.trainer.doctor.compute import FourBit
 from autoft.trainer.doctor.cuda import TorchFacts
@@ -72,7 +73,7 @@ def checks(hardware: Hardware, workers: Workers, pool: ThreadPoolExecutor) -> di
         "4-bit, odd widths": lambda: (
             compute.odd_width(packed.result()) if _known(packed) else _without("4-bit, odd widths", "the 4-bit product")
         ),
-        "Triton": lambda: triton(hardware, workers),
+        "Triton": lambda: _without("Triton", "CUDA") if _no_cuda(facts) else triton(hardware, workers),
         "NCCL": lambda: nccl(hardware, workers),
         "training step": lambda: training_step(workers),
         "tested versions": lambda: versions.tested_set(versions.installed(TESTED), TESTED),
@@ -87,6 +88,11 @@ def checks(hardware: Hardware, workers: Workers, pool: ThreadPoolExecutor) -> di
 
 def _known(answer: Future[TorchFacts] | Future[FourBit]) -> bool:
     return answer.exception() is None
+
+
+def _no_cuda(facts: Future[TorchFacts]) -> bool:
+    """Whether CUDA does not start: then Triton's error would be the same one, and its remedy another."""
+    return _known(facts) and facts.result().error is not None
 
 
 def _without(name: str, missing: str) -> Finding:
@@ -135,7 +141,7 @@ def training_step(workers: Workers) -> Finding:
 
 def hub(workers: Workers) -> Finding:
     """The hub answers, or is not wanted."""
-    if places.is_offline():
+    if environment.is_offline():
         return Finding(name="hub", status="ok", found="not asked: HF_HUB_OFFLINE is set, models must be here already")
     address = places.endpoint()
     try:
