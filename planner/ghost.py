@@ -133,7 +133,9 @@ def _rehearse(
         packing=False,
     )
     evaluated = (alone, *around)
-    if evaluated not in kept.evaluations:
+    if not loop.evaluates:
+        kept.evaluations[evaluated] = {}
+    elif evaluated not in kept.evaluations:
         with _real_masks(packed=False):  # held-out rows are never packed
             kept.evaluations[evaluated] = step.of(replace(step.recipe, packing=False)).evaluation()
     shapes = tuple((w.shape, w.dtype) for w in step.weights if w.trained)

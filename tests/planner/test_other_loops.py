@@ -77,6 +77,10 @@ def test_a_trainer_lets_go_of_the_logits_before_the_backward_and_a_plain_loop_do
     assert sizes.count(HALVES) - sizes.count(-HALVES) == left
 
 
+def test_other_peoples_loops_do_not_evaluate():
+    assert rehearsed(PLAIN).evaluation == rehearsed(TRAINER).evaluation == {}
+
+
 def test_accelerate_copies_the_output_into_float32():
     plain, wide = (rehearsed(replace(TRAINER, wide_output=wide), autocast=True) for wide in (False, True))
     counts = [sum(size == FLOATS for _, size in r.phases[r.steady].events.tolist()) for r in (plain, wide)]
