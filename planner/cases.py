@@ -155,7 +155,7 @@ def _case(where: str, line: str) -> Case:
         pins,
         case.get("loop") or (_loop_in(stack) if stack else _likely_loop(case)),
         versions,
-        case.get("output_until"),
+        case.get("output_until") or ("next_forward" if "plain loop" in stack else None),  # no function ends it there
         _torch(where, case.get("torch"), stack),
     )
 

@@ -29,7 +29,7 @@ from autoft.trainer.recipe import Recipe
 
 aten = torch.ops.aten
 KEPT_MODELS, KEPT_EVALUATIONS = 8, 64
-# Products by cuBLAS; one in 4 bits comes just before those of its adapter
+# Products by cuBLAS
 _PRODUCTS = frozenset((aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default))
 
 
@@ -133,7 +133,9 @@ def _rehearse(
         packing=False,
     )
     evaluated = (alone, *around)
-    if evaluated not in kept.evaluations:
+    if not loop.evaluates:
+        kept.evaluations[evaluated] = {}
+    elif evaluated not in kept.evaluations:
         with _real_masks(packed=False):  # held-out rows are never packed
             kept.evaluations[evaluated] = step.of(replace(step.recipe, packing=False)).evaluation()
     shapes = tuple((w.shape, w.dtype) for w in step.weights if w.trained)
@@ -509,13 +511,22 @@ def _first_product(extension: Extension, start: int, end: int) -> int:
     """
     key = 0
     for section, stop in extension.parts:
-        products = (place for place, made in enumerate(section.made) if made[0] in _PRODUCTS)
+        products = (place for place in range(len(section.made)) if _by_cublas(section.made, place))
         first = next(products, None) if stop > start else None
         if first is not None:
             (place,) = np.flatnonzero((extension.events[:, 0] == key + first) & (extension.events[:, 1] > 0))
             return min(int(place) + 1, end)
         key += len(section.kinds)
     return end
+
+
+def _by_cublas(made: list[Made], place: int) -> bool:
+    """Whether the storage is the result of a product by cuBLAS, as in 4 bits where a copy is dequantized for it."""
+    operation, shape, _ = made[place]
+    if operation in _PRODUCTS:
+        return True
+    copied = shape is not None and place > 0 and made[place - 1][:2] == (operation, None)
+    return copied and str(operation) == "bitsandbytes.gemm_4bit.default"
 
 
 def _start_of(extension: Extension, name: str) -> int:

@@ -157,8 +157,10 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
         if not weight.stored:
             take(weight.size, "weights")
     adapters = [w for w in weights if w.adapter]
-    # PEFT makes them in the dtype of their layer and casts them all afterwards
-    halved = [] if quantized or recipe.adapter_dtype != "float32" or recipe.base_dtype == "float32" else adapters
+    # PEFT makes them in the dtype in which their layer computes, which is no float in 8 bits, and casts them all
+    # afterwards; tuners/tuners_utils.py, _get_base_layer_device_and_dtype
+    wide = recipe.quant_type == "int8" or recipe.adapter_dtype != "float32" or recipe.base_dtype == "float32"
+    halved = [] if wide else adapters
     named = {w.name: w for w in parameters}
     first = []
     for weight in halved:
@@ -191,8 +193,9 @@ def _pack(weight: Weight, take: Callable[[int, str], int], drop: Callable[[int, 
         plain = take(scales, "temporaries")
     take(weight.size, "weights")
     take(state[1], kind)
-    for size in (state[1], 4):  # get_4bit_type: data.div_(data.abs().max())
-        drop(take(size, "temporaries"), size)
+    absolute, largest = take(state[1], "temporaries"), take(4, "temporaries")  # get_4bit_type: data.abs().max()
+    drop(absolute, state[1])
+    drop(largest, 4)
     if len(state) > 2:
         _, _, offset, outer_absmax, outer_code = state
         take(offset, kind)

@@ -31,7 +31,8 @@ class Loop:
     a backward of their own (torch.utils.checkpoint, use_reentrant=True). wide_output: under autocast the model's output
     is copied into float32 (accelerate/utils/operations.py, ConvertOutputsToFp32). half_ends: embeddings and head, which
     k-bit preparation made float32, go back to 16 bits (TRL below 0.20, peft_module_casting_to_bf16). repeats_heads:
-    kinds of attention for which grouped keys and values are repeated for all heads first.
+    kinds of attention for which grouped keys and values are repeated for all heads first. evaluates: as
+    trainer/evaluate.py does between steps.
     """
 
     clip: bool = True
@@ -46,6 +47,7 @@ class Loop:
     wide_output: bool = False
     half_ends: bool = False
     repeats_heads: tuple[Attention, ...] = ()
+    evaluates: bool = True
 
 
 OURS = Loop()
@@ -58,6 +60,7 @@ PLAIN = Loop(
     expandable_segments=False,
     mask=False,
     output_until="step",
+    evaluates=False,
 )
 # Its Trainer: transformers/trainer.py, training_step and compute_loss, whose output ends with the loss
 HUNGRIEST: Version = (4, 48)  # of transformers: keeps 16-bit logits, their float32 copy and a shifted copy of that

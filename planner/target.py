@@ -22,7 +22,7 @@ from autoft.units import GIB, MIB, size
 # Assumptions. A CUDA context takes a few hundred MiB. A CPU's memory is shared with everything else that runs.
 CUDA_CONTEXT_BYTES = 512 * MIB
 RAM_USABLE = 0.85
-# Of what is reserved, kept free besides: the worst of 25 runs that others measured reserved 6.04 % more than predicted
+# Of what is reserved, kept free besides: the worst of 25 runs that others measured reserved 5.85 % more than predicted
 # (benchmarks/results/measured_runs.json; a test compares).
 GPU_MARGIN = 0.07
 # Assumption: what NCCL takes for its channels beside PyTorch's allocator, the more of two figures that were measured on

@@ -77,6 +77,10 @@ def test_a_trainer_lets_go_of_the_logits_before_the_backward_and_a_plain_loop_do
     assert sizes.count(HALVES) - sizes.count(-HALVES) == left
 
 
+def test_other_peoples_loops_do_not_evaluate():
+    assert rehearsed(PLAIN).evaluation == rehearsed(TRAINER).evaluation == {}
+
+
 def test_accelerate_copies_the_output_into_float32():
     plain, wide = (rehearsed(replace(TRAINER, wide_output=wide), autocast=True) for wide in (False, True))
     counts = [sum(size == FLOATS for _, size in r.phases[r.steady].events.tolist()) for r in (plain, wide)]
@@ -181,6 +185,14 @@ def test_a_case_names_versions_and_they_win_over_those_of_its_line(tmp_path):
     assert case.versions == {"transformers": (4, 49, 0), "peft": (0, 13, 2)}
     assert case.torch == (2, 4)
     assert loop_of(case, "llama").logits_form == "whole"
+
+
+@pytest.mark.parametrize(
+    ("stack", "until"),
+    [("plain loop: model(**batch)", "next_forward"), ("measure.py: one step", "step"), ("Trainer", "loss")],
+)
+def test_how_long_an_output_lives_is_read_off_the_description(tmp_path, stack, until):
+    assert loop_of(case_of(tmp_path, {"case": LOGITS, "stack": stack}), "llama").output_until == until
 
 
 def test_a_trainer_of_an_unknown_version_is_the_one_that_takes_most(tmp_path):
