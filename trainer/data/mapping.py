@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping as Fields
 from dataclasses import dataclass
+from functools import lru_cache
 from string import Formatter
 from typing import Any
 
@@ -35,6 +36,20 @@ class Mapping:
     def apply(self, raw: RawRow) -> RawRow:
         """The row with the mapping's roles as its columns. Raises: DataError for a column that is not there."""
         return RawRow({role: _value(raw, role, wanted) for role, wanted in self.roles}, raw.where, raw.goes_on)
+
+    def columns(self, raw: RawRow) -> frozenset[str]:
+        """The columns of the row that the mapping makes something of."""
+        return _columns_of(self.roles, tuple(raw.fields))
+
+
+@lru_cache(1024)
+def _columns_of(roles: tuple[tuple[str, str], ...], columns: tuple[str, ...]) -> frozenset[str]:
+    """Which of `columns` the mapping's values name, themselves, in other case or as the first part of a path."""
+    wanted: list[str] = []
+    for _, value in roles:
+        wanted += [name for _, name, _, _ in Formatter().parse(value) if name] if "{" in value else [value]
+    names = {part.lower() for name in wanted for part in (name, name.split(".")[0])}
+    return frozenset(column for column in columns if column.lower() in names)
 
 
 def parse_mapping(words: str) -> Mapping:

@@ -12,14 +12,25 @@ from functools import lru_cache, partial
 from typing import Any
 
 from autoft.errors import DataError
+from autoft.trainer.data.calls import tools_of
+from autoft.trainer.data.conversation import (
+    ALTERNATING,
+    OF_TURNS,
+    THOUGHTS,
+    TURN_HELP,
+    Message,
+    Notes,
+    checked,
+    messages_of,
+    role_of,
+    turns_in,
+)
 from autoft.trainer.data.mapping import Mapping, parse_mapping, propose
+from autoft.trainer.data.marks import CLEAR, MARKS, OPPOSITE, is_good
 from autoft.trainer.data.read import RawRow
 
-ROLES = {
-    "system": "system", "developer": "system", "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatbot": "assistant",
-    "ai": "assistant", "tool": "tool", "function": "tool", "observation": "tool",
-}  # fmt: skip
+__all__ = ["ALTERNATING", "Message", "Row", "convert_rows", "recognise", "shape_of", "shown"]
+
 CONVERSATIONS = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns")
 # Of several the first counts: Alpaca's input goes with its instruction, MATH's answer is what its solution ends with.
 PROMPTS = ("prompt", "question", "instruction", "query", "problem", "input", "inputs", "user")
@@ -27,46 +38,55 @@ ANSWERS = ("completion", "response", "output", "solution", "answer", "target", "
 CONTEXTS = ("input", "context")  # what a prompt is about
 SYSTEMS = ("system", "system_prompt")
 LABELS = ("label_text", "label")
+# (the better answer, the worse one)
+PREFERENCES = (
+    ("chosen", "rejected"), ("chosen_response", "rejected_response"), ("preferred", "dispreferred"),
+    ("preferred", "rejected"), ("preferred_output", "non_preferred_output"), ("accepted", "rejected"),
+)  # fmt: skip
+TOOLS = ("tools", "functions")
+# A column of thoughts beside a prompt and its answer
+THOUGHT_COLUMNS = (*THOUGHTS, "complex_cot", "cot", "rationale", "think", "reasoning_trace", "thinking_trajectory",
+                   "reasoning_steps")  # fmt: skip
 SHAPES_HELP = (
     'rows need "messages", "conversations", "text", or a pair such as "prompt" and "completion", '
     '"question" and "answer", "instruction" and "output"'
 )
-TURN_HELP = '[{"role": "user", "content": ...}, ...]'
 
 PREFERRED = "of preference pairs only the chosen answers are trained"
 NUMBERS = "numbers are trained as their text"
-ALTERNATING = "turns without roles are taken in turn, the user's first"
-TOOLS = "the tools that rows name are not put into their prompts"
-WEIGHTS = "turns of weight 0 are trained like all others"
 CLASSIFIED = "text is taken as the prompt and label as the answer (--map text=text trains on the text alone)"
 HUMAN = re.compile(r"(?:^|\n\n)(Human|Assistant):", re.MULTILINE)
 
-Message = dict[str, str]
 Convert = Callable[[RawRow], "Row"]
 SHOWN = 60  # characters of a text in a line about its row
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One example: `messages` (role, content) ending with the assistant, or `text`.
+    """One example: `messages` ending with the assistant, or `text`.
 
-    where: file:line. goes_on: the text has no end here. remark: what the user should know of how the row was read.
+    where: file:line. goes_on: the text has no end here. tools: what the assistant may call, in OpenAI's form. remarks:
+    what the user should know of how the row was read. unused: its columns, and fields of its turns, that nothing is
+    made of. left_out: why the row is not to be trained, None where it is.
     """
 
     where: str
     messages: tuple[Message, ...] = ()
     text: str | None = None
     goes_on: bool = False
-    remark: str | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    remarks: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    left_out: str | None = None
 
 
 def recognise(raw_rows: Iterable[RawRow], mapping: Mapping | None = None) -> list[Row]:
-    """The rows in one form. Raises: as convert_rows."""
-    return list(convert_rows(raw_rows, mapping))
+    """The rows to train on, in one form. Raises: as convert_rows."""
+    return [row for row in convert_rows(raw_rows, mapping) if row.left_out is None]
 
 
 def convert_rows(raw_rows: Iterable[RawRow], mapping: Mapping | None = None) -> Iterator[Row]:
-    """The rows in one form, one after the other. All must have the shape of the first.
+    """The rows in one form, one after the other, those that are left out too. All must have the shape of the first.
 
     Raises: DataError naming file:line and the columns found when a shape is unknown, differs, or an answer is empty.
     """
@@ -104,105 +124,255 @@ def shown(row: Row) -> str:
     """A row in one short line: user 'What is 2 + 2?', assistant '4'."""
     if row.text is not None:
         return f"text {_short(row.text)}"
-    return ", ".join(f"{message['role']} {_short(message['content'])}" for message in row.messages)
+    return ", ".join(f"{message['role']} {_short(said_in(message))}" for message in row.messages)
+
+
+def said_in(message: Message) -> str:
+    """All that a message says, as one text: its thoughts, its content, its calls of tools."""
+    if len(message) == 2:
+        return str(message["content"])
+    calls = [json.dumps(call["function"], ensure_ascii=False, default=str) for call in message.get("tool_calls", ())]
+    return "\n".join(filter(None, (message.get("reasoning_content"), message["content"], *calls)))
+
+
+def names_of(unused: Iterable[str]) -> str:
+    """The names that rows have as unused, in a few words: columns id, url and the turns' weight."""
+    columns = [name for name in unused if not name.startswith(OF_TURNS)]
+    fields = [name.removeprefix(OF_TURNS) for name in unused if name.startswith(OF_TURNS)]
+    words = [f"column{'s' * (len(columns) > 1)} {', '.join(columns)}"] if columns else []
+    return " and ".join([*words, *([f"{OF_TURNS}{', '.join(fields)}"] if fields else [])])
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Which of a row's columns is what. unused: those that nothing is made of; a row without such is not told of it."""
+
+    name: str
+    talk: str | None = None
+    prompt: str | None = None
+    answer: str | None = None
+    text: str | None = None
+    context: str | None = None
+    system: str | None = None
+    history: str | None = None
+    tools: str | None = None
+    thought: str | None = None
+    marks: tuple[str, ...] = ()
+    preferred: bool = False
+    remark: str | None = None
+    unused: tuple[str, ...] = ()
 
 
 def _shape(raw: RawRow) -> tuple[str, Convert] | None:
     """A column that is null counts only where nothing else makes a shape: tables have all columns in every row."""
     filled = tuple(name for name, value in raw.fields.items() if value is not None)
-    return _shape_of_columns(filled) or _shape_of_columns(tuple(raw.fields))
+    found = _shape_of_columns(filled) or _shape_of_columns(tuple(raw.fields))
+    if found is None:
+        return None
+    layout, convert = found
+    if layout.talk and not isinstance(turns_in(raw.fields[layout.talk]), list):
+        # a number of turns, or a text that is called dialogue
+        others = _shape_of_columns(tuple(name for name in filled if name != layout.talk))
+        if others is not None and others[0].answer is not None:
+            layout = replace(others[0], unused=(*others[0].unused, layout.talk))
+            convert = partial(_converted, layout=layout)
+    return layout.name, convert
 
 
 @lru_cache(1024)
-def _shape_of_columns(columns: tuple[str, ...]) -> tuple[str, Convert] | None:
+def _shape_of_columns(columns: tuple[str, ...]) -> tuple[_Layout, Convert] | None:
+    layout = _layout(columns)
+    return None if layout is None else (layout, partial(_converted, layout=layout))
+
+
+def _layout(columns: tuple[str, ...]) -> _Layout | None:
     """The first that fits: a conversation, preference pairs, a prompt and its answer, a text and its label, a text."""
     named = {name.lower(): name for name in columns}
 
     def first(names: Iterable[str]) -> str | None:
-        return next((name for name in names if name in named), None)
+        return next((named[name] for name in names if name in named), None)
 
-    system = named.get(first(SYSTEMS) or "")
-    talk, prompt, answer, label = first(CONVERSATIONS), first(PROMPTS), first(ANSWERS), first(LABELS)
+    def made(name: str, **roles: Any) -> _Layout:
+        layout = _Layout(name, system=first(SYSTEMS), marks=tuple(named[m] for m in MARKS if m in named), **roles)
+        return replace(layout, unused=tuple(name for name in columns if name not in _used(layout)))
+
+    talk, prompt, answer = first(CONVERSATIONS), first(PROMPTS), first(ANSWERS)
+    better, worse = next(((b, w) for b, w in PREFERENCES if b in named and w in named), (None, None))
+    tools, thought = first(TOOLS), first(THOUGHT_COLUMNS)
+    if better is not None and worse is not None:
+        layout = made(better if talk is None else f"{talk.lower()}/{better}", talk=talk, prompt=prompt,
+                      answer=named[better], tools=tools, preferred=True)  # fmt: skip
+        return replace(layout, unused=tuple(name for name in layout.unused if name != named[worse]))
     if talk:
-        return talk, partial(_talk, key=named[talk], system=system)
-    if "chosen" in named and "rejected" in named:
-        return "chosen", partial(_preferred, prompt=named.get(prompt or ""), system=system, key=named["chosen"])
+        return made(talk.lower(), talk=talk, tools=tools)
     if prompt and answer:
-        context = first(name for name in CONTEXTS if name != prompt and prompt != "prompt")
-        pair = partial(_pair, context=named.get(context or ""), system=system, history=named.get("history"))
-        return f"{prompt}/{answer}", partial(pair, prompt=named[prompt], answer=named[answer])
+        context = first(name for name in CONTEXTS if name != prompt.lower() and prompt.lower() != "prompt")
+        return made(f"{prompt.lower()}/{answer.lower()}", prompt=prompt, answer=answer, context=context,
+                    history=named.get("history"), tools=tools, thought=thought)  # fmt: skip
+    label = first(LABELS)
     if "text" in named and label:
-        return f"text/{label}", partial(_pair, prompt=named["text"], answer=named[label], remark=CLASSIFIED)
+        return made(f"text/{label.lower()}", prompt=named["text"], answer=label, remark=CLASSIFIED)
     if "text" in named and not first((*ANSWERS, "summary")):
-        return "text", partial(_text, key=named["text"])
+        return made("text", text=named["text"])
     return None
+
+
+def _used(layout: _Layout) -> set[str | None]:
+    """The columns that something is made of; marks are looked at by their values."""
+    return {layout.talk, layout.prompt, layout.answer, layout.text, layout.context, layout.system, layout.history,
+            layout.tools, layout.thought, *layout.marks}  # fmt: skip
 
 
 def _mapped(raw: RawRow, *, mapping: Mapping) -> Row:
     row = mapping.apply(raw)
-    system = "system" if "system" in row.fields else None
-    if "messages" in row.fields:
-        return _talk(row, key="messages", system=system)
-    if "text" in row.fields:
-        return _text(row, key="text")
     prompt = "prompt" if "prompt" in row.fields else None
-    if "chosen" in row.fields or prompt is None:
-        return _preferred(row, prompt=prompt, system=system, key="chosen")
-    return _pair(row, prompt=prompt, answer="completion", system=system)
+    layout = _Layout(
+        mapping.words,
+        talk="messages" if "messages" in row.fields else None,
+        prompt=prompt,
+        answer="chosen" if "chosen" in row.fields else "completion" if "completion" in row.fields else None,
+        text="text" if "text" in row.fields else None,
+        system="system" if "system" in row.fields else None,
+        preferred="chosen" in row.fields,
+    )
+    notes = Notes()
+    used = mapping.columns(raw)
+    left = [name for name in raw.fields if name not in used]
+    if layout.text is None:
+        for name in [name for name in left if name.lower() in (*CLEAR, *OPPOSITE)]:
+            left.remove(name)
+            _judge(raw, name, notes)
+    notes.unused += [name for name in left if _says_something(raw.fields[name])]
+    return _row(row, layout, notes)
 
 
-def _text(raw: RawRow, *, key: str) -> Row:
-    return Row(raw.where, text=_filled(raw, key), goes_on=raw.goes_on)
+def _converted(raw: RawRow, *, layout: _Layout) -> Row:
+    notes = Notes()
+    for name in layout.unused:
+        if _says_something(raw.fields.get(name)):
+            notes.unused.append(name)
+    for name in layout.marks:
+        if name != layout.answer:
+            _judge(raw, name, notes)
+    return _row(raw, layout, notes)
 
 
-def _talk(raw: RawRow, *, key: str, system: str | None) -> Row:
-    return _conversation(raw, _turns(raw.fields[key]), system)
+def _judge(raw: RawRow, name: str, notes: Notes) -> None:
+    """Leave a row out whose mark says that its answer is bad."""
+    value = raw.fields.get(name)
+    good = is_good(name, value)
+    if good is None:
+        if _says_something(value):
+            notes.unused.append(name)
+    elif not good:
+        notes.left_out = f"their {name} says that the answer is bad"
 
 
-def _preferred(raw: RawRow, *, prompt: str | None, system: str | None, key: str) -> Row:
-    """The chosen answer to the prompt, or a whole conversation: as turns, or as text of Human and Assistant."""
-    chosen = _turns(raw.fields.get(key))
+def _row(raw: RawRow, layout: _Layout, notes: Notes) -> Row:
+    if layout.remark:
+        notes.remark(layout.remark)
+    tools = _tools(raw, layout.tools, notes)
+    if layout.text is not None:
+        text = _filled(raw, layout.text)
+        return Row(
+            raw.where, text=text, goes_on=raw.goes_on, remarks=tuple(notes.remarks), unused=tuple(notes.unused),
+            left_out=notes.left_out,
+        )  # fmt: skip
+    if layout.preferred:
+        messages = _preferred(raw, layout, notes)
+    elif layout.talk is not None:
+        messages = checked(raw.where, _conversation(raw, turns_in(raw.fields[layout.talk]), notes), notes)
+    else:
+        messages = _pair(raw, layout, notes)
+    system = raw.fields.get(layout.system) if layout.system else None
+    if isinstance(system, str) and system.strip():
+        if messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": system})
+        elif messages[0]["content"].strip() != system.strip():
+            notes.unused.append(str(layout.system))
+    return Row(
+        raw.where, messages=tuple(messages), tools=tools, remarks=tuple(notes.remarks), unused=tuple(notes.unused),
+        left_out=notes.left_out,
+    )  # fmt: skip
+
+
+def _tools(raw: RawRow, key: str | None, notes: Notes) -> tuple[dict[str, Any], ...]:
+    value = raw.fields.get(key) if key else None
+    if key is None or not _says_something(value):
+        return ()
+    tools = tools_of(value)
+    if tools is None:
+        notes.unused.append(key)
+    return tools or ()
+
+
+def _preferred(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
+    """The chosen answer to the prompt or to a conversation, or a whole conversation: as turns, or as text."""
+    notes.remark(PREFERRED)
+    assert layout.answer is not None
+    chosen = turns_in(raw.fields.get(layout.answer))
     if isinstance(chosen, str) and len(pieces := HUMAN.split(chosen)) > 1 and not pieces[0].strip():
         roles = ("user" if name == "Human" else "assistant" for name in pieces[1::2])
         chosen = [{"role": r, "content": text.strip()} for r, text in zip(roles, pieces[2::2], strict=True)]
-    elif prompt is not None and not (isinstance(chosen, list) and chosen and _role(chosen[0]) in ("user", "system")):
-        row = _pair(raw, prompt=prompt, answer=key, system=system)
-        return replace(row, remark=PREFERRED)
-    return replace(_conversation(raw, chosen, system), remark=PREFERRED)
-
-
-def _pair(
-    raw: RawRow,
-    *,
-    prompt: str,
-    answer: str,
-    context: str | None = None,
-    system: str | None = None,
-    history: str | None = None,
-    remark: str | None = None,
-) -> Row:
-    question, reply = _turns(raw.fields[prompt]), _turns(raw.fields.get(answer))
-    if raw.fields.get("label") is False:
+    whole = isinstance(chosen, list) and bool(chosen) and role_of(chosen[0]) in ("user", "system")
+    if whole or (layout.prompt is None and layout.talk is None):
+        return checked(raw.where, _conversation(raw, chosen, notes), notes)
+    if layout.talk is None:
+        return _pair(raw, layout, notes)
+    asked = _conversation(raw, turns_in(raw.fields[layout.talk]), notes)
+    if asked and asked[-1]["role"] == "assistant":
         raise DataError(
-            f"{raw.where}: its label is false, so that {answer} is no good answer", fix="keep the rows labelled true"
+            f"{raw.where}: {layout.talk} ends with an answer, and {layout.answer} is another",
+            fix=f"end {layout.talk} with the user's turn, or remove {layout.answer}",
         )
-    earlier = _earlier(raw, history)
+    answer = _as_turns(raw, layout.answer, chosen, "assistant", notes)
+    return checked(raw.where, [*asked, *answer], notes)
+
+
+def _pair(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
+    prompt, answer = layout.prompt, layout.answer
+    assert prompt is not None
+    assert answer is not None
+    question, reply = turns_in(raw.fields[prompt]), turns_in(raw.fields.get(answer))
+    earlier = _earlier(raw, layout.history)
     if isinstance(question, list) or isinstance(reply, list):
-        turns = [*_as_turns(raw, prompt, question, "user"), *_as_turns(raw, answer, reply, "assistant")]
-        return _conversation(raw, [*earlier, *turns], system)
-    text = _filled(raw, prompt)
-    about = raw.fields.get(context) if context else None
-    if context and about and str(about).strip():
-        text = f"{text}\n\n{_filled(raw, context)}"
+        asked = _as_turns(raw, prompt, question, "user", notes)
+        return checked(raw.where, [*earlier, *asked, *_as_turns(raw, answer, reply, "assistant", notes)], notes)
+    text = _asked(raw, prompt, layout.context)
     if isinstance(reply, int | float):
         _demand_no_choices(raw, answer)
-        remark = f"{remark}; {NUMBERS}" if remark else NUMBERS
-    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": _filled(raw, answer)}]
-    return Row(raw.where, messages=(*_system(raw, system), *earlier, *turns), remark=remark)
+        notes.remark(NUMBERS)
+    told: Message = {"role": "assistant", "content": _filled(raw, answer)}
+    thought = raw.fields.get(layout.thought) if layout.thought else None
+    if _says_something(thought):
+        if isinstance(thought, str) and "<think>" not in told["content"]:
+            told["reasoning_content"] = thought
+            notes.remark(f"{layout.thought} is taken as the reasoning before the answer")
+        else:
+            notes.unused.append(str(layout.thought))
+    return [*earlier, {"role": "user", "content": text}, told]
 
 
-def _as_turns(raw: RawRow, key: str, value: Any, role: str) -> list[Any]:
-    return value if isinstance(value, list) else [{"role": role, "content": _filled(raw, key)}]
+def _asked(raw: RawRow, prompt: str, context: str | None) -> str:
+    """The prompt and what it is about; either may be empty."""
+    about = raw.fields.get(context) if context else None
+    if not context or not about or not str(about).strip():
+        return _filled(raw, prompt)
+    if raw.fields[prompt] is None or raw.fields[prompt] == "":
+        return _filled(raw, context)
+    return f"{_filled(raw, prompt)}\n\n{_filled(raw, context)}"
+
+
+def _as_turns(raw: RawRow, key: str, value: Any, role: str, notes: Notes) -> list[Message]:
+    if not isinstance(value, list):
+        return [{"role": role, "content": _filled(raw, key)}]
+    if value and not any(isinstance(each, dict) for each in value):
+        texts = "texts" if all(isinstance(each, str) for each in value) else "values"
+        raise DataError(
+            f"{raw.where}: {key} is a list of {len(value)} {texts}, not one text",
+            fix=f"write a row for each, or take the first with --map and {key}.0",
+        )
+    return messages_of(raw.where, value, notes)
 
 
 def _earlier(raw: RawRow, history: str | None) -> list[Message]:
@@ -219,82 +389,14 @@ def _earlier(raw: RawRow, history: str | None) -> list[Message]:
     ]
 
 
-def _system(raw: RawRow, key: str | None) -> list[Message]:
-    text = raw.fields.get(key) if key else None
-    return [{"role": "system", "content": text}] if isinstance(text, str) and text.strip() else []
-
-
-def _turns(value: Any) -> Any:
-    """A list that stands in a table's cell as JSON, as that list; anything else as it is."""
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
-
-
-def _conversation(raw: RawRow, turns: Any, system: str | None) -> Row:
+def _conversation(raw: RawRow, turns: Any, notes: Notes) -> list[Message]:
     if not isinstance(turns, list) or not turns:
         raise DataError(f"{raw.where}: its conversation is not a list of turns", fix=f"write {TURN_HELP}")
-    remark = _unused(raw, turns)
-    if all(isinstance(turn, str) for turn in turns):
-        turns = [{"role": ("user", "assistant")[at % 2], "content": turn} for at, turn in enumerate(turns)]
-        remark = ALTERNATING
-    messages = tuple(_message(raw, number, turn) for number, turn in enumerate(turns, start=1))
-    if messages[0]["role"] == "assistant":
-        raise DataError(
-            f"{raw.where}: the conversation begins with the assistant, so there is nothing to answer",
-            fix="begin it with a user turn, or remove the row",
-        )
-    if messages[-1]["role"] != "assistant":
-        raise DataError(
-            f"{raw.where}: the conversation ends with the {messages[-1]['role']}, so there is no answer to learn",
-            fix="end it with an assistant turn, or remove the row",
-        )
-    if messages[0]["role"] != "system":
-        messages = (*_system(raw, system), *messages)
-    return Row(raw.where, messages=messages, remark=remark)
+    return messages_of(raw.where, turns, notes)
 
 
-def _unused(raw: RawRow, turns: list[Any]) -> str | None:
-    """What the row says of the conversation and nothing is made of."""
-    if raw.fields.get("tools") or raw.fields.get("functions"):
-        return TOOLS
-    return WEIGHTS if any(isinstance(turn, dict) and turn.get("weight") == 0 for turn in turns) else None
-
-
-def _role(turn: Any) -> str | None:
-    given = next((turn[name] for name in ("role", "from", "speaker") if turn.get(name) is not None), None)
-    return ROLES.get(str(given).lower())
-
-
-def _message(raw: RawRow, number: int, turn: Any) -> Message:
-    if not isinstance(turn, dict):
-        raise DataError(f"{raw.where}: turn {number} is not an object", fix='write {"role": "user", "content": ...}')
-    role = _role(turn)
-    if role is None:
-        given = turn.get("role", turn.get("from", turn.get("speaker")))
-        raise DataError(f"{raw.where}: turn {number} has role {given!r}", fix=f"use one of: {', '.join(ROLES)}")
-    content = next((turn[name] for name in ("content", "value", "text") if turn.get(name) is not None), None)
-    if isinstance(content, list):
-        content = _parts(raw, number, content)
-    if not isinstance(content, str):
-        also = ", only a call of a tool" if turn.get("tool_calls") else ""
-        raise DataError(f"{raw.where}: turn {number} has no text content{also}", fix="give every turn a content string")
-    if role == "assistant" and not content.strip():
-        raise DataError(f"{raw.where}: turn {number}, an answer, is empty", fix="fill it in, or remove the row")
-    return {"role": role, "content": content}
-
-
-def _parts(raw: RawRow, number: int, parts: list[Any]) -> str:
-    """The text of content in parts, {"type": "text", "text": ...}."""
-    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
-    if not all(isinstance(text, str) for text in texts):
-        raise DataError(
-            f"{raw.where}: turn {number} has content that is no text", fix="leave images and the like out of the data"
-        )
-    return "".join(str(text) for text in texts)
+def _says_something(value: Any) -> bool:
+    return value is not None and value != "" and value != [] and value != {}
 
 
 def _filled(raw: RawRow, key: str) -> str:

@@ -78,7 +78,7 @@ def check(
     return Checked(report, scan, heldout, relations)
 
 
-_UNUSABLE = (Verdict.BROKEN, Verdict.UNTRAINABLE, Verdict.OTHER_SHAPE)
+_UNUSABLE = (Verdict.BROKEN, Verdict.UNTRAINABLE, Verdict.OTHER_SHAPE, Verdict.LEFT_OUT)
 
 
 def _lengths(scan: Scan, meter: Meter | None) -> Lengths | None:
