@@ -19,11 +19,15 @@ FORM = "role=column, such as --map prompt=question,completion=answer"
 TOGETHER = {"completion": ("prompt", "system"), "chosen": ("prompt", "system"), "messages": ("system",), "text": ()}
 
 # Words in the names of columns, for the proposal only.
-ASKS = ("prompt", "question", "instruction", "query", "input", "request", "title", "article", "document", "source",
-        "text")  # fmt: skip
+QUESTIONS = ("prompt", "question", "instruction", "query", "input", "request")
+ASKS = (*QUESTIONS, "article", "document", "dialog", "conversation", "transcript", "passage", "source", "text", "title")
+ABOUT = ("context", "passage", "paragraph", "article", "document")
 TELLS = ("completion", "response", "answer", "output", "target", "reply", "summary", "solution", "highlights", "label",
          "category", "class", "result", "translation")  # fmt: skip
 BESIDE = re.compile(r"(^|_)(id|idx|index|uuid|guid|url|link|date|time|timestamp|split|source|author|lang|language)$")
+
+
+SEVERAL = re.compile(r"[ _-]?(?:[ab]|[012]|good|bad|better|worse)(?=\.|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +83,64 @@ def parse_mapping(words: str) -> Mapping:
 
 
 def propose(fields: Fields[str, Any]) -> str | None:
-    """A --map that might be meant for a row of unknown shape, by the names of its columns; None without any text."""
+    """A --map that is likely meant for a row of unknown shape, by the names of its columns; None where none is."""
     columns = [name for name in fields if name and not set(name) & set(",={}")]
     for name in columns:
         value = fields[name]
-        if isinstance(value, list) and value and isinstance(value[0], dict):
+        if (
+            isinstance(value, list)
+            and value
+            and isinstance(value[0], dict)
+            and {"role", "from", "speaker"} & {*value[0]}
+        ):
             return f"messages={name}"
     texts = [n for n in columns if isinstance(fields[n], str) and fields[n].strip() and not BESIDE.search(n.lower())]
-    told = [n for n in columns if n in texts or (isinstance(fields[n], int) and not isinstance(fields[n], bool))]
-    answer = next((n for n in told if any(word in n.lower() for word in TELLS)), None)
+    answers = [path for name in columns if (path := _answer_in(name, fields[name])) and not BESIDE.search(name.lower())]
+    answer = next((path for path in answers if _has(path, TELLS) and not _has(path, QUESTIONS)), None)
+    if answer is not None and sum(SEVERAL.sub("", path) == SEVERAL.sub("", answer) for path in answers) > 1:
+        return None  # response_a and response_b: only the user knows which is the better
     asked = [name for name in texts if name != answer]
-    prompt = next((name for name in asked if any(word in name.lower() for word in ASKS)), asked[0] if asked else None)
-    if answer is None and prompt is not None:
-        answer = next((name for name in reversed(asked) if name != prompt), None)
-        if answer is not None and asked.index(answer) < asked.index(prompt):
-            prompt, answer = answer, prompt
+    prompt = next((name for word in ASKS for name in asked if word in name.lower()), None)
+    if answer is None:
+        if len(asked) == 1 or (prompt is None and len(asked) != 2):
+            return f"text={asked[0]}" if len(asked) == 1 else None
+        if len(asked) != 2:
+            return None
+        first, second = asked if prompt in (None, asked[0]) else reversed(asked)
+        return f"prompt={first},completion={second}"
+    prompt = prompt or (asked[0] if asked else None)
     if prompt is None:
-        return None
-    return f"prompt={prompt},completion={answer}" if answer else f"text={prompt}"
+        return f"text={answer}" if answer in texts else None
+    return f"prompt={_with_context(prompt, asked, fields)},completion={answer}"
+
+
+def _with_context(prompt: str, asked: list[str], fields: Fields[str, Any]) -> str:
+    """The prompt's column, or a template of it, what it is about and its options."""
+    from autoft.trainer.data.choices import option_columns
+
+    about = next((n for word in ABOUT for n in asked if n != prompt and word in n.lower()), None)
+    before = f"{{{about}}}\\n\\n" if about and _has(prompt, QUESTIONS) else ""
+    options = [name for name in option_columns(list(fields)) if fields[name] not in (None, "", [])]
+    after = "".join(f"\\n{name}. {{{name}}}" if len(options) > 1 else f"\\n{{{name}}}" for name in options)
+    return f"{before}{{{prompt}}}{after}" if before or after else prompt
+
+
+def _answer_in(name: str, value: Any) -> str | None:
+    """The column, or the path into it, of what could be an answer: a text, a number, the first of a list."""
+    if isinstance(value, str) and value.strip():
+        return name
+    if isinstance(value, int) and not isinstance(value, bool):
+        return name
+    if isinstance(value, list) and value and isinstance(value[0], str):
+        return f"{name}.0"
+    if isinstance(value, dict):
+        return next((f"{name}.{path}" for key in ("text", "value", "content")
+                     if (path := _answer_in(key, value.get(key)))), None)  # fmt: skip
+    return None
+
+
+def _has(name: str, words: tuple[str, ...]) -> bool:
+    return any(word in name.lower() for word in words)
 
 
 def _check_template(role: str, template: str) -> None:
@@ -143,7 +187,10 @@ def _column(raw: RawRow, role: str, name: str) -> Any:
         return raw.fields[same[0]]
     value: Any = raw.fields
     for part in name.split("."):
-        value = value.get(part, raw) if isinstance(value, dict) else raw
+        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            value = value.get(part, raw) if isinstance(value, dict) else raw
     if value is raw:
         raise DataError(
             f"{raw.where}: --map {role}: no column {name!r}.{near(name, raw.fields)}",
