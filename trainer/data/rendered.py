@@ -74,7 +74,7 @@ STOPS_LEFT_OUT = "stop tokens that answers end with as text are left out: the ch
 BOS_LEFT_OUT = "bos tokens that texts begin with are left out: the tokenizer writes its own"
 MARKERS = "texts hold tokens of chat templates, such as <|im_end|>, which are trained as such"
 FRAMED = (
-    'prompts hold a frame of their own, such as "### Instruction:" or "Answer:", which goes into the chat template too: '
+    'prompts hold a frame of their own, such as "### Instruction:" or "Answer:", which the chat template frames again: '
     "ask with it later, or remove it"
 )
 TEXT_STOPS_LEFT_OUT = "stop tokens that texts end with are left out: the tokenizer's own is trained"

@@ -428,8 +428,10 @@ def _no_turns(raw: RawRow, value: Any) -> DataError:
             what, fix=f"write its turns as {TURN_HELP}; --map text={shlex.quote(key)} trains on all of it as plain text"
         )
     words = propose({name: text for name, text in raw.fields.items() if isinstance(text, str)})
+    option = _mapped_so(raw, words)
     return DataError(
-        f"{raw.where}: {key} is a text, not a list of turns", fix=_mapped_so(raw, words) or f"write {TURN_HELP}"
+        f"{raw.where}: {key} is a text, not a list of turns",
+        fix=f"{option}; without --map write {TURN_HELP}" if option else f"write {TURN_HELP}",
     )
 
 
