@@ -20,6 +20,8 @@ ONE_EACH = re.compile(
 # What names the right option where there are some; as an answer of their own these mean nothing
 KEYS = ("answerkey", "answer_key", "answer", "correct_answer", "correct_option", "correct_choice", "correct",
         "answer_letter", "gold", "label", "target", "key", "cop", "correct_answer_letter")  # fmt: skip
+# Prompts, where there are options
+STEMS = ("question_stem", "stem", "sentence", "goal", "ctx")
 TEXT_NAMES = ("text", "content", "value", "option", "choice", "answer", "texts")
 LABEL_NAMES = ("label", "key", "id", "letter", "labels", "name")
 
@@ -39,14 +41,14 @@ def option_columns(columns: Sequence[str]) -> tuple[str, ...]:
         match = ONE_EACH.fullmatch(name)
         if match:
             groups.setdefault(name[: match.start("label")].lower(), []).append(name)
-    first = next((group for group in groups.values() if len(group) > 1 and _label(group[0]).lower() in "a01"), ())
+    first = next((group for group in groups.values() if len(group) > 1 and label_of(group[0]).lower() in "a01"), ())
     return tuple(first)
 
 
 def options_of(fields: Mapping[str, Any], columns: Sequence[str]) -> Options | None:
     """(label, text) of each option, from what option_columns gives; None where the values are no options."""
     if len(columns) > 1:
-        texts = [(_label(name).upper(), fields.get(name)) for name in columns]
+        texts = [(label_of(name).upper(), fields.get(name)) for name in columns]
         return _complete([(label, text) for label, text in texts if text not in (None, "")])
     value = fields.get(columns[0])
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
@@ -118,7 +120,8 @@ def is_answer(answer: Any, options: Options) -> bool:
     return any(letter == label.upper() or word == text.strip() for label, text in options)
 
 
-def _label(name: str) -> str:
+def label_of(name: str) -> str:
+    """The label in the name of a column that holds one option: "a" of option_a."""
     match = ONE_EACH.fullmatch(name)
     return match["label"] if match else name
 

@@ -27,6 +27,8 @@ TELLS = ("completion", "response", "answer", "output", "target", "reply", "summa
 BESIDE = re.compile(r"(^|_)(id|idx|index|uuid|guid|url|link|date|time|timestamp|split|source|author|lang|language)$")
 
 
+TURN = frozenset(("role", "from", "speaker"))
+MOST_JOINED = 3  # columns of text that make one prompt
 SEVERAL = re.compile(r"[ _-]?(?:[ab]|[012]|good|bad|better|worse)(?=\.|$)", re.IGNORECASE)
 
 
@@ -87,42 +89,60 @@ def propose(fields: Fields[str, Any]) -> str | None:
     columns = [name for name in fields if name and not set(name) & set(",={}")]
     for name in columns:
         value = fields[name]
-        if (
-            isinstance(value, list)
-            and value
-            and isinstance(value[0], dict)
-            and {"role", "from", "speaker"} & {*value[0]}
-        ):
+        if isinstance(value, list) and value and isinstance(value[0], dict) and TURN & value[0].keys():
             return f"messages={name}"
-    texts = [n for n in columns if isinstance(fields[n], str) and fields[n].strip() and not BESIDE.search(n.lower())]
-    answers = [path for name in columns if (path := _answer_in(name, fields[name])) and not BESIDE.search(name.lower())]
+    columns = [n for n in columns if not BESIDE.search(n.lower()) or (n.lower() == "source" and "target" in fields)]
+    texts = [n for n in columns if isinstance(fields[n], str) and fields[n].strip()]
+    answers = [path for name in columns if (path := _answer_in(name, fields[name]))]
     answer = next((path for path in answers if _has(path, TELLS) and not _has(path, QUESTIONS)), None)
-    if answer is not None and sum(SEVERAL.sub("", path) == SEVERAL.sub("", answer) for path in answers) > 1:
-        return None  # response_a and response_b: only the user knows which is the better
     asked = [name for name in texts if name != answer]
     prompt = next((name for word in ASKS for name in asked if word in name.lower()), None)
-    if answer is None:
-        if len(asked) == 1 or (prompt is None and len(asked) != 2):
-            return f"text={asked[0]}" if len(asked) == 1 else None
-        if len(asked) != 2:
-            return None
+    if answer is not None and asked:
+        return None if alternatives(fields) else _with_answer(prompt, asked, answer, fields)
+    if any(_has(name, TELLS) for name in columns if name not in texts) or len(asked) > 2:
+        return None  # an answer that is no text, or no telling which it is
+    if len(asked) == 2 and not any(_has(name, ABOUT) for name in asked):
         first, second = asked if prompt in (None, asked[0]) else reversed(asked)
         return f"prompt={first},completion={second}"
-    prompt = prompt or (asked[0] if asked else None)
-    if prompt is None:
-        return f"text={answer}" if answer in texts else None
-    return f"prompt={_with_context(prompt, asked, fields)},completion={answer}"
+    if len(texts) == 1:
+        complete = all(isinstance(fields[name], str | int | float | None) for name in columns)
+        return f"text={texts[0]}" if complete and not _has(texts[0], (*QUESTIONS, *TELLS)) else None
+    pairs = [(name, value) for name, value in fields.items() if isinstance(value, dict) and len(value) == 2]
+    if len(pairs) == 1 and not texts and all(isinstance(text, str) for text in pairs[0][1].values()):
+        first, second = (f"{pairs[0][0]}.{part}" for part in pairs[0][1])
+        return f"prompt={first},completion={second}"
+    return None
 
 
-def _with_context(prompt: str, asked: list[str], fields: Fields[str, Any]) -> str:
-    """The prompt's column, or a template of it, what it is about and its options."""
-    from autoft.trainer.data.choices import option_columns
+def alternatives(fields: Fields[str, Any]) -> list[str]:
+    """Columns that hold several answers to one prompt, such as response_a and response_b; empty without such."""
+    stems: dict[str, list[str]] = {}
+    for name, value in fields.items():
+        if isinstance(value, str) and _has(name, TELLS) and not _has(name, QUESTIONS) and SEVERAL.search(name):
+            stems.setdefault(SEVERAL.sub("", name).lower(), []).append(name)
+    return next((names for names in stems.values() if len(names) > 1), [])
 
-    about = next((n for word in ABOUT for n in asked if n != prompt and word in n.lower()), None)
-    before = f"{{{about}}}\\n\\n" if about and _has(prompt, QUESTIONS) else ""
+
+def _with_answer(prompt: str | None, asked: list[str], answer: str, fields: Fields[str, Any]) -> str | None:
+    """The prompt's column, or a template of it, what it is about and its options, and the answer."""
+    from autoft.trainer.data.choices import label_of, option_columns
+
     options = [name for name in option_columns(list(fields)) if fields[name] not in (None, "", [])]
-    after = "".join(f"\\n{name}. {{{name}}}" if len(options) > 1 else f"\\n{{{name}}}" for name in options)
-    return f"{before}{{{prompt}}}{after}" if before or after else prompt
+    asked = [name for name in asked if name not in options]
+    if not asked or prompt in options:
+        return None
+    value = fields.get(answer)
+    if options and (isinstance(value, int) or (isinstance(value, str) and value.strip().isdecimal())):
+        return None  # a number that stands for one of the options
+    if prompt is None and 1 < len(asked) <= MOST_JOINED and not options:
+        joined = "\\n".join(f"{{{name}}}" for name in asked)
+        return f"prompt={joined},completion={answer}"
+    about = next((n for word in ABOUT for n in asked if n != prompt and word in n.lower()), None)
+    before = f"{{{about}}}\\n\\n" if about and prompt and _has(prompt, QUESTIONS) else ""
+    after = "".join(f"\\n{label_of(n)}. {{{n}}}" if len(options) > 1 else f"\\n{{{n}}}" for n in options)
+    prompt = prompt or asked[0]
+    whole = f"{before}{{{prompt}}}{after}" if before or after else prompt
+    return f"prompt={whole},completion={answer}"
 
 
 def _answer_in(name: str, value: Any) -> str | None:

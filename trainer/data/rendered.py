@@ -54,7 +54,7 @@ MARKER = re.compile(
     r"|header_start|header_end|eot|user|assistant|system|end|start|channel|return|turn)\|?>|<turn\|>"
     r"|<(?:start|end)_of_turn>|\[/?INST\]|<\uff5c(?:User|Assistant|begin▁of▁sentence|end▁of▁sentence)\uff5c>"
 )
-FRAME = re.compile(r"^### (?:Instruction|Response|Input|Human|Assistant|User|Question|Answer)\s*:", re.MULTILINE)
+FRAME = re.compile(r"### (?:Instruction|Response|Input|Human|Assistant|User|Question|Answer)\s*:")
 PICTURE = re.compile(
     r"\A\s*<(?:image|audio|video|speech)>|<(?:image|audio|video|speech)>\s*\Z"
     r"|^[ \t]*<(?:image|audio|video|speech)>[ \t]*$|<(?:img|audio|video)>[^<>\n]*</(?:img|audio|video)>"
@@ -140,15 +140,14 @@ def _mistral(text: str) -> list[Message] | None:
 
 def unrendered(prompt: str, answer: str, notes: Notes) -> list[Message] | None:
     """The turns of a prompt that a template has rendered, and its answer; None where the prompt is a text."""
-    found = turns_of(prompt + answer)
-    asked = turns_of(prompt)
+    found, asked = turns_of(prompt + answer), turns_of(prompt)
     if found is None or asked is None:
         return None
     name, turns = found
-    if turns[-1]["role"] != "assistant" or asked[1][-1]["role"] not in ("assistant", "user"):
-        return None
-    if asked[1][-1]["role"] == "user":  # without a request for the answer
+    if turns[-1]["role"] != "assistant" and asked[1][-1]["role"] == "user":  # without a request for the answer
         turns = [*asked[1], {"role": "assistant", "content": answer}]
+    if turns[-1]["role"] != "assistant":
+        return None
     notes.remark(f"prompts were rendered already ({name}): they are read as the turns that they are of")
     return turns
 
@@ -163,6 +162,10 @@ def tidied(where: str, messages: Sequence[Message], notes: Notes) -> None:
         if "<" in text or "[" in text:
             if message["role"] == "assistant":
                 message["content"] = _without_stop(text, notes)
+                if not message["content"].strip() and text.strip():
+                    raise DataError(
+                        f"{where}: turn {number}, an answer, is a stop token alone", fix="fill it in, or remove the row"
+                    )
             else:
                 _refuse_places_of_media(where, number, text)
                 message["content"] = _without_bos(text, notes)

@@ -28,8 +28,8 @@ from autoft.trainer.data.conversation import (
     role_of,
     turns_in,
 )
-from autoft.trainer.data.mapping import Mapping, parse_mapping, propose
-from autoft.trainer.data.marks import CLEAR, MARKS, OPPOSITE, is_good
+from autoft.trainer.data.mapping import Mapping, alternatives, parse_mapping, propose
+from autoft.trainer.data.marks import CLEAR, MARKS, OPPOSITE, ROW_FLAGS, is_good, to_train
 from autoft.trainer.data.read import RawRow
 
 __all__ = ["ALTERNATING", "Message", "Row", "convert_rows", "recognise", "shape_of", "shown"]
@@ -39,6 +39,7 @@ CONVERSATIONS = ("messages", "conversations", "conversation", "chat", "dialogue"
 PROMPTS = ("prompt", "question", "instruction", "query", "problem", "input", "inputs", "user")
 ANSWERS = ("completion", "response", "output", "solution", "answer", "target", "targets", "reply", "assistant")
 CONTEXTS = ("input", "context", "passage", "article")  # what a prompt is about
+INPUT_OF_PROMPT = ("input", "prompt")
 SYSTEMS = ("system", "system_prompt")
 LABELS = ("label_text", "label")
 # (the better answer, the worse one)
@@ -163,9 +164,11 @@ class _Layout:
     system: str | None = None
     history: str | None = None
     tools: str | None = None
+    calls: str | None = None
     thought: str | None = None
     options: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
     preferred: bool = False
     remark: str | None = None
@@ -205,15 +208,20 @@ def _layout(columns: tuple[str, ...]) -> _Layout | None:
 
     def made(name: str, **roles: Any) -> _Layout:
         media = tuple(named[m] for m in rendered.MEDIA if m in named)
-        marks = tuple(named[m] for m in MARKS if m in named and named[m] not in roles.values())
-        layout = _Layout(name, system=first(SYSTEMS), marks=marks, media=media, **roles)
+        known = (*CLEAR, *OPPOSITE) if roles.get("remark") else MARKS  # beside a text and its class a label is no mark
+        marks = tuple(named[m] for m in known if m in named and named[m] not in roles.values())
+        flags = tuple(named[flag] for flag in ROW_FLAGS if flag in named)
+        system = first(SYSTEMS) if "text" not in roles else None
+        layout = _Layout(name, system=system, marks=marks, flags=flags, media=media, **roles)
         return replace(layout, unused=tuple(name for name in columns if name not in _used(layout)))
 
     talk, prompt, answer = first(CONVERSATIONS), first(PROMPTS), first(ANSWERS)
     better, worse = next(((b, w) for b, w in PREFERENCES if b in named and w in named), (None, None))
     tools, thought = first(TOOLS), first(THOUGHT_COLUMNS)
-    options = choices.option_columns(columns) if prompt else ()
-    answer = answer or (first(choices.KEYS) if options else None)
+    options = choices.option_columns(columns)
+    if options:
+        prompt, answer = prompt or first(choices.STEMS), answer or first(choices.KEYS)
+    calls = first(("answers",)) if tools and answer is None else None
     if better is not None and worse is not None:
         layout = made(better if talk is None else f"{talk.lower()}/{better}", talk=talk, prompt=prompt,
                       answer=named[better], tools=tools, preferred=True)  # fmt: skip
@@ -221,9 +229,14 @@ def _layout(columns: tuple[str, ...]) -> _Layout | None:
     if talk:
         return made(talk.lower(), talk=talk, tools=tools)
     if prompt and answer:
-        context = first(name for name in CONTEXTS if name != prompt.lower() and prompt.lower() != "prompt")
+        # beside a prompt an instruction and its input are often what it was made of
+        context = first(
+            name for name in CONTEXTS if name != prompt.lower() and (name, prompt.lower()) != INPUT_OF_PROMPT
+        )
         return made(f"{prompt.lower()}/{answer.lower()}", prompt=prompt, answer=answer, context=context,
                     history=named.get("history"), tools=tools, thought=thought, options=options)  # fmt: skip
+    if prompt and calls:
+        return made(f"{prompt.lower()}/{calls.lower()}", prompt=prompt, calls=calls, tools=tools, thought=thought)
     label = first(LABELS)
     if "text" in named and label:
         return made(f"text/{label.lower()}", prompt=named["text"], answer=label, remark=CLASSIFIED)
@@ -235,7 +248,8 @@ def _layout(columns: tuple[str, ...]) -> _Layout | None:
 def _used(layout: _Layout) -> set[str | None]:
     """The columns that something is made of; marks are looked at by their values."""
     return {layout.talk, layout.prompt, layout.answer, layout.text, layout.context, layout.system, layout.history,
-            layout.tools, layout.thought, *layout.options, *layout.marks, *layout.media}  # fmt: skip
+            layout.tools, layout.calls, layout.thought, *layout.options, *layout.marks, *layout.flags,
+            *layout.media}  # fmt: skip
 
 
 def _mapped(raw: RawRow, *, mapping: Mapping) -> Row:
@@ -258,7 +272,7 @@ def _mapped(raw: RawRow, *, mapping: Mapping) -> Row:
             left.remove(name)
             _judge(raw, name, notes)
     notes.unused += [name for name in left if _says_something(raw.fields[name])]
-    return _row(row, layout, notes)
+    return Row(raw.where, left_out=notes.left_out) if notes.left_out else _row(row, layout, notes)
 
 
 def _converted(raw: RawRow, *, layout: _Layout) -> Row:
@@ -270,7 +284,9 @@ def _converted(raw: RawRow, *, layout: _Layout) -> Row:
         rendered.refuse_media(raw.where, raw.fields, layout.media)
     for name in layout.marks:
         _judge(raw, name, notes)
-    return _row(raw, layout, notes)
+    for name in layout.flags:
+        _heed(raw, name, notes)
+    return Row(raw.where, left_out=notes.left_out) if notes.left_out else _row(raw, layout, notes)
 
 
 def _judge(raw: RawRow, name: str, notes: Notes) -> None:
@@ -281,7 +297,17 @@ def _judge(raw: RawRow, name: str, notes: Notes) -> None:
         if _says_something(value):
             notes.unused.append(name)
     elif not good:
-        notes.left_out = f"their {name} says that the answer is bad"
+        notes.left_out = f"{name} {json.dumps(value, ensure_ascii=False)} marks a bad answer"
+
+
+def _heed(raw: RawRow, name: str, notes: Notes) -> None:
+    """Leave a row out whose flag says that it is not to be trained."""
+    value = raw.fields.get(name)
+    trained, unclear = to_train({name.lower(): value})
+    if trained is False:
+        notes.left_out = f"{name} {json.dumps(value)} marks a row that is not to be trained"
+    elif unclear and _says_something(value):
+        notes.unused.append(name)
 
 
 def _row(raw: RawRow, layout: _Layout, notes: Notes) -> Row:
@@ -296,16 +322,17 @@ def _row(raw: RawRow, layout: _Layout, notes: Notes) -> Row:
         )  # fmt: skip
     if layout.preferred:
         messages = _preferred(raw, layout, notes)
+    elif layout.calls is not None:
+        messages = _called(raw, layout, notes)
     elif layout.talk is not None:
         messages = checked(raw.where, _conversation(raw, turns_in(raw.fields[layout.talk]), notes), notes)
     else:
         messages = _pair(raw, layout, notes)
     system = raw.fields.get(layout.system) if layout.system else None
-    if isinstance(system, str) and system.strip():
-        if messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": system})
-        elif messages[0]["content"].strip() != system.strip():
-            notes.unused.append(str(layout.system))
+    if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    elif _says_something(system) and messages[0]["content"] != system:
+        notes.unused.append(str(layout.system))
     rendered.tidied(raw.where, messages, notes)
     return Row(
         raw.where, messages=tuple(messages), tools=tools, remarks=tuple(notes.remarks), unused=tuple(notes.unused),
@@ -333,7 +360,14 @@ def _preferred(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
         chosen = [{"role": r, "content": text.strip()} for r, text in zip(roles, pieces[2::2], strict=True)]
     whole = isinstance(chosen, list) and bool(chosen) and role_of(chosen[0]) in ("user", "system")
     if whole or (layout.prompt is None and layout.talk is None):
-        return checked(raw.where, _conversation(raw, chosen, notes), notes)
+        messages = checked(raw.where, _conversation(raw, chosen, notes), notes)
+        told = [message["content"].strip() for message in messages]
+        for key in filter(None, (layout.prompt, layout.talk)):
+            asked = turns_in(raw.fields.get(key))
+            texts = [m["content"] for m in messages_of(raw.where, asked, notes)] if isinstance(asked, list) else [asked]
+            if not all(text is None or str(text).strip() in told for text in texts):
+                notes.unused.append(key)
+        return messages
     if layout.talk is None:
         return _pair(raw, layout, notes)
     asked = _conversation(raw, turns_in(raw.fields[layout.talk]), notes)
@@ -353,6 +387,8 @@ def _pair(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
     question, reply = turns_in(raw.fields[prompt]), turns_in(raw.fields.get(answer))
     earlier = _earlier(raw, layout.history)
     if isinstance(question, list) or isinstance(reply, list):
+        beside = (layout.context, layout.thought, *layout.options)
+        notes.unused += [name for name in beside if name and _says_something(raw.fields.get(name))]
         asked = _as_turns(raw, prompt, question, "user", notes)
         return checked(raw.where, [*earlier, *asked, *_as_turns(raw, answer, reply, "assistant", notes)], notes)
     text = _asked(raw, prompt, layout.context)
@@ -375,6 +411,14 @@ def _pair(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
     return [*earlier, {"role": "user", "content": text}, told]
 
 
+def _called(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
+    """A prompt, and the calls of tools that answer it."""
+    assert layout.prompt is not None
+    assert layout.calls is not None
+    answer = {"role": "call", "content": raw.fields.get(layout.calls)}
+    return [{"role": "user", "content": _asked(raw, layout.prompt, None)}, *messages_of(raw.where, [answer], notes)]
+
+
 def _asked(raw: RawRow, prompt: str, context: str | None) -> str:
     """The prompt and what it is about; either may be empty."""
     about = raw.fields.get(context) if context else None
@@ -382,7 +426,8 @@ def _asked(raw: RawRow, prompt: str, context: str | None) -> str:
         return _filled(raw, prompt)
     if raw.fields[prompt] is None or raw.fields[prompt] == "":
         return _filled(raw, context)
-    return f"{_filled(raw, prompt)}\n\n{_filled(raw, context)}"
+    asked, matter = _filled(raw, prompt), _filled(raw, context)
+    return asked if matter.strip() in asked else f"{asked}\n\n{matter}"
 
 
 def _as_turns(raw: RawRow, key: str, value: Any, role: str, notes: Notes) -> list[Message]:
@@ -392,7 +437,8 @@ def _as_turns(raw: RawRow, key: str, value: Any, role: str, notes: Notes) -> lis
         texts = "texts" if all(isinstance(each, str) for each in value) else "values"
         raise DataError(
             f"{raw.where}: {key} is a list of {len(value)} {texts}, not one text",
-            fix=f"write a row for each, or take the first of each, as --map completion={key}.0 does",
+            fix="write a row for each, or take the first of each: --map "
+            f"{'completion' if role == 'assistant' else 'prompt'}={key}.0",
         )
     return messages_of(raw.where, value, notes)
 
@@ -459,6 +505,15 @@ def _with_options(raw: RawRow, prompt: str, layout: _Layout, notes: Notes) -> st
     answer = raw.fields.get(layout.answer or "")
     options = choices.options_of(raw.fields, layout.options)
     names = layout.options[0] if len(layout.options) == 1 else "options"
+    if (
+        options
+        and isinstance(answer, str)
+        and len(answer.strip("(). ")) == 1
+        and not choices.is_answer(answer, options)
+    ):
+        raise DataError(
+            f"{raw.where}: {layout.answer} {answer!r} is none of its {names}", fix="correct the row, or remove it"
+        )
     number = isinstance(answer, int | float) or (isinstance(answer, str) and answer.strip().isdecimal())
     if (
         number
@@ -480,10 +535,10 @@ def _with_options(raw: RawRow, prompt: str, layout: _Layout, notes: Notes) -> st
 def _demand_whole(raw: RawRow) -> None:
     """Raises: DataError where a row is one message of a conversation."""
     named = {name.lower(): name for name in raw.fields}
-    who = next((named[n] for n in WHO if n in named and str(raw.fields[named[n]]).lower() in ROLES), None)
+    who = next((named[n] for n in WHO if n in named and str(raw.fields[named[n]]).strip().lower() in ROLES), None)
     parent = next((named[name] for name in PARENTS if name in named), None)
-    text = next((named[name] for name in TEXT_NAMES if name in named), None)
-    if text is None or (who is None and (parent is None or text.lower() != "text")):
+    text = next((named[name] for name in (*TEXT_NAMES, "utterance", "message", "body") if name in named), None)
+    if text is None or (who is None and parent is None):
         return
     column = who if parent is None else parent
     raise DataError(
@@ -494,6 +549,12 @@ def _demand_whole(raw: RawRow) -> None:
 
 
 def _proposal(raw: RawRow) -> str:
+    several = alternatives(raw.fields)
+    if several:
+        return (
+            f"a row has one answer, and {' and '.join(several)} are several: name the better with --map "
+            f"prompt=...,chosen=...; {SHAPES_HELP}"
+        )
     option = _mapped_so(raw, propose(raw.fields))
     if option is None:
         return f"name the columns with --map prompt=...,completion=...; {SHAPES_HELP}"
