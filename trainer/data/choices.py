@@ -114,9 +114,9 @@ def are_in(prompt: str, options: Options) -> bool:
 
 
 def is_answer(answer: Any, options: Options) -> bool:
-    """Whether an answer names one of the options, by its label or its text."""
+    """Whether an answer names one of the options, by its label or its text; a number may count from 0, and does not."""
     word = str(answer).strip()
-    letter = word.strip("().: ").upper()
+    letter = None if isinstance(answer, int | float) else word.strip("().: ").upper()
     return any(letter == label.upper() or word == text.strip() for label, text in options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, written as 
 SPACE = re.compile(r"[ \t\r\n]*")
 TURN = frozenset(("role", "from", "speaker"))
 ROW_HELP = 'write rows like {"prompt": ..., "completion": ...}'
-BEGINS_WITH_SPLIT = re.compile(r'\{\s*"([^"\\]*)"\s*:\s*[\[{]')
+NAMED_LIST = re.compile(r'"([^"\\]*)"\s*:\s*\[')
+HEAD_LINES, HEAD_CHARACTERS = 20, 20_000  # in which an object of splits has the first of them
 KINDS = (".json", ".jsonl", ".ndjson")
 
 
@@ -46,9 +48,11 @@ def splits_of(file: Path) -> tuple[str, ...] | None:
     if kind(file.name) not in KINDS or file.stat().st_size == 0:
         return None
     try:
-        first = first_lines(file, 3)
-        begun = BEGINS_WITH_SPLIT.match(" ".join(first))
-        if begun is None or split_in(begun[1]) is None or (len(first) > 1 and _value(first[0])[1] is None):
+        first = first_lines(file, 2)
+        if not first or not first[0].startswith("{") or (len(first) > 1 and _value(first[0])[1] is None):
+            return None
+        names = NAMED_LIST.findall("".join(itertools.islice(lines_of(file), HEAD_LINES))[:HEAD_CHARACTERS])
+        if not any(map(split_in, names)):
             return None
         value, _ = _value("".join(lines_of(file)))
     except DataError:
@@ -200,6 +204,8 @@ def _not_json(error: Exception, where: str) -> DataError:
             fix="write the file as UTF-8 text without escapes, or remove the row",
         )
     if isinstance(error, json.JSONDecodeError):
+        if error.msg == "Extra data" and error.doc[error.pos :].strip() == ",":
+            return DataError(f"{where}: a comma after the object", fix="remove the commas between lines")
         place = where if error.lineno == 1 else f"{where}:{error.lineno}"
         return DataError(f"{place}: not JSON: {error.msg} at column {error.colno}", fix="write one JSON object a line")
     if isinstance(error, RecursionError):

@@ -56,7 +56,7 @@ def refuse_impostor(file: Path) -> None:
     if form in TEXTS:
         return
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(WEB_PAGES):
-        raise DataError(f"{file}: a web page, not data", fix="fetch the file itself: its raw or download link")
+        raise DataError(f"{file}: a web page or XML, not data", fix="fetch the file itself: its raw or download link")
     own = {".parquet": b"PAR1", ".arrow": b"ARROW1", ".feather": b"ARROW1"}.get(form)
     if file.suffix.lower() not in PACKED:
         for magic, what, fix in IMPOSTORS:
@@ -122,11 +122,11 @@ def _encoding(head: bytes) -> str | None:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
     even, odd = head[0::2].count(0), head[1::2].count(0)
-    if not even and 8 * odd > len(head):
-        return "utf-16-le"
-    if not odd and 8 * even > len(head):
-        return "utf-16-be"
-    return None
+    if not even and not odd:
+        return None
+    if 8 * max(even, odd) < len(head) or 8 * min(even, odd) > max(even, odd):
+        return None
+    return "utf-16-le" if odd > even else "utf-16-be"
 
 
 def _open(file: Path) -> BinaryIO:

@@ -99,6 +99,10 @@ def propose(fields: Fields[str, Any]) -> str | None:
     prompt = next((name for word in ASKS for name in asked if word in name.lower()), None)
     if answer is not None and asked:
         return None if alternatives(fields) else _with_answer(prompt, asked, answer, fields)
+    pairs = [(name, value) for name, value in fields.items() if isinstance(value, dict) and len(value) == 2]
+    if len(pairs) == 1 and not texts and all(isinstance(text, str) for text in pairs[0][1].values()):
+        first, second = (f"{pairs[0][0]}.{part}" for part in pairs[0][1])
+        return f"prompt={first},completion={second}"
     if any(_has(name, TELLS) for name in columns if name not in texts) or len(asked) > 2:
         return None  # an answer that is no text, or no telling which it is
     if len(asked) == 2 and not any(_has(name, ABOUT) for name in asked):
@@ -107,10 +111,6 @@ def propose(fields: Fields[str, Any]) -> str | None:
     if len(texts) == 1:
         complete = all(isinstance(fields[name], str | int | float | None) for name in columns)
         return f"text={texts[0]}" if complete and not _has(texts[0], (*QUESTIONS, *TELLS)) else None
-    pairs = [(name, value) for name, value in fields.items() if isinstance(value, dict) and len(value) == 2]
-    if len(pairs) == 1 and not texts and all(isinstance(text, str) for text in pairs[0][1].values()):
-        first, second = (f"{pairs[0][0]}.{part}" for part in pairs[0][1])
-        return f"prompt={first},completion={second}"
     return None
 
 

@@ -141,12 +141,14 @@ def _mistral(text: str) -> list[Message] | None:
 def unrendered(prompt: str, answer: str, notes: Notes) -> list[Message] | None:
     """The turns of a prompt that a template has rendered, and its answer; None where the prompt is a text."""
     found, asked = turns_of(prompt + answer), turns_of(prompt)
-    if found is None or asked is None:
+    if asked is None:
         return None
-    name, turns = found
-    if turns[-1]["role"] != "assistant" and asked[1][-1]["role"] == "user":  # without a request for the answer
-        turns = [*asked[1], {"role": "assistant", "content": answer}]
-    if turns[-1]["role"] != "assistant":
+    name, turns = asked
+    if found is not None and found[1][-1]["role"] == "assistant":
+        turns = found[1]
+    elif turns[-1]["role"] == "user":  # without a request for the answer
+        turns = [*turns, {"role": "assistant", "content": answer}]
+    else:
         return None
     notes.remark(f"prompts were rendered already ({name}): they are read as the turns that they are of")
     return turns

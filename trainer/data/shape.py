@@ -501,29 +501,21 @@ def _filled(raw: RawRow, key: str) -> str:
 
 
 def _with_options(raw: RawRow, prompt: str, layout: _Layout, notes: Notes) -> str:
-    """The prompt with the options that the row has for it."""
+    """The prompt with the options that the row has for it. Raises: DataError for an answer that names none of them."""
     answer = raw.fields.get(layout.answer or "")
     options = choices.options_of(raw.fields, layout.options)
     names = layout.options[0] if len(layout.options) == 1 else "options"
-    if (
-        options
-        and isinstance(answer, str)
-        and len(answer.strip("(). ")) == 1
-        and not choices.is_answer(answer, options)
-    ):
-        raise DataError(
-            f"{raw.where}: {layout.answer} {answer!r} is none of its {names}", fix="correct the row, or remove it"
-        )
-    number = isinstance(answer, int | float) or (isinstance(answer, str) and answer.strip().isdecimal())
-    if (
-        number
-        and not (options and choices.is_answer(answer, options))
-        and _says_something(raw.fields[layout.options[0]])
-    ):
-        raise DataError(
-            f"{raw.where}: {layout.answer} is a number that stands for one of its {names}",
-            fix=f"write the {names} into the prompt, and the right one as the answer",
-        )
+    word = str(answer).strip("(). ")
+    if not choices.is_answer(answer, options or ()):
+        if word.isdecimal() and _says_something(raw.fields[layout.options[0]]):
+            raise DataError(
+                f"{raw.where}: {layout.answer} is a number that stands for one of its {names}",
+                fix=f"write the {names} into the prompt, and the right one as the answer",
+            )
+        if options and len(word) == 1:
+            raise DataError(
+                f"{raw.where}: {layout.answer} {answer!r} is none of its {names}", fix="correct the row, or remove it"
+            )
     if options is None:
         notes.unused += [name for name in layout.options if _says_something(raw.fields.get(name))]
         return prompt
