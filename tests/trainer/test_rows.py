@@ -54,7 +54,8 @@ def refused(fields) -> tuple[str, str]:
     ("name", "bad", "good"),
     [("label", False, True), ("label", "false", "true"), ("Label", "False", "True"), ("label", 0, 1),
      ("label", 0.0, 1.0), ("label", "0", "1"), ("label", "bad", "good"), ("label", "undesirable", "desirable"),
-     ("label", -1, 1), ("kto_tag", False, True), ("kto_tag", "false", "true"), ("desirable", False, True), ("undesirable", True, False),
+     ("label", -1, 1), ("kto_tag", False, True), ("kto_tag", "false", "true"), ("desirable", False, True),
+     ("undesirable", True, False),
      ("is_correct", 0, 1), ("feedback", "thumbs_down", "thumbs_up"), ("tag", "rejected", "chosen")],
 )  # fmt: skip
 def test_answers_that_are_marked_as_bad_are_left_out_of_chats_and_pairs_alike(rest, name, bad, good) -> None:

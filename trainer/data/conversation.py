@@ -64,7 +64,9 @@ class Notes:
 
 def turns_in(value: Any) -> Any:
     """A list of turns as data holds it: itself, JSON text of it, or one list for each field; else `value`."""
-    if isinstance(value, str) and value.lstrip().startswith(("[{", '["', "[ ", "[\n")):
+    if isinstance(value, str):
+        if value[:1] not in ("[", " ", "\n") or not value.lstrip().startswith(("[{", '["', "[ ", "[\n")):
+            return value
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):

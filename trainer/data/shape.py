@@ -487,17 +487,17 @@ def _says_something(value: Any) -> bool:
 
 def _filled(raw: RawRow, key: str) -> str:
     value = raw.fields.get(key)
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return json.dumps(value)
+    if isinstance(value, str):
+        if value.strip():
+            return value
+        raise DataError(f"{raw.where}: {key} is empty", fix="fill it in, or remove the row")
     if isinstance(value, bool):
         raise DataError(
             f"{raw.where}: {key} is {json.dumps(value)}, not text", fix="write the words that the model shall answer"
         )
-    if not isinstance(value, str):
-        raise DataError(f"{raw.where}: {key} is {type(value).__name__}, not text", fix=f"give every row a text {key}")
-    if not value.strip():
-        raise DataError(f"{raw.where}: {key} is empty", fix="fill it in, or remove the row")
-    return value
+    if isinstance(value, int | float) and math.isfinite(value):
+        return json.dumps(value)
+    raise DataError(f"{raw.where}: {key} is {type(value).__name__}, not text", fix=f"give every row a text {key}")
 
 
 def _with_options(raw: RawRow, prompt: str, layout: _Layout, notes: Notes) -> str:
