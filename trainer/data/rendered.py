@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoft.errors import DataError
-from autoft.trainer.data.conversation import ROLES, Message, Notes
+from autoft.trainer.data.conversation import ROLES, Message
+from autoft.trainer.data.notes import Notes
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,11 @@ from autoft.trainer.data import choices, rendered
 from autoft.trainer.data.calls import tools_of
 from autoft.trainer.data.conversation import (
     ALTERNATING,
-    OF_TURNS,
     ROLES,
     TEXT_NAMES,
     THOUGHTS,
     TURN_HELP,
     Message,
-    Notes,
     checked,
     messages_of,
     role_of,
@@ -30,6 +28,7 @@ from autoft.trainer.data.conversation import (
 )
 from autoft.trainer.data.mapping import Mapping, alternatives, parse_mapping, propose
 from autoft.trainer.data.marks import CLEAR, MARKS, OPPOSITE, ROW_FLAGS, is_good, to_train
+from autoft.trainer.data.notes import OF_TURNS, Notes
 from autoft.trainer.data.read import RawRow
 
 __all__ = ["ALTERNATING", "Message", "Row", "convert_rows", "recognise", "shape_of", "shown"]
