@@ -50,11 +50,11 @@ def to_train(turn: Mapping[str, Any]) -> tuple[bool | None, str | None]:
         value = turn[name]
         if value is None:
             continue
-        said = _truth(value)
-        if said is None or (name in TWO_MEANINGS and not isinstance(value, bool)):
+        truth = _truth(value)
+        if truth is None or (name in TWO_MEANINGS and not isinstance(value, bool)):
             return None, name
-        said = said != (name in MASKED)
-        verdict = said if verdict is None else verdict and said
+        trained = truth != (name in MASKED)
+        verdict = trained if verdict is None else verdict and trained
     return verdict, None
 
 

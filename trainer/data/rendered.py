@@ -103,8 +103,8 @@ def turns_of(text: str) -> tuple[str, list[Message]] | None:
         return "Mistral", turns
     for form in FORMS:
         if form.begin.match(rest.lstrip()) is not None:
-            found = _turns(rest.lstrip(), form)
-            return (form.name, found) if found else None
+            turns = _turns(rest.lstrip(), form)
+            return (form.name, turns) if turns else None
     return None
 
 
@@ -141,12 +141,12 @@ def _mistral(text: str) -> list[Message] | None:
 
 def unrendered(prompt: str, answer: str, notes: Notes) -> list[Message] | None:
     """The turns of a prompt that a template has rendered, and its answer; None where the prompt is a text."""
-    found, asked = turns_of(prompt + answer), turns_of(prompt)
-    if asked is None:
+    whole, begun = turns_of(prompt + answer), turns_of(prompt)
+    if begun is None:
         return None
-    name, turns = asked
-    if found is not None and found[1][-1]["role"] == "assistant":
-        turns = found[1]
+    name, turns = begun
+    if whole is not None and whole[1][-1]["role"] == "assistant":
+        turns = whole[1]
     elif turns[-1]["role"] == "user":  # without a request for the answer
         turns = [*turns, {"role": "assistant", "content": answer}]
     else:

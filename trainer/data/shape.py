@@ -177,12 +177,12 @@ class _Layout:
 def _shape(raw: RawRow) -> tuple[str, Convert] | None:
     """A column that is null counts only where nothing else makes a shape: tables have all columns in every row."""
     filled = tuple(name for name, value in raw.fields.items() if value is not None)
-    found = _shape_of_columns(filled) or _shape_of_columns(tuple(raw.fields))
-    if found is None or found[0].text:
+    known = _shape_of_columns(filled) or _shape_of_columns(tuple(raw.fields))
+    if known is None or known[0].text:
         _demand_whole(raw)
-    if found is None:
+    if known is None:
         return None
-    layout, convert = found
+    layout, convert = known
     if layout.talk and not isinstance(turns_in(raw.fields[layout.talk]), list):
         # a number of turns, or a text that is called dialogue
         others = _shape_of_columns(tuple(name for name in filled if name != layout.talk))
@@ -360,23 +360,27 @@ def _preferred(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
     whole = isinstance(chosen, list) and bool(chosen) and role_of(chosen[0]) in ("user", "system")
     if whole or (layout.prompt is None and layout.talk is None):
         messages = checked(raw.where, _conversation(raw, chosen, notes), notes)
-        told = [message["content"].strip() for message in messages]
+        contents = [message["content"].strip() for message in messages]
         for key in filter(None, (layout.prompt, layout.talk)):
-            asked = turns_in(raw.fields.get(key))
-            texts = [m["content"] for m in messages_of(raw.where, asked, notes)] if isinstance(asked, list) else [asked]
-            if not all(text is None or str(text).strip() in told for text in texts):
+            earlier = turns_in(raw.fields.get(key))
+            texts = (
+                [m["content"] for m in messages_of(raw.where, earlier, notes)]
+                if isinstance(earlier, list)
+                else [earlier]
+            )
+            if not all(text is None or str(text).strip() in contents for text in texts):
                 notes.unused.append(key)
         return messages
     if layout.talk is None:
         return _pair(raw, layout, notes)
-    asked = _conversation(raw, turns_in(raw.fields[layout.talk]), notes)
-    if asked and asked[-1]["role"] == "assistant":
+    turns = _conversation(raw, turns_in(raw.fields[layout.talk]), notes)
+    if turns and turns[-1]["role"] == "assistant":
         raise DataError(
             f"{raw.where}: {layout.talk} ends with an answer, and {layout.answer} is another",
             fix=f"end {layout.talk} with the user's turn, or remove {layout.answer}",
         )
     answer = _as_turns(raw, layout.answer, chosen, "assistant", notes)
-    return checked(raw.where, [*asked, *answer], notes)
+    return checked(raw.where, [*turns, *answer], notes)
 
 
 def _pair(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
@@ -388,26 +392,26 @@ def _pair(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
     if isinstance(question, list) or isinstance(reply, list):
         beside = (layout.context, layout.thought, *layout.options)
         notes.unused += [name for name in beside if name and _says_something(raw.fields.get(name))]
-        asked = _as_turns(raw, prompt, question, "user", notes)
-        return checked(raw.where, [*earlier, *asked, *_as_turns(raw, answer, reply, "assistant", notes)], notes)
+        turns = _as_turns(raw, prompt, question, "user", notes)
+        return checked(raw.where, [*earlier, *turns, *_as_turns(raw, answer, reply, "assistant", notes)], notes)
     text = _asked(raw, prompt, layout.context)
     if layout.options:
         text = _with_options(raw, text, layout, notes)
     if isinstance(reply, int | float):
         notes.remark(NUMBERS)
-    told: Message = {"role": "assistant", "content": _filled(raw, answer)}
+    message: Message = {"role": "assistant", "content": _filled(raw, answer)}
     thought = raw.fields.get(layout.thought) if layout.thought else None
     if _says_something(thought):
-        if isinstance(thought, str) and "<think>" not in told["content"]:
-            told["reasoning_content"] = thought
+        if isinstance(thought, str) and "<think>" not in message["content"]:
+            message["reasoning_content"] = thought
             notes.remark(f"{layout.thought} is taken as the reasoning before the answer")
         else:
             notes.unused.append(str(layout.thought))
-    if ("<" in text or "[INST]" in text or "Human:" in text) and "reasoning_content" not in told:
-        turns = rendered.unrendered(text, told["content"], notes)
+    if ("<" in text or "[INST]" in text or "Human:" in text) and "reasoning_content" not in message:
+        turns = rendered.unrendered(text, message["content"], notes)
         if turns is not None:
             return checked(raw.where, [*earlier, *turns], notes)
-    return [*earlier, {"role": "user", "content": text}, told]
+    return [*earlier, {"role": "user", "content": text}, message]
 
 
 def _called(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
@@ -425,8 +429,8 @@ def _asked(raw: RawRow, prompt: str, context: str | None) -> str:
         return _filled(raw, prompt)
     if raw.fields[prompt] is None or raw.fields[prompt] == "":
         return _filled(raw, context)
-    asked, matter = _filled(raw, prompt), _filled(raw, context)
-    return asked if matter.strip() in asked else f"{asked}\n\n{matter}"
+    question, matter = _filled(raw, prompt), _filled(raw, context)
+    return question if matter.strip() in question else f"{question}\n\n{matter}"
 
 
 def _as_turns(raw: RawRow, key: str, value: Any, role: str, notes: Notes) -> list[Message]:
@@ -518,9 +522,9 @@ def _with_options(raw: RawRow, prompt: str, layout: _Layout, notes: Notes) -> st
     if options is None:
         notes.unused += [name for name in layout.options if _says_something(raw.fields.get(name))]
         return prompt
-    asked = choices.asked_with(prompt, options)
-    notes.remark(choices.BESIDE if asked == prompt else choices.REMARK)
-    return asked
+    whole = choices.asked_with(prompt, options)
+    notes.remark(choices.BESIDE if whole == prompt else choices.REMARK)
+    return whole
 
 
 def _demand_whole(raw: RawRow) -> None:
