@@ -93,6 +93,7 @@ def test_rows_that_are_left_out_are_counted_and_never_held_out(tmp_path) -> None
     assert data.notes == (f"20 of 40 rows are left out: label false marks a bad answer, the first at {path}:2",)
     checked = check(str(path))
     assert (checked.report.rows, checked.report.usable_rows, checked.report.usable) == (40, 20, True)
+    assert checked.report.format_share == 1
     (finding,) = [each for each in checked.report.findings if each.kind == "left-out"]
     assert (finding.severity, finding.rows, finding.places[0]) == ("note", 20, f"{path}:2")
     fixed = write_fixed(checked, tmp_path / "out.jsonl")
@@ -253,6 +254,15 @@ def test_rows_that_differ_in_their_calls_alone_are_not_the_same() -> None:
         one({"messages": [ASK, {"role": "assistant", "content": "", "tool_calls": [call]}]}) for call in (CALL, other)
     ]
     assert row_key(rows[0]) != row_key(rows[1])
+
+
+def test_a_call_is_no_empty_turn(tmp_path) -> None:
+    called = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    path = write_jsonl(tmp_path / "a.jsonl", [{"messages": [ASK, called, {"role": "tool", "content": "5"}, TELL]}])
+    report = check(str(path)).report
+    assert not report.of("warning")
+    assert report.example is not None
+    assert '{"name": "f", "arguments": {"x": 1}}' in [s.text for s in report.example.segments if s.trained]
 
 
 # --- what nothing is made of ---------------------------------------------------------------------------------------
