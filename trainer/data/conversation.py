@@ -19,7 +19,7 @@ ROLES = {
     "function_call": "call", "tool_call": "call", "call": "call",
 }  # fmt: skip
 ROLE_NAMES = ("role", "from", "speaker")
-TEXT_NAMES = ("content", "value", "text")
+TEXT_NAMES = ("content", "value", "text", "parts")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "thinking_content", "chain_of_thought")
 CALLS = ("tool_calls", "function_call", "tool_call", "function_calls")
 TURN_HELP = '[{"role": "user", "content": ...}, ...]'
@@ -225,7 +225,9 @@ def _parts(where: str, number: int, parts: list[Any], message: Message, results:
             results.append(result if identity is None else {**result, "tool_call_id": identity})
             used |= {"tool_use_id", "tool_call_id", "call_id", "content", "output"}
         else:
-            given = f"an {kind}" if str(kind)[0] in "aeiou" else f"a {kind}"
+            if kind in TEXT_PARTS:
+                raise DataError(f"{where}: turn {number} has a part without text", fix="give every part a text")
+            given = f"an {kind}" if str(kind)[:1] in ("a", "e", "i", "o", "u") else f"a {kind}"
             raise DataError(
                 f"{where}: turn {number} holds {given}, and autoft trains on text alone",
                 fix="leave rows with images and the like out of the data",
@@ -235,10 +237,17 @@ def _parts(where: str, number: int, parts: list[Any], message: Message, results:
     return "".join(texts)
 
 
+def text_of(value: Any) -> Any:
+    """The text of a list of parts, or of an object that holds one, as Gemini and Bedrock have them; else `value`."""
+    parts = value.get("parts", value.get("content")) if isinstance(value, dict) else value
+    if isinstance(parts, list) and parts and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts):
+        return "".join(part["text"] for part in parts)
+    return value
+
+
 def _result(content: Any) -> str:
     """What a tool gave back, as text."""
-    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
-        return "".join(part["text"] for part in content)
+    content = text_of(content)
     if content is None or isinstance(content, str):
         return content or ""
     return json.dumps(content, ensure_ascii=False, default=str)

@@ -21,6 +21,7 @@ TOGETHER = {"completion": ("prompt", "system"), "chosen": ("prompt", "system"), 
 # Words in the names of columns, for the proposal only.
 QUESTIONS = ("prompt", "question", "instruction", "query", "input", "request")
 ASKS = (*QUESTIONS, "article", "document", "dialog", "conversation", "transcript", "passage", "source", "text", "title")
+SAME = ("answer", "reference", "target", "text")  # lists of these hold ways to say the same
 ABOUT = ("context", "passage", "paragraph", "article", "document")
 TELLS = ("completion", "response", "answer", "output", "target", "reply", "summary", "solution", "highlights", "label",
          "category", "class", "result", "translation")  # fmt: skip
@@ -86,7 +87,7 @@ def parse_mapping(words: str) -> Mapping:
 
 def propose(fields: Fields[str, Any]) -> str | None:
     """A --map that is likely meant for a row of unknown shape, by the names of its columns; None where none is."""
-    columns = [name for name in fields if name and not set(name) & set(",={}")]
+    columns = [name for name in fields if name.isprintable() and name and not set(name) & set(",={}")]
     for name in columns:
         value = fields[name]
         if isinstance(value, list) and value and isinstance(value[0], dict) and TURN & value[0].keys():
@@ -151,7 +152,7 @@ def _answer_in(name: str, value: Any) -> str | None:
         return name
     if isinstance(value, int) and not isinstance(value, bool):
         return name
-    if isinstance(value, list) and value and isinstance(value[0], str):
+    if isinstance(value, list) and value and isinstance(value[0], str) and _has(name, SAME):
         return f"{name}.0"
     if isinstance(value, dict):
         return next((f"{name}.{path}" for key in ("text", "value", "content")

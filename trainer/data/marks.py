@@ -19,7 +19,9 @@ CLEAR = (
 OPPOSITE = ("undesirable", "is_undesirable", "is_bad", "thumbs_down", "is_rejected")
 # Others may as well be the class of a text: only their words count, and of numbers 0 and 1
 UNCLEAR = ("label", "tag", "feedback", "rating", "vote", "quality", "preference", "verdict", "judgement", "judgment")
-MARKS = (*CLEAR, *OPPOSITE, *UNCLEAR)
+# Of these neither numbers nor yes and no count
+WORDED = ("type", "status")
+MARKS = (*CLEAR, *OPPOSITE, *UNCLEAR, *WORDED)
 
 TRAINED = ("train", "training", "trainable", "is_trainable", "trained", "weight", "loss", "loss_weight",
            "compute_loss", "loss_mask", "learn", "train_on", "train_on_turn", "is_train")  # fmt: skip
@@ -40,6 +42,8 @@ def is_good(name: str, value: Any) -> bool | None:
     good = True if word in GOOD_WORDS else False if word in BAD_WORDS else None
     if lower in ("rating", "quality") and not isinstance(value, str | bool):
         return None  # a scale
+    if lower in WORDED and len(word) <= len("false"):
+        return good if word in ("good", "bad") else None
     return None if good is None else good != (lower in OPPOSITE)
 
 

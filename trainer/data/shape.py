@@ -24,6 +24,7 @@ from autoft.trainer.data.conversation import (
     checked,
     messages_of,
     role_of,
+    text_of,
     turns_in,
 )
 from autoft.trainer.data.mapping import Mapping, alternatives, parse_mapping, propose
@@ -33,13 +34,13 @@ from autoft.trainer.data.read import RawRow
 
 __all__ = ["ALTERNATING", "Message", "Row", "convert_rows", "recognise", "shape_of", "shown"]
 
-CONVERSATIONS = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns")
+CONVERSATIONS = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns", "contents")
 # Of several the first counts: Alpaca's input goes with its instruction, MATH's answer is what its solution ends with.
 PROMPTS = ("prompt", "question", "instruction", "query", "problem", "input", "inputs", "user")
 ANSWERS = ("completion", "response", "output", "solution", "answer", "target", "targets", "reply", "assistant")
 CONTEXTS = ("input", "context", "passage", "article")  # what a prompt is about
 INPUT_OF_PROMPT = ("input", "prompt")
-SYSTEMS = ("system", "system_prompt")
+SYSTEMS = ("system", "system_prompt", "systeminstruction", "system_instruction")
 LABELS = ("label_text", "label")
 # (the better answer, the worse one)
 PREFERENCES = (
@@ -144,10 +145,15 @@ def said_in(message: Message) -> str:
 
 def names_of(unused: Iterable[str]) -> str:
     """The names that rows have as unused, in a few words: columns id, url and the turns' weight."""
-    columns = [name for name in unused if not name.startswith(OF_TURNS)]
-    fields = [name.removeprefix(OF_TURNS) for name in unused if name.startswith(OF_TURNS)]
+    columns = [_printable(name) for name in unused if not name.startswith(OF_TURNS)]
+    fields = [_printable(name.removeprefix(OF_TURNS)) for name in unused if name.startswith(OF_TURNS)]
     words = [f"column{'s' * (len(columns) > 1)} {', '.join(columns)}"] if columns else []
     return " and ".join([*words, *([f"{OF_TURNS}{', '.join(fields)}"] if fields else [])])
+
+
+def _printable(name: str) -> str:
+    """A column's name, with escapes where a terminal would obey it."""
+    return name if name.isprintable() else repr(name)[1:-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +333,7 @@ def _row(raw: RawRow, layout: _Layout, notes: Notes) -> Row:
         messages = checked(raw.where, _conversation(raw, turns_in(raw.fields[layout.talk]), notes), notes)
     else:
         messages = _pair(raw, layout, notes)
-    system = raw.fields.get(layout.system) if layout.system else None
+    system = text_of(raw.fields.get(layout.system)) if layout.system else None
     if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     elif _says_something(system) and messages[0]["content"] != system:
@@ -437,9 +443,9 @@ def _as_turns(raw: RawRow, key: str, value: Any, role: str, notes: Notes) -> lis
     if not isinstance(value, list):
         return [{"role": role, "content": _filled(raw, key)}]
     if value and not any(isinstance(each, dict) for each in value):
-        texts = "texts" if all(isinstance(each, str) for each in value) else "values"
+        texts = "text" if all(isinstance(each, str) for each in value) else "value"
         raise DataError(
-            f"{raw.where}: {key} is a list of {len(value)} {texts}, not one text",
+            f"{raw.where}: {key} is a list of {len(value)} {texts}{'s' * (len(value) > 1)}, not one text",
             fix="write a row for each, or take the first of each: --map "
             f"{'completion' if role == 'assistant' else 'prompt'}={key}.0",
         )
@@ -505,26 +511,43 @@ def _filled(raw: RawRow, key: str) -> str:
 
 def _with_options(raw: RawRow, prompt: str, layout: _Layout, notes: Notes) -> str:
     """The prompt with the options that the row has for it. Raises: DataError for an answer that names none of them."""
-    answer = raw.fields.get(layout.answer or "")
+    first = raw.fields.get(layout.options[0])
+    if not _says_something(first):
+        return prompt
     options = choices.options_of(raw.fields, layout.options)
-    names = layout.options[0] if len(layout.options) == 1 else "options"
-    word = str(answer).strip("(). ")
-    if not choices.is_answer(answer, options or ()):
-        if word.isdecimal() and _says_something(raw.fields[layout.options[0]]):
-            raise DataError(
-                f"{raw.where}: {layout.answer} is a number that stands for one of its {names}",
-                fix=f"write the {names} into the prompt, and the right one as the answer",
-            )
-        if options and len(word) == 1:
-            raise DataError(
-                f"{raw.where}: {layout.answer} {answer!r} is none of its {names}", fix="correct the row, or remove it"
-            )
-    if options is None:
+    if options is None and isinstance(first, str):  # as one text: "A) Lisbon, B) Bonn"
+        whole = prompt if first.strip() in prompt else f"{prompt}\n\n{first}"
+    elif options is None or not choices.is_answer(raw.fields.get(layout.answer or ""), options):
+        _refuse_letter(raw, layout, readable=options is not None)
+        whole = choices.asked_with(prompt, options) if options else None
+    else:
+        whole = choices.asked_with(prompt, options)
+    if whole is None:
         notes.unused += [name for name in layout.options if _says_something(raw.fields.get(name))]
         return prompt
-    whole = choices.asked_with(prompt, options)
     notes.remark(choices.BESIDE if whole == prompt else choices.REMARK)
     return whole
+
+
+def _refuse_letter(raw: RawRow, layout: _Layout, *, readable: bool) -> None:
+    """Raises: DataError for an answer that is a letter or a number and so stands for an option that is not known."""
+    answer = raw.fields.get(layout.answer or "")
+    names = layout.options[0] if len(layout.options) == 1 else "options"
+    word = str(answer).strip("(). ")
+    if word.isdecimal():
+        raise DataError(
+            f"{raw.where}: {layout.answer} is a number that stands for one of its {names}",
+            fix=f"write the {names} into the prompt, and the right one as the answer",
+        )
+    if len(word) == 1 and readable:
+        raise DataError(
+            f"{raw.where}: {layout.answer} {answer!r} is none of its {names}", fix="correct or remove the row"
+        )
+    if len(word) == 1:
+        raise DataError(
+            f"{raw.where}: {layout.answer} {answer!r} stands for one of its {names}, which cannot be read",
+            fix=f"write the {names} into the prompt",
+        )
 
 
 def _demand_whole(raw: RawRow) -> None:
