@@ -182,7 +182,8 @@ class _Layout:
 
 def _shape(raw: RawRow) -> tuple[str, Convert] | None:
     """A column that is null counts only where nothing else makes a shape: tables have all columns in every row."""
-    filled = tuple(name for name, value in raw.fields.items() if value is not None)
+    fields = raw.fields
+    filled = tuple(fields if None not in fields.values() else (n for n, value in fields.items() if value is not None))
     known = _shape_of_columns(filled) or _shape_of_columns(tuple(raw.fields))
     if known is None or known[0].text:
         _demand_whole(raw)
@@ -318,7 +319,7 @@ def _heed(raw: RawRow, name: str, notes: Notes) -> None:
 def _row(raw: RawRow, layout: _Layout, notes: Notes) -> Row:
     if layout.remark:
         notes.remark(layout.remark)
-    tools = _tools(raw, layout.tools, notes)
+    tools = _tools(raw, layout.tools, notes) if layout.tools else ()
     if layout.text is not None:
         text = rendered.plain(_filled(raw, layout.text), notes)
         return Row(
@@ -345,9 +346,9 @@ def _row(raw: RawRow, layout: _Layout, notes: Notes) -> Row:
     )  # fmt: skip
 
 
-def _tools(raw: RawRow, key: str | None, notes: Notes) -> tuple[dict[str, Any], ...]:
-    value = raw.fields.get(key) if key else None
-    if key is None or not _says_something(value):
+def _tools(raw: RawRow, key: str, notes: Notes) -> tuple[dict[str, Any], ...]:
+    value = raw.fields.get(key)
+    if not _says_something(value):
         return ()
     tools = tools_of(value)
     if tools is None:
@@ -414,9 +415,9 @@ def _pair(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
         else:
             notes.unused.append(str(layout.thought))
     if ("<" in text or "[INST]" in text or "Human:" in text) and "reasoning_content" not in message:
-        turns = rendered.unrendered(text, message["content"], notes)
-        if turns is not None:
-            return checked(raw.where, [*earlier, *turns], notes)
+        unrendered = rendered.unrendered(text, message["content"], notes)
+        if unrendered is not None:
+            return checked(raw.where, [*earlier, *unrendered], notes)
     return [*earlier, {"role": "user", "content": text}, message]
 
 
@@ -515,6 +516,7 @@ def _with_options(raw: RawRow, prompt: str, layout: _Layout, notes: Notes) -> st
     if not _says_something(first):
         return prompt
     options = choices.options_of(raw.fields, layout.options)
+    whole: str | None
     if options is None and isinstance(first, str):  # as one text: "A) Lisbon, B) Bonn"
         whole = prompt if first.strip() in prompt else f"{prompt}\n\n{first}"
     elif options is None or not choices.is_answer(raw.fields.get(layout.answer or ""), options):
