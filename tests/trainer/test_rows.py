@@ -80,7 +80,8 @@ def test_a_label_beside_a_text_and_its_class_is_no_mark() -> None:
 
 
 def test_clear_marks_count_beside_a_mapping_too() -> None:
-    assert one({"q": "a", "a": "b", "kto_tag": False}, "prompt=q,completion=a").left_out
+    for name in ("kto_tag", "label"):
+        assert one({"q": "a", "a": "b", name: False}, "prompt=q,completion=a").left_out
     row = one({"q": "a", "a": "b", "label": 0, "id": 3}, "prompt=q,completion=a")
     assert (row.left_out, row.unused) == (None, ("label", "id"))
 
@@ -316,6 +317,7 @@ def test_an_empty_instruction_beside_an_input_is_no_fault() -> None:
          "systemInstruction": {"parts": [{"text": "s"}]}},
         {"system": [{"text": "s"}], "messages": [{"role": "user", "content": [{"text": "q"}]},
                                                  {"role": "assistant", "content": [{"text": "r"}]}]},
+        {"system": "s", "messages": repr([ASK, TELL])},
         {"system": "s", "messages": {"role": ["user", "assistant"], "content": ["q", "r"]}},
         {"system": "s", "messages": [{"role": " User", "content": "q"}, {"role": "CHATBOT", "content": "r"}]},
     ],
@@ -330,6 +332,14 @@ def test_a_column_s_name_cannot_command_a_terminal() -> None:
     assert propose({"pro\x1bmpt": "q"}) is None
 
 
+@pytest.mark.parametrize("answer", ['["a", "b"]', '[{"city": "Lisbon"}]', "['a']", "[1, 2]", "[]"])
+def test_an_answer_in_json_is_a_text(answer) -> None:
+    assert one({"prompt": "q", "completion": answer}).messages == (ASK, {**TELL, "content": answer})
+    assert one({"prompt": answer, "completion": "r"}).messages[0]["content"] == answer
+    assert one({"prompt": "q", "chosen": answer, "rejected": "w"}).messages[1]["content"] == answer
+    assert one({"prompt": json.dumps([ASK]), "completion": json.dumps([TELL])}).messages == (ASK, TELL)
+
+
 # --- choices -------------------------------------------------------------------------------------------------------
 
 
@@ -338,6 +348,7 @@ def test_a_column_s_name_cannot_command_a_terminal() -> None:
     [
         {"A": "Lisbon", "B": "Bonn"}, {"option_a": "Lisbon", "option_b": "Bonn"}, {"opa": "Lisbon", "opb": "Bonn"},
         {"choices": ["Lisbon", "Bonn"]}, {"options": ["A) Lisbon", "B) Bonn"]}, {"choices": '["Lisbon", "Bonn"]'},
+        {"choices": "['Lisbon', 'Bonn']"},
         {"options": {"A": "Lisbon", "B": "Bonn"}}, {"choices": {"text": ["Lisbon", "Bonn"], "label": ["A", "B"]}},
         {"options": [{"label": "A", "text": "Lisbon"}, {"label": "B", "text": "Bonn"}]},
         {"choices": [{"A": "Lisbon"}, {"B": "Bonn"}]},
@@ -396,7 +407,8 @@ def test_columns_that_look_like_options_and_are_none_are_named_as_unused() -> No
         {**PAIR, "prompt": "Picture 1: <img>a.jpg</img>\nq"}, {**PAIR, "prompt": "a <start_of_image> b"},
         {"messages": [{**ASK, "content": [{"type": "image_url", "image_url": {"url": "u"}}]}, TELL]},
         {"messages": [{**ASK, "content": [{"type": "input_audio", "input_audio": {}}]}, TELL]},
-        {"text": "a cat", "image": "0.jpg"},
+        {"text": "a cat", "image": "0.jpg"}, {**PAIR, "img_path": "a/0.jpg"}, {**PAIR, "image_id": 7},
+        {**PAIR, "video_url": "https://a.example/a b c d.mp4"}, {**PAIR, "Image_1": b"x"},
     ],
 )  # fmt: skip
 def test_pictures_and_sounds_are_refused_in_every_form(fields) -> None:
@@ -405,6 +417,7 @@ def test_pictures_and_sounds_are_refused_in_every_form(fields) -> None:
 
 @pytest.mark.parametrize("text", ["use the <image> tag in SVG", "<image>\n<url>u</url>\n</image> is RSS", "an image"])
 def test_a_text_about_pictures_is_none(text) -> None:
+    assert one({**PAIR, "speech": "Ladies and gentlemen, welcome."}).unused == ("speech",)
     assert one({"prompt": text, "completion": "r", "images": []}).messages[0]["content"] == text
 
 

@@ -12,6 +12,8 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from autoft.trainer.data.calls import parsed
+
 LISTS = ("choices", "options", "candidates", "endings", "answer_choices", "alternatives")
 # One column an option: A, option_a, option1, opa, choice_b, ending0, answer_a ...
 ONE_EACH = re.compile(
@@ -50,12 +52,7 @@ def options_of(fields: Mapping[str, Any], columns: Sequence[str]) -> Options | N
     if len(columns) > 1:
         pairs = [(label_of(name).upper(), fields.get(name)) for name in columns]
         return _complete([(label, text) for label, text in pairs if text not in (None, "")])
-    value = fields.get(columns[0])
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
+    value = parsed(fields.get(columns[0]))
     if isinstance(value, dict):
         texts: Any = next((value[name] for name in TEXT_NAMES if isinstance(value.get(name), list)), None)
         if texts is None:

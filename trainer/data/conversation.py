@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from autoft.errors import DataError
-from autoft.trainer.data.calls import calls_of
+from autoft.trainer.data.calls import calls_of, parsed
 from autoft.trainer.data.marks import FLAGS, is_good, to_train
 from autoft.trainer.data.notes import Notes
 
@@ -41,12 +41,9 @@ Message = dict[str, Any]
 def turns_in(value: Any) -> Any:
     """A list of turns as data holds it: itself, JSON text of it, or one list for each field; else `value`."""
     if isinstance(value, str):
-        if value[:1] not in ("[", " ", "\n") or not value.lstrip().startswith(("[{", '["', "[ ", "[\n")):
+        if value[:1] not in ("[", " ", "\n") or not value.lstrip().startswith(("[{", '["', "['", "[ ", "[\n")):
             return value
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
+        value = parsed(value)
     if isinstance(value, dict):
         lists = {name: each for name, each in value.items() if isinstance(each, list)}
         if any(name in lists for name in ROLE_NAMES) and len({len(each) for each in lists.values()}) == 1:
@@ -55,6 +52,14 @@ def turns_in(value: Any) -> Any:
             return value["messages"]
         return [value] if role_of(value) else value
     return value
+
+
+def said_by(value: Any) -> Any:
+    """As turns_in where `value` is turns; a text that is some other list, such as an answer in JSON, stays a text."""
+    if not isinstance(value, str | dict):
+        return value
+    turns = turns_in(value)
+    return turns if isinstance(turns, list) and all(role_of(turn) for turn in turns) else value
 
 
 def role_of(turn: Any) -> str | None:
@@ -137,7 +142,7 @@ def _messages(where: str, number: int, turn: Any, before: list[Message], notes: 
     results: list[Message] = []
     message: Message = {"role": "assistant" if role == "call" else role, "content": ""}
     if role == "call":
-        message["tool_calls"] = calls_of(content, where, number, notes)
+        message["tool_calls"] = calls_of(content, where, number, notes) or calls_of({}, where, number, notes)
     elif isinstance(content, list) and role != "tool":
         message["content"] = _parts(where, number, content, message, results, notes)
     elif role == "tool":
@@ -176,7 +181,9 @@ def _take_answer(
     """The thoughts, calls and flags of an assistant's turn."""
     for name in CALLS:
         if name in turn and turn[name] not in ([], {}, ""):
-            message.setdefault("tool_calls", []).extend(calls_of(turn[name], where, number, notes))
+            calls = calls_of(turn[name], where, number, notes)
+            if calls:
+                message.setdefault("tool_calls", []).extend(calls)
             used.add(name)
     for name in THOUGHTS:
         if isinstance(turn.get(name), str):
@@ -217,7 +224,8 @@ def _parts(where: str, number: int, parts: list[Any], message: Message, results:
             message["reasoning_content"] = message.get("reasoning_content", "") + part.get(kind, part.get("text"))
             used |= {kind, "text"}
         elif kind in CALL_PARTS:
-            message.setdefault("tool_calls", []).extend(calls_of(part.get(kind, part), where, number, notes))
+            calls = calls_of(part.get(kind) or part, where, number, notes)
+            message.setdefault("tool_calls", []).extend(calls)
             used |= part.keys()
         elif kind in RESULT_PARTS:
             identity = part.get("tool_use_id", part.get("tool_call_id", part.get("call_id")))

@@ -75,7 +75,9 @@ def decoded(line: bytes, file: Path, number: int) -> str:
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
-        raise DataError(f"{file}:{number}: not UTF-8 text", fix="save the file as UTF-8") from None
+        raise DataError(
+            f"{file}:{number}: not UTF-8 text", fix="save the file as UTF-8 (in Excel: CSV UTF-8)"
+        ) from None
 
 
 def byte_lines(file: Path) -> Iterator[bytes]:

@@ -67,9 +67,16 @@ STRUCK = re.compile(r"</s>(?!\s*(?:\Z|<s>))")  # <s>HTML that is struck out</s>,
 ASKS = re.compile(
     r"(?:^|\n)\W{0,6}(?:response|assistant|answer|output|ai|a|bot|model|gpt)\W{0,3}:\W{0,3}\Z", re.IGNORECASE
 )
-MEDIA = ("image", "images", "image_path", "image_paths", "image_url", "image_urls", "image_file", "image_files", "img",
-         "picture", "pictures", "photo", "photos", "pixel_values", "audio", "audios", "audio_path", "audio_file",
-         "speech", "sound", "video", "videos", "video_path", "video_file")  # fmt: skip
+# Columns of pictures and sounds, or of where they are
+MEDIA = re.compile(
+    r"(?:image|img|picture|photo|screenshot|audio|video|speech|sound|frame|pixel_value)s?"
+    r"(?:_?(?:path|file|filename|url|uri|id|byte|data|b64|base64|\d+)s?)?",
+    re.IGNORECASE,
+)
+MEDIA_FILE = re.compile(
+    r"^data:|^https?://|\.(?:jpe?g|png|webp|gif|bmp|tiff?|wav|mp3|flac|ogg|m4a|mp4|webm|avi|mkv)\b", re.I
+)
+WORDS_OF_TEXT = 4  # so many words are a speech as text, or a picture's description
 
 STOPS_LEFT_OUT = "stop tokens that answers end with as text are left out: the chat template writes its own"
 BOS_LEFT_OUT = "bos tokens that texts begin with are left out: the tokenizer writes its own"
@@ -82,14 +89,24 @@ TEXT_STOPS_LEFT_OUT = "stop tokens that texts end with are left out: the tokeniz
 RENDERED_TEXT = "texts are chats that a template has rendered: all of a text is trained, its prompts too"
 
 
-def refuse_media(where: str, fields: dict[str, Any], columns: Sequence[str]) -> None:
-    """Raises: DataError where a column holds a picture or a sound, or where one is."""
+def media_columns(columns: Sequence[str]) -> tuple[str, ...]:
+    """The columns that are called as pictures and sounds are."""
+    return tuple(name for name in columns if MEDIA.fullmatch(name))
+
+
+def refuse_media(where: str, fields: dict[str, Any], columns: Sequence[str], notes: Notes) -> None:
+    """Note the columns that hold a text about a picture. Raises: DataError where one holds a picture or its place."""
     for name in columns:
-        if fields.get(name) not in (None, "", [], {}):
-            raise DataError(
-                f"{where}: its column {name} stands for a picture or a sound, and autoft trains on text alone",
-                fix=f"leave such rows out; if the text needs no {name}, remove that column",
-            )
+        value = fields.get(name)
+        if value in (None, "", [], {}):
+            continue
+        if isinstance(value, str) and len(value.split()) >= WORDS_OF_TEXT and not MEDIA_FILE.search(value):
+            notes.unused.append(name)
+            continue
+        raise DataError(
+            f"{where}: its column {name} stands for a picture or a sound, and autoft trains on text alone",
+            fix=f"leave such rows out; if the text needs no {name}, remove that column, or name the others with --map",
+        )
 
 
 def turns_of(text: str) -> tuple[str, list[Message]] | None:

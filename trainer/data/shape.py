@@ -13,7 +13,7 @@ from typing import Any
 
 from autoft.errors import DataError
 from autoft.trainer.data import choices, rendered
-from autoft.trainer.data.calls import tools_of
+from autoft.trainer.data.calls import parsed, tools_of
 from autoft.trainer.data.conversation import (
     ALTERNATING,
     ROLES,
@@ -24,6 +24,7 @@ from autoft.trainer.data.conversation import (
     checked,
     messages_of,
     role_of,
+    said_by,
     text_of,
     turns_in,
 )
@@ -213,7 +214,7 @@ def _layout(columns: tuple[str, ...]) -> _Layout | None:
         return next((named[name] for name in names if name in named), None)
 
     def made(name: str, **roles: Any) -> _Layout:
-        media = tuple(named[m] for m in rendered.MEDIA if m in named)
+        media = tuple(name for name in rendered.media_columns(columns) if name not in roles.values())
         known = (*CLEAR, *OPPOSITE) if roles.get("remark") else MARKS  # beside a text and its class a label is no mark
         marks = tuple(named[m] for m in known if m in named and named[m] not in roles.values())
         flags = tuple(named[flag] for flag in ROW_FLAGS if flag in named)
@@ -274,7 +275,7 @@ def _mapped(raw: RawRow, *, mapping: Mapping) -> Row:
     used = mapping.columns(raw)
     left = [name for name in raw.fields if name not in used]
     if layout.text is None:
-        for name in [name for name in left if name.lower() in (*CLEAR, *OPPOSITE)]:
+        for name in [name for name in left if _is_clear_mark(name, raw.fields[name])]:
             left.remove(name)
             _judge(raw, name, notes)
     notes.unused += [name for name in left if _says_something(raw.fields[name])]
@@ -287,12 +288,17 @@ def _converted(raw: RawRow, *, layout: _Layout) -> Row:
         if _says_something(raw.fields.get(name)):
             notes.unused.append(name)
     if layout.media:
-        rendered.refuse_media(raw.where, raw.fields, layout.media)
+        rendered.refuse_media(raw.where, raw.fields, layout.media, notes)
     for name in layout.marks:
         _judge(raw, name, notes)
     for name in layout.flags:
         _heed(raw, name, notes)
     return Row(raw.where, left_out=notes.left_out) if notes.left_out else _row(raw, layout, notes)
+
+
+def _is_clear_mark(name: str, value: Any) -> bool:
+    """Whether a column that a mapping leaves aside says without doubt whether an answer is good."""
+    return name.lower() in (*CLEAR, *OPPOSITE) or (name.lower() == "label" and isinstance(value, bool))
 
 
 def _judge(raw: RawRow, name: str, notes: Notes) -> None:
@@ -360,7 +366,7 @@ def _preferred(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
     """The chosen answer to the prompt or to a conversation, or a whole conversation: as turns, or as text."""
     notes.remark(PREFERRED)
     assert layout.answer is not None
-    chosen = turns_in(raw.fields.get(layout.answer))
+    chosen = said_by(raw.fields.get(layout.answer))
     if isinstance(chosen, str) and len(pieces := HUMAN.split(chosen)) > 1 and not pieces[0].strip():
         roles = ("user" if name == "Human" else "assistant" for name in pieces[1::2])
         chosen = [{"role": r, "content": text.strip()} for r, text in zip(roles, pieces[2::2], strict=True)]
@@ -369,7 +375,7 @@ def _preferred(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
         messages = checked(raw.where, _conversation(raw, chosen, notes), notes)
         contents = [message["content"].strip() for message in messages]
         for key in filter(None, (layout.prompt, layout.talk)):
-            earlier = turns_in(raw.fields.get(key))
+            earlier = said_by(raw.fields.get(key))
             texts = (
                 [m["content"] for m in messages_of(raw.where, earlier, notes)]
                 if isinstance(earlier, list)
@@ -394,7 +400,7 @@ def _pair(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
     prompt, answer = layout.prompt, layout.answer
     assert prompt is not None
     assert answer is not None
-    question, reply = turns_in(raw.fields[prompt]), turns_in(raw.fields.get(answer))
+    question, reply = said_by(raw.fields[prompt]), said_by(raw.fields.get(answer))
     earlier = _earlier(raw, layout.history)
     if isinstance(question, list) or isinstance(reply, list):
         beside = (layout.context, layout.thought, *layout.options)
@@ -455,10 +461,12 @@ def _as_turns(raw: RawRow, key: str, value: Any, role: str, notes: Notes) -> lis
 
 def _earlier(raw: RawRow, history: str | None) -> list[Message]:
     """Turns before the prompt, from a list of [question, answer]."""
-    pairs = raw.fields[history] if history else None
+    pairs = parsed(raw.fields[history]) if history else None
     if not pairs:
         return []
-    if not all(isinstance(p, list) and len(p) == 2 and all(isinstance(text, str) for text in p) for p in pairs):
+    if not isinstance(pairs, list) or not all(
+        isinstance(p, list) and len(p) == 2 and all(isinstance(text, str) for text in p) for p in pairs
+    ):
         raise DataError(f"{raw.where}: {history} is not a list of [question, answer]", fix="write it so, or remove it")
     return [
         {"role": role, "content": text}
