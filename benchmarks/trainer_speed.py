@@ -3,7 +3,7 @@
     python benchmarks/trainer_speed.py --data gsm8k/train.jsonl
     python benchmarks/trainer_speed.py --data gsm8k/train.jsonl --shape llama-3.1-8b --method qlora     on a GPU
 
-With a shape the model has random weights of it, and the starter's tokenizer.
+With a shape the model has random weights of it, and a token for each byte.
 same: TRL with the settings of our run; the bar is a step at most 3 % slower than TRL's. plan: what `autoft plan`
 chooses for the data, against TRL's defaults with an adapter of the same rank; the bar is twice the trained tokens a
 second. Each run is a process of its own; a pair is one of each, and the ratio is the median over the pairs.
@@ -20,14 +20,15 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import write_results
+from child import work_and_leave
+from common import write_results, write_rows
 from shapes import add_tokenizer, write_weights
 
 from autoft.profiles.detect import detect
-from autoft.trainer.starter import starter_folder
 
 BAR = {"same_step_time": 1.03, "plan_trained_tokens_per_s": 2.0}
 FIGURES = {"same": "step_time_s", "plan": "trained_tokens_per_s"}
@@ -38,7 +39,7 @@ SAME = {"micro_batch": 4, "accumulation": 2, "group_by_length": False, "rank": 1
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Of "same": the method, the dtype of the base, whether layers are checkpointed. model: a folder or `starter`."""
+    """The method, the dtype of the base, whether layers are checkpointed. model: a folder or `starter`."""
 
     model: str
     method: str
@@ -62,16 +63,14 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.worker:
         kind, folder, setup = asked.worker
-        _with_trl(kind, Path(folder), Setup(**json.loads(setup)))
-        return
-    gpu = bool(detect().gpus)
+        work_and_leave(partial(_with_trl, kind, Path(folder), Setup(**json.loads(setup))))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if asked.shape:
             weights = write_weights(asked.shape, Path(asked.weights or name) / "weights" / asked.shape)
-            asked.model = str(add_tokenizer(weights, asked.tokenizer or starter_folder()))
-        setup = Setup(asked.model, asked.method, "bfloat16" if gpu else "float32", asked.checkpointing)
-        _write_rows(asked.data, asked.rows, folder / "rows.jsonl")
+            asked.model = str(add_tokenizer(weights, asked.tokenizer))
+        setup = Setup(asked.model, asked.method, dtype_here(), asked.checkpointing)
+        write_rows(asked.data, asked.rows, folder / "rows.jsonl")
         figures = {
             "model": asked.shape or asked.model,
             "method": asked.method,
@@ -79,7 +78,7 @@ def main() -> None:
             "data": asked.data.name if asked.data else "generated",
             "rows": asked.rows,
             "bar": BAR,
-            **{kind: _compared(folder, asked.pairs, kind, setup) for kind in asked.kinds.split(",")},
+            **{kind: compared(folder, asked.pairs, kind, setup) for kind in asked.kinds.split(",")},
         }
     ratios = {kind: figures[kind]["ratio"] for kind in FIGURES if kind in figures}
     met = ratios.get("same", 0) <= BAR["same_step_time"]
@@ -88,13 +87,22 @@ def main() -> None:
     write_results(f"trainer_speed{suffix}", {**figures, "bar_met": met})
 
 
-def _compared(folder: Path, count: int, kind: str, setup: Setup) -> dict[str, Any]:
-    """ratio: ours by TRL's of the kind's figure, the median of the pairs."""
+def dtype_here() -> str:
+    """Of the base, where both train: the 16 bits that the GPU computes in."""
+    gpus = detect().gpus
+    return ("bfloat16" if gpus[0].bf16 else "float16") if gpus else "float32"
+
+
+def compared(folder: Path, count: int, kind: str, setup: Setup) -> dict[str, Any]:
+    """ratio: ours by TRL's of the kind's figure, the median of the pairs. folder: has rows.jsonl.
+
+    Raises: RuntimeError where one of the two does not train.
+    """
     pairs, figure = [], FIGURES[kind]
     for turn in range(count):
         both = [("autoft", lambda: _ours(folder, kind, setup)), ("trl", lambda: _trl(folder, kind, setup))]
         pairs.append({name: go() for name, go in (both if turn % 2 == 0 else reversed(both))})
-        print(kind, json.dumps(pairs[-1]), flush=True)
+        print(kind, json.dumps(pairs[-1]), file=sys.stderr, flush=True)
     ratios = [pair["autoft"][figure] / pair["trl"][figure] for pair in pairs]
     return {"figure": figure, "ratio": round(statistics.median(ratios), 3), "ratios": ratios, "pairs": pairs}
 
@@ -133,10 +141,10 @@ def _trl(folder: Path, kind: str, setup: Setup) -> dict[str, Any]:
 
 
 def _said(words: list[str]) -> str:
-    """What a command writes to stdout."""
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    """What a command writes to stdout. Raises: RuntimeError where it fails."""
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{words}: exit {done.returncode}\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"{words[1:3]}: exit {done.returncode}: {done.stderr[-2000:]}")
     return done.stdout
 
 
@@ -158,7 +166,7 @@ def _with_trl(kind: str, folder: Path, setup: Setup) -> None:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+    from transformers import AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     from autoft.trainer.resolve import fetch, resolve
@@ -174,6 +182,7 @@ def _with_trl(kind: str, folder: Path, setup: Setup) -> None:
             for row in rows
         ]
     )
+    model_given: Any
     times: list[float] = []
     counts: list[int] = [0]
 
@@ -201,23 +210,13 @@ def _with_trl(kind: str, folder: Path, setup: Setup) -> None:
             "learning_rate": SAME["learning_rate"],
             "num_train_epochs": 1,
             "bf16": setup.dtype == "bfloat16",
+            "fp16": setup.dtype == "float16",
             "gradient_checkpointing": setup.checkpointing,
             "max_length": None,
             "pad_to_multiple_of": 16,
             "lr_scheduler_type": "cosine",
         }
-        model_given: Any = AutoModelForCausalLM.from_pretrained(
-            weights,
-            dtype=getattr(torch, setup.dtype),
-            quantization_config=BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=getattr(torch, setup.dtype),
-            )
-            if setup.method == "qlora"
-            else None,
-        )
+        model_given = _base(weights, setup)
     else:
         model_given = str(weights)  # its own way of loading
         settings |= {"num_train_epochs": 1}
@@ -233,17 +232,17 @@ def _with_trl(kind: str, folder: Path, setup: Setup) -> None:
     print(json.dumps(_figures(times, counts[: len(times)])))
 
 
-def _write_rows(data: Path | None, count: int, path: Path) -> None:
-    """Every so many-th row of the data, so that lengths are as they are there."""
-    if data is None:
-        rows = [
-            {"question": f"What is {n} times {n + 3}? " * (1 + n % 5), "answer": f"It is {n * (n + 3)}. " * (2 + n % 7)}
-            for n in range(count)
-        ]
-    else:
-        lines = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
-        rows = lines[:: max(1, len(lines) // count)][:count]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def _base(weights: Path, setup: Setup) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    dtype = getattr(torch, setup.dtype)
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        weights, dtype=dtype, quantization_config=four_bit if setup.method == "qlora" else None
+    )
 
 
 if __name__ == "__main__":

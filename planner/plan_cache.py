@@ -56,7 +56,7 @@ def ask(request: Request, hardware: Hardware) -> PlanQuestion | None:
         "data": data,
         "preset": find_preset(request.preset).to_dict() if request.preset else None,
         "tokenizer": [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files],
-        "hardware": [hardware.notes, hardware.driver_version],
+        "hardware": [hardware.notes, hardware.driver_version, hardware.no_gpu_reason],
         **facts_of(request, ref, config, target, hardware),
     }
     return PlanQuestion(digest(facts), target)
