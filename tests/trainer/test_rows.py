@@ -495,6 +495,13 @@ def test_a_text_that_is_a_rendered_chat_is_said_to_be_one(text) -> None:
     assert (one({"text": text}).text, one({"text": text}).remarks) == (text, (rendered.RENDERED_TEXT,))
 
 
+def test_tokens_of_templates_in_texts_are_a_warning_of_the_check(tmp_path) -> None:
+    answer = "yes<|im_end|>\n<|im_start|>user\nmore"
+    path = write_jsonl(tmp_path / "a.jsonl", [{**PAIR, "completion": answer}])
+    (warning,) = check(str(path)).report.of("warning")
+    assert (warning.what, warning.places) == (rendered.MARKERS, (f"{path}:1",))
+
+
 # --- refusals that name the reason and a way on --------------------------------------------------------------------
 
 

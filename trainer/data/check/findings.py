@@ -13,9 +13,12 @@ from autoft.trainer.data.check.report import Finding, Severity
 from autoft.trainer.data.check.scan import Scan, Verdict
 from autoft.trainer.data.check.tally import FIRST_PLACES, Places, Tally
 from autoft.trainer.data.load import NONE_LEFT
+from autoft.trainer.data.rendered import FRAMED, MARKERS, RENDERED_TEXT
 from autoft.trainer.data.shape import names_of
 
 Array = np.ndarray
+# Of how rows were read, what is rarely meant
+DOUBTFUL = (MARKERS, FRAMED, RENDERED_TEXT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +162,8 @@ def _warnings(scan: Scan, relations: Relations, heldout: Scan | None) -> Iterato
                         fix="withdraw the key; --fix leaves the rows out")  # fmt: skip
     yield from _tallied("warning", scan.personal, {kind: kind for kind in sorted(scan.personal)},
                         fix="replace it, unless it is invented or may be learnt")  # fmt: skip
+    doubtful = {remark: remark for remark in scan.remarks if remark in DOUBTFUL}
+    yield from _tallied("warning", scan.remarks, doubtful, fix="look at a few", kind="rendered")
     for kinds, fix in (
         (("control", "invisible", "direction"), "--fix removes them"),
         (("mojibake", "replaced"), "export the data anew as UTF-8"),
@@ -178,7 +183,8 @@ def _notes(scan: Scan, relations: Relations) -> Iterator[Finding]:
     )  # fmt: skip
     left_out = {why: f"left out: {why}" for why in scan.left_out} if len(scan.keys) else {}
     yield from _tallied("note", scan.left_out, left_out, fix=None, kind="left-out")
-    yield from _tallied("note", scan.remarks, {remark: remark for remark in scan.remarks}, fix=None, kind="reading")
+    plain = {remark: remark for remark in scan.remarks if remark not in DOUBTFUL}
+    yield from _tallied("note", scan.remarks, plain, fix=None, kind="reading")
     for (rows, places), names in _alike(scan.unused).items():
         yield _finding("note", "unused", f"not used: {names_of(names)}", rows, places)
     if scan.meter and scan.meter.template:
