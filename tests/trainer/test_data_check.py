@@ -115,7 +115,7 @@ def test_every_kind_of_trouble_is_found_where_it_is(messy) -> None:
     }
     assert {kind: lines(report, kind) for kind in expected} == {kind: [place] for kind, place in expected.items()}
     assert [place.split(" (")[0] for place in lines(report, "near-duplicates")[0]] == ["3 ~ 1"]
-    others = {"broken", "near-duplicates", "not-compared", *expected}
+    others = {"broken", "near-duplicates", "not-compared", "unused", *expected}
     assert {finding.kind for finding in report.findings} == others
 
 

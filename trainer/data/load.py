@@ -11,13 +11,18 @@ from autoft.errors import DataError
 from autoft.home import home
 from autoft.trainer.data.mapping import Mapping, parse_mapping
 from autoft.trainer.data.read import RawRow, open_data
-from autoft.trainer.data.shape import Row, convert_rows, shown
+from autoft.trainer.data.shape import Row, convert_rows, names_of, shown
 from autoft.trainer.data.split import heldout_keys, row_key
+
+NONE_LEFT = "give data with good answers, or remove the column that marks them"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """Rows that are read anew each time they are gone over, so that none needs to be held. taken: places left out."""
+    """Rows that are read anew each time they are gone over, so that none needs to be held.
+
+    total: of the data. taken: places of rows that are held out, or left out for what the data says of them.
+    """
 
     read: Callable[[], Iterator[RawRow]]
     mapping: Mapping | None
@@ -62,7 +67,7 @@ def load_data(data: str, eval_data: str | None = None, *, eval_rows: int = 100, 
     source = open_data(data)
     survey = _survey(convert_rows(source.train(), columns))
     notes = _reading_notes(survey, columns)
-    taken: frozenset[int] = frozenset()
+    taken = survey.left_out
     if eval_data is not None:
         given = open_data(eval_data)
         others = convert_rows((given.heldout or given.train)(), columns)
@@ -75,12 +80,14 @@ def load_data(data: str, eval_data: str | None = None, *, eval_rows: int = 100, 
             notes.append(f"{trained} rows of the split {source.roles.heldout!r} are trained too, and not held out")
     else:
         keys = heldout_keys(survey.keys, eval_rows)
-        taken = frozenset(at for at, key in enumerate(survey.keys) if key in keys)
-        heldout = list(convert_rows((raw for at, raw in enumerate(source.train()) if at in taken), columns))
+        places = (at for at in range(survey.rows) if at not in survey.left_out)
+        held = frozenset(at for at, key in zip(places, survey.keys, strict=True) if key in keys)
+        heldout = list(convert_rows((raw for at, raw in enumerate(source.train()) if at in held), columns))
+        taken |= held
     unused = [split for split in (*source.roles.unused, eval_data and source.roles.heldout) if split]
     if unused:
         notes.append(f"not used: its split {' and '.join(map(repr, unused))}")
-    train = TrainingRows(source.train, columns, len(survey.keys), taken)
+    train = TrainingRows(source.train, columns, survey.rows, taken)
     return Splits(train, heldout, survey.system_prompt, tuple(notes))
 
 
@@ -100,28 +107,52 @@ def load_rows(data: str, *, most: int, mapping: str | None = None) -> list[Row]:
 
 @dataclass(frozen=True, slots=True)
 class _Survey:
-    """What one reading of all rows tells. remarks: each with how many rows have it, and where the first of them is."""
+    """What one reading of all rows tells.
+
+    keys: of the rows to train on. left_out: the places of others. remarks, unused, reasons (to leave a row out): each
+    with how many rows have it, and where the first of them is.
+    """
 
     first: Row
+    rows: int
     keys: list[bytes]
+    left_out: frozenset[int]
     system_prompt: str | None
     remarks: dict[str, tuple[int, str]]
+    unused: dict[str, tuple[int, str]]
+    reasons: dict[str, tuple[int, str]]
 
 
 def _survey(rows: Iterator[Row]) -> _Survey:
+    """Raises: DataError where every row is left out."""
     first = next(rows)
     keys: list[bytes] = []
+    left_out: list[int] = []
     prompts: set[str | None] = set()
-    remarks: dict[str, tuple[int, str]] = {}
-    for row in itertools.chain([first], rows):
+    remarks, unused, reasons = (dict[str, tuple[int, str]]() for _ in range(3))
+    for at, row in enumerate(itertools.chain([first], rows)):
+        if row.left_out is not None:
+            left_out.append(at)
+            _count(reasons, row.left_out, row.where)
+            continue
         keys.append(row_key(row))
         if len(prompts) < 2:
             opens = bool(row.messages) and row.messages[0]["role"] == "system"
             prompts.add(row.messages[0]["content"] if opens else None)
-        if row.remark:
-            count, where = remarks.get(row.remark, (0, row.where))
-            remarks[row.remark] = count + 1, where
-    return _Survey(first, keys, prompts.pop() if len(prompts) == 1 else None, remarks)
+        for remark in row.remarks:
+            _count(remarks, remark, row.where)
+        for name in row.unused:
+            _count(unused, name, row.where)
+    if not keys:
+        why = next(iter(reasons))
+        raise DataError(f"{first.where}: no row is left to train: {why}", fix=NONE_LEFT)
+    system = prompts.pop() if len(prompts) == 1 else None
+    return _Survey(first, len(keys) + len(left_out), keys, frozenset(left_out), system, remarks, unused, reasons)
+
+
+def _count(counts: dict[str, tuple[int, str]], what: str, where: str) -> None:
+    rows, first = counts.get(what, (0, where))
+    counts[what] = rows + 1, first
 
 
 def _heldout(
@@ -135,6 +166,8 @@ def _heldout(
 
     def untrained() -> Iterator[tuple[bytes, int, Row]]:
         for at, row in enumerate(rows):
+            if row.left_out is not None:
+                continue
             key = row_key(row)
             if key in trained:
                 both.append((key, row.where))
@@ -157,6 +190,18 @@ def _heldout(
 
 def _reading_notes(survey: _Survey, mapping: Mapping | None) -> list[str]:
     notes = [f"--map {mapping.words}: {survey.first.where} reads {shown(survey.first)}"] if mapping else []
-    for remark, (count, where) in survey.remarks.items():
-        notes.append(remark if count == len(survey.keys) else f"{remark} ({count} rows, the first at {where})")
+    for why, (rows, where) in survey.reasons.items():
+        notes.append(f"{rows} of {survey.rows} rows are left out: {why}, the first at {where}")
+    for remark, (rows, where) in survey.remarks.items():
+        notes.append(remark if rows == len(survey.keys) else f"{remark} ({rows} rows, the first at {where})")
+    notes += _unused(survey.unused, len(survey.keys))
     return notes
+
+
+def _unused(unused: dict[str, tuple[int, str]], total: int) -> Iterator[str]:
+    """What nothing is made of; what equally many rows have, from the same on, in one line."""
+    alike: dict[tuple[int, str], list[str]] = {}
+    for name, count in unused.items():
+        alike.setdefault(count, []).append(name)
+    for (rows, where), names in alike.items():
+        yield f"not used: {names_of(names)}" + (f" ({rows} rows, the first at {where})" if rows != total else "")

@@ -12,61 +12,90 @@ from functools import lru_cache, partial
 from typing import Any
 
 from autoft.errors import DataError
-from autoft.trainer.data.mapping import Mapping, parse_mapping, propose
+from autoft.trainer.data import choices, rendered
+from autoft.trainer.data.calls import parsed, tools_of
+from autoft.trainer.data.conversation import (
+    ALTERNATING,
+    ROLES,
+    TEXT_NAMES,
+    THOUGHTS,
+    TURN_HELP,
+    Message,
+    checked,
+    messages_of,
+    role_of,
+    said_by,
+    text_of,
+    turns_in,
+)
+from autoft.trainer.data.mapping import Mapping, alternatives, parse_mapping, propose
+from autoft.trainer.data.marks import CLEAR, MARKS, OPPOSITE, ROW_FLAGS, is_good, to_train
+from autoft.trainer.data.notes import OF_TURNS, Notes
 from autoft.trainer.data.read import RawRow
 
-ROLES = {
-    "system": "system", "developer": "system", "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatbot": "assistant",
-    "ai": "assistant", "tool": "tool", "function": "tool", "observation": "tool",
-}  # fmt: skip
-CONVERSATIONS = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns")
+__all__ = ["ALTERNATING", "Message", "Row", "convert_rows", "recognise", "shape_of", "shown"]
+
+CONVERSATIONS = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns", "contents")
 # Of several the first counts: Alpaca's input goes with its instruction, MATH's answer is what its solution ends with.
 PROMPTS = ("prompt", "question", "instruction", "query", "problem", "input", "inputs", "user")
 ANSWERS = ("completion", "response", "output", "solution", "answer", "target", "targets", "reply", "assistant")
-CONTEXTS = ("input", "context")  # what a prompt is about
-SYSTEMS = ("system", "system_prompt")
+CONTEXTS = ("input", "context", "passage", "article")  # what a prompt is about
+INPUT_OF_PROMPT = ("input", "prompt")
+SYSTEMS = ("system", "system_prompt", "systeminstruction", "system_instruction")
 LABELS = ("label_text", "label")
+# (the better answer, the worse one)
+PREFERENCES = (
+    ("chosen", "rejected"), ("chosen_response", "rejected_response"), ("preferred", "dispreferred"),
+    ("preferred", "rejected"), ("preferred_output", "non_preferred_output"), ("accepted", "rejected"),
+)  # fmt: skip
+TOOLS = ("tools", "functions")
+# One message a row: who says it, what it answers
+WHO = ("role", "from", "speaker", "sender", "author_role", "message_role")
+PARENTS = ("parent_id", "parent", "parent_message_id", "parent_uuid", "reply_to", "in_reply_to", "reply_to_id")
+# A column of thoughts beside a prompt and its answer
+THOUGHT_COLUMNS = (*THOUGHTS, "complex_cot", "cot", "rationale", "think", "reasoning_trace", "thinking_trajectory",
+                   "reasoning_steps")  # fmt: skip
 SHAPES_HELP = (
     'rows need "messages", "conversations", "text", or a pair such as "prompt" and "completion", '
     '"question" and "answer", "instruction" and "output"'
 )
-TURN_HELP = '[{"role": "user", "content": ...}, ...]'
 
 PREFERRED = "of preference pairs only the chosen answers are trained"
 NUMBERS = "numbers are trained as their text"
-ALTERNATING = "turns without roles are taken in turn, the user's first"
-TOOLS = "the tools that rows name are not put into their prompts"
-WEIGHTS = "turns of weight 0 are trained like all others"
 CLASSIFIED = "text is taken as the prompt and label as the answer (--map text=text trains on the text alone)"
+SAID = re.compile(r"^\W{0,5}(?:user|human|assistant|ai|bot|gpt|customer|agent|system|model|q|a)\W{0,3}:", re.I | re.M)
 HUMAN = re.compile(r"(?:^|\n\n)(Human|Assistant):", re.MULTILINE)
 
-Message = dict[str, str]
 Convert = Callable[[RawRow], "Row"]
 SHOWN = 60  # characters of a text in a line about its row
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One example: `messages` (role, content) ending with the assistant, or `text`.
+    """One example: `messages` ending with the assistant, or `text`.
 
-    where: file:line. goes_on: the text has no end here. remark: what the user should know of how the row was read.
+    where: file:line. goes_on: the text has no end here. tools: what the assistant may call, in OpenAI's form. remarks:
+    what the user should know of how the row was read. unused: its columns, and fields of its turns, that nothing is
+    made of. left_out: why the row is not to be trained, None where it is.
     """
 
     where: str
     messages: tuple[Message, ...] = ()
     text: str | None = None
     goes_on: bool = False
-    remark: str | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    remarks: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    left_out: str | None = None
 
 
 def recognise(raw_rows: Iterable[RawRow], mapping: Mapping | None = None) -> list[Row]:
-    """The rows in one form. Raises: as convert_rows."""
-    return list(convert_rows(raw_rows, mapping))
+    """The rows to train on, in one form. Raises: as convert_rows."""
+    return [row for row in convert_rows(raw_rows, mapping) if row.left_out is None]
 
 
 def convert_rows(raw_rows: Iterable[RawRow], mapping: Mapping | None = None) -> Iterator[Row]:
-    """The rows in one form, one after the other. All must have the shape of the first.
+    """The rows in one form, one after the other, those that are left out too. All must have the shape of the first.
 
     Raises: DataError naming file:line and the columns found when a shape is unknown, differs, or an answer is empty.
     """
@@ -104,113 +133,340 @@ def shown(row: Row) -> str:
     """A row in one short line: user 'What is 2 + 2?', assistant '4'."""
     if row.text is not None:
         return f"text {_short(row.text)}"
-    return ", ".join(f"{message['role']} {_short(message['content'])}" for message in row.messages)
+    return ", ".join(f"{message['role']} {_short(said_in(message))}" for message in row.messages)
+
+
+def said_in(message: Message) -> str:
+    """All that a message says, as one text: its thoughts, its content, its calls of tools."""
+    if len(message) == 2:
+        return str(message["content"])
+    calls = [json.dumps(call["function"], ensure_ascii=False, default=str) for call in message.get("tool_calls", ())]
+    return "\n".join(filter(None, (message.get("reasoning_content"), message["content"], *calls)))
+
+
+def names_of(unused: Iterable[str]) -> str:
+    """The names that rows have as unused, in a few words: columns id, url and the turns' weight."""
+    columns = [_printable(name) for name in unused if not name.startswith(OF_TURNS)]
+    fields = [_printable(name.removeprefix(OF_TURNS)) for name in unused if name.startswith(OF_TURNS)]
+    words = [f"column{'s' * (len(columns) > 1)} {', '.join(columns)}"] if columns else []
+    return " and ".join([*words, *([f"{OF_TURNS}{', '.join(fields)}"] if fields else [])])
+
+
+def _printable(name: str) -> str:
+    """A column's name, with escapes where a terminal would obey it."""
+    return name if name.isprintable() else repr(name)[1:-1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Which of a row's columns is what. unused: those that nothing is made of; a row without such is not told of it."""
+
+    name: str
+    talk: str | None = None
+    prompt: str | None = None
+    answer: str | None = None
+    text: str | None = None
+    context: str | None = None
+    system: str | None = None
+    history: str | None = None
+    tools: str | None = None
+    calls: str | None = None
+    thought: str | None = None
+    options: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    media: tuple[str, ...] = ()
+    preferred: bool = False
+    remark: str | None = None
+    unused: tuple[str, ...] = ()
 
 
 def _shape(raw: RawRow) -> tuple[str, Convert] | None:
     """A column that is null counts only where nothing else makes a shape: tables have all columns in every row."""
-    filled = tuple(name for name, value in raw.fields.items() if value is not None)
-    return _shape_of_columns(filled) or _shape_of_columns(tuple(raw.fields))
+    fields = raw.fields
+    filled = tuple(fields if None not in fields.values() else (n for n, value in fields.items() if value is not None))
+    known = _shape_of_columns(filled) or _shape_of_columns(tuple(raw.fields))
+    if known is None or known[0].text:
+        _demand_whole(raw)
+    if known is None:
+        return None
+    layout, convert = known
+    if layout.talk and not isinstance(turns_in(raw.fields[layout.talk]), list):
+        # a number of turns, or a text that is called dialogue
+        others = _shape_of_columns(tuple(name for name in filled if name != layout.talk))
+        if others is not None and others[0].answer is not None:
+            layout = replace(others[0], unused=(*others[0].unused, layout.talk))
+            convert = partial(_converted, layout=layout)
+    return layout.name, convert
 
 
 @lru_cache(1024)
-def _shape_of_columns(columns: tuple[str, ...]) -> tuple[str, Convert] | None:
+def _shape_of_columns(columns: tuple[str, ...]) -> tuple[_Layout, Convert] | None:
+    layout = _layout(columns)
+    return None if layout is None else (layout, partial(_converted, layout=layout))
+
+
+def _layout(columns: tuple[str, ...]) -> _Layout | None:
     """The first that fits: a conversation, preference pairs, a prompt and its answer, a text and its label, a text."""
     named = {name.lower(): name for name in columns}
 
     def first(names: Iterable[str]) -> str | None:
-        return next((name for name in names if name in named), None)
+        return next((named[name] for name in names if name in named), None)
 
-    system = named.get(first(SYSTEMS) or "")
-    talk, prompt, answer, label = first(CONVERSATIONS), first(PROMPTS), first(ANSWERS), first(LABELS)
+    def made(name: str, **roles: Any) -> _Layout:
+        media = tuple(name for name in rendered.media_columns(columns) if name not in roles.values())
+        known = (*CLEAR, *OPPOSITE) if roles.get("remark") else MARKS  # beside a text and its class a label is no mark
+        marks = tuple(named[m] for m in known if m in named and named[m] not in roles.values())
+        flags = tuple(named[flag] for flag in ROW_FLAGS if flag in named)
+        system = first(SYSTEMS) if "text" not in roles else None
+        layout = _Layout(name, system=system, marks=marks, flags=flags, media=media, **roles)
+        return replace(layout, unused=tuple(name for name in columns if name not in _used(layout)))
+
+    talk, prompt, answer = first(CONVERSATIONS), first(PROMPTS), first(ANSWERS)
+    better, worse = next(((b, w) for b, w in PREFERENCES if b in named and w in named), (None, None))
+    tools, thought = first(TOOLS), first(THOUGHT_COLUMNS)
+    options = choices.option_columns(columns)
+    if options:
+        prompt, answer = prompt or first(choices.STEMS), answer or first(choices.KEYS)
+    calls = first(("answers",)) if tools and answer is None else None
+    if better is not None and worse is not None:
+        layout = made(better if talk is None else f"{talk.lower()}/{better}", talk=talk, prompt=prompt,
+                      answer=named[better], tools=tools, preferred=True)  # fmt: skip
+        return replace(layout, unused=tuple(name for name in layout.unused if name != named[worse]))
     if talk:
-        return talk, partial(_talk, key=named[talk], system=system)
-    if "chosen" in named and "rejected" in named:
-        return "chosen", partial(_preferred, prompt=named.get(prompt or ""), system=system, key=named["chosen"])
+        return made(talk.lower(), talk=talk, tools=tools)
     if prompt and answer:
-        context = first(name for name in CONTEXTS if name != prompt and prompt != "prompt")
-        pair = partial(_pair, context=named.get(context or ""), system=system, history=named.get("history"))
-        return f"{prompt}/{answer}", partial(pair, prompt=named[prompt], answer=named[answer])
+        # beside a prompt an instruction and its input are often what it was made of
+        context = first(
+            name for name in CONTEXTS if name != prompt.lower() and (name, prompt.lower()) != INPUT_OF_PROMPT
+        )
+        return made(f"{prompt.lower()}/{answer.lower()}", prompt=prompt, answer=answer, context=context,
+                    history=named.get("history"), tools=tools, thought=thought, options=options)  # fmt: skip
+    if prompt and calls:
+        return made(f"{prompt.lower()}/{calls.lower()}", prompt=prompt, calls=calls, tools=tools, thought=thought)
+    label = first(LABELS)
     if "text" in named and label:
-        return f"text/{label}", partial(_pair, prompt=named["text"], answer=named[label], remark=CLASSIFIED)
+        return made(f"text/{label.lower()}", prompt=named["text"], answer=label, remark=CLASSIFIED)
     if "text" in named and not first((*ANSWERS, "summary")):
-        return "text", partial(_text, key=named["text"])
+        return made("text", text=named["text"])
     return None
+
+
+def _used(layout: _Layout) -> set[str | None]:
+    """The columns that something is made of; marks are looked at by their values."""
+    return {layout.talk, layout.prompt, layout.answer, layout.text, layout.context, layout.system, layout.history,
+            layout.tools, layout.calls, layout.thought, *layout.options, *layout.marks, *layout.flags,
+            *layout.media}  # fmt: skip
 
 
 def _mapped(raw: RawRow, *, mapping: Mapping) -> Row:
     row = mapping.apply(raw)
-    system = "system" if "system" in row.fields else None
-    if "messages" in row.fields:
-        return _talk(row, key="messages", system=system)
-    if "text" in row.fields:
-        return _text(row, key="text")
     prompt = "prompt" if "prompt" in row.fields else None
-    if "chosen" in row.fields or prompt is None:
-        return _preferred(row, prompt=prompt, system=system, key="chosen")
-    return _pair(row, prompt=prompt, answer="completion", system=system)
+    layout = _Layout(
+        mapping.words,
+        talk="messages" if "messages" in row.fields else None,
+        prompt=prompt,
+        answer="chosen" if "chosen" in row.fields else "completion" if "completion" in row.fields else None,
+        text="text" if "text" in row.fields else None,
+        system="system" if "system" in row.fields else None,
+        preferred="chosen" in row.fields,
+    )
+    notes = Notes()
+    used = mapping.columns(raw)
+    left = [name for name in raw.fields if name not in used]
+    if layout.text is None:
+        for name in [name for name in left if _is_clear_mark(name, raw.fields[name])]:
+            left.remove(name)
+            _judge(raw, name, notes)
+    notes.unused += [name for name in left if _says_something(raw.fields[name])]
+    return Row(raw.where, left_out=notes.left_out) if notes.left_out else _row(row, layout, notes)
 
 
-def _text(raw: RawRow, *, key: str) -> Row:
-    return Row(raw.where, text=_filled(raw, key), goes_on=raw.goes_on)
+def _converted(raw: RawRow, *, layout: _Layout) -> Row:
+    notes = Notes()
+    for name in layout.unused:
+        if _says_something(raw.fields.get(name)):
+            notes.unused.append(name)
+    if layout.media:
+        rendered.refuse_media(raw.where, raw.fields, layout.media, notes)
+    for name in layout.marks:
+        _judge(raw, name, notes)
+    for name in layout.flags:
+        _heed(raw, name, notes)
+    return Row(raw.where, left_out=notes.left_out) if notes.left_out else _row(raw, layout, notes)
 
 
-def _talk(raw: RawRow, *, key: str, system: str | None) -> Row:
-    return _conversation(raw, _turns(raw.fields[key]), system)
+def _is_clear_mark(name: str, value: Any) -> bool:
+    """Whether a column that a mapping leaves aside says without doubt whether an answer is good."""
+    return name.lower() in (*CLEAR, *OPPOSITE) or (name.lower() == "label" and isinstance(value, bool))
 
 
-def _preferred(raw: RawRow, *, prompt: str | None, system: str | None, key: str) -> Row:
-    """The chosen answer to the prompt, or a whole conversation: as turns, or as text of Human and Assistant."""
-    chosen = _turns(raw.fields.get(key))
+def _judge(raw: RawRow, name: str, notes: Notes) -> None:
+    """Leave a row out whose mark says that its answer is bad."""
+    value = raw.fields.get(name)
+    good = is_good(name, value)
+    if good is None:
+        if _says_something(value):
+            notes.unused.append(name)
+    elif not good:
+        notes.left_out = f"{name} {json.dumps(value, ensure_ascii=False)} marks a bad answer"
+
+
+def _heed(raw: RawRow, name: str, notes: Notes) -> None:
+    """Leave a row out whose flag says that it is not to be trained."""
+    value = raw.fields.get(name)
+    trained, unclear = to_train({name.lower(): value})
+    if trained is False:
+        notes.left_out = f"{name} {json.dumps(value)} marks a row that is not to be trained"
+    elif unclear and _says_something(value):
+        notes.unused.append(name)
+
+
+def _row(raw: RawRow, layout: _Layout, notes: Notes) -> Row:
+    if layout.remark:
+        notes.remark(layout.remark)
+    tools = _tools(raw, layout.tools, notes) if layout.tools else ()
+    if layout.text is not None:
+        text = rendered.plain(_filled(raw, layout.text), notes)
+        return Row(
+            raw.where, text=text, goes_on=raw.goes_on, remarks=tuple(notes.remarks), unused=tuple(notes.unused),
+            left_out=notes.left_out,
+        )  # fmt: skip
+    if layout.preferred:
+        messages = _preferred(raw, layout, notes)
+    elif layout.calls is not None:
+        messages = _called(raw, layout, notes)
+    elif layout.talk is not None:
+        messages = checked(raw.where, _conversation(raw, turns_in(raw.fields[layout.talk]), notes), notes)
+    else:
+        messages = _pair(raw, layout, notes)
+    system = text_of(raw.fields.get(layout.system)) if layout.system else None
+    if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    elif _says_something(system) and messages[0]["content"] != system:
+        notes.unused.append(str(layout.system))
+    rendered.tidied(raw.where, messages, notes)
+    return Row(
+        raw.where, messages=tuple(messages), tools=tools, remarks=tuple(notes.remarks), unused=tuple(notes.unused),
+        left_out=notes.left_out,
+    )  # fmt: skip
+
+
+def _tools(raw: RawRow, key: str, notes: Notes) -> tuple[dict[str, Any], ...]:
+    value = raw.fields.get(key)
+    if not _says_something(value):
+        return ()
+    tools = tools_of(value)
+    if tools is None:
+        notes.unused.append(key)
+    return tools or ()
+
+
+def _preferred(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
+    """The chosen answer to the prompt or to a conversation, or a whole conversation: as turns, or as text."""
+    notes.remark(PREFERRED)
+    assert layout.answer is not None
+    chosen = said_by(raw.fields.get(layout.answer))
     if isinstance(chosen, str) and len(pieces := HUMAN.split(chosen)) > 1 and not pieces[0].strip():
         roles = ("user" if name == "Human" else "assistant" for name in pieces[1::2])
         chosen = [{"role": r, "content": text.strip()} for r, text in zip(roles, pieces[2::2], strict=True)]
-    elif prompt is not None and not (isinstance(chosen, list) and chosen and _role(chosen[0]) in ("user", "system")):
-        row = _pair(raw, prompt=prompt, answer=key, system=system)
-        return replace(row, remark=PREFERRED)
-    return replace(_conversation(raw, chosen, system), remark=PREFERRED)
-
-
-def _pair(
-    raw: RawRow,
-    *,
-    prompt: str,
-    answer: str,
-    context: str | None = None,
-    system: str | None = None,
-    history: str | None = None,
-    remark: str | None = None,
-) -> Row:
-    question, reply = _turns(raw.fields[prompt]), _turns(raw.fields.get(answer))
-    if raw.fields.get("label") is False:
+    whole = isinstance(chosen, list) and bool(chosen) and role_of(chosen[0]) in ("user", "system")
+    if whole or (layout.prompt is None and layout.talk is None):
+        messages = checked(raw.where, _conversation(raw, chosen, notes), notes)
+        contents = [message["content"].strip() for message in messages]
+        for key in filter(None, (layout.prompt, layout.talk)):
+            earlier = said_by(raw.fields.get(key))
+            texts = (
+                [m["content"] for m in messages_of(raw.where, earlier, notes)]
+                if isinstance(earlier, list)
+                else [earlier]
+            )
+            if not all(text is None or str(text).strip() in contents for text in texts):
+                notes.unused.append(key)
+        return messages
+    if layout.talk is None:
+        return _pair(raw, layout, notes)
+    turns = _conversation(raw, turns_in(raw.fields[layout.talk]), notes)
+    if turns and turns[-1]["role"] == "assistant":
         raise DataError(
-            f"{raw.where}: its label is false, so that {answer} is no good answer", fix="keep the rows labelled true"
+            f"{raw.where}: {layout.talk} ends with an answer, and {layout.answer} is another",
+            fix=f"end {layout.talk} with the user's turn, or remove {layout.answer}",
         )
-    earlier = _earlier(raw, history)
+    answer = _as_turns(raw, layout.answer, chosen, "assistant", notes)
+    return checked(raw.where, [*turns, *answer], notes)
+
+
+def _pair(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
+    prompt, answer = layout.prompt, layout.answer
+    assert prompt is not None
+    assert answer is not None
+    question, reply = said_by(raw.fields[prompt]), said_by(raw.fields.get(answer))
+    earlier = _earlier(raw, layout.history)
     if isinstance(question, list) or isinstance(reply, list):
-        turns = [*_as_turns(raw, prompt, question, "user"), *_as_turns(raw, answer, reply, "assistant")]
-        return _conversation(raw, [*earlier, *turns], system)
-    text = _filled(raw, prompt)
-    about = raw.fields.get(context) if context else None
-    if context and about and str(about).strip():
-        text = f"{text}\n\n{_filled(raw, context)}"
+        beside = (layout.context, layout.thought, *layout.options)
+        notes.unused += [name for name in beside if name and _says_something(raw.fields.get(name))]
+        turns = _as_turns(raw, prompt, question, "user", notes)
+        return checked(raw.where, [*earlier, *turns, *_as_turns(raw, answer, reply, "assistant", notes)], notes)
+    text = _asked(raw, prompt, layout.context)
+    if layout.options:
+        text = _with_options(raw, text, layout, notes)
     if isinstance(reply, int | float):
-        _demand_no_choices(raw, answer)
-        remark = f"{remark}; {NUMBERS}" if remark else NUMBERS
-    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": _filled(raw, answer)}]
-    return Row(raw.where, messages=(*_system(raw, system), *earlier, *turns), remark=remark)
+        notes.remark(NUMBERS)
+    message: Message = {"role": "assistant", "content": _filled(raw, answer)}
+    thought = raw.fields.get(layout.thought) if layout.thought else None
+    if _says_something(thought):
+        if isinstance(thought, str) and "<think>" not in message["content"]:
+            message["reasoning_content"] = thought
+            notes.remark(f"{layout.thought} is taken as the reasoning before the answer")
+        else:
+            notes.unused.append(str(layout.thought))
+    if ("<" in text or "[INST]" in text or "Human:" in text) and "reasoning_content" not in message:
+        unrendered = rendered.unrendered(text, message["content"], notes)
+        if unrendered is not None:
+            return checked(raw.where, [*earlier, *unrendered], notes)
+    return [*earlier, {"role": "user", "content": text}, message]
 
 
-def _as_turns(raw: RawRow, key: str, value: Any, role: str) -> list[Any]:
-    return value if isinstance(value, list) else [{"role": role, "content": _filled(raw, key)}]
+def _called(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
+    """A prompt, and the calls of tools that answer it."""
+    assert layout.prompt is not None
+    assert layout.calls is not None
+    answer = {"role": "call", "content": raw.fields.get(layout.calls)}
+    return [{"role": "user", "content": _asked(raw, layout.prompt, None)}, *messages_of(raw.where, [answer], notes)]
+
+
+def _asked(raw: RawRow, prompt: str, context: str | None) -> str:
+    """The prompt and what it is about; either may be empty."""
+    about = raw.fields.get(context) if context else None
+    if not context or not about or not str(about).strip():
+        return _filled(raw, prompt)
+    if raw.fields[prompt] is None or raw.fields[prompt] == "":
+        return _filled(raw, context)
+    question, matter = _filled(raw, prompt), _filled(raw, context)
+    return question if matter.strip() in question else f"{question}\n\n{matter}"
+
+
+def _as_turns(raw: RawRow, key: str, value: Any, role: str, notes: Notes) -> list[Message]:
+    if not isinstance(value, list):
+        return [{"role": role, "content": _filled(raw, key)}]
+    if value and not any(isinstance(each, dict) for each in value):
+        texts = "text" if all(isinstance(each, str) for each in value) else "value"
+        raise DataError(
+            f"{raw.where}: {key} is a list of {len(value)} {texts}{'s' * (len(value) > 1)}, not one text",
+            fix="write a row for each, or take the first of each: --map "
+            f"{'completion' if role == 'assistant' else 'prompt'}={key}.0",
+        )
+    return messages_of(raw.where, value, notes)
 
 
 def _earlier(raw: RawRow, history: str | None) -> list[Message]:
     """Turns before the prompt, from a list of [question, answer]."""
-    pairs = raw.fields[history] if history else None
+    pairs = parsed(raw.fields[history]) if history else None
     if not pairs:
         return []
-    if not all(isinstance(p, list) and len(p) == 2 and all(isinstance(text, str) for text in p) for p in pairs):
+    if not isinstance(pairs, list) or not all(
+        isinstance(p, list) and len(p) == 2 and all(isinstance(text, str) for text in p) for p in pairs
+    ):
         raise DataError(f"{raw.where}: {history} is not a list of [question, answer]", fix="write it so, or remove it")
     return [
         {"role": role, "content": text}
@@ -219,118 +475,129 @@ def _earlier(raw: RawRow, history: str | None) -> list[Message]:
     ]
 
 
-def _system(raw: RawRow, key: str | None) -> list[Message]:
-    text = raw.fields.get(key) if key else None
-    return [{"role": "system", "content": text}] if isinstance(text, str) and text.strip() else []
-
-
-def _turns(value: Any) -> Any:
-    """A list that stands in a table's cell as JSON, as that list; anything else as it is."""
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
-
-
-def _conversation(raw: RawRow, turns: Any, system: str | None) -> Row:
+def _conversation(raw: RawRow, turns: Any, notes: Notes) -> list[Message]:
     if not isinstance(turns, list) or not turns:
-        raise DataError(f"{raw.where}: its conversation is not a list of turns", fix=f"write {TURN_HELP}")
-    remark = _unused(raw, turns)
-    if all(isinstance(turn, str) for turn in turns):
-        turns = [{"role": ("user", "assistant")[at % 2], "content": turn} for at, turn in enumerate(turns)]
-        remark = ALTERNATING
-    messages = tuple(_message(raw, number, turn) for number, turn in enumerate(turns, start=1))
-    if messages[0]["role"] == "assistant":
-        raise DataError(
-            f"{raw.where}: the conversation begins with the assistant, so there is nothing to answer",
-            fix="begin it with a user turn, or remove the row",
+        raise _no_turns(raw, turns)
+    return messages_of(raw.where, turns, notes)
+
+
+def _no_turns(raw: RawRow, value: Any) -> DataError:
+    """What is wrong with a conversation that is no list of turns, and a way on."""
+    key = next((name for name in raw.fields if raw.fields[name] is value), None)
+    if key is None or not isinstance(value, str) or not value.strip():
+        return DataError(f"{raw.where}: its conversation is not a list of turns", fix=f"write {TURN_HELP}")
+    if len(SAID.findall(value)) > 1:
+        what = f"{raw.where}: {key} is one text with lines such as {SAID.findall(value)[0]!r}, not a list of turns"
+        return DataError(
+            what, fix=f"write its turns as {TURN_HELP}; --map text={shlex.quote(key)} trains on all of it as plain text"
         )
-    if messages[-1]["role"] != "assistant":
-        raise DataError(
-            f"{raw.where}: the conversation ends with the {messages[-1]['role']}, so there is no answer to learn",
-            fix="end it with an assistant turn, or remove the row",
-        )
-    if messages[0]["role"] != "system":
-        messages = (*_system(raw, system), *messages)
-    return Row(raw.where, messages=messages, remark=remark)
+    words = propose({name: text for name, text in raw.fields.items() if isinstance(text, str)})
+    option = _mapped_so(raw, words)
+    return DataError(
+        f"{raw.where}: {key} is a text, not a list of turns",
+        fix=f"{option}; without --map write {TURN_HELP}" if option else f"write {TURN_HELP}",
+    )
 
 
-def _unused(raw: RawRow, turns: list[Any]) -> str | None:
-    """What the row says of the conversation and nothing is made of."""
-    if raw.fields.get("tools") or raw.fields.get("functions"):
-        return TOOLS
-    return WEIGHTS if any(isinstance(turn, dict) and turn.get("weight") == 0 for turn in turns) else None
-
-
-def _role(turn: Any) -> str | None:
-    given = next((turn[name] for name in ("role", "from", "speaker") if turn.get(name) is not None), None)
-    return ROLES.get(str(given).lower())
-
-
-def _message(raw: RawRow, number: int, turn: Any) -> Message:
-    if not isinstance(turn, dict):
-        raise DataError(f"{raw.where}: turn {number} is not an object", fix='write {"role": "user", "content": ...}')
-    role = _role(turn)
-    if role is None:
-        given = turn.get("role", turn.get("from", turn.get("speaker")))
-        raise DataError(f"{raw.where}: turn {number} has role {given!r}", fix=f"use one of: {', '.join(ROLES)}")
-    content = next((turn[name] for name in ("content", "value", "text") if turn.get(name) is not None), None)
-    if isinstance(content, list):
-        content = _parts(raw, number, content)
-    if not isinstance(content, str):
-        also = ", only a call of a tool" if turn.get("tool_calls") else ""
-        raise DataError(f"{raw.where}: turn {number} has no text content{also}", fix="give every turn a content string")
-    if role == "assistant" and not content.strip():
-        raise DataError(f"{raw.where}: turn {number}, an answer, is empty", fix="fill it in, or remove the row")
-    return {"role": role, "content": content}
-
-
-def _parts(raw: RawRow, number: int, parts: list[Any]) -> str:
-    """The text of content in parts, {"type": "text", "text": ...}."""
-    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
-    if not all(isinstance(text, str) for text in texts):
-        raise DataError(
-            f"{raw.where}: turn {number} has content that is no text", fix="leave images and the like out of the data"
-        )
-    return "".join(str(text) for text in texts)
+def _says_something(value: Any) -> bool:
+    return value is not None and value != "" and value != [] and value != {}
 
 
 def _filled(raw: RawRow, key: str) -> str:
     value = raw.fields.get(key)
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return json.dumps(value)
+    if isinstance(value, str):
+        if value.strip():
+            return value
+        raise DataError(f"{raw.where}: {key} is empty", fix="fill it in, or remove the row")
     if isinstance(value, bool):
         raise DataError(
             f"{raw.where}: {key} is {json.dumps(value)}, not text", fix="write the words that the model shall answer"
         )
-    if not isinstance(value, str):
-        raise DataError(f"{raw.where}: {key} is {type(value).__name__}, not text", fix=f"give every row a text {key}")
-    if not value.strip():
-        raise DataError(f"{raw.where}: {key} is empty", fix="fill it in, or remove the row")
-    return value
+    if isinstance(value, int | float) and math.isfinite(value):
+        return json.dumps(value)
+    raise DataError(f"{raw.where}: {key} is {type(value).__name__}, not text", fix=f"give every row a text {key}")
 
 
-def _demand_no_choices(raw: RawRow, answer: str) -> None:
-    choices = next((name for name in raw.fields if name.lower() in ("choices", "options") and raw.fields[name]), None)
-    if choices is not None:
+def _with_options(raw: RawRow, prompt: str, layout: _Layout, notes: Notes) -> str:
+    """The prompt with the options that the row has for it. Raises: DataError for an answer that names none of them."""
+    first = raw.fields.get(layout.options[0])
+    if not _says_something(first):
+        return prompt
+    options = choices.options_of(raw.fields, layout.options)
+    whole: str | None
+    if options is None and isinstance(first, str):  # as one text: "A) Lisbon, B) Bonn"
+        whole = prompt if first.strip() in prompt else f"{prompt}\n\n{first}"
+    elif options is None or not choices.is_answer(raw.fields.get(layout.answer or ""), options):
+        _refuse_letter(raw, layout, readable=options is not None)
+        whole = choices.asked_with(prompt, options) if options else None
+    else:
+        whole = choices.asked_with(prompt, options)
+    if whole is None:
+        notes.unused += [name for name in layout.options if _says_something(raw.fields.get(name))]
+        return prompt
+    notes.remark(choices.BESIDE if whole == prompt else choices.REMARK)
+    return whole
+
+
+def _refuse_letter(raw: RawRow, layout: _Layout, *, readable: bool) -> None:
+    """Raises: DataError for an answer that is a letter or a number and so stands for an option that is not known."""
+    answer = raw.fields.get(layout.answer or "")
+    names = layout.options[0] if len(layout.options) == 1 else "options"
+    word = str(answer).strip("(). ")
+    if word.isdecimal():
         raise DataError(
-            f"{raw.where}: {answer} is a number that stands for one of its {choices}",
-            fix=f"write the {choices} into the prompt, and the right one as the answer",
+            f"{raw.where}: {layout.answer} is a number that stands for one of its {names}",
+            fix=f"write the {names} into the prompt, and the right one as the answer",
+        )
+    if len(word) == 1 and readable:
+        raise DataError(
+            f"{raw.where}: {layout.answer} {answer!r} is none of its {names}", fix="correct or remove the row"
+        )
+    if len(word) == 1:
+        raise DataError(
+            f"{raw.where}: {layout.answer} {answer!r} stands for one of its {names}, which cannot be read",
+            fix=f"write the {names} into the prompt",
         )
 
 
+def _demand_whole(raw: RawRow) -> None:
+    """Raises: DataError where a row is one message of a conversation."""
+    named = {name.lower(): name for name in raw.fields}
+    who = next((named[n] for n in WHO if n in named and str(raw.fields[named[n]]).strip().lower() in ROLES), None)
+    parent = next((named[name] for name in PARENTS if name in named), None)
+    text = next((named[name] for name in (*TEXT_NAMES, "utterance", "message", "body") if name in named), None)
+    if text is None or (who is None and parent is None):
+        return
+    column = who if parent is None else parent
+    raise DataError(
+        f"{raw.where}: one message of a conversation, as its column {column} says, not an example",
+        fix=f'put each conversation together in one row, {{"messages": {TURN_HELP}}}; --map text={shlex.quote(text)} '
+        "trains on every message alone",
+    )
+
+
 def _proposal(raw: RawRow) -> str:
-    words = propose(raw.fields)
-    if words is None:
+    several = alternatives(raw.fields)
+    if several:
+        return (
+            f"a row has one answer, and {' and '.join(several)} are several: name the better with --map "
+            f"prompt=...,chosen=...; {SHAPES_HELP}"
+        )
+    option = _mapped_so(raw, propose(raw.fields))
+    if option is None:
         return f"name the columns with --map prompt=...,completion=...; {SHAPES_HELP}"
-    option = f"for example --map {shlex.quote(words)}"
+    return f"{option}; without --map {SHAPES_HELP}"
+
+
+def _mapped_so(raw: RawRow, words: str | None) -> str | None:
+    """A proposal and what it makes of the row; None where it makes nothing of it."""
+    if words is None:
+        return None
     try:
-        reads = f", which makes of it: {shown(_mapped(raw, mapping=parse_mapping(words)))}"
+        row = _mapped(raw, mapping=parse_mapping(words))
     except DataError:
-        reads = ""
-    return f"{option}{reads}; without --map {SHAPES_HELP}"
+        return None
+    return f"for example --map {shlex.quote(words)}, which makes of it: {shown(row)}"
 
 
 def _short(text: str) -> str:

@@ -78,6 +78,12 @@ def tokenize(rows: Iterable[Row], tokenizer: Any, *, max_tokens: int | None = No
     return Tokenized(examples, too_long)
 
 
+def refuse_calls(row: Row) -> None:
+    """Raises: DataError where a row calls tools or names them, which nothing here renders."""
+    if row.tools or any("tool_calls" in message for message in row.messages):
+        raise DataError(f"{row.where}: tool calls: autoft does not train them", fix="leave such rows out")
+
+
 def prompt_ids(messages: Sequence[Message], tokenizer: Any) -> list[int]:
     """Tokens of a conversation up to where the assistant's answer begins: what the model is given to answer."""
     return _render(messages, tokenizer, add_generation_prompt=True)
@@ -134,10 +140,11 @@ class _Encoder:
 
     def _rendered_turns(self, row: Row) -> tuple[str, list[tuple[str, str]]]:
         """The conversation as text, and for each answer the texts up to where it begins and up to where it ends."""
+        refuse_calls(row)
         text = _text(row.messages, self.tokenizer, where=row.where)
         turns = []
         for turn, message in enumerate(row.messages, start=1):
-            if message["role"] == "assistant":
+            if message["role"] == "assistant" and message.get("train", True):
                 start = _text(row.messages[: turn - 1], self.tokenizer, add_generation_prompt=True, where=row.where)
                 last = turn == len(row.messages)
                 turns.append((start, text if last else self._up_to_end(row, turn, text)))

@@ -6,7 +6,7 @@ import itertools
 
 from autoft.trainer.data.check.lengths import Meter
 from autoft.trainer.data.check.report import Example, Segment
-from autoft.trainer.data.shape import Row
+from autoft.trainer.data.shape import Row, said_in
 
 
 def rendered(row: Row, meter: Meter | None) -> Example:
@@ -35,5 +35,6 @@ def _turns(row: Row) -> tuple[Segment, ...]:
     for number, message in enumerate(row.messages):
         start = "" if number == 0 else "\n"
         pieces.append(Segment(text=f"{start}{message['role']}: ", trained=False))
-        pieces.append(Segment(text=message["content"], trained=message["role"] == "assistant"))
+        trained = message["role"] == "assistant" and message.get("train", True)
+        pieces.append(Segment(text=said_in(message), trained=trained))
     return tuple(pieces)

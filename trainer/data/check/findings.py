@@ -12,8 +12,13 @@ from autoft.trainer.data.check.duplicates import first_equal, in_both, near_betw
 from autoft.trainer.data.check.report import Finding, Severity
 from autoft.trainer.data.check.scan import Scan, Verdict
 from autoft.trainer.data.check.tally import FIRST_PLACES, Places, Tally
+from autoft.trainer.data.load import NONE_LEFT
+from autoft.trainer.data.rendered import FRAMED, MARKERS, RENDERED_TEXT
+from autoft.trainer.data.shape import names_of
 
 Array = np.ndarray
+# Of how rows were read, what is rarely meant
+DOUBTFUL = (MARKERS, FRAMED, RENDERED_TEXT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,9 @@ def _faults(scan: Scan, heldout: Scan | None, relations: Relations, own_split: b
             "fault", f"{held}other-shape", f"{prefix}columns of another shape than most rows' ({side.format})",
             _other_shape(side), side.places, fix="give all rows the same columns",
         )  # fmt: skip
+    if scan.left_out and not len(scan.keys):
+        why = next(iter(scan.left_out))
+        yield _finding("fault", "all-left-out", f"no row is left to train: {why}", scan.rows, [], fix=NONE_LEFT)
     if heldout is not None:
         yield from _several(
             "warning" if own_split else "fault", "in-both-splits",
@@ -154,6 +162,8 @@ def _warnings(scan: Scan, relations: Relations, heldout: Scan | None) -> Iterato
                         fix="withdraw the key; --fix leaves the rows out")  # fmt: skip
     yield from _tallied("warning", scan.personal, {kind: kind for kind in sorted(scan.personal)},
                         fix="replace it, unless it is invented or may be learnt")  # fmt: skip
+    doubtful = {remark: remark for remark in scan.remarks if remark in DOUBTFUL}
+    yield from _tallied("warning", scan.remarks, doubtful, fix="look at a few", kind="rendered")
     for kinds, fix in (
         (("control", "invisible", "direction"), "--fix removes them"),
         (("mojibake", "replaced"), "export the data anew as UTF-8"),
@@ -171,10 +181,23 @@ def _notes(scan: Scan, relations: Relations) -> Iterator[Finding]:
         "note", "not-compared", "too short, beside what many rows share, to be told near-duplicates",
         ~relations.compared & (relations.copy_of < 0), scan.places,
     )  # fmt: skip
-    yield from _tallied("note", scan.remarks, {remark: remark for remark in scan.remarks}, fix=None, kind="reading")
+    left_out = {why: f"left out: {why}" for why in scan.left_out} if len(scan.keys) else {}
+    yield from _tallied("note", scan.left_out, left_out, fix=None, kind="left-out")
+    plain = {remark: remark for remark in scan.remarks if remark not in DOUBTFUL}
+    yield from _tallied("note", scan.remarks, plain, fix=None, kind="reading")
+    for (rows, places), names in _alike(scan.unused).items():
+        yield _finding("note", "unused", f"not used: {names_of(names)}", rows, places)
     if scan.meter and scan.meter.template:
         what = f"the model has no chat template: it is given one ({scan.meter.template})"
         yield _finding("note", "supplied-template", what, 0, [])
+
+
+def _alike(tally: Tally) -> dict[tuple[int, tuple[str, ...]], list[str]]:
+    """The kinds that equally many rows have, from the same places on."""
+    alike: dict[tuple[int, tuple[str, ...]], list[str]] = {}
+    for kind, count in tally.items():
+        alike.setdefault((count.rows, tuple(count.places)), []).append(kind)
+    return alike
 
 
 def _verdicts(scan: Scan) -> Array:

@@ -28,6 +28,7 @@ REASONS = {
     Verdict.SECRET: "holds a secret",
     Verdict.IN_EVAL: "among the held-out rows",
     Verdict.COPY: "duplicate",
+    Verdict.LEFT_OUT: "not to be trained",
 }
 INVISIBLE, SPACE = "invisible characters removed", "white space trimmed"
 
@@ -100,7 +101,7 @@ class _Copy:
                     self.dropped.append((raw.where, REASONS[Verdict.BROKEN], trouble))
             else:
                 self.dropped.append((raw.where, REASONS[verdict], self._why(verdict, raw, good)))
-            good += verdict != Verdict.BROKEN
+            good += verdict not in (Verdict.BROKEN, Verdict.LEFT_OUT)
         if number + 1 != len(scan.verdicts):
             raise DataError(f"{self.checked.report.data}: changed while it was read", fix="run the check again")
 
@@ -111,6 +112,8 @@ class _Copy:
     def _why(self, verdict: Verdict, raw: RawRow, good: int) -> str:
         """good: the row's place among those with a shape."""
         scan, relations = self.checked.scan, self.checked.relations
+        if verdict == Verdict.LEFT_OUT:
+            return shape_of(raw, scan.mapping)[1](raw).left_out or "left out"
         if verdict == Verdict.BROKEN:
             return _trouble(raw, scan.mapping) or "broken"
         if verdict == Verdict.COPY:

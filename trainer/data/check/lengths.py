@@ -11,7 +11,7 @@ import numpy as np
 from autoft.errors import DataError, ModelError
 from autoft.trainer.data.check.report import Bin, Lengths, Limit, Place, Spread
 from autoft.trainer.data.check.tally import Places
-from autoft.trainer.data.shape import Row
+from autoft.trainer.data.shape import Row, said_in
 
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 FIRST_LIMIT = 256
@@ -67,7 +67,7 @@ def meter_of(model: str) -> Meter:
 
 def estimated_tokens(row: Row) -> int:
     """A guess from the bytes of a row: BYTES_A_TOKEN and TOKENS_A_TURN, off by a third either way."""
-    texts = [row.text] if row.text is not None else [message["content"] for message in row.messages]
+    texts = [row.text] if row.text is not None else [said_in(message) for message in row.messages]
     num_bytes = sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts)
     return round(num_bytes / BYTES_A_TOKEN) + TOKENS_A_TURN * len(texts)
 

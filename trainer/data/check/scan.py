@@ -17,7 +17,7 @@ from autoft.trainer.data.check.lengths import Meter, estimated_tokens
 from autoft.trainer.data.check.tally import Faults, Places, Tally, place_of
 from autoft.trainer.data.mapping import Mapping
 from autoft.trainer.data.read import Start
-from autoft.trainer.data.shape import Row, shape_of
+from autoft.trainer.data.shape import Row, said_in, shape_of
 
 # Rows are taken so many at a time, or fewer when they are long, so that memory stays bounded
 BATCH_ROWS, BATCH_CHARACTERS = 2048, 2_000_000
@@ -36,6 +36,7 @@ class Verdict(IntEnum):
     SECRET = 4
     IN_EVAL = 5
     COPY = 6
+    LEFT_OUT = 7
 
 
 class Scan:
@@ -60,7 +61,7 @@ class Scan:
         self.verdicts = bytearray()
         self.faults = Faults()
         self.turns, self.text, self.secrets, self.personal = Tally(), Tally(), Tally(), Tally()
-        self.remarks = Tally()
+        self.remarks, self.unused, self.left_out = Tally(), Tally(), Tally()
         self.languages: Counter[str] = Counter()
         self.places = Places()
         self.raw, self.shape = array("I"), array("B")
@@ -75,6 +76,11 @@ class Scan:
     def rows(self) -> int:
         """Every row of the file."""
         return self.unread + len(self.verdicts)
+
+    @property
+    def shaped_rows(self) -> int:
+        """Every row but those that are left out for what the data says of them."""
+        return self.rows - self.verdicts.count(Verdict.LEFT_OUT)
 
     @property
     def format(self) -> str | None:
@@ -94,11 +100,16 @@ class Scan:
             self.verdicts.append(Verdict.KEPT)
             try:
                 name, convert = shape_of(raw, self.mapping)
-                batch.append(convert(raw))
+                row = convert(raw)
             except DataError as error:
                 self.faults.add(raw.where, error.what.removeprefix(f"{raw.where}: "), error.fix)
                 self.verdicts[-1] = Verdict.BROKEN
                 continue
+            if row.left_out is not None:
+                self.left_out.add(row.left_out, raw.where)
+                self.verdicts[-1] = Verdict.LEFT_OUT
+                continue
+            batch.append(row)
             self.raw.append(len(self.verdicts) - 1)
             self.places.add(raw.where)
             self.shape.append(self._number_of(name))
@@ -142,14 +153,17 @@ class Scan:
     def _look(self, row: Row, number: int) -> list[str]:
         """Note what one row is; its words, without the system turn, for the sketches."""
         where = row.where
-        if row.remark:
-            self.remarks.add(row.remark, where)
+        for remark in row.remarks:
+            self.remarks.add(remark, where)
+        for name in row.unused:
+            self.unused.add(name, where)
         if row.text is not None:
             contents, trained = [row.text], len(row.text)
             prompt: list[str] = []
         else:
-            contents = [message["content"] for message in row.messages]
-            trained = sum(len(m["content"]) for m in row.messages if m["role"] == "assistant")
+            contents = [said_in(message) for message in row.messages]
+            answers = (m["role"] == "assistant" and m.get("train", True) for m in row.messages)
+            trained = sum(len(content) for content, answer in zip(contents, answers, strict=True) if answer)
             for kind in turns.troubles(row.messages):
                 self.turns.add(kind, where)
         whole = "\n".join(contents)
