@@ -14,6 +14,7 @@ from autoft.errors import DataError, ModelError
 from autoft.trainer.data.shape import Row
 from autoft.trainer.data.thinking import settle
 from autoft.trainer.data.tokens import Example, asked_ids, tokenize
+from autoft.trainer.data.written import chat_of
 from autoft.trainer.job import Thinking
 from autoft.trainer.loss import IGNORED
 
@@ -30,7 +31,7 @@ def fit(
     Raises: ModelError where the template has no such switch, or where most of the first SAMPLED_ROWS conversations are
     asked for with other tokens than they are trained with.
     """
-    notes = settle(tokenizer, rows, thinking, model)
+    notes = settle(tokenizer, rows, thinking, model, keeps=lambda: chat_of(tokenizer, stops).writes_thoughts)
     seen, others = 0, []
     for row in islice((row for row in rows if row.messages), SAMPLED_ROWS):
         with suppress(DataError):  # told by whoever tokenizes all

@@ -7,7 +7,7 @@ evaluation, `autoft chat` and whoever loads the saved tokenizer ask for an answe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -122,28 +122,37 @@ def state(tokenizer: Any, **values: Any) -> State:
     return state_of(prompt, prompt[same:], reads_of(tokenizer).tags)
 
 
-def settle(tokenizer: Any, rows: Iterable[Row], thinking: Thinking, model: str) -> list[str]:
+def settle(
+    tokenizer: Any, rows: Iterable[Row], thinking: Thinking, model: str, *, keeps: Callable[[], bool]
+) -> list[str]:
     """Set the template's switch as `thinking` has it, in tokenizer.chat_template; what the user should know of it.
 
     auto: on where a row among the first SEEN_ROWS has a thought, off where none has and the template would open one.
+    keeps: whether the template, as it then is, writes thoughts; auto is not on without that.
     Raises: ModelError where the template cannot be switched on.
     """
+    talks = [row for _, row in zip(range(SEEN_ROWS), rows, strict=False) if row.messages]
+    if not talks:
+        return []
     now, reads = state(tokenizer), reads_of(tokenizer)
     wish = thinking
     if thinking == "auto":
         if not reads.tags and not reads.variables & SWITCHES.keys():
             return []
-        thoughtful = any(has_thought(row) for _, row in zip(range(SEEN_ROWS), rows, strict=False))
+        thoughtful = any(map(has_thought, talks))
         if not thoughtful and now != "open":
             return []
         wish = "on" if thoughtful else "off"
     if wish == "on":
-        return _switch_on(tokenizer, reads, now, demanded=thinking == "on", model=model)
+        before, notes = tokenizer.chat_template, _switch_on(tokenizer, reads, now, demanded=thinking == "on", model=model)
+        if thinking == "auto" and notes and not keeps():
+            tokenizer.chat_template, notes = before, []
+        return notes
     return _switch_off(tokenizer, reads, now, demanded=thinking == "off")
 
 
 def _switch_on(tokenizer: Any, reads: Reads, now: State, *, demanded: bool, model: str) -> list[str]:
-    value = _value(tokenizer, reads, 0, ("open", "none"))
+    value = None if now == "open" else _value(tokenizer, reads, 0, ("open", "none"))
     if value is not None:
         _set_default(tokenizer, *value)
         return [

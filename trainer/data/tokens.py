@@ -162,7 +162,10 @@ class _Encoder:
             self._demand_end(row, answer, written.text, encoding, ids, last)
             labels[first:last] = array("i", ids[first:last])
             labels[last] = answer.stop
-            proofs.append((row.where, ids[first:last], written.text[answer.start : place]))
+            begin = answer.start
+            if first < last and ids[first] in self.special and hasattr(encoding, "token_to_chars"):
+                begin = min(begin, encoding.token_to_chars(first)[0])
+            proofs.append((row.where, ids[first:last], written.text[begin:place]))
         return Example(array("i", ids), labels), proofs
 
     def _demand_end(self, row: Row, answer: Answer, text: str, encoding: Any, ids: list[int], last: int) -> None:
@@ -186,7 +189,8 @@ class _Encoder:
             before = self._encode([text[:place]])[0]
             return _common_prefix(_ids(before), ids)
         at = next((at for c in range(place, len(text)) if (at := encoding.char_to_token(c)) is not None), len(ids))
-        swallowed = at < len(ids) and ids[at] in self.special and not self._begins_at(place, encoding, at)
+        inside = at < len(ids) and ids[at] in self.special and not self._begins_at(place, encoding, at)
+        swallowed = inside and text[place].isspace()
         return at + 1 if swallowed else at
 
     def _begins_at(self, place: int, encoding: Any, at: int) -> bool:
@@ -195,7 +199,7 @@ class _Encoder:
     def _prove(self, spans: Sequence[tuple[str, list[int], str]]) -> None:
         """That the tokens decode to the text. Raises: DataError where they say something else."""
         decoded = self._decode([ids for _, ids, _ in spans])
-        for (where, ids, text), found in zip(spans, decoded, strict=True):
+        for (where, _, text), found in zip(spans, decoded, strict=True):
             if found == text or found.strip() == text.strip():
                 continue
             if found.endswith(text):  # the tokenizer joins the begin to the end of the prompt

@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from autoft.errors import DataError
@@ -23,6 +24,7 @@ from autoft.trainer.data.shape import Message, Row
 from autoft.trainer.data.thinking import REASONING_KEYS, THOUGHT, Reads, reads_of, state_of
 
 MARK = re.compile("\ue000(\\d+)\ue001")
+CALL_ID = "call00001"  # as long as Mistral's templates want it
 KNOWN = 256  # structures of conversations whose marked text is kept
 
 # What is said with a count: {n} answers or rows
@@ -77,21 +79,18 @@ class _Marked:
 
     pieces: list[str] | None
 
-    def filled(self, texts: dict[int, str]) -> tuple[str, dict[int, tuple[int, int]], dict[int, str]]:
-        """(the text, where each mark's own text first stands, the template's own text that follows it)."""
+    def filled(self, texts: dict[int, str]) -> tuple[str, dict[int, tuple[int, int]]]:
+        """(the text, where each mark's own text first stands)."""
         places: dict[int, tuple[int, int]] = {}
-        after: dict[int, str] = {}
         if self.pieces is None:
-            return "", places, after
+            return "", places
         out, at = [self.pieces[0]], len(self.pieces[0])
         for number, literal in zip(self.pieces[1::2], self.pieces[2::2], strict=True):
-            mark = int(number)
-            text = texts[mark]
-            if mark not in places:
-                places[mark], after[mark] = (at, at + len(text)), literal
+            text = texts[int(number)]
+            places.setdefault(int(number), (at, at + len(text)))
             out += text, literal
             at += len(text) + len(literal)
-        return "".join(out), places, after
+        return "".join(out), places
 
     @property
     def marks(self) -> frozenset[int] | None:
@@ -229,6 +228,45 @@ class Chat:
             return Ending(text, special)
         return own or next_ or eos
 
+    @cached_property
+    def call_ending(self) -> Ending:
+        """What ends a call of a tool after which the template writes no stop token: what comes before its result."""
+        turns = [{"role": "user", "content": "a"}, self._called(0), {"role": "tool", "name": "b", "content": "b"}]
+        turns[-1]["tool_call_id"] = CALL_ID
+        try:
+            pieces = MARK.split(self._render(turns))
+            return self._first_stop(pieces[-1]) or self.ending
+        except DataError:
+            return self.ending
+
+    def _called(self, mark: int) -> dict[str, Any]:
+        call = {"type": "function", "id": CALL_ID, "function": {"name": f"\ue000{mark}\ue001", "arguments": {}}}
+        return self._call_turn({"role": "assistant", "content": "", "tool_calls": [call]})
+
+    def _call_turn(self, turn: dict[str, Any]) -> dict[str, Any]:
+        """A turn with calls, their arguments as the template takes them."""
+        if not self.calls_as_text:
+            return turn
+        calls = []
+        for call in turn["tool_calls"]:
+            arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+            calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+        return {**turn, "tool_calls": calls}
+
+    @cached_property
+    def calls_as_text(self) -> bool:
+        """Whether the template takes the arguments of a call as JSON text and not as an object."""
+        function = {"name": "\ue0000\ue001", "arguments": {"a": "\ue0001\ue001"}}
+        call = {"type": "function", "id": CALL_ID, "function": function}
+        turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+        for as_text in (False, True):
+            self.calls_as_text = as_text
+            with suppress(DataError):
+                text = self._render([{"role": "user", "content": "a"}, self._call_turn(turn)])
+                if {"0", "1"} <= set(MARK.findall(text)):
+                    return as_text
+        return False
+
     def _first_stop(self, literal: str) -> Ending | None:
         places = [(literal.find(text), -len(text), text) for text in self.stops if text in literal]
         if not places:
@@ -247,6 +285,11 @@ class Chat:
         return max(fits)[1] if fits else None
 
     # --- writing ----------------------------------------------------------------------------------------------------
+
+    @property
+    def writes_thoughts(self) -> bool:
+        """Whether it has a place for the thought of an answer."""
+        return self.reasoning_key is not None or "</think>" in self.reads.source
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> str:
         """The text that asks for an answer to `messages`. Raises: DataError."""
@@ -270,8 +313,8 @@ class Chat:
         earlier = [at for at, turn in enumerate(turns[:-1]) if _is_trained(turn)]
         answers = []
         if earlier:
-            _, places, after = self._matched(prompt, messages[:-1], tools, parts, first, row.where)
-            answers = [self._earlier(row, messages, at, prompt, (parts, places, after), facts) for at in earlier]
+            _, places = self._matched(prompt, messages[:-1], tools, parts, first, row.where)
+            answers = [self._earlier(row, messages, at, prompt, (parts, places), facts) for at in earlier]
         text, last = self._last(row, messages, prompt, whole, (parts, second), facts)
         answers.append(last)
         facts += [TURN_END for answer in answers if answer.stop == self.turn_end]
@@ -282,7 +325,7 @@ class Chat:
     ) -> tuple[str, Answer]:
         """(the whole text: the prompt, then the last answer as it is asked for; the place of that)."""
         parts, second = marked
-        _, places, after = self._matched(whole, messages, row.tools, parts, second, row.where)
+        _, places = self._matched(whole, messages, row.tools, parts, second, row.where)
         own = self._own_parts(row, len(messages) - 1, parts, places, whole, facts, last=True)
         first, end = parts.span(own[0], places[own[0]], whole)[0], parts.span(own[-1], places[own[-1]], whole)[1]
         tail, has_calls = whole[end:], bool(parts.calls.intersection(own))
@@ -296,6 +339,9 @@ class Chat:
                 lead = lead.lstrip() if prompt[-1:].isspace() else lead
             elif self._empty.search(lead):
                 facts.append(EMPTY)
+            if self.generation and self.generation in lead:  # it begins the turn once more
+                facts.append(SPLICED)
+                lead = lead.rpartition(self.generation)[2]
         else:
             lead = self._other_lead(row, parts, own, dropped, whole[min(_same(prompt, whole), first) : first], facts)
             answer = whole[first:end]
@@ -303,8 +349,11 @@ class Chat:
         stop = self._stop.search(tail)
         if stop is None:
             facts.append(NO_END)
-            tail, stop_end = self.ending.text, len(self.ending.text)
-            token, stop_text = self.ending.token, self._token_text(self.ending.token)
+            if has_calls:  # what they are called with comes after their names
+                text += tail.rstrip()
+            ending = self.call_ending if has_calls else self.ending
+            tail, stop_end = ending.text, len(ending.text)
+            token, stop_text = ending.token, self._token_text(ending.token)
         else:
             token, stop_text, stop_end = self.stops[stop.group()], stop.group(), stop.end()
         self._check_calls(row, messages[-1], text[len(prompt) :] + tail)
@@ -341,11 +390,11 @@ class Chat:
         messages: list[Any],
         at: int,
         prompt: str,
-        marked: tuple[_Parts, dict[int, tuple[int, int]], dict[int, str]],
+        marked: tuple[_Parts, dict[int, tuple[int, int]]],
         facts: list[str],
     ) -> Answer:
         """The place of an answer in the text that asks for the last one."""
-        parts, places, after = marked
+        parts, places = marked
         own = self._own_parts(row, at, parts, places, prompt, facts, last=False)
         first, end = parts.span(own[0], places[own[0]], prompt)[0], parts.span(own[-1], places[own[-1]], prompt)[1]
         same = _same(self._render(messages[:at], row.tools, asks=True, where=row.where), prompt)
@@ -353,12 +402,17 @@ class Chat:
         start = min(same, first) if same >= before else first
         if self._empty.search(prompt[start:first]):
             facts.append(EMPTY)
-        literal = after[own[-1]][end - places[own[-1]][1] :]
-        stop = self._stop.search(literal)
-        reach = end + (stop.end() if stop else len(literal))
-        self._check_calls(row, messages[at], prompt[start:reach])
+        following = min((s for s, _ in places.values() if s >= end), default=len(prompt))
+        stop = self._stop.search(prompt, end, following)
+        calls = messages[at].get("tool_calls")
+        self._check_calls(row, messages[at], prompt[start : stop.end() if stop else following])
         if stop is not None:
-            return Answer(start, reach, self.stops[stop.group()], end + stop.start())
+            return Answer(start, stop.end(), self.stops[stop.group()], stop.start())
+        if calls:
+            raise DataError(
+                f"{row.where}: the model's chat template does not end a call of a tool with a stop token",
+                fix="choose a model with a chat template for tools, or remove the rows with calls",
+            )
         facts.append(NO_END)
         return Answer(start, end, self.ending.token, None)
 
@@ -426,7 +480,8 @@ class Chat:
 
     def _check_calls(self, row: Row, message: Any, text: str) -> None:
         for call in message.get("tool_calls") or ():
-            for value in _leaves(call["function"].get("arguments")):
+            arguments = call["function"].get("arguments")
+            for value in _leaves(json.loads(arguments) if isinstance(arguments, str) else arguments):
                 if not any(form in text for form in value):
                     raise DataError(
                         f"{row.where}: the model's chat template leaves out an argument of a call: {value[0][:60]}",
@@ -457,7 +512,7 @@ class Chat:
         elif reasoning:
             facts.append(UNWRITTEN)
         turn["content"] = content
-        return turn
+        return self._call_turn(turn) if turn.get("tool_calls") else turn
 
     # --- marks ------------------------------------------------------------------------------------------------------
 
@@ -491,13 +546,14 @@ class Chat:
                 continue
             if self.reasoning_key in turn:
                 turn[self.reasoning_key] = parts.mark(turn[self.reasoning_key], parts.thoughts)
-            thought = THOUGHT.match(turn["content"]) if "</think>" in self.reads.source else None
+            content = turn["content"] or ""
+            thought = THOUGHT.match(content) if "</think>" in self.reads.source else None
             if thought is not None:
                 parts.key.append(thought[1])
                 inner = parts.mark(thought[2], parts.thoughts)
                 turn["content"] = f"{thought[1] or ''}{inner}</think>{parts.mark(thought[3], parts.bodies)}"
-            else:
-                turn["content"] = parts.mark(turn["content"], parts.bodies)
+            elif content:
+                turn["content"] = parts.mark(content, parts.bodies)
             if turn.get("tool_calls"):
                 turn["tool_calls"] = [
                     {
@@ -511,7 +567,7 @@ class Chat:
 
     def _matched(
         self, text: str, messages: list[Any], tools: Sequence[Any], parts: _Parts, marked: _Marked, where: str
-    ) -> tuple[str, dict[int, tuple[int, int]], dict[int, str]]:
+    ) -> tuple[str, dict[int, tuple[int, int]]]:
         """`text` and its parts' places. Raises: DataError when it is not what the marks and their texts give."""
         filled = marked.filled(parts.texts)
         if filled[0] == text:
@@ -522,7 +578,7 @@ class Chat:
             rendered = self._render(again, tools, asks=len(messages) < len(parts.of))
             filled = _Marked(MARK.split(rendered)).filled(parts.texts)
         except DataError:
-            filled = ("", {}, {})
+            filled = ("", {})
         if filled[0] == text:
             return filled
         raise DataError(
