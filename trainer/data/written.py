@@ -306,8 +306,8 @@ class Chat:
         tools = row.tools
         turns = _trained(row)
         messages = self._normal(turns, facts)
-        prompt = self._render(messages[:-1], tools, asks=True, where=row.where)
         whole = self._render(messages, tools, where=row.where)
+        prompt = self._render(messages[:-1], tools, asks=True, where=row.where)
         parts, first, second = self._marks(messages, tools)
         self._check_context(row, messages, parts, first, facts)
         earlier = [at for at, turn in enumerate(turns[:-1]) if _is_trained(turn)]
