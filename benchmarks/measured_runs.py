@@ -61,7 +61,7 @@ def rehearsed(case: Case, recipe: Recipe, hardware: Any) -> Rehearsal:
     """The events of a measured run."""
     config = load_config(resolve(case.model))
     target = target_of(hardware, gpu_name=case.gpu, vram_gib=None, cpu_flops_per_s=lambda *_: 1.0)
-    device = Estimator(case.model, config, target).device
+    device = Estimator(case.model, config, target, torch=case.torch).device
     loop = replace(PLAIN, output_until=case.output_until)
     return rehearse(recipe, config, device, depth=find_depth(recipe, config), loop=loop, backend=case.backend)
 

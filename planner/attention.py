@@ -19,21 +19,49 @@ from autoft.planner.work import Kernel, attention
 Backend = Literal["flash", "efficient", "math"]
 
 
+# From this release on the memory-efficient kernel takes grouped heads, both fused kernels take one key head for all
+# without being asked to (github.com/pytorch/pytorch/pull/191085), and the random generator's state is on the device.
+# Before, attention.cu keeps that state on the host, and check_batch_size_and_num_heads_dense<false> refuses the heads.
+EFFICIENT_TAKES_GROUPS = (2, 14)
+
+
 def attention_backend(
-    device: Device, *, dtype: torch.dtype, head_dim: int, value_dim: int, grouped: bool, masked: bool
+    device: Device,
+    *,
+    dtype: torch.dtype,
+    head_dim: int,
+    value_dim: int,
+    heads: int,
+    key_heads: int,
+    grouped: bool,
+    masked: bool,
 ) -> Backend:
     """Which SDPA kernel CUDA takes, flash before efficient before math; aten .../transformers/cuda/sdp_utils.cpp.
 
     flash: 16 bits, compute capability from 8.0, no mask, head_dim to 256, equal for values.
-    efficient: no grouped heads; bfloat16 from 8.0 on.
+    efficient: heads that fill 16 bytes, of float32 below 8.0 any; bfloat16 from 8.0 on; grouped heads as
+    EFFICIENT_TAKES_GROUPS says. grouped: whether enable_gqa is set.
     """
     assert device.capability is not None
+    modern, takes_groups = device.capability >= (8, 0), device.torch >= EFFICIENT_TAKES_GROUPS
     half = dtype in (torch.float16, torch.bfloat16)
-    if half and device.capability >= (8, 0) and not masked and head_dim == value_dim <= 256:
+    same_heads = heads == key_heads or (takes_groups and key_heads == 1)
+    if half and modern and not masked and head_dim == value_dim <= 256 and (same_heads or grouped):
         return "flash"
-    if not grouped and (dtype != torch.bfloat16 or device.capability >= (8, 0)):
+    if (
+        (same_heads or (grouped and takes_groups))
+        and (modern or dtype != torch.bfloat16)
+        and head_dim % _efficient_alignment(dtype, modern) == value_dim % _efficient_alignment(dtype, modern) == 0
+    ):
         return "efficient"
     return "math"
+
+
+def _efficient_alignment(dtype: torch.dtype, modern: bool) -> int:
+    """Values that a head must be a multiple of; minimum_gemm_alignment in sdp_utils.cpp."""
+    if dtype == torch.float32:
+        return 4 if modern else 1
+    return 8
 
 
 class FlashAttention(torch.autograd.Function):
@@ -47,7 +75,7 @@ class FlashAttention(torch.autograd.Function):
     @stands_for("flash attention", "aten .../transformers/cuda/flash_attn/flash_api.cpp, mha_fwd")
     def forward(ctx: Any, q: Any, k: Any, v: Any, splits: int, causal: bool) -> Any:
         batch, heads, length, dim = q.shape
-        out = q.new_empty(batch, length, heads, dim).transpose(1, 2)
+        out = torch.empty_like(q)  # laid out as queries are
         logsumexp = q.new_empty(batch, heads, length, dtype=torch.float32)
         if splits > 1:
             parts = (
@@ -64,9 +92,9 @@ class FlashAttention(torch.autograd.Function):
     @staticmethod
     @stands_for("flash attention", "aten .../transformers/cuda/flash_attn/flash_api.cpp, mha_bwd")
     def backward(ctx: Any, grad: Any) -> Any:
-        q, k, v, *_ = ctx.saved_tensors
+        q, k, v, out, *_ = ctx.saved_tensors
         batch, heads, length, dim = q.shape
-        grad = grad.transpose(1, 2).contiguous()
+        grad, out = (t.transpose(1, 2).contiguous() for t in (grad, out))
         like = [torch.empty_like(t) for t in (q, k, v)]
         rounded = -(-length // 128) * 128
         delta = q.new_empty(batch, heads, rounded, dtype=torch.float32)
@@ -192,20 +220,23 @@ def flash_splits(device: Device, batch: int, heads: int, length: int, keys: int,
 class EfficientAttention(torch.autograd.Function):
     """As flash, with a mask; aten .../transformers/cuda/attention.cu and attention_backward.cu.
 
-    The log-sum-exp is rounded up to 32 queries. Heads above 128 are summed in float32 beside a 16-bit output.
+    The log-sum-exp is rounded up to 32 queries. Heads above 128 are summed in float32 beside a 16-bit output. The
+    backward takes the gradients of grouped keys and values for all heads, and sums them in the end.
     """
 
     @staticmethod
     @stands_for("memory-efficient attention", "aten .../transformers/cuda/attention.cu")
-    def forward(ctx: Any, q: Any, k: Any, v: Any, bias: Any, capability: tuple[int, int], causal: bool) -> Any:
+    def forward(ctx: Any, q: Any, k: Any, v: Any, bias: Any, device: Device, causal: bool) -> Any:
         batch, heads, length, _ = q.shape
+        on_device = device.torch >= EFFICIENT_TAKES_GROUPS
+        generator = [q.new_empty((), dtype=torch.int64) for _ in range(2)] if on_device else []
         out = q.new_empty(batch, length, heads, v.size(-1)).transpose(1, 2)
         logsumexp = q.new_empty(batch, heads, -(-length // 32) * 32, dtype=torch.float32)
-        if v.size(-1) > 128 and q.dtype != torch.float32:
+        if max(q.size(-1), v.size(-1)) > 128 and q.dtype != torch.float32:
             sums = q.new_empty(batch, length, heads, v.size(-1), dtype=torch.float32)
             del sums
-        ctx.save_for_backward(q, k, v, out, logsumexp, *(() if bias is None else (bias,)))
-        ctx.capability, ctx.causal = capability, causal
+        ctx.save_for_backward(q, k, v, out, logsumexp, *generator, *(() if bias is None else (bias,)))
+        ctx.capability, ctx.causal = device.capability, causal
         count(attention(q, k, v, causal=causal))
         return out
 
@@ -216,51 +247,53 @@ class EfficientAttention(torch.autograd.Function):
         batch, heads, length, dim = q.shape
         grad = grad.transpose(1, 2).contiguous()
         like = [t.new_empty(t.size(0), t.size(2), t.size(1), t.size(3)).transpose(1, 2) for t in (q, k, v)]
+        expanded = [t.new_empty(batch, t.size(2), heads, t.size(3)) for t in (k, v) if t.size(1) != heads]
         if q.dtype == torch.float32:
             product = torch.empty_like(grad)
-            delta = q.new_empty(batch, length, heads)
-            del product
-        delta = q.new_empty(batch, heads, length, dtype=torch.float32)
-        widest = max(dim, v.size(-1))
-        floats = _efficient_workspace_floats(ctx.capability, q.dtype, length, k.size(2), widest, batch * heads)
+            sums = q.new_empty(batch, length, heads)
+            delta = q.new_empty(batch, heads, length)
+            del product, sums
+        else:
+            delta = q.new_empty(batch, heads, length, dtype=torch.float32)
+        dims = (dim, v.size(-1))
+        floats = _efficient_workspace_floats(ctx.capability, q.dtype, length, k.size(2), dims, batch * heads)
         workspace = q.new_empty(batch * heads * floats, dtype=torch.float32)
-        del delta, workspace
+        del delta, workspace, expanded
         count(attention(q, k, v, causal=ctx.causal, backward=True))
         return (*like, None, None, None)
 
 
 def _efficient_workspace_floats(
-    capability: tuple[int, int], dtype: torch.dtype, length: int, keys: int, dim: int, heads: int
+    capability: tuple[int, int], dtype: torch.dtype, length: int, keys: int, dims: tuple[int, int], heads: int
 ) -> int:
     """float32 workspace of a head; gradQ_workspace_elements and its like in mem_eff_attention/kernel_backward.h.
 
     The kernel is the first, of those that generate_kernels.py makes, that takes the head and the shared memory of the
-    card. heads: batch times heads.
+    card. dims: of a head of queries and keys, and of values. heads: batch times heads.
     """
     half = dtype != torch.float32
     large_shared_memory = capability in ((8, 0), (8, 7), (9, 0), (10, 0), (10, 3))
+    wide = large_shared_memory or (half and capability[0] == 7)  # the kernels of 7.x need less room there
     queries, columns, longest = 64, 64, 2**16
-    if dim <= 64:
-        longest = 32 if dim <= 32 else 64
-    elif half and capability in ((8, 6), (8, 9)) and dim <= 96:
+    if max(dims) <= 64:
+        longest = 32 if max(dims) <= 32 else 64
+    elif half and capability in ((8, 6), (8, 9)) and max(dims) <= 96:
         queries, longest = 128, 96
-    elif dim <= 128:
+    elif max(dims) <= 128:
         longest = 128
-        if half and large_shared_memory:
-            queries, columns = 128, 128
-        elif large_shared_memory:
-            queries = 128
-    elif large_shared_memory:
+        queries = 128 if wide else 64
+        columns = 128 if half and large_shared_memory else 64
+    elif half or large_shared_memory:
         queries = 128
-    of_queries = -(-length // queries) * -(-dim // columns) * (4 + queries * columns)
-    of_keys = 0
+    of_queries = -(-length // queries) * -(-dims[0] // columns) * (4 + queries * columns)
+    of_keys = of_values = 0
     if half and longest > queries:
         splits = -(-keys // columns)
         if heads >= 256 and keys <= 2 * columns:
             splits = 1
         splits = max(1, min(splits, 200 // heads))
-        of_keys = splits * columns * (-(-dim // queries) * queries)
-    return -(-(of_queries + 2 * of_keys) // 4) * 4
+        of_keys, of_values = (splits * columns * (-(-size // queries) * queries) for size in dims)
+    return -(-(of_queries + of_keys + of_values) // 4) * 4
 
 
 def math_attention(

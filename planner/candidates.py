@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from autoft.errors import FileFormatError, OptionError, near
+from autoft.planner.synonyms import setting_called, switch_called
 from autoft.planner.target import Target
 from autoft.trainer.job import Device, Job
 from autoft.trainer.recipe import Attention, Method, Optimizer, Recipe
@@ -16,6 +17,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 BASES: tuple[dict[str, Any], ...] = (
     {"method": "lora"},
     {"method": "qlora", "quant_type": "nf4", "double_quant": True},
+    {"method": "qlora", "quant_type": "nf4", "double_quant": True, "experts_4bit": True},
     {"method": "qlora", "quant_type": "int8"},
     {"method": "full"},
     {"method": "full", "optimizer": "adamw_8bit"},
@@ -36,6 +38,7 @@ LIGHTER: dict[Optimizer, Optimizer] = {
 }
 # Of the Job, what the plan decides itself or the command line has an option for.
 NOT_PINNABLE = ("model", "data", "eval_data", "mapping", "recipe", "device")
+ALL_LINEAR = "all-linear"
 LISTS = ("report_to",)  # of several words, with commas between them
 # Of the Recipe, what is right or wrong only beside another field.
 COUPLED = (
@@ -57,12 +60,22 @@ class Family:
 
 
 def families(
-    target: Target, *, seq_len: int, rows_per_step: int, attention: Attention = "sdpa", pinned: dict[str, Any]
+    target: Target,
+    *,
+    seq_len: int,
+    rows_per_step: int,
+    attention: Attention = "sdpa",
+    experts: bool = False,
+    pinned: dict[str, Any],
 ) -> list[Family]:
     """Recipes for `target`, each once: base x saving x micro-batch, the rest by the device's ability.
 
-    rows_per_step: sequences in an optimizer step; the micro-batch divides it. attention: what the model takes.
-    pinned: fields of the Recipe that the user has set; a combination they contradict is left out.
+    Args:
+        rows_per_step: sequences in an optimizer step; the micro-batch divides it.
+        attention: what the model takes.
+        experts: whether the model has experts that can be held in 4 bits.
+        pinned: fields of the Recipe that the user has set; a combination they contradict is left out.
+
     Raises: FileFormatError when a pinned value is wrong whatever it is combined with.
     """
     found: list[Family] = []
@@ -71,11 +84,13 @@ def families(
     for base, saving in ((base, saving) for base in _bases(pinned) for saving in SAVINGS):
         if target.device == "cpu" and "offload_checkpoints" in saving:
             continue  # they are in the host's memory as it is
+        if "experts_4bit" in base and not experts:
+            continue
         recipes: list[Recipe] = []
         for micro_batch in _micro_batches(rows_per_step):
             varied = {**base, **saving, "micro_batch": micro_batch}
             try:
-                recipe = _pin(replace(_recipe(target, seq_len, attention), **varied), pinned)
+                recipe = _pin(_recipe(target, seq_len, attention), varied, pinned)
             except FileFormatError as error:
                 problem = error
                 continue
@@ -101,7 +116,7 @@ def exact(target: Target, *, seq_len: int, attention: Attention = "sdpa", pinned
         if "checkpoint_every" in saving:
             continue  # only where it is pinned
         try:
-            return _pin(replace(whole, micro_batch=1, **base, **saving), pinned)
+            return _pin(whole, {"micro_batch": 1, **base, **saving}, pinned)
         except FileFormatError as error:
             problem = problem or error
     assert problem is not None
@@ -131,11 +146,10 @@ def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str,
         if not equals:
             raise OptionError(f"--set {word}: not of the form key=value", fix=f"--set {key or 'rank'}=...")
         if key not in recipe_keys | job_keys:
-            raise OptionError(
-                f"--set {word}: no setting {key!r}.{near(key, recipe_keys | job_keys)}",
-                fix=f"one of: {', '.join(sorted(recipe_keys | job_keys))}",
-            )
+            raise _unknown(word, key, text.strip(), sorted(recipe_keys | job_keys))
         value = _value(text.strip())
+        if key == "target_modules" and isinstance(value, str) and value != ALL_LINEAR:
+            value = [each.strip() for each in value.split(",") if each.strip()]
         if key in LISTS:
             value = tuple(value if isinstance(value, list) else [each.strip() for each in str(value).split(",")])
         (recipe if key in recipe_keys else job)[key] = value
@@ -149,6 +163,15 @@ def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str,
             fix=f"one of: {', '.join(METHODS)}",
         )
     return recipe, job
+
+
+def _unknown(word: str, key: str, value: str, known: list[str]) -> OptionError:
+    ours, switch = setting_called(key), switch_called(key, value)
+    if ours in known:
+        return OptionError(f"--set {word}: the setting is called {ours} here", fix=f"--set {ours}={value}")
+    if ours == "seq_len" or switch is not None:
+        return OptionError(f"--set {word}: no setting {key!r}", fix=switch or f"--seq-len {value}")
+    return OptionError(f"--set {word}: no setting {key!r}.{near(key, known)}", fix=f"one of: {', '.join(known)}")
 
 
 def describe(recipe: Recipe) -> str:
@@ -172,7 +195,8 @@ def describe_base(recipe: Recipe) -> str:
     """lora on bfloat16, qlora nf4, full on float32 with adamw_8bit."""
     if recipe.method == "full":
         return f"full on {recipe.weights_dtype} with {recipe.optimizer}"
-    return f"qlora {recipe.quant_type}" if recipe.quant_type else f"lora on {recipe.base_dtype}"
+    experts = " with 4-bit experts" if recipe.experts_4bit else ""
+    return f"qlora {recipe.quant_type}{experts}" if recipe.quant_type else f"lora on {recipe.base_dtype}"
 
 
 def base_bits(recipe: Recipe) -> int:
@@ -203,8 +227,9 @@ def _recipe(target: Target, seq_len: int, attention: Attention) -> Recipe:
     )
 
 
-def _pin(recipe: Recipe, pinned: dict[str, Any]) -> Recipe:
-    values = {**recipe.to_dict(), **pinned}
+def _pin(recipe: Recipe, varied: dict[str, Any], pinned: dict[str, Any]) -> Recipe:
+    """Raises: FileFormatError for a combination that no Recipe can have."""
+    values = {**recipe.to_dict(), **varied, **pinned}
     if values["base_dtype"] == "float32" and "autocast" not in pinned:
         values["autocast"] = False
     if values["quant_type"] == "int8" and "double_quant" not in pinned:
@@ -230,8 +255,11 @@ def _micro_batches(rows: int) -> list[int]:
 
 
 def _value(text: str) -> Any:
+    """Read as TOML, else as text. Python's True and False are truth values too."""
     from autoft.schema import parse_toml
 
+    if text in ("True", "False"):
+        text = text.lower()
     try:
         return parse_toml(f"value = {text}", where="--set")["value"]
     except FileFormatError:

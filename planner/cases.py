@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 from autoft.errors import FileFormatError, near
 from autoft.planner.candidates import exact
+from autoft.planner.device import INSTALLED_TORCH, torch_release
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
 from autoft.planner.exchange import ALONE, Replicas
@@ -25,12 +27,15 @@ from autoft.trainer.resolve import load_config, resolve
 BACKENDS = ("flash", "efficient", "math")
 DEFAULT_SEQ_LEN = 2048
 # Beside the Recipe's own fields; lora_dropout is what Hugging Face calls its dropout
-OTHER_KEYS = ("model", "gpu", "sdpa_backend", "lora_dropout", "output_until")
+OTHER_KEYS = ("model", "gpu", "sdpa_backend", "lora_dropout", "output_until", "torch")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """where: file and line. backend: of attention, pinned. pins: fields of the Recipe. output_until: of its Loop."""
+    """where: file and line. backend: of attention, pinned. pins: fields of the Recipe. output_until: of its Loop.
+
+    torch: release of PyTorch that ran it, named by the case or by the stack of its line; the installed one otherwise.
+    """
 
     where: str
     model: str
@@ -38,6 +43,7 @@ class Case:
     backend: Any
     pins: dict[str, Any]
     output_until: OutputUntil
+    torch: tuple[int, int] = INSTALLED_TORCH
 
 
 def read_cases(path: Path) -> list[Case]:
@@ -66,12 +72,12 @@ def estimates(
         return target_of(hardware, gpu_name=name, vram_gib=vram_gib, cpu_flops_per_s=flops)
 
     @functools.cache
-    def estimator(model: str, name: str | None) -> Estimator:
-        return Estimator(model, load_config(resolve(model)), target(name))
+    def estimator(model: str, name: str | None, torch: tuple[int, int]) -> Estimator:
+        return Estimator(model, load_config(resolve(model)), target(name), torch=torch)
 
     def answer(case: Case) -> tuple[Recipe, Estimate]:
         name = case.gpu or gpu
-        found = estimator(case.model, name)
+        found = estimator(case.model, name, case.torch)
         pins = {"attention": found.attention, **case.pins}
         recipe = exact(
             target(name),
@@ -83,7 +89,7 @@ def estimates(
         replicas = ALONE if name is None else Replicas(target(name).num_gpus)
         return recipe, found.estimate(recipe, loop=loop, backend=case.backend, replicas=replicas)
 
-    estimator(cases[0].model, cases[0].gpu or gpu)  # loads what all processes then share
+    estimator(cases[0].model, cases[0].gpu or gpu, cases[0].torch)  # loads what all processes then share
     # PyTorch's threads, which a CPU's estimate times and counts, do not survive a fork
     alone = any(target(case.gpu or gpu).device == "cpu" for case in cases)
     for case, (recipe, estimate) in zip(cases, spread(answer, cases, alone=alone), strict=True):
@@ -95,8 +101,9 @@ def _case(where: str, line: str) -> Case:
         case = json.loads(line)
     except json.JSONDecodeError as error:
         raise FileFormatError(f"{where}: no JSON ({error.msg})", fix="one JSON object a line") from error
+    stack = ""
     if isinstance(case, dict) and isinstance(case.get("case"), dict):
-        case = case["case"]  # a line of measurements
+        stack, case = str(case.get("stack", "")), case["case"]  # a line of measurements
     if not isinstance(case, dict) or not isinstance(case.get("model"), str):
         raise FileFormatError(f"{where}: no model", fix='an object such as {"model": "...", "method": "qlora"}')
     known = {field.name for field in dataclasses.fields(Recipe)}
@@ -120,4 +127,15 @@ def _case(where: str, line: str) -> Case:
     if alone.get("method") == "qlora":
         alone.setdefault("quant_type", "nf4")  # the planner's own default
     Recipe.from_dict(alone, where=where)
-    return Case(where, case["model"], case.get("gpu"), backend, pins, until)
+    return Case(where, case["model"], case.get("gpu"), backend, pins, until, _torch(where, case.get("torch"), stack))
+
+
+def _torch(where: str, named: Any, stack: str) -> tuple[int, int]:
+    """The case's own release of PyTorch. named: its `torch`. stack: of its line, as "torch 2.6.0, peft 0.19.1"."""
+    if named is None:
+        match = re.search(r"\btorch (\d+\.\d+)", stack)
+        return torch_release(match[1]) if match else INSTALLED_TORCH
+    try:
+        return torch_release(str(named))
+    except ValueError as error:
+        raise FileFormatError(f"{where}: torch {named!r}: not a version", fix='a text such as "2.14.1"') from error

@@ -43,7 +43,7 @@ _ORDER: dict[str, tuple[str, Callable[[Candidate], tuple[float, ...]]]] = {
     ),
     "quality": (
         "the most bits in the base, then the shortest time",
-        lambda c: (-base_bits(c.recipe), _pace(c)),
+        lambda c: (-base_bits(c.recipe), c.recipe.experts_4bit, _pace(c)),
     ),
     "speed": (
         "the shortest time, then the most bits in the base",

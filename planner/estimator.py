@@ -11,7 +11,7 @@ from autoft.planner.allocator import Allocator, ByteCounter
 from autoft.planner.attention import TOKENS_PER_EXAMPLE, Backend
 from autoft.planner.data_parallel import gradient_bytes, replicated
 from autoft.planner.depth import Depth, depth_of, shortened
-from autoft.planner.device import Device
+from autoft.planner.device import INSTALLED_TORCH, Device
 from autoft.planner.estimate import Estimate, Fits
 from autoft.planner.exchange import ALONE, Replicas, together
 from autoft.planner.ghost import Kept, Rehearsal, find_depth, rehearse
@@ -36,17 +36,20 @@ UNKNOWN_CAPABILITY = (8, 0)  # assumption for a card of which only the memory is
 class Estimator:
     """Builds the model without storage once a question, and remembers the answer."""
 
-    def __init__(self, name: str, config: Any, target: Target) -> None:
-        """config: a transformers configuration. Raises: ModelError when it is none of a causal language model."""
+    def __init__(self, name: str, config: Any, target: Target, *, torch: tuple[int, int] = INSTALLED_TORCH) -> None:
+        """config: a transformers configuration. torch: release of PyTorch that runs the steps.
+
+        Raises: ModelError when it is none of a causal language model.
+        """
         self.config = config
         self.target = target
         self.attention, base = base_of(config)
         self.shape = model_shape(name, config, base)
-        self.device = _device_of(target)
+        self.device = _device_of(target, torch)
         self._depth: dict[Attention, Depth | None] = {self.attention: depth_of(base, config)}
         self._kept = Kept()
         self._refusal: dict[
-            tuple[Method, QuantType | None, Attention, bool, RopeScaling | None], ModelError | None
+            tuple[Method, QuantType | None, bool, Attention, bool, RopeScaling | None], ModelError | None
         ] = {}
         self._rehearsed: dict[tuple[Recipe, Loop, Backend | None, bool, bool], Rehearsal] = {}
         self._replayed: dict[int, Memory] = {}
@@ -56,8 +59,9 @@ class Estimator:
 
         same_kernels: take it for granted that it has.
         """
-        if not same_kernels and _device_of(target) != self.device:
-            return Estimator(self.shape.name, self.config, target)
+        torch = self.device.torch
+        if not same_kernels and _device_of(target, torch) != self.device:
+            return Estimator(self.shape.name, self.config, target, torch=torch)
         found = copy(self)
         found.target = target
         return found
@@ -193,7 +197,14 @@ class Estimator:
                 refuse_offloading(self.target.device)
         except ModelError as error:
             return error
-        key = (recipe.method, recipe.quant_type, recipe.attention, recipe.packing, recipe.rope_scaling)
+        key = (
+            recipe.method,
+            recipe.quant_type,
+            recipe.experts_4bit,
+            recipe.attention,
+            recipe.packing,
+            recipe.rope_scaling,
+        )
         if key not in self._refusal:
             try:
                 depth = self._depth.get(recipe.attention)
@@ -204,10 +215,10 @@ class Estimator:
         return self._refusal[key]
 
 
-def _device_of(target: Target) -> Device:
+def _device_of(target: Target, torch: tuple[int, int]) -> Device:
     if target.gpu is None:
-        return Device(None, None)
-    return Device(target.gpu.compute_capability or UNKNOWN_CAPABILITY, target.gpu.multiprocessors)
+        return Device(None, None, torch)
+    return Device(target.gpu.compute_capability or UNKNOWN_CAPABILITY, target.gpu.multiprocessors, torch)
 
 
 def _assumptions(recipe: Recipe) -> list[str]:

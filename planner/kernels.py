@@ -372,8 +372,8 @@ def _treatment(func: Any) -> Treatment:
 class Kernels(TorchFunctionMode):
     """Runs a step on meta tensors as `device` would: its attention kernels, its autocast, its fused softmax.
 
-    backend: of attention, pinned; grouped heads are then repeated first where it cannot take them. packed: rows hold
-    several examples each.
+    backend: of attention, pinned; a loop that pins the memory-efficient one repeats grouped heads first.
+    packed: rows hold several examples each.
     """
 
     def __init__(self, device: Device, backend: Backend | None = None, *, packed: bool = False) -> None:
@@ -510,7 +510,9 @@ class Kernels(TorchFunctionMode):
                 dtype=query.dtype,
                 head_dim=query.size(-1),
                 value_dim=value.size(-1),
-                grouped=grouped,
+                heads=query.size(-3),
+                key_heads=key.size(-3),
+                grouped=enable_gqa,
                 masked=attn_mask is not None,
             )
         if grouped and self.backend == "efficient":
@@ -524,7 +526,7 @@ class Kernels(TorchFunctionMode):
                 query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
             )[0]
             return out
-        capability, dim = self.device.capability, query.size(-1)
+        dim = query.size(-1)
         fused: torch.Tensor
         if backend == "flash":
             padding = -dim % 8  # attention.cpp, pad_last_dim
@@ -535,7 +537,7 @@ class Kernels(TorchFunctionMode):
             fused = FlashAttention.apply(query, key, value, splits, is_causal)  # type: ignore[no-untyped-call]
             return fused[..., :dim] if padding else fused
         bias = None if attn_mask is None else aligned(as_bias(attn_mask, query.dtype))
-        fused = EfficientAttention.apply(query, key, value, bias, capability, is_causal)  # type: ignore[no-untyped-call]
+        fused = EfficientAttention.apply(query, key, value, bias, self.device, is_causal)  # type: ignore[no-untyped-call]
         return fused
 
 

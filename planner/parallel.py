@@ -90,7 +90,9 @@ def cores() -> int:
 
 
 def can_fork() -> bool:
-    return sys.platform == "linux"
+    """Not where CUDA is at work in this process: a child could run no backward."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    return sys.platform == "linux" and not (cuda is not None and cuda.is_initialized())
 
 
 def end_with_parent(parent: int) -> None:

@@ -230,7 +230,12 @@ def _get_ready(estimator: Estimator, pins: dict[str, Any], reading: Reading) -> 
     """While the data is read: what rehearsals import, and the models that are rehearsed whatever the data is."""
     with suppress(InputError):  # met again, and told, where the candidates are looked at
         first, *others = families(
-            estimator.target, seq_len=PAD_MULTIPLE, rows_per_step=1, attention=estimator.attention, pinned=pins
+            estimator.target,
+            seq_len=PAD_MULTIPLE,
+            rows_per_step=1,
+            attention=estimator.attention,
+            experts=estimator.shape.expert_params > 0,
+            pinned=pins,
         )
         estimator.rehearse(first.recipes[0])
         for family in others:

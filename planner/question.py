@@ -81,6 +81,7 @@ class Question:
             seq_len=self.seq_len,
             rows_per_step=self.rows_per_gpu,
             attention=self.estimator.attention,
+            experts=self.estimator.shape.expert_params > 0,
             pinned=self.pinned,
         )
         return [family for family in found if self.estimator.takes(family.recipes[0])] or found[:1]
@@ -132,7 +133,8 @@ class Question:
         """The least that the base's weights take: quantization state and what is not known of it left out."""
         shape, whole = self.estimator.shape, {"float32": 4}.get(recipe.weights_dtype, 2)
         held = {None: float(whole), "int8": 1.0}.get(recipe.quant_type, 0.5)
-        return int(shape.linear_params * held) + shape.other_params * whole
+        experts = shape.expert_params if recipe.experts_4bit else 0
+        return int((shape.linear_params + experts) * held) + (shape.other_params - experts) * whole
 
     def padded(self, micro_batch: int) -> float:
         """As Rows.padded; 1 without data. GPUs wait for the one that has the longest row."""

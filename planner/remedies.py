@@ -60,8 +60,8 @@ def _error(question: Question, closest: Candidate, ways: list[Remedy]) -> DoesNo
         "available_bytes": room,
         "remedies": [{"what": w.what, "option": w.option, "needs_bytes": w.needs_bytes} for w in ways],
     }
-    if closest.estimate.fits == "yes":
-        limits = [word for word in (_hours(question.limits), _energy(question.limits)) if word]
+    limits = [word for word in (_hours(question.limits), _energy(question.limits)) if word]
+    if closest.estimate.fits == "yes" and limits:
         what = f"what fits {question.target.name} may take longer than allowed ({', '.join(limits)})"
     else:
         need, phases = closest.estimate.device_bytes, closest.estimate.phases
@@ -202,6 +202,8 @@ def _another_card(question: Question, closest: Candidate) -> Iterator[Remedy]:
     """The card of the catalogue with the least memory that fits."""
     tried, room = 0, max(question.whole.available_bytes, closest.estimate.device_bytes - 1)
     for profile in sorted(gpu_profiles().values(), key=lambda p: (p.memory_bytes, p.name)):
+        if profile.vendor != "nvidia":  # the trainer runs on no other
+            continue
         target = target_of_profile(profile.name)
         if target.available_bytes <= room or tried == MOST_CARDS:
             continue

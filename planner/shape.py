@@ -31,6 +31,7 @@ def model_shape(name: str, config: Any, base: Any) -> ModelShape:
         tied_embeddings=bool(base.config.tie_word_embeddings),
         linear_params=linear,
         other_params=total - linear,
+        expert_params=_count_experts(base),
     )
 
 
@@ -47,6 +48,14 @@ def _count(base: Any) -> tuple[int, int]:
     head = base.get_output_embeddings()
     linear = [m.weight for m in base.modules() if type(m) in (torch.nn.Linear, Conv1D) and m is not head]
     return sum({id(w): w.numel() for w in linear}.values()), sum(p.numel() for p in base.parameters())
+
+
+def _count_experts(base: Any) -> int:
+    if not any(type(module).__name__.endswith("Experts") for module in base.modules()):
+        return 0  # without the imports that packing experts takes
+    from autoft.trainer.experts import expert_weights
+
+    return sum(module.get_parameter(name).numel() for module, name in expert_weights(base))
 
 
 def _first(config: Any, *names: str, default: int | None = None) -> int:

@@ -13,6 +13,7 @@ class ModelShape(Record):
 
     name: what a person calls it. Parameters are counted, not bytes, each stored tensor once (tied weights once):
     linear_params: weights of the linear layers that 4-bit quantization replaces; other_params: all the rest.
+    expert_params: of other_params, those of experts that experts_4bit packs.
     max_position: longest sequence the model was made for, in tokens.
     """
 
@@ -29,6 +30,7 @@ class ModelShape(Record):
     tied_embeddings: bool
     linear_params: int
     other_params: int
+    expert_params: int = 0
 
     @property
     def total_params(self) -> int:

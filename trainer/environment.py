@@ -6,9 +6,10 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+TRUE = ("1", "ON", "YES", "TRUE")
 # What a user has set stays as it is: only what is missing is filled in.
 DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -40,6 +41,13 @@ def prepare() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+
+
+def is_offline(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether the user wants no hub: huggingface_hub/constants.py and datasets/config.py, where 0 and "no" mean no."""
+    environ = os.environ if environ is None else environ
+    hub = environ.get("HF_HUB_OFFLINE") or environ.get("TRANSFORMERS_OFFLINE") or ""
+    return hub.upper() in TRUE or environ.get("HF_DATASETS_OFFLINE", "").upper() in TRUE
 
 
 def import_bitsandbytes() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from autoft.errors import ModelError, near
 from autoft.profiles.model_catalogue import ModelProfile, find_model, model_profiles
+from autoft.trainer import environment
 
 Say = Callable[[str], None]
 T = TypeVar("T")
@@ -316,7 +316,7 @@ def _from_hub(ref: ModelRef, download: Callable[[], Path]) -> Path:
 
 
 def _unreachable(ref: ModelRef) -> tuple[str, str]:
-    why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
+    why = "HF_HUB_OFFLINE is set" if environment.is_offline() else "the hub cannot be reached"
     return (
         f"{ref.hub_id}: no folder here, not in the hub's local cache, and {why}",
         f"connect to the network, or give a local folder.{near(str(ref.hub_id), _known_names())}",

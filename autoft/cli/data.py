@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +20,9 @@ class Actions(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in self.commands and not args[0].startswith("-"):
-            raise OptionError(
-                f"data {args[0]}: not known.{near(args[0], self.commands)}", fix="autoft data --help lists the actions"
-            )
+            is_file = "." in args[0] or Path(args[0]).exists()
+            fix = shlex.join(["autoft", "data", "check", *args]) if is_file else "autoft data --help lists the actions"
+            raise OptionError(f"data {args[0]}: not known.{near(args[0], self.commands)}", fix=fix)
         return super().resolve_command(ctx, args)
 
 

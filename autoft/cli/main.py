@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import re
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,6 +20,17 @@ from autoft.errors import AutoftError, DoesNotFit, Interrupted, OptionError, nea
 
 # Where a command's module is not named after it
 MODULES = {"watch": "follow"}
+# What people type for a command of ours
+ELSEWHERE = {
+    "check": ("data", "check"),
+    "train": ("run",),
+    "finetune": ("run",),
+    "fine-tune": ("run",),
+    "sft": ("run",),
+    "info": ("probe",),
+    "inference": ("chat",),
+    "evaluate": ("eval",),
+}
 # Name, and the line that `autoft --help` shows: kept here so that help imports no command.
 COMMANDS = {
     "probe": "Show what this machine is: GPUs, memory, disk, processor.",
@@ -54,9 +67,9 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise OptionError(
-                f"no command {args[0]!r}.{near(args[0], COMMANDS)}", fix="autoft --help lists the commands"
-            )
+            meant = ELSEWHERE.get(args[0])
+            fix = "autoft --help lists the commands" if meant is None else shlex.join(["autoft", *meant, *args[1:]])
+            raise OptionError(f"no command {args[0]!r}.{near(args[0], COMMANDS)}", fix=fix)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -84,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         print(error.format_message(), file=sys.stderr)
         sys.exit(OptionError.exit_code)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place that catches all
-        failure = _as_ours(error)
+        failure = _as_ours(error, args)
         if "--debug" in args:
             traceback.print_exception(error)
         _report(failure, as_json="--json" in args)
@@ -105,7 +118,7 @@ def _exit_code(result: Any) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _as_ours(error: BaseException) -> AutoftError:
+def _as_ours(error: BaseException, args: Sequence[str]) -> AutoftError:
     if isinstance(error, AutoftError):
         return error
     if isinstance(error, KeyboardInterrupt | click.Abort):
@@ -114,7 +127,10 @@ def _as_ours(error: BaseException) -> AutoftError:
         ctx = getattr(error, "ctx", None)
         path = ctx.command_path if ctx else "autoft"
         message = error.format_message().strip().rstrip(".")
-        return OptionError(" ".join(message.split()), fix=f"{path} --help shows how it is used")
+        proposal = _proposal(error, args)
+        if proposal is not None and isinstance(error, click.NoSuchOption):
+            message = f"No such option '{error.option_name}'"  # click's own proposal would lead astray
+        return OptionError(" ".join(message.split()), fix=proposal or f"{path} --help shows how it is used")
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return AutoftError(
@@ -124,6 +140,40 @@ def _as_ours(error: BaseException) -> AutoftError:
         f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}",
         fix="add --debug for the traceback, and report it with the output of `autoft probe --json`",
     )
+
+
+def _proposal(error: click.ClickException, args: Sequence[str]) -> str | None:
+    """What to type in place of another trainer's option, or of a second argument; None where that is not known."""
+    ctx = getattr(error, "ctx", None)
+    if ctx is None or not any("--set" in option.opts for option in ctx.command.params):
+        return None
+    from autoft.planner.synonyms import option_called
+
+    if not isinstance(error, click.NoSuchOption):
+        extra = re.search(r"extra argument \((.+)\)$", error.format_message())
+        return f"--data {shlex.quote(extra[1])}" if extra and re.search(r"[./\\]", extra[1]) else None
+    called = option_called(error.option_name, _value_after(error.option_name, args), _settings())
+    known = {word for option in ctx.command.params for word in option.opts}
+    return called if called is None or called.split()[0] in known or not called.startswith("--") else None
+
+
+def _value_after(option: str, args: Sequence[str]) -> str | None:
+    """What was typed for `option`: after "=", or as the next word."""
+    for at, word in enumerate(args):
+        name, equals, value = word.partition("=")
+        if name == option:
+            following = args[at + 1] if at + 1 < len(args) else "-"
+            return value if equals else None if following.startswith("-") else following
+    return None
+
+
+def _settings() -> frozenset[str]:
+    from dataclasses import fields
+
+    from autoft.trainer.job import Job
+    from autoft.trainer.recipe import Recipe
+
+    return frozenset(field.name for record in (Recipe, Job) for field in fields(record))
 
 
 def _report(failure: AutoftError, *, as_json: bool) -> None:

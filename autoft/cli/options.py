@@ -31,6 +31,7 @@ class Choice(click.Choice[str]):
     """click's Choice, which refuses a wrong name in our words, with the names most like it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        value = {choice.casefold(): choice for choice in self.choices}.get(str(value).casefold(), value)
         if value not in self.choices:
             option = f"{param.opts[0]} " if param else ""
             raise OptionError(

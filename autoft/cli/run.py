@@ -65,6 +65,10 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
             words["data"] = words["data"] or "starter"
             _fetch_starter(console)
         if words["data"] is None:
+            from autoft.trainer.data.files import TABLES, TEXTS, kind
+
+            if kind(what) in (*TABLES, *TEXTS):
+                raise OptionError(f"{what} is data, and no model is named", fix=f"autoft run MODEL --data {what}")
             raise OptionError("no data to train on", fix=f"autoft run {what} --data FILE")
         plan, prepared = planning.plan_to_train(planning.request(what, **words), out.absolute().parent)
     from autoft.trainer.outcome import output_bytes

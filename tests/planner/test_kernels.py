@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from autoft.planner.attention import flash_splits
-from autoft.planner.device import Device
+from autoft.planner.attention import EFFICIENT_TAKES_GROUPS, flash_splits
+from autoft.planner.device import INSTALLED_TORCH, Device
 from autoft.planner.ghost import _backward, rehearse
 from autoft.planner.kernels import Kernels, fused_4bit_product, scratch
 from autoft.planner.loop import OURS
@@ -21,6 +21,7 @@ from autoft.units import MIB
 from tests.planner.families import family_config
 
 CPU, TURING, ADA, HOPPER = Device(None), Device((7, 5)), Device((8, 9), 128), Device((9, 0), 132)
+OLD, NEW = Device((7, 5), torch=(2, 13)), Device((7, 5), torch=(2, 14))  # of PyTorch
 B, H, S, D = 2, 4, 96, 64
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -84,7 +85,44 @@ def test_flash_backward_takes_a_float32_gradient_and_all_heads_of_grouped_keys()
 
 def test_the_efficient_kernel_rounds_logsumexp_up_to_32_queries() -> None:
     q, k, v = (tensor(B, H, 70, D, dtype=FP16) for _ in range(3))
-    assert taken(TURING, attend, q, k, v) == [2 * B * H * 70 * D, 4 * B * H * 96]
+    assert taken(OLD, attend, q, k, v) == [2 * B * H * 70 * D, 4 * B * H * 96]
+
+
+def test_the_efficient_kernel_keeps_the_generator_s_state_on_the_device_from_torch_2_14_on() -> None:
+    q, k, v = (heads(dtype=FP16) for _ in range(3))
+    assert taken(NEW, attend, q, k, v) == [8, 8, *taken(OLD, attend, q, k, v)]
+
+
+def test_the_efficient_backward_takes_the_gradients_of_grouped_keys_for_all_heads() -> None:
+    q, k, v = heads(dtype=FP16, trained=True), *(heads(count=2, dtype=FP16, trained=True) for _ in range(2))
+    sizes = taken(NEW, lambda q, k, v: _backward(attend(q, k, v, enable_gqa=True).sum()), q, k, v)
+    of_query, of_keys = 2 * B * H * S * D, 2 * B * 2 * S * D
+    delta, workspace = 4 * B * H * S, 4 * B * H * 2 * (4 + 64 * 64)
+    assert _until(workspace, sizes, 7) == [of_query, of_keys, of_keys, of_query, of_query, delta, workspace]
+
+
+def test_the_efficient_backward_of_float32_sums_a_product_for_its_delta() -> None:
+    q, k, v = (heads(dtype=FP32, trained=True) for _ in range(3))
+    sizes = taken(NEW, lambda q, k, v: _backward(attend(q, k, v).sum()), q, k, v)
+    delta, workspace = 4 * B * H * S, 4 * B * H * 2 * (4 + 64 * 64)
+    assert _until(workspace, sizes, 4) == [4 * B * H * S * D, delta, delta, workspace]
+
+
+def _until(last: int, sizes: list[int], count: int) -> list[int]:
+    """The `count` sizes that end with `last`."""
+    end = sizes.index(last) + 1
+    return sizes[end - count : end]
+
+
+def test_the_installed_torch_has_the_efficient_backward_that_is_planned_for() -> None:
+    """Its own shapes for meta: the gradient of keys has their heads where grouped ones are taken, and all otherwise."""
+    q, out = heads(dtype=FP16), heads(dtype=FP16)
+    k, v = (heads(count=2, dtype=FP16) for _ in range(2))
+    state = torch.empty((), dtype=torch.int64, device="meta")
+    logsumexp = tensor(B, H, S, dtype=FP32)
+    backward = torch.ops.aten._scaled_dot_product_efficient_attention_backward
+    grads = backward(out, q, k, v, None, out, logsumexp, state, state, 0.0, [True, True, True, False])
+    assert grads[1].size(1) == (2 if INSTALLED_TORCH >= EFFICIENT_TAKES_GROUPS else H)
 
 
 def test_the_efficient_kernel_sums_wide_heads_in_float32() -> None:
@@ -103,7 +141,7 @@ def test_the_efficient_backward_takes_a_workspace_by_its_blocks() -> None:
 def test_math_holds_a_square_of_scores_in_float32_for_grouped_heads() -> None:
     q, k, v = heads(dtype=FP32), heads(count=2, dtype=FP32), heads(count=2, dtype=FP32)
     square = 4 * B * H * S * S
-    sizes = taken(TURING, lambda q, k, v: attend(q, k, v, enable_gqa=True), q, k, v)
+    sizes = taken(OLD, lambda q, k, v: attend(q, k, v, enable_gqa=True), q, k, v)
     assert sizes.count(square) == 2  # scores and weights; the causal mask is S x S
     assert 4 * S * S in sizes
 

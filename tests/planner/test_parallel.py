@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 
 from autoft.cli import planning
 from autoft.errors import DoesNotFit
@@ -32,6 +33,12 @@ def test_apart_rehearsals_may_still_be_spread(monkeypatch) -> None:
     pids = parallel.apart(lambda: list(parallel.spread(lambda _: os.getpid(), range(8), fewest=4)))
     assert len(set(pids)) == 2
     assert os.getpid() not in pids
+
+
+def test_nothing_forks_where_cuda_is_at_work(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert set(parallel.spread(lambda _: os.getpid(), range(8), fewest=1)) == {os.getpid()}
+    assert parallel.apart(os.getpid) == os.getpid()
 
 
 def test_an_error_apart_is_raised_here() -> None:

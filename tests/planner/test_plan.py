@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from transformers import Qwen3MoeConfig
 
 from autoft.errors import DoesNotFit, FileFormatError, OptionError
+from autoft.planner import remedies
 from autoft.planner.candidates import exact, families, parse_settings
 from autoft.planner.choose import PREFERENCES, choose
 from autoft.planner.plan import make_estimate, make_plan
@@ -16,6 +18,7 @@ from autoft.planner.request import Request
 from autoft.planner.search import Candidate
 from autoft.planner.target import Target, target_of
 from autoft.profiles.detect import gpu_from_profile
+from autoft.profiles.gpu_catalogue import gpu_profiles
 from autoft.profiles.hardware import GpuProcess, GpuStatus, Hardware, Host
 from autoft.profiles.model_shape import ModelShape
 from autoft.trainer.recipe import PAD_MULTIPLE, Recipe
@@ -208,6 +211,42 @@ def test_nothing_fits_names_the_closest_and_ways_out_that_were_planned() -> None
         if way["option"] and way["option"].startswith("--gpu "):
             plan, _ = make_plan(replace(request, vram_gib=None, gpu=way["option"].split()[1]), CPU)
             assert plan.estimate.device_bytes <= way["needs_bytes"] * 1.2
+
+
+def test_no_card_is_proposed_that_the_trainer_does_not_run_on(monkeypatch) -> None:
+    larger = {name: gpu_profiles()[name] for name in ("mi210", "a100-80gb")}
+    monkeypatch.setattr(remedies, "gpu_profiles", lambda: larger)
+    with pytest.raises(DoesNotFit) as error:
+        make_plan(Request(model=TINYLLAMA, vram_gib=2.5, seq_len=2048, settings=("micro_batch=8",)), CPU)
+    assert "a a100-80gb (needs" in str(error.value.fix)
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    """Configuration of a model whose experts take 384 MiB in 16 bits, and all the rest 10 MiB."""
+    config = Qwen3MoeConfig(
+        vocab_size=1024, hidden_size=512, intermediate_size=512, moe_intermediate_size=512, num_hidden_layers=4,
+        num_attention_heads=8, num_key_value_heads=2, head_dim=64, num_experts=64, num_experts_per_tok=4,
+    )  # fmt: skip
+    config.architectures = ["Qwen3MoeForCausalLM"]
+    config.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def test_experts_in_4_bits_are_a_candidate_where_the_model_has_some(mixture) -> None:
+    tight = Request(model=mixture, vram_gib=0.95, seq_len=128)
+    plan, _ = make_plan(tight, CPU)
+    assert plan.job.recipe.experts_4bit
+    assert plan.shape.expert_params == 4 * 64 * 3 * 512 * 512
+    pinned, _ = make_plan(replace(tight, settings=("experts_4bit=true",)), CPU)
+    assert pinned.job.recipe == plan.job.recipe
+    with pytest.raises(DoesNotFit) as error:
+        make_plan(replace(tight, settings=("experts_4bit=false",)), CPU)
+    assert "without --set experts_4bit=false: qlora nf4 with 4-bit experts" in str(error.value.fix)
+    roomy, _ = make_plan(replace(tight, vram_gib=24, prefer="quality"), CPU)
+    assert not roomy.job.recipe.experts_4bit
+    dense, _ = make_plan(Request(model=TINYLLAMA, gpu="rtx-4090", seq_len=512), CPU)
+    assert not any(one.recipe.experts_4bit for one in dense.alternatives)
 
 
 def test_two_words_that_exclude_each_other_are_named() -> None:

@@ -13,7 +13,7 @@ from autoft.errors import FileFormatError
 from autoft.planner.allocator import Allocator
 from autoft.planner.attention import attention_backend
 from autoft.planner.cases import estimates, read_cases
-from autoft.planner.device import Device
+from autoft.planner.device import INSTALLED_TORCH, Device
 from autoft.planner.ghost import rehearse
 from autoft.planner.memory import replay
 from autoft.planner.target import GPU_MARGIN
@@ -118,24 +118,53 @@ def test_the_estimate_follows_the_trainer_s_builder(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "grouped", "masked", "backend"),
+    ("capability", "release", "dtype", "head_dim", "grouped", "masked", "backend"),
     [
-        ((8, 0), "bfloat16", True, False, "flash"),
-        ((8, 0), "bfloat16", False, True, "efficient"),
-        ((8, 9), "float32", True, False, "math"),
-        ((8, 9), "float32", False, False, "efficient"),
-        ((7, 5), "float16", False, False, "efficient"),
-        ((7, 5), "float16", True, False, "math"),
-        ((7, 5), "bfloat16", False, False, "math"),
+        ((8, 0), (2, 13), "bfloat16", 64, True, False, "flash"),
+        ((8, 0), (2, 14), "bfloat16", 64, True, False, "flash"),
+        ((8, 0), (2, 13), "bfloat16", 64, False, True, "efficient"),
+        ((8, 0), (2, 13), "bfloat16", 64, True, True, "math"),
+        ((8, 0), (2, 14), "bfloat16", 64, True, True, "efficient"),
+        ((8, 0), (2, 14), "bfloat16", 71, False, True, "math"),
+        ((8, 9), (2, 13), "float32", 64, True, False, "math"),
+        ((8, 9), (2, 14), "float32", 64, True, False, "efficient"),
+        ((8, 9), (2, 14), "float32", 70, False, False, "math"),
+        ((8, 9), (2, 13), "float32", 64, False, False, "efficient"),
+        ((7, 5), (2, 13), "float16", 64, False, False, "efficient"),
+        ((7, 5), (2, 13), "float16", 64, True, False, "math"),
+        ((7, 5), (2, 14), "float16", 64, True, False, "efficient"),
+        ((7, 5), (2, 14), "float32", 71, False, False, "efficient"),
+        ((7, 5), (2, 14), "bfloat16", 64, False, False, "math"),
     ],
 )
-def test_attention_takes_the_kernel_that_cuda_would(capability, dtype, grouped, masked, backend) -> None:
+def test_attention_takes_the_kernel_that_cuda_would(
+    capability, release, dtype, head_dim, grouped, masked, backend
+) -> None:
     import torch
 
     found = attention_backend(
-        Device(capability), dtype=getattr(torch, dtype), head_dim=64, value_dim=64, grouped=grouped, masked=masked
+        Device(capability, torch=release),
+        dtype=getattr(torch, dtype),
+        head_dim=head_dim,
+        value_dim=head_dim,
+        heads=4,
+        key_heads=2 if grouped else 4,
+        grouped=grouped,
+        masked=masked,
     )
     assert found == backend
+
+
+def test_one_key_head_for_all_is_taken_unasked_from_torch_2_14_on() -> None:
+    import torch
+
+    def found(release):
+        return attention_backend(
+            Device((8, 0), torch=release), dtype=torch.bfloat16, head_dim=64, value_dim=64, heads=4, key_heads=1,
+            grouped=False, masked=False,
+        )  # fmt: skip
+
+    assert (found((2, 13)), found((2, 14))) == ("math", "flash")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +174,7 @@ def test_attention_takes_the_kernel_that_cuda_would(capability, dtype, grouped, 
         ("{}", ":1: no model"),
         ('{"model": "m", "sequence": 3}', "no setting 'sequence'"),
         ('{"model": "m", "sdpa_backend": "fast"}', "sdpa_backend 'fast'"),
+        ('{"model": "m", "torch": "new"}', "torch 'new': not a version"),
         ('{"model": "m", "method": "qlor"}', "method = 'qlor' is not known"),
         ("", "no case in it"),
     ],
@@ -154,6 +184,21 @@ def test_a_bad_case_is_told_by_line_and_field(tmp_path, line, said) -> None:
     path.write_text(line)
     with pytest.raises(FileFormatError, match=said):
         read_cases(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "release"),
+    [
+        ('{"model": "m", "torch": "2.6.0+cu124"}', (2, 6)),
+        ('{"stack": "torch 2.14.0+cu130, peft 0.20.0", "case": {"model": "m"}}', (2, 14)),
+        ('{"stack": "torch 2.14.0", "case": {"model": "m", "torch": "2.4"}}', (2, 4)),
+        ('{"model": "m"}', INSTALLED_TORCH),
+    ],
+)
+def test_a_case_s_own_release_of_torch_is_planned_for(tmp_path, line, release) -> None:
+    path = tmp_path / "cases.jsonl"
+    path.write_text(line)
+    assert read_cases(path)[0].torch == release
 
 
 def test_a_case_may_leave_to_the_planner_how_it_is_quantized(tmp_path) -> None:

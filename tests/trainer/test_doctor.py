@@ -25,7 +25,7 @@ import pytest
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.hardware import Gpu, Hardware, Host
 from autoft.profiles.host import hub_cache
-from autoft.trainer import doctor
+from autoft.trainer import doctor, environment
 from autoft.trainer.doctor import compute, cuda, places, versions
 from autoft.trainer.doctor.compute import FourBit
 from autoft.trainer.doctor.cuda import CudaDevice, TorchFacts, coverage, install_torch
@@ -370,8 +370,8 @@ def test_a_hub_that_is_silent_fails_in_time(monkeypatch, workers) -> None:
 
 def test_a_hub_that_is_not_wanted_is_not_asked(workers) -> None:
     assert "HF_HUB_OFFLINE" in doctor.hub(workers).found  # tests/conftest.py sets it
-    assert not places.is_offline({"HF_HUB_OFFLINE": "0"})
-    assert places.is_offline({"TRANSFORMERS_OFFLINE": "yes"})
+    assert not environment.is_offline({"HF_HUB_OFFLINE": "0"})
+    assert environment.is_offline({"TRANSFORMERS_OFFLINE": "yes"})
 
 
 def test_a_token_is_told_of_and_never_shown(tmp_path) -> None:

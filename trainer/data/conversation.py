@@ -15,8 +15,7 @@ ROLES = {
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatbot": "assistant",
     "ai": "assistant", "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool",
     "tool_response": "tool", "tool_result": "tool", "function_response": "tool", "function_result": "tool",
-    "function_call": "call", "tool_call": "call", "function-call": "call", "tool-call": "call",
-    "function-response": "tool", "tool-response": "tool",
+    "function_call": "call", "tool_call": "call", "call": "call",
 }  # fmt: skip
 ROLE_NAMES = ("role", "from", "speaker")
 TEXT_NAMES = ("content", "value", "text")
@@ -85,7 +84,7 @@ def role_of(turn: Any) -> str | None:
     if not isinstance(turn, dict):
         return None
     given = next((turn[name] for name in ROLE_NAMES if turn.get(name) is not None), None)
-    return ROLES.get(str(given).lower())
+    return ROLES.get(str(given).strip().lower().replace("-", "_"))
 
 
 def messages_of(where: str, turns: Sequence[Any], notes: Notes) -> list[Message]:

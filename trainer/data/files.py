@@ -13,6 +13,7 @@ from autoft.errors import DataError
 
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 TEXTS = (".txt", ".md")
+SHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 KINDS_HELP = f"use {', '.join((*TABLES, *TEXTS))}, also with {' '.join(PACKED)} behind"
 
@@ -59,7 +60,11 @@ def find(path: str) -> Found | None:
         return _sorted_out(place, [p for p in place.rglob("*") if p.is_file()], path)
     if place.exists():
         if not _is_data(place.name):
-            raise DataError(f"{path}: {kind(place.name) or 'no suffix'} is not a known kind of data", fix=KINDS_HELP)
+            form = kind(place.name)
+            raise DataError(
+                f"{path}: {form or 'no suffix'} is not a known kind of data",
+                fix="save the sheet as CSV (UTF-8)" if form in SHEETS else KINDS_HELP,
+            )
         return Found((place,), (), Roles((None,), None, ()))
     fixed = next((at for at, part in enumerate(place.parts) if glob.has_magic(part)), None)
     if fixed is None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from autoft.errors import DataError, near
+from autoft.trainer import environment
 from autoft.trainer.data.files import roles, split_in
 from autoft.trainer.data.read import Data, RawRow
 
@@ -83,7 +83,7 @@ def _load(path: str, name: str, config: str | None) -> Any:
             fix=f"check the name ({FORM}), or set HF_TOKEN",
         ) from None
     except ConnectionError:
-        why = "HF_HUB_OFFLINE is set" if _offline() else "the hub cannot be reached"
+        why = "HF_HUB_OFFLINE is set" if environment.is_offline() else "the hub cannot be reached"
         raise DataError(
             f"{path}: no such file or folder here, no dataset in the hub's local cache, and {why}",
             fix="check the path, or connect to the network",
@@ -103,7 +103,3 @@ def _fetched(name: str) -> str | None:
         return str(snapshot_download(name, repo_type="dataset", local_files_only=True))
     except errors.LocalEntryNotFoundError:
         return None
-
-
-def _offline() -> bool:
-    return any(os.environ.get(name, "0") not in ("", "0") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))

@@ -19,11 +19,17 @@ FORM = "role=column, such as --map prompt=question,completion=answer"
 TOGETHER = {"completion": ("prompt", "system"), "chosen": ("prompt", "system"), "messages": ("system",), "text": ()}
 
 # Words in the names of columns, for the proposal only.
-ASKS = ("prompt", "question", "instruction", "query", "input", "request", "title", "article", "document", "source",
-        "text")  # fmt: skip
+QUESTIONS = ("prompt", "question", "instruction", "query", "input", "request")
+ASKS = (*QUESTIONS, "article", "document", "dialog", "conversation", "transcript", "passage", "source", "text", "title")
+ABOUT = ("context", "passage", "paragraph", "article", "document")
 TELLS = ("completion", "response", "answer", "output", "target", "reply", "summary", "solution", "highlights", "label",
          "category", "class", "result", "translation")  # fmt: skip
 BESIDE = re.compile(r"(^|_)(id|idx|index|uuid|guid|url|link|date|time|timestamp|split|source|author|lang|language)$")
+
+
+TURN = frozenset(("role", "from", "speaker"))
+MOST_JOINED = 3  # columns of text that make one prompt
+SEVERAL = re.compile(r"[ _-]?(?:[ab]|[012]|good|bad|better|worse)(?=\.|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +85,82 @@ def parse_mapping(words: str) -> Mapping:
 
 
 def propose(fields: Fields[str, Any]) -> str | None:
-    """A --map that might be meant for a row of unknown shape, by the names of its columns; None without any text."""
+    """A --map that is likely meant for a row of unknown shape, by the names of its columns; None where none is."""
     columns = [name for name in fields if name and not set(name) & set(",={}")]
     for name in columns:
         value = fields[name]
-        if isinstance(value, list) and value and isinstance(value[0], dict):
+        if isinstance(value, list) and value and isinstance(value[0], dict) and TURN & value[0].keys():
             return f"messages={name}"
-    texts = [n for n in columns if isinstance(fields[n], str) and fields[n].strip() and not BESIDE.search(n.lower())]
-    told = [n for n in columns if n in texts or (isinstance(fields[n], int) and not isinstance(fields[n], bool))]
-    answer = next((n for n in told if any(word in n.lower() for word in TELLS)), None)
+    columns = [n for n in columns if not BESIDE.search(n.lower()) or (n.lower() == "source" and "target" in fields)]
+    texts = [n for n in columns if isinstance(fields[n], str) and fields[n].strip()]
+    answers = [path for name in columns if (path := _answer_in(name, fields[name]))]
+    answer = next((path for path in answers if _has(path, TELLS) and not _has(path, QUESTIONS)), None)
     asked = [name for name in texts if name != answer]
-    prompt = next((name for name in asked if any(word in name.lower() for word in ASKS)), asked[0] if asked else None)
-    if answer is None and prompt is not None:
-        answer = next((name for name in reversed(asked) if name != prompt), None)
-        if answer is not None and asked.index(answer) < asked.index(prompt):
-            prompt, answer = answer, prompt
-    if prompt is None:
+    prompt = next((name for word in ASKS for name in asked if word in name.lower()), None)
+    if answer is not None and asked:
+        return None if alternatives(fields) else _with_answer(prompt, asked, answer, fields)
+    pairs = [(name, value) for name, value in fields.items() if isinstance(value, dict) and len(value) == 2]
+    if len(pairs) == 1 and not texts and all(isinstance(text, str) for text in pairs[0][1].values()):
+        first, second = (f"{pairs[0][0]}.{part}" for part in pairs[0][1])
+        return f"prompt={first},completion={second}"
+    if any(_has(name, TELLS) for name in columns if name not in texts) or len(asked) > 2:
+        return None  # an answer that is no text, or no telling which it is
+    if len(asked) == 2 and not any(_has(name, ABOUT) for name in asked):
+        first, second = asked if prompt in (None, asked[0]) else reversed(asked)
+        return f"prompt={first},completion={second}"
+    if len(texts) == 1:
+        complete = all(isinstance(fields[name], str | int | float | None) for name in columns)
+        return f"text={texts[0]}" if complete and not _has(texts[0], (*QUESTIONS, *TELLS)) else None
+    return None
+
+
+def alternatives(fields: Fields[str, Any]) -> list[str]:
+    """Columns that hold several answers to one prompt, such as response_a and response_b; empty without such."""
+    stems: dict[str, list[str]] = {}
+    for name, value in fields.items():
+        if isinstance(value, str) and _has(name, TELLS) and not _has(name, QUESTIONS) and SEVERAL.search(name):
+            stems.setdefault(SEVERAL.sub("", name).lower(), []).append(name)
+    return next((names for names in stems.values() if len(names) > 1), [])
+
+
+def _with_answer(prompt: str | None, asked: list[str], answer: str, fields: Fields[str, Any]) -> str | None:
+    """The prompt's column, or a template of it, what it is about and its options, and the answer."""
+    from autoft.trainer.data.choices import label_of, option_columns
+
+    options = [name for name in option_columns(list(fields)) if fields[name] not in (None, "", [])]
+    asked = [name for name in asked if name not in options]
+    if not asked or prompt in options:
         return None
-    return f"prompt={prompt},completion={answer}" if answer else f"text={prompt}"
+    value = fields.get(answer)
+    if options and (isinstance(value, int) or (isinstance(value, str) and value.strip().isdecimal())):
+        return None  # a number that stands for one of the options
+    if prompt is None and 1 < len(asked) <= MOST_JOINED and not options:
+        joined = "\\n".join(f"{{{name}}}" for name in asked)
+        return f"prompt={joined},completion={answer}"
+    about = next((n for word in ABOUT for n in asked if n != prompt and word in n.lower()), None)
+    before = f"{{{about}}}\\n\\n" if about and prompt and _has(prompt, QUESTIONS) else ""
+    after = "".join(f"\\n{label_of(n)}. {{{n}}}" if len(options) > 1 else f"\\n{{{n}}}" for n in options)
+    prompt = prompt or asked[0]
+    whole = f"{before}{{{prompt}}}{after}" if before or after else prompt
+    return f"prompt={whole},completion={answer}"
+
+
+def _answer_in(name: str, value: Any) -> str | None:
+    """The column, or the path into it, of what could be an answer: a text, a number, the first of a list."""
+    if isinstance(value, str) and value.strip():
+        return name
+    if isinstance(value, int) and not isinstance(value, bool):
+        return name
+    if isinstance(value, list) and value and isinstance(value[0], str):
+        return f"{name}.0"
+    if isinstance(value, dict):
+        return next((f"{name}.{path}" for key in ("text", "value", "content")
+                     if (path := _answer_in(key, value.get(key)))), None)  # fmt: skip
+    return None
+
+
+def _has(name: str, words: tuple[str, ...]) -> bool:
+    return any(word in name.lower() for word in words)
 
 
 def _check_template(role: str, template: str) -> None:
@@ -143,7 +207,10 @@ def _column(raw: RawRow, role: str, name: str) -> Any:
         return raw.fields[same[0]]
     value: Any = raw.fields
     for part in name.split("."):
-        value = value.get(part, raw) if isinstance(value, dict) else raw
+        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            value = value.get(part, raw) if isinstance(value, dict) else raw
     if value is raw:
         raise DataError(
             f"{raw.where}: --map {role}: no column {name!r}.{near(name, raw.fields)}",

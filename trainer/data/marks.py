@@ -24,6 +24,8 @@ MARKS = (*CLEAR, *OPPOSITE, *UNCLEAR)
 TRAINED = ("train", "training", "trainable", "is_trainable", "trained", "weight", "loss", "loss_weight",
            "compute_loss", "loss_mask", "learn", "train_on", "train_on_turn", "is_train")  # fmt: skip
 MASKED = ("masked", "mask", "ignore", "ignored", "skip", "no_train", "exclude", "no_loss", "mask_loss")
+# Of a whole row; its weight may as well be one in a sum
+ROW_FLAGS = ("train", "trainable", "is_trainable", "weight", "skip", "ignore", "exclude", "masked", "no_train")
 FLAGS = frozenset((*TRAINED, *MASKED))
 # "mask": 1 is a masked turn for some, a turn to train for others
 TWO_MEANINGS = ("mask",)

@@ -12,10 +12,13 @@ from functools import lru_cache, partial
 from typing import Any
 
 from autoft.errors import DataError
+from autoft.trainer.data import choices, rendered
 from autoft.trainer.data.calls import tools_of
 from autoft.trainer.data.conversation import (
     ALTERNATING,
     OF_TURNS,
+    ROLES,
+    TEXT_NAMES,
     THOUGHTS,
     TURN_HELP,
     Message,
@@ -25,8 +28,8 @@ from autoft.trainer.data.conversation import (
     role_of,
     turns_in,
 )
-from autoft.trainer.data.mapping import Mapping, parse_mapping, propose
-from autoft.trainer.data.marks import CLEAR, MARKS, OPPOSITE, is_good
+from autoft.trainer.data.mapping import Mapping, alternatives, parse_mapping, propose
+from autoft.trainer.data.marks import CLEAR, MARKS, OPPOSITE, ROW_FLAGS, is_good, to_train
 from autoft.trainer.data.read import RawRow
 
 __all__ = ["ALTERNATING", "Message", "Row", "convert_rows", "recognise", "shape_of", "shown"]
@@ -35,7 +38,8 @@ CONVERSATIONS = ("messages", "conversations", "conversation", "chat", "dialogue"
 # Of several the first counts: Alpaca's input goes with its instruction, MATH's answer is what its solution ends with.
 PROMPTS = ("prompt", "question", "instruction", "query", "problem", "input", "inputs", "user")
 ANSWERS = ("completion", "response", "output", "solution", "answer", "target", "targets", "reply", "assistant")
-CONTEXTS = ("input", "context")  # what a prompt is about
+CONTEXTS = ("input", "context", "passage", "article")  # what a prompt is about
+INPUT_OF_PROMPT = ("input", "prompt")
 SYSTEMS = ("system", "system_prompt")
 LABELS = ("label_text", "label")
 # (the better answer, the worse one)
@@ -44,6 +48,9 @@ PREFERENCES = (
     ("preferred", "rejected"), ("preferred_output", "non_preferred_output"), ("accepted", "rejected"),
 )  # fmt: skip
 TOOLS = ("tools", "functions")
+# One message a row: who says it, what it answers
+WHO = ("role", "from", "speaker", "sender", "author_role", "message_role")
+PARENTS = ("parent_id", "parent", "parent_message_id", "parent_uuid", "reply_to", "in_reply_to", "reply_to_id")
 # A column of thoughts beside a prompt and its answer
 THOUGHT_COLUMNS = (*THOUGHTS, "complex_cot", "cot", "rationale", "think", "reasoning_trace", "thinking_trajectory",
                    "reasoning_steps")  # fmt: skip
@@ -55,6 +62,7 @@ SHAPES_HELP = (
 PREFERRED = "of preference pairs only the chosen answers are trained"
 NUMBERS = "numbers are trained as their text"
 CLASSIFIED = "text is taken as the prompt and label as the answer (--map text=text trains on the text alone)"
+SAID = re.compile(r"^\W{0,5}(?:user|human|assistant|ai|bot|gpt|customer|agent|system|model|q|a)\W{0,3}:", re.I | re.M)
 HUMAN = re.compile(r"(?:^|\n\n)(Human|Assistant):", re.MULTILINE)
 
 Convert = Callable[[RawRow], "Row"]
@@ -156,8 +164,12 @@ class _Layout:
     system: str | None = None
     history: str | None = None
     tools: str | None = None
+    calls: str | None = None
     thought: str | None = None
+    options: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    media: tuple[str, ...] = ()
     preferred: bool = False
     remark: str | None = None
     unused: tuple[str, ...] = ()
@@ -167,6 +179,8 @@ def _shape(raw: RawRow) -> tuple[str, Convert] | None:
     """A column that is null counts only where nothing else makes a shape: tables have all columns in every row."""
     filled = tuple(name for name, value in raw.fields.items() if value is not None)
     found = _shape_of_columns(filled) or _shape_of_columns(tuple(raw.fields))
+    if found is None or found[0].text:
+        _demand_whole(raw)
     if found is None:
         return None
     layout, convert = found
@@ -193,12 +207,21 @@ def _layout(columns: tuple[str, ...]) -> _Layout | None:
         return next((named[name] for name in names if name in named), None)
 
     def made(name: str, **roles: Any) -> _Layout:
-        layout = _Layout(name, system=first(SYSTEMS), marks=tuple(named[m] for m in MARKS if m in named), **roles)
+        media = tuple(named[m] for m in rendered.MEDIA if m in named)
+        known = (*CLEAR, *OPPOSITE) if roles.get("remark") else MARKS  # beside a text and its class a label is no mark
+        marks = tuple(named[m] for m in known if m in named and named[m] not in roles.values())
+        flags = tuple(named[flag] for flag in ROW_FLAGS if flag in named)
+        system = first(SYSTEMS) if "text" not in roles else None
+        layout = _Layout(name, system=system, marks=marks, flags=flags, media=media, **roles)
         return replace(layout, unused=tuple(name for name in columns if name not in _used(layout)))
 
     talk, prompt, answer = first(CONVERSATIONS), first(PROMPTS), first(ANSWERS)
     better, worse = next(((b, w) for b, w in PREFERENCES if b in named and w in named), (None, None))
     tools, thought = first(TOOLS), first(THOUGHT_COLUMNS)
+    options = choices.option_columns(columns)
+    if options:
+        prompt, answer = prompt or first(choices.STEMS), answer or first(choices.KEYS)
+    calls = first(("answers",)) if tools and answer is None else None
     if better is not None and worse is not None:
         layout = made(better if talk is None else f"{talk.lower()}/{better}", talk=talk, prompt=prompt,
                       answer=named[better], tools=tools, preferred=True)  # fmt: skip
@@ -206,9 +229,14 @@ def _layout(columns: tuple[str, ...]) -> _Layout | None:
     if talk:
         return made(talk.lower(), talk=talk, tools=tools)
     if prompt and answer:
-        context = first(name for name in CONTEXTS if name != prompt.lower() and prompt.lower() != "prompt")
+        # beside a prompt an instruction and its input are often what it was made of
+        context = first(
+            name for name in CONTEXTS if name != prompt.lower() and (name, prompt.lower()) != INPUT_OF_PROMPT
+        )
         return made(f"{prompt.lower()}/{answer.lower()}", prompt=prompt, answer=answer, context=context,
-                    history=named.get("history"), tools=tools, thought=thought)  # fmt: skip
+                    history=named.get("history"), tools=tools, thought=thought, options=options)  # fmt: skip
+    if prompt and calls:
+        return made(f"{prompt.lower()}/{calls.lower()}", prompt=prompt, calls=calls, tools=tools, thought=thought)
     label = first(LABELS)
     if "text" in named and label:
         return made(f"text/{label.lower()}", prompt=named["text"], answer=label, remark=CLASSIFIED)
@@ -220,7 +248,8 @@ def _layout(columns: tuple[str, ...]) -> _Layout | None:
 def _used(layout: _Layout) -> set[str | None]:
     """The columns that something is made of; marks are looked at by their values."""
     return {layout.talk, layout.prompt, layout.answer, layout.text, layout.context, layout.system, layout.history,
-            layout.tools, layout.thought, *layout.marks}  # fmt: skip
+            layout.tools, layout.calls, layout.thought, *layout.options, *layout.marks, *layout.flags,
+            *layout.media}  # fmt: skip
 
 
 def _mapped(raw: RawRow, *, mapping: Mapping) -> Row:
@@ -243,7 +272,7 @@ def _mapped(raw: RawRow, *, mapping: Mapping) -> Row:
             left.remove(name)
             _judge(raw, name, notes)
     notes.unused += [name for name in left if _says_something(raw.fields[name])]
-    return _row(row, layout, notes)
+    return Row(raw.where, left_out=notes.left_out) if notes.left_out else _row(row, layout, notes)
 
 
 def _converted(raw: RawRow, *, layout: _Layout) -> Row:
@@ -251,10 +280,13 @@ def _converted(raw: RawRow, *, layout: _Layout) -> Row:
     for name in layout.unused:
         if _says_something(raw.fields.get(name)):
             notes.unused.append(name)
+    if layout.media:
+        rendered.refuse_media(raw.where, raw.fields, layout.media)
     for name in layout.marks:
-        if name != layout.answer:
-            _judge(raw, name, notes)
-    return _row(raw, layout, notes)
+        _judge(raw, name, notes)
+    for name in layout.flags:
+        _heed(raw, name, notes)
+    return Row(raw.where, left_out=notes.left_out) if notes.left_out else _row(raw, layout, notes)
 
 
 def _judge(raw: RawRow, name: str, notes: Notes) -> None:
@@ -265,7 +297,17 @@ def _judge(raw: RawRow, name: str, notes: Notes) -> None:
         if _says_something(value):
             notes.unused.append(name)
     elif not good:
-        notes.left_out = f"their {name} says that the answer is bad"
+        notes.left_out = f"{name} {json.dumps(value, ensure_ascii=False)} marks a bad answer"
+
+
+def _heed(raw: RawRow, name: str, notes: Notes) -> None:
+    """Leave a row out whose flag says that it is not to be trained."""
+    value = raw.fields.get(name)
+    trained, unclear = to_train({name.lower(): value})
+    if trained is False:
+        notes.left_out = f"{name} {json.dumps(value)} marks a row that is not to be trained"
+    elif unclear and _says_something(value):
+        notes.unused.append(name)
 
 
 def _row(raw: RawRow, layout: _Layout, notes: Notes) -> Row:
@@ -273,23 +315,25 @@ def _row(raw: RawRow, layout: _Layout, notes: Notes) -> Row:
         notes.remark(layout.remark)
     tools = _tools(raw, layout.tools, notes)
     if layout.text is not None:
-        text = _filled(raw, layout.text)
+        text = rendered.plain(_filled(raw, layout.text), notes)
         return Row(
             raw.where, text=text, goes_on=raw.goes_on, remarks=tuple(notes.remarks), unused=tuple(notes.unused),
             left_out=notes.left_out,
         )  # fmt: skip
     if layout.preferred:
         messages = _preferred(raw, layout, notes)
+    elif layout.calls is not None:
+        messages = _called(raw, layout, notes)
     elif layout.talk is not None:
         messages = checked(raw.where, _conversation(raw, turns_in(raw.fields[layout.talk]), notes), notes)
     else:
         messages = _pair(raw, layout, notes)
     system = raw.fields.get(layout.system) if layout.system else None
-    if isinstance(system, str) and system.strip():
-        if messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": system})
-        elif messages[0]["content"].strip() != system.strip():
-            notes.unused.append(str(layout.system))
+    if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    elif _says_something(system) and messages[0]["content"] != system:
+        notes.unused.append(str(layout.system))
+    rendered.tidied(raw.where, messages, notes)
     return Row(
         raw.where, messages=tuple(messages), tools=tools, remarks=tuple(notes.remarks), unused=tuple(notes.unused),
         left_out=notes.left_out,
@@ -316,7 +360,14 @@ def _preferred(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
         chosen = [{"role": r, "content": text.strip()} for r, text in zip(roles, pieces[2::2], strict=True)]
     whole = isinstance(chosen, list) and bool(chosen) and role_of(chosen[0]) in ("user", "system")
     if whole or (layout.prompt is None and layout.talk is None):
-        return checked(raw.where, _conversation(raw, chosen, notes), notes)
+        messages = checked(raw.where, _conversation(raw, chosen, notes), notes)
+        told = [message["content"].strip() for message in messages]
+        for key in filter(None, (layout.prompt, layout.talk)):
+            asked = turns_in(raw.fields.get(key))
+            texts = [m["content"] for m in messages_of(raw.where, asked, notes)] if isinstance(asked, list) else [asked]
+            if not all(text is None or str(text).strip() in told for text in texts):
+                notes.unused.append(key)
+        return messages
     if layout.talk is None:
         return _pair(raw, layout, notes)
     asked = _conversation(raw, turns_in(raw.fields[layout.talk]), notes)
@@ -336,11 +387,14 @@ def _pair(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
     question, reply = turns_in(raw.fields[prompt]), turns_in(raw.fields.get(answer))
     earlier = _earlier(raw, layout.history)
     if isinstance(question, list) or isinstance(reply, list):
+        beside = (layout.context, layout.thought, *layout.options)
+        notes.unused += [name for name in beside if name and _says_something(raw.fields.get(name))]
         asked = _as_turns(raw, prompt, question, "user", notes)
         return checked(raw.where, [*earlier, *asked, *_as_turns(raw, answer, reply, "assistant", notes)], notes)
     text = _asked(raw, prompt, layout.context)
+    if layout.options:
+        text = _with_options(raw, text, layout, notes)
     if isinstance(reply, int | float):
-        _demand_no_choices(raw, answer)
         notes.remark(NUMBERS)
     told: Message = {"role": "assistant", "content": _filled(raw, answer)}
     thought = raw.fields.get(layout.thought) if layout.thought else None
@@ -350,7 +404,19 @@ def _pair(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
             notes.remark(f"{layout.thought} is taken as the reasoning before the answer")
         else:
             notes.unused.append(str(layout.thought))
+    if ("<" in text or "[INST]" in text or "Human:" in text) and "reasoning_content" not in told:
+        turns = rendered.unrendered(text, told["content"], notes)
+        if turns is not None:
+            return checked(raw.where, [*earlier, *turns], notes)
     return [*earlier, {"role": "user", "content": text}, told]
+
+
+def _called(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
+    """A prompt, and the calls of tools that answer it."""
+    assert layout.prompt is not None
+    assert layout.calls is not None
+    answer = {"role": "call", "content": raw.fields.get(layout.calls)}
+    return [{"role": "user", "content": _asked(raw, layout.prompt, None)}, *messages_of(raw.where, [answer], notes)]
 
 
 def _asked(raw: RawRow, prompt: str, context: str | None) -> str:
@@ -360,7 +426,8 @@ def _asked(raw: RawRow, prompt: str, context: str | None) -> str:
         return _filled(raw, prompt)
     if raw.fields[prompt] is None or raw.fields[prompt] == "":
         return _filled(raw, context)
-    return f"{_filled(raw, prompt)}\n\n{_filled(raw, context)}"
+    asked, matter = _filled(raw, prompt), _filled(raw, context)
+    return asked if matter.strip() in asked else f"{asked}\n\n{matter}"
 
 
 def _as_turns(raw: RawRow, key: str, value: Any, role: str, notes: Notes) -> list[Message]:
@@ -370,7 +437,8 @@ def _as_turns(raw: RawRow, key: str, value: Any, role: str, notes: Notes) -> lis
         texts = "texts" if all(isinstance(each, str) for each in value) else "values"
         raise DataError(
             f"{raw.where}: {key} is a list of {len(value)} {texts}, not one text",
-            fix=f"write a row for each, or take the first with --map and {key}.0",
+            fix="write a row for each, or take the first of each: --map "
+            f"{'completion' if role == 'assistant' else 'prompt'}={key}.0",
         )
     return messages_of(raw.where, value, notes)
 
@@ -391,8 +459,26 @@ def _earlier(raw: RawRow, history: str | None) -> list[Message]:
 
 def _conversation(raw: RawRow, turns: Any, notes: Notes) -> list[Message]:
     if not isinstance(turns, list) or not turns:
-        raise DataError(f"{raw.where}: its conversation is not a list of turns", fix=f"write {TURN_HELP}")
+        raise _no_turns(raw, turns)
     return messages_of(raw.where, turns, notes)
+
+
+def _no_turns(raw: RawRow, value: Any) -> DataError:
+    """What is wrong with a conversation that is no list of turns, and a way on."""
+    key = next((name for name in raw.fields if raw.fields[name] is value), None)
+    if key is None or not isinstance(value, str) or not value.strip():
+        return DataError(f"{raw.where}: its conversation is not a list of turns", fix=f"write {TURN_HELP}")
+    if len(SAID.findall(value)) > 1:
+        what = f"{raw.where}: {key} is one text with lines such as {SAID.findall(value)[0]!r}, not a list of turns"
+        return DataError(
+            what, fix=f"write its turns as {TURN_HELP}; --map text={shlex.quote(key)} trains on all of it as plain text"
+        )
+    words = propose({name: text for name, text in raw.fields.items() if isinstance(text, str)})
+    option = _mapped_so(raw, words)
+    return DataError(
+        f"{raw.where}: {key} is a text, not a list of turns",
+        fix=f"{option}; without --map write {TURN_HELP}" if option else f"write {TURN_HELP}",
+    )
 
 
 def _says_something(value: Any) -> bool:
@@ -414,25 +500,68 @@ def _filled(raw: RawRow, key: str) -> str:
     return value
 
 
-def _demand_no_choices(raw: RawRow, answer: str) -> None:
-    choices = next((name for name in raw.fields if name.lower() in ("choices", "options") and raw.fields[name]), None)
-    if choices is not None:
-        raise DataError(
-            f"{raw.where}: {answer} is a number that stands for one of its {choices}",
-            fix=f"write the {choices} into the prompt, and the right one as the answer",
-        )
+def _with_options(raw: RawRow, prompt: str, layout: _Layout, notes: Notes) -> str:
+    """The prompt with the options that the row has for it. Raises: DataError for an answer that names none of them."""
+    answer = raw.fields.get(layout.answer or "")
+    options = choices.options_of(raw.fields, layout.options)
+    names = layout.options[0] if len(layout.options) == 1 else "options"
+    word = str(answer).strip("(). ")
+    if not choices.is_answer(answer, options or ()):
+        if word.isdecimal() and _says_something(raw.fields[layout.options[0]]):
+            raise DataError(
+                f"{raw.where}: {layout.answer} is a number that stands for one of its {names}",
+                fix=f"write the {names} into the prompt, and the right one as the answer",
+            )
+        if options and len(word) == 1:
+            raise DataError(
+                f"{raw.where}: {layout.answer} {answer!r} is none of its {names}", fix="correct the row, or remove it"
+            )
+    if options is None:
+        notes.unused += [name for name in layout.options if _says_something(raw.fields.get(name))]
+        return prompt
+    asked = choices.asked_with(prompt, options)
+    notes.remark(choices.BESIDE if asked == prompt else choices.REMARK)
+    return asked
+
+
+def _demand_whole(raw: RawRow) -> None:
+    """Raises: DataError where a row is one message of a conversation."""
+    named = {name.lower(): name for name in raw.fields}
+    who = next((named[n] for n in WHO if n in named and str(raw.fields[named[n]]).strip().lower() in ROLES), None)
+    parent = next((named[name] for name in PARENTS if name in named), None)
+    text = next((named[name] for name in (*TEXT_NAMES, "utterance", "message", "body") if name in named), None)
+    if text is None or (who is None and parent is None):
+        return
+    column = who if parent is None else parent
+    raise DataError(
+        f"{raw.where}: one message of a conversation, as its column {column} says, not an example",
+        fix=f'put each conversation together in one row, {{"messages": {TURN_HELP}}}; --map text={shlex.quote(text)} '
+        "trains on every message alone",
+    )
 
 
 def _proposal(raw: RawRow) -> str:
-    words = propose(raw.fields)
-    if words is None:
+    several = alternatives(raw.fields)
+    if several:
+        return (
+            f"a row has one answer, and {' and '.join(several)} are several: name the better with --map "
+            f"prompt=...,chosen=...; {SHAPES_HELP}"
+        )
+    option = _mapped_so(raw, propose(raw.fields))
+    if option is None:
         return f"name the columns with --map prompt=...,completion=...; {SHAPES_HELP}"
-    option = f"for example --map {shlex.quote(words)}"
+    return f"{option}; without --map {SHAPES_HELP}"
+
+
+def _mapped_so(raw: RawRow, words: str | None) -> str | None:
+    """A proposal and what it makes of the row; None where it makes nothing of it."""
+    if words is None:
+        return None
     try:
-        reads = f", which makes of it: {shown(_mapped(raw, mapping=parse_mapping(words)))}"
+        row = _mapped(raw, mapping=parse_mapping(words))
     except DataError:
-        reads = ""
-    return f"{option}{reads}; without --map {SHAPES_HELP}"
+        return None
+    return f"for example --map {shlex.quote(words)}, which makes of it: {shown(row)}"
 
 
 def _short(text: str) -> str:

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from autoft.home import home
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.host import hub_cache
+from autoft.trainer import environment
 from autoft.trainer.doctor import compute, cuda, places, versions
 from autoft.trainer.doctor.compute import FourBit
 from autoft.trainer.doctor.cuda import TorchFacts
@@ -135,7 +136,7 @@ def training_step(workers: Workers) -> Finding:
 
 def hub(workers: Workers) -> Finding:
     """The hub answers, or is not wanted."""
-    if places.is_offline():
+    if environment.is_offline():
         return Finding(name="hub", status="ok", found="not asked: HF_HUB_OFFLINE is set, models must be here already")
     address = places.endpoint()
     try:

@@ -19,7 +19,6 @@ WRITTEN_BYTES = MIB
 HF_ROOM_BYTES, OWN_ROOM_BYTES, LEAST_BYTES = 20 * GIB, GIB, 100 * MIB
 HUB = "https://huggingface.co"
 HUB_TIMEOUT_S = 5.0
-TRUE = ("1", "ON", "YES", "TRUE")  # huggingface_hub/constants.py
 
 
 def folder(name: str, path: Path, room_bytes: int, setting: str | None = None) -> Finding:
@@ -73,12 +72,6 @@ def endpoint(environ: Mapping[str, str] | None = None) -> str:
     """The hub's address: HF_ENDPOINT, or the public one."""
     environ = os.environ if environ is None else environ
     return (environ.get("HF_ENDPOINT") or HUB).rstrip("/")
-
-
-def is_offline(environ: Mapping[str, str] | None = None) -> bool:
-    """Whether the user wants no hub."""
-    environ = os.environ if environ is None else environ
-    return (environ.get("HF_HUB_OFFLINE") or environ.get("TRANSFORMERS_OFFLINE") or "").upper() in TRUE
 
 
 def hub_status(address: str) -> int:
