@@ -31,12 +31,14 @@ from autoft.trainer.loss import IGNORED
 PAGE = Path(__file__).parent / "templates.md"
 # As Qwen's and Llama 3's tokenizers split words: line breaks are together
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SPECIAL = re.compile(r"<\|[^|<> ]+\|>|<｜[^｜<>]+｜>|<\|[a-z_]+>|<[a-z_]+\|>|<(?:start|end)_of_[a-z]+>|<image>|\[gMASK\]|<sop>")
+SPECIAL = re.compile(
+    r"<\|[^|<> ]+\|>|<\uff5c[^\uff5c<>]+\uff5c>|<\|[a-z_]+>|<[a-z_]+\|>|<(?:start|end)_of_[a-z]+>|<image>|\[gMASK\]|<sop>"
+)
 ORDINARY = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 # The family's end tokens, the tokenizer's eos token first. Of the published generation_config.json and tokenizer files
 ENDS = {
     "cohere": ("<|END_OF_TURN_TOKEN|>",),
-    "deepseek": ("<｜end▁of▁sentence｜>",),
+    "deepseek": ("<\uff5cend\u2581of\u2581sentence\uff5c>",),
     "diffusion_gemma": ("<eos>", "<turn|>", "<|tool_response>"),
     "gemma4": ("<eos>", "<turn|>", "<|tool_response>"),
     "gemma": ("<eos>", "<end_of_turn>"),
@@ -52,6 +54,8 @@ ENDS = {
     "qwen": ("<|im_end|>", "<|endoftext|>"),
     "smolvlm": ("<end_of_utterance>",),
 }
+# What templates write of their own into a trained answer: tags, and the channels and recipients of gpt-oss and the like
+HEADERS = re.compile(r"<[^<>]*>|\b(?:thought|analysis|final|assistant|to=self|to=user)\b")
 CALL = {"type": "function", "id": "call00001", "function": {"name": "weather", "arguments": {"city": "Lisbon"}}}
 TOOLS = [
     {
@@ -81,7 +85,9 @@ RESULT = _turn("tool", '{"temp": 20}', tool_call_id="call00001", name="weather")
 FORMS: dict[str, dict[str, Any]] = {
     "one turn": _talk("What is 2 times 3?", "It is 6."),
     "two turns": _talk("What is 2 times 3?", "It is 6.", "And plus one?", "That is 7."),
-    "system": {"messages": [_turn("system", "Be brief."), _turn("user", "What is 2 times 3?"), _turn("assistant", "6.")]},
+    "system": {
+        "messages": [_turn("system", "Be brief."), _turn("user", "What is 2 times 3?"), _turn("assistant", "It is 6.")]
+    },
     "thought": _talk("What is 2 times 3?", THOUGHT.format("2+2+2", "It is 6.")),
     "thoughts": _talk(
         "What is 2 times 3?", THOUGHT.format("2+2+2", "It is 6."), "And one?", THOUGHT.format("6+1", "That is 7.")
@@ -105,9 +111,13 @@ FORMS: dict[str, dict[str, Any]] = {
 HEAD = """# What is trained under which chat template
 
 Made by `python docs/templates_table.py` (`make readme`): do not edit. Every template that TRL {version} brings, with ten
-forms of data. **right**: the trained tokens, decoded, are each answer's text and then a token at which the model stops,
-checked here apart from the gate that trains them; the numbers say what is beside that, and a run says it too, with how
-many answers it is of. **refused**: no run, for the reason of that number. There is no third outcome.
+forms of data.
+
+- **right**: the trained tokens, decoded, are each answer's text and then a token at which the model stops. This page
+  checks it apart from the gate in the trainer. The numbers say what is to know besides; a run says it too, with counts.
+- **refused**: there is no run, for the reason with that number.
+
+There is no third outcome.
 
 The forms: one turn; two turns; with a system turn; a thought in the text of the answer (`<think>`); one in each of two
 answers; a thought as `reasoning_content`; a call of a tool, its result and an answer; a call beside a text as the last
@@ -160,7 +170,10 @@ def tokenizer_for(name: str, template: str) -> tuple[Any, list[int]]:
     vocab = {token: at for at, token in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "ĊĊ"])}
     made = Tokenizer(models.BPE(vocab=vocab, merges=[("Ċ", "Ċ")]))
     made.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     made.decoder = decoders.ByteLevel()
     special = dict.fromkeys(["<bos>", *ends, *SPECIAL.findall(template)])
@@ -176,7 +189,7 @@ def fault(row: Row, example: Example, tokenizer: Any, stops: set[int], said: lis
     """What is wrong with what is trained; None where it is right. Made of the labels alone."""
     if row.text is not None:
         return None if tokenizer.decode(example.labels[1:]) == row.text[1:] + tokenizer.eos_token else "not the text"
-    spans = list(trained_spans(example, stops))
+    spans = list(trained_spans(example))
     answers = [m for m in row.messages if m["role"] == "assistant" and m.get("train", True)]
     if len(spans) != len(answers):
         return f"{len(spans)} trained answers instead of {len(answers)}"
@@ -196,7 +209,9 @@ def fault(row: Row, example: Example, tokenizer: Any, stops: set[int], said: lis
         if not message.get("tool_calls") and not re.sub(r"(<[^<>]*>|\s)*\Z", "", text).endswith(content):
             return f"more than the answer is trained: {text!r}"
         frame = text.replace(content, "").replace(thought or "", "")
-        if not message.get("tool_calls") and re.search(r"[A-Za-z]{2,}", re.sub(r"<[^<>]*>|thought|analysis|final|assistant|to=|self|user", "", frame)):
+        if not message.get("tool_calls") and re.search(
+            r"[A-Za-z]{2,}", re.sub(r"<[^<>]*>|thought|analysis|final|assistant|to=|self|user", "", frame)
+        ):
             return f"more than the answer is trained: {text!r}"
         others = (m["content"] for m in row.messages if m is not message and m["content"])
         if any(other in text for other in others):
@@ -204,7 +219,7 @@ def fault(row: Row, example: Example, tokenizer: Any, stops: set[int], said: lis
     return None
 
 
-def trained_spans(example: Example, stops: set[int]) -> Iterator[tuple[list[int], int]]:
+def trained_spans(example: Example) -> Iterator[tuple[list[int], int]]:
     """The tokens of each trained run, and the last of them apart."""
     for trained, run in itertools.groupby(example.labels, key=lambda label: label != IGNORED):
         if trained:

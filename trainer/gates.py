@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autoft.errors import DataError, ModelError, TrainingError
-from autoft.trainer.data.pack import collator, packed_row
 from autoft.trainer.data.fit import OTHER_PROMPT, SAMPLED_ROWS, follows_answer, is_prompt_of
+from autoft.trainer.data.pack import collator, packed_row
 from autoft.trainer.data.shape import Row
 from autoft.trainer.data.tokens import Example, asked_ids
 from autoft.trainer.job import Job

@@ -15,6 +15,7 @@ from autoft.trainer.data.load import load_data, load_rows
 from autoft.trainer.data.shape import Row
 from autoft.trainer.data.split import row_key
 from autoft.trainer.data.tokens import Example, model_stop_ids, stop_ids, tokenize
+from autoft.trainer.data.written import chat_of
 from autoft.trainer.finished import load_base, load_run_tokenizer, load_trained, read_result
 from autoft.trainer.job import Job
 from autoft.trainer.memory import free_memory, is_out_of_memory
@@ -81,7 +82,7 @@ def judge(
         data=data or job.eval_data or str(job.data),
         before=before,
         after=after,
-        samples=samples(rows, was, now),
+        samples=samples(rows, was, now, chat_of(tokenizer).expected),
         notes=tuple(notes),
     )
 

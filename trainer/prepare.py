@@ -87,7 +87,7 @@ def prepare(
 ) -> Prepared:
     """Load, recognise and tokenize. max_tokens: longer rows are left out (None: none are). mapping: as --map words it.
 
-    thinking: whether the chat template is to think (trainer/data/thinking.py); its choice is in the tokenizer's template.
+    thinking: whether the chat template is to think; the tokenizer's template keeps the choice.
     ready: what ready_tokenizer gives, where the caller has it. Raises: DataError, ModelError, OptionError.
     """
     splits = load_data(data, eval_data, eval_rows=eval_rows, mapping=mapping)

@@ -150,7 +150,7 @@ def load_tokenizer(ref: ModelRef) -> Any | None:
 def load_stops(ref: ModelRef) -> list[int]:
     """The tokens at which generation stops by the model's own settings: its generation_config.json, else its config.
 
-    Empty where neither says so. The network is not asked: the tokenizer's files, which came before, have these with them.
+    Empty where neither says so. The network is not asked: these files come with the tokenizer's.
     """
     settings: Any = None
     folder = _stops_folder(ref)

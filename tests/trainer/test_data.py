@@ -86,11 +86,18 @@ def test_training_sees_exactly_what_inference_gives(tokenizer) -> None:
     assert example.labels[len(prompt)] != IGNORED
 
 
-def test_a_template_without_a_stop_token_is_refused() -> None:
+def test_where_nothing_ends_an_answer_that_is_not_the_last_it_is_refused() -> None:
+    """The eos token can be added behind the last answer; in the midst there is no token in whose place to learn it."""
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-    with pytest.raises(DataError, match=r"f:1: the chat template ends an answer without a stop token"):
-        tokenize(recognise([RawRow({"messages": TURNS}, "f:1")]), tokenizer)
+    done = tokenize(recognise([RawRow({"messages": TURNS}, "f:1")]), tokenizer)
+    trained = [label for label in done.examples[0].labels if label != IGNORED]
+    assert tokenizer.decode(trained) == "b<|im_end|>"
+    assert [fact.format(n=1) for fact in done.facts] == [
+        "the chat template writes no stop token after 1 answers: <|im_end|> is trained there"
+    ]
+    with pytest.raises(DataError, match=r"f:1: nothing that the chat template writes after an answer can be trained"):
+        tokenize(recognise([RawRow({"messages": TURNS * 2}, "f:1")]), tokenizer)
 
 
 def test_long_conversations_are_left_out_and_texts_are_cut_without_loss(tokenizer) -> None:

@@ -53,7 +53,7 @@ class Reads:
 
     @property
     def tags(self) -> tuple[tuple[str, str], ...]:
-        return tuple(pair for pair in TAGS if pair[1].strip() in self.source)
+        return tuple(pair for pair in TAGS if pair[0].strip() in self.source or pair[1] in self.source)
 
 
 def reads_of(tokenizer: Any) -> Reads:
@@ -79,7 +79,7 @@ def _environment() -> Any:
     from jinja2 import ext, sandbox
 
     class Generation(ext.Extension):
-        tags = frozenset({"generation"})
+        tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)
@@ -100,7 +100,7 @@ def has_thought(row: Row) -> bool:
 
 
 def state_of(prompt: str, asks: str, tags: Sequence[tuple[str, str]]) -> State:
-    """How `prompt` ends, of which `asks` is what the template adds to ask for an answer: within a thought, after one."""
+    """Whether `prompt` ends within a thought or behind one. asks: its end, by which the template asks for an answer."""
     generation = prompt[len(prompt) - len(asks) :]
     for begin, end in tags:
         opened, closed = generation.rfind(begin.rstrip("\n")), generation.rfind(end)
@@ -144,7 +144,10 @@ def settle(
             return []
         wish = "on" if thoughtful else "off"
     if wish == "on":
-        before, notes = tokenizer.chat_template, _switch_on(tokenizer, reads, now, demanded=thinking == "on", model=model)
+        before, notes = (
+            tokenizer.chat_template,
+            _switch_on(tokenizer, reads, now, demanded=thinking == "on", model=model),
+        )
         if thinking == "auto" and notes and not keeps():
             tokenizer.chat_template, notes = before, []
         return notes
@@ -188,9 +191,9 @@ def _switch_off(tokenizer: Any, reads: Reads, now: State, *, demanded: bool) -> 
 def _value(tokenizer: Any, reads: Reads, which: int, wanted: Sequence[State]) -> tuple[str, Any] | None:
     """(variable, value) by which the prompt changes and is then as wanted. which: 0 for on, 1 for off."""
     for name, values in SWITCHES.items():
-        if name in reads.variables and _changes(tokenizer, {name: values[which]}):
-            if state(tokenizer, **{name: values[which]}) in wanted:
-                return name, values[which]
+        given = {name: values[which]}
+        if name in reads.variables and _changes(tokenizer, given) and state(tokenizer, **given) in wanted:
+            return name, values[which]
     return None
 
 

@@ -213,7 +213,7 @@ class _Encoder:
             self.said.setdefault(where, []).append(UNSPELT)
 
     def _decode(self, spans: Sequence[list[int]]) -> list[str]:
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
         if hasattr(backend, "decode_batch"):
             with _all_cores():
                 return list(backend.decode_batch(list(spans), skip_special_tokens=False))

@@ -36,9 +36,12 @@ SPLICED = "the chat template asks for {n} answers in another way than it writes 
 TRIMMED = "the chat template trims spaces and line breaks around {n} answers"
 TEXT_OF_CALL = "the chat template drops the text beside {n} calls of tools"
 SYSTEM = "the chat template drops the system turn of {n} rows"
+INNER = "{n} answers hold a stop token in their midst, at which the model learns to stop"
 STOPPED = "{n} answers end with a stop token as text, which is trained once"
-NO_END = "the chat template writes no end after {n} answers: a stop token is trained there"
-TURN_END = "the model's own settings do not stop at the token that ends {n} answers: autoft does, others need it named"
+NO_END = "the chat template writes no stop token after {n} answers: END is trained there"
+TURN_END = (
+    "the model's own settings do not stop at END, which ends {n} answers: autoft stops there, others must be told"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +140,10 @@ class _Parts:
 
 
 class Chat:
-    """The chat template of a tokenizer. stops: the tokens at which the model stops, beside the tokenizer's eos token."""
+    """The chat template of a tokenizer.
+
+    stops: the tokens at which the model stops, beside the tokenizer's eos token.
+    """
 
     def __init__(self, tokenizer: Any, stops: Iterable[int] = ()) -> None:
         self.tokenizer = tokenizer
@@ -295,6 +301,22 @@ class Chat:
         """The text that asks for an answer to `messages`. Raises: DataError."""
         return self._render(self._normal(messages, []), tools, asks=True)
 
+    def expected(self, row: Row) -> str:
+        """The last answer of a row as the model is to write it: no thoughts, and calls as the template has them."""
+        message = row.messages[-1]
+        if not message.get("tool_calls"):
+            return self.spoken(message["content"])
+        written = self.write(row)
+        last = written.answers[-1]
+        ids = self.tokenizer(written.text[last.start : last.stop_at], add_special_tokens=False)["input_ids"]
+        return self.spoken(str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip())
+
+    def spoken(self, answer: str) -> str:
+        """An answer without the thought before it, in this template's tags or in <think>."""
+        ends = {end for _, end in self.reads.tags} | {"</think>"}
+        after = max((answer.rfind(end) + len(end) for end in ends if end in answer), default=0)
+        return answer[after:].strip() if after else answer
+
     def asked(self, row: Row) -> str:
         """The text that asks for the last trained answer of a row. Raises: DataError."""
         messages = self._normal(_trained(row), [])
@@ -317,7 +339,9 @@ class Chat:
             answers = [self._earlier(row, messages, at, prompt, (parts, places), facts) for at in earlier]
         text, last = self._last(row, messages, prompt, whole, (parts, second), facts)
         answers.append(last)
-        facts += [TURN_END for answer in answers if answer.stop == self.turn_end]
+        if self.turn_end is not None:
+            end = TURN_END.replace("END", self._token_text(self.turn_end))
+            facts += [end for answer in answers if answer.stop == self.turn_end]
         return Written(text, tuple(answers), len(prompt), tuple(facts))
 
     def _last(
@@ -343,15 +367,17 @@ class Chat:
                 facts.append(SPLICED)
                 lead = lead.rpartition(self.generation)[2]
         else:
-            lead = self._other_lead(row, parts, own, dropped, whole[min(_same(prompt, whole), first) : first], facts)
             answer = whole[first:end]
+            lead = self._other_lead(row, parts, own, dropped, whole[min(_same(prompt, whole), first) : first], facts)
+            if dropped and answer[:1].isspace():
+                lead = lead.rstrip("\n")
         text = f"{prompt}{lead}{answer}"
         stop = self._stop.search(tail)
         if stop is None:
-            facts.append(NO_END)
             if has_calls:  # what they are called with comes after their names
                 text += tail.rstrip()
             ending = self.call_ending if has_calls else self.ending
+            facts.append(NO_END.replace("END", self._token_text(ending.token)))
             tail, stop_end = ending.text, len(ending.text)
             token, stop_text = ending.token, self._token_text(ending.token)
         else:
@@ -397,9 +423,10 @@ class Chat:
         parts, places = marked
         own = self._own_parts(row, at, parts, places, prompt, facts, last=False)
         first, end = parts.span(own[0], places[own[0]], prompt)[0], parts.span(own[-1], places[own[-1]], prompt)[1]
-        same = _same(self._render(messages[:at], row.tools, asks=True, where=row.where), prompt)
+        asked = self._render(messages[:at], row.tools, asks=True, where=row.where)
         before = max((e for s, e in places.values() if e <= first), default=0)
-        start = min(same, first) if same >= before else first
+        same = _same(asked, prompt)
+        start = same if same == len(asked) else min(same, first) if same >= before else first
         if self._empty.search(prompt[start:first]):
             facts.append(EMPTY)
         following = min((s for s, _ in places.values() if s >= end), default=len(prompt))
@@ -413,7 +440,7 @@ class Chat:
                 f"{row.where}: the model's chat template does not end a call of a tool with a stop token",
                 fix="choose a model with a chat template for tools, or remove the rows with calls",
             )
-        facts.append(NO_END)
+        facts.append(NO_END.replace("END", self._token_text(self.ending.token)))
         return Answer(start, end, self.ending.token, None)
 
     def _own_parts(
@@ -427,7 +454,7 @@ class Chat:
         *,
         last: bool,
     ) -> list[int]:
-        """The marks of an answer that the template writes, in their order. Raises: DataError when it leaves out text."""
+        """The marks of an answer that the template writes, in their order. Raises: DataError where it leaves text out."""
         lost = [mark for mark in parts.of[at] if mark not in places]
         calls = len([mark for mark in parts.of[at] if mark in parts.calls])
         for mark in lost:
@@ -501,6 +528,8 @@ class Chat:
                 content = content.rstrip().removesuffix(stop)
                 facts.append(STOPPED)
                 break
+        if any(stop in content for stop in self.stops):
+            facts.append(INNER)
         if not reasoning and (self.reasoning_key or self.thought == "closed") and (thought := THOUGHT.match(content)):
             reasoning, content = thought[2].strip(), thought[3].lstrip()
         if reasoning and self.thought == "closed":
@@ -582,7 +611,7 @@ class Chat:
         if filled[0] == text:
             return filled
         raise DataError(
-            f"{where}: the model's chat template rewrites the text of an answer, so that something else would be trained",
+            f"{where}: the model's chat template rewrites the text of an answer: something else would be trained",
             fix="change chat_template.jinja beside the model, or remove the row",
         )
 
@@ -609,7 +638,7 @@ def chat_of(tokenizer: Any, stops: Iterable[int] = ()) -> Chat:
 
 
 @lru_cache(4)
-def _chat(tokenizer: Any, template: str, eos_token_id: int, stops: frozenset[int]) -> Chat:
+def _chat(tokenizer: Any, _template: str, _eos_token_id: int, stops: frozenset[int]) -> Chat:
     return Chat(tokenizer, stops)
 
 

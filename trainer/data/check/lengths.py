@@ -29,7 +29,7 @@ Array = np.ndarray
 class Meter:
     """A model's tokenizer and its longest sequence.
 
-    template: the name of the chat template that it was given if it had none. stops: the tokens at which the model stops.
+    template: the name of the chat template that it was given if it had none. stops: tokens at which the model stops.
     notes: what the template does with answers, as a run says it; facts: the same with counts.
     """
 
