@@ -32,7 +32,8 @@ PAGE = Path(__file__).parent / "templates.md"
 # As Qwen's and Llama 3's tokenizers split words: line breaks are together
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPECIAL = re.compile(
-    r"<\|[^|<> ]+\|>|<\uff5c[^\uff5c<>]+\uff5c>|<\|[a-z_]+>|<[a-z_]+\|>|<(?:start|end)_of_[a-z]+>|<image>|\[gMASK\]|<sop>"
+    r"<\|[^|<> ]+\|>|<\uff5c[^\uff5c<>]+\uff5c>|<\|[a-z_]+>|<[a-z_]+\|>|<(?:start|end)_of_[a-z]+>|<image>"
+    r"|\[gMASK\]|<sop>"
 )
 ORDINARY = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 # The family's end tokens, the tokenizer's eos token first. Of the published generation_config.json and tokenizer files
@@ -110,8 +111,8 @@ FORMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 HEAD = """# What is trained under which chat template
 
-Made by `python docs/templates_table.py` (`make readme`): do not edit. Every template that TRL {version} brings, with ten
-forms of data.
+Made by `python docs/templates_table.py` (`make readme`): do not edit. Every chat template that TRL {version} brings, with
+ten forms of data.
 
 - **right**: the trained tokens, decoded, are each answer's text and then a token at which the model stops. This page
   checks it apart from the gate in the trainer. The numbers say what is to know besides; a run says it too, with counts.

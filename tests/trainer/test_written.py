@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from autoft.errors import DataError, ModelError
+from autoft.planner.candidates import parse_settings
+from autoft.trainer.data.check.examine import check
 from autoft.trainer.data.fit import fit
 from autoft.trainer.data.read import RawRow
 from autoft.trainer.data.shape import recognise
 from autoft.trainer.data.tokens import prompt_ids, stop_ids, tokenize
 from autoft.trainer.data.written import chat_of
+from autoft.trainer.job import Job
 from autoft.trainer.loss import IGNORED
+from autoft.trainer.prepare import prepare
+from autoft.trainer.recipe import Recipe
+from autoft.trainer.resolve import load_stops, resolve
+from tests.conftest import make_tokenizer, save_tiny_model, write_jsonl
 from tests.trainer.test_templates import make
 
 ASK = "{% if add_generation_prompt %}"
@@ -33,8 +42,8 @@ CHANNELS = (
 THINKS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and '</think>' not in m.content %}"
     "<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}" + ASK + "<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}"
-    "{% endif %}"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% else %}<think>\n"
+    "{% endif %}{% endif %}"
 )
 # R1's distills: opens a thought, has no switch, writes no thought of any answer
 STRIPS = (
@@ -44,8 +53,8 @@ STRIPS = (
 # Qwen 3: an empty thought before the last answer, no thoughts before earlier ones
 EMPTY = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
-    "{% set body = m.content.split('</think>')[-1].lstrip('\n') %}{% if loop.last %}<think>\n{{ m.reasoning_content or '' }}\n"
-    "</think>\n\n{% endif %}{{ body }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% set body = m.content.split('</think>')[-1].lstrip('\n') %}{% if loop.last %}<think>\n"
+    "{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}{{ body }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
     + ASK + "<|im_start|>assistant\n{% endif %}"
 )  # fmt: skip
 CHATML = (
@@ -65,6 +74,15 @@ TOKENS = {
 PLAIN = ("What is 2 times 3?", "It is 6.", "And plus one?", "That is 7.")
 THOUGHT = "<think>\n{}\n</think>\n\n{}"
 THOUGHTS = (PLAIN[0], THOUGHT.format("2+2+2", PLAIN[1]), PLAIN[2], THOUGHT.format("6+1", PLAIN[3]))
+
+
+def thinking_model(folder: Path) -> Path:
+    """A tiny model whose template opens a thought unless it is told not to."""
+    save_tiny_model(folder)
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = THINKS
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 class Trained:
@@ -117,7 +135,7 @@ def test_where_the_next_role_ends_an_answer_it_is_trained_as_its_end() -> None:
 
 
 def test_where_nothing_ends_an_answer_the_eos_token_is_trained_as_its_end() -> None:
-    """Behind the last answer, and in the place of what follows an earlier one, which stays as the template writes it."""
+    """Behind the last answer, and in place of what follows an earlier one, which the model sees as it is written."""
     done = train(NO_END, *PLAIN)
     assert done.texts == [f"\n<think></think>\n{answer}</s>" for answer in PLAIN[1::2]]
     assert "It is 6.<|human|>\nAnd plus one?" in done.seen
@@ -208,7 +226,8 @@ RESULT = {"role": "tool", "tool_call_id": "call00001", "content": '{"temp": 20}'
 
 
 def test_a_call_is_trained_as_the_template_writes_it_and_its_result_is_context() -> None:
-    done = train(CALLS, "How warm?", called("weather", city='"Lisbon"'), RESULT, {"role": "assistant", "content": "20."})  # fmt: skip
+    answer = {"role": "assistant", "content": "20."}
+    done = train(CALLS, "How warm?", called("weather", city='"Lisbon"'), RESULT, answer)
     assert done.texts == [r'<call>weather({"city": "\"Lisbon\""})</call><|im_end|>', "20.<|im_end|>"]
     assert 'tool\n{"temp": 20}<|im_end|>' in done.seen
     beside = train(CALLS, "How warm?", called("weather", text="One moment.", city="Oslo"))
@@ -290,7 +309,8 @@ def test_only_what_ends_every_turn_is_a_stop_that_the_model_s_settings_lack() ->
     done = train(CHATML, *PLAIN, stops=())
     assert done.texts == ["It is 6.<|im_end|>", "That is 7.<|im_end|>"]
     assert done.said == [
-        "the model's own settings do not stop at <|im_end|>, which ends 2 answers: autoft stops there, others must be told"
+        "the model's own settings do not stop at <|im_end|>, which ends 2 answers: "
+        "autoft stops there, others must be told"
     ]
     without = tokenizer_of(NO_END)
     assert stop_ids(without) == [without.eos_token_id]
@@ -327,3 +347,35 @@ def test_an_answer_is_judged_without_its_thought() -> None:
         [RawRow({"messages": [{"role": "user", "content": "a"}, called("weather", city="Oslo")]}, "f:1")]
     )
     assert chat_of(tokenizer_of(CALLS)).expected(row) == '<call>weather({"city": "Oslo"})</call>'
+
+
+def test_check_says_what_a_run_says_and_the_saved_tokenizer_asks_as_it_was_trained(tmp_path) -> None:
+    model = thinking_model(tmp_path / "model")
+    rows = [{"prompt": f"{n}", "completion": THOUGHT.format("hm", f"{n}") if n == 3 else f" {n}"} for n in range(30)]
+    path = str(write_jsonl(tmp_path / "a.jsonl", rows))
+    for data, thinking in ((path, True), (str(write_jsonl(tmp_path / "b.jsonl", rows[4:])), False)):
+        prepared = prepare(resolve(str(model)), data, eval_rows=0)
+        report = check(data, model=str(model)).report
+        found = [f.what for f in report.findings if f.kind in ("thinking", "template")]
+        assert found == [note.split(" (the first at")[0] for note in prepared.notes(512)][: len(found)]
+        assert len(found) == len(prepared.thinking) + len(prepared.train.facts) >= 1
+        assert report.usable
+        prepared.tokenizer.save_pretrained(tmp_path / "saved")
+        saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
+        asked = saved.decode(prompt_ids([{"role": "user", "content": "a"}], saved))
+        assert asked.endswith("assistant\n<think>\n" if thinking else "<think>\n\n</think>\n\n")
+
+
+def test_the_model_s_own_stops_are_those_of_its_generation_settings(tmp_path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    assert load_stops(resolve(str(folder))) == [make_tokenizer().eos_token_id]
+    (folder / "generation_config.json").write_text('{"eos_token_id": [5, 7]}', encoding="utf-8")
+    assert load_stops(resolve(str(folder))) == [5, 7]
+    (folder / "generation_config.json").unlink()
+    assert load_stops(resolve(str(folder))) == [make_tokenizer().eos_token_id]
+
+
+def test_thinking_is_a_setting_and_plans_without_it_still_load() -> None:
+    for word, value in (("off", "off"), ("on", "on"), ("true", "on"), ("False", "off"), ("auto", "auto")):
+        assert parse_settings((f"thinking={word}",)) == ({}, {"thinking": value})
+    assert Job.from_dict({"model": "a", "recipe": Recipe().to_dict()}, where="plan").thinking == "auto"

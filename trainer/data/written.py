@@ -454,7 +454,7 @@ class Chat:
         *,
         last: bool,
     ) -> list[int]:
-        """The marks of an answer that the template writes, in their order. Raises: DataError where it leaves text out."""
+        """Marks of an answer that the template writes, in their order. Raises: DataError where it leaves text out."""
         lost = [mark for mark in parts.of[at] if mark not in places]
         calls = len([mark for mark in parts.of[at] if mark in parts.calls])
         for mark in lost:
