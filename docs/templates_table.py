@@ -111,8 +111,8 @@ FORMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 HEAD = """# What is trained under which chat template
 
-Made by `python docs/templates_table.py` (`make readme`): do not edit. Every chat template that TRL {version} brings, with
-ten forms of data.
+Made by `python docs/templates_table.py` (`make readme`): do not edit. Every chat template that TRL {version} brings,
+with ten forms of data.
 
 - **right**: the trained tokens, decoded, are each answer's text and then a token at which the model stops. This page
   checks it apart from the gate in the trainer. The numbers say what is to know besides; a run says it too, with counts.

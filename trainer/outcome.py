@@ -116,6 +116,8 @@ def _save(job: Job, loaded: Loaded, folder: Path) -> None:
     try:
         if job.recipe.method == "full":
             loaded.model.config.use_cache = True
+            if loaded.model.generation_config is not None:  # it has learnt to stop at these
+                loaded.model.generation_config.eos_token_id = loaded.stop_ids
             loaded.model.save_pretrained(folder)
         else:
             loaded.model.peft_config["default"].base_model_name_or_path = base_reference(loaded.ref, loaded.weights)

@@ -21,8 +21,8 @@ def samples(
 ) -> tuple[Sample, ...]:
     """Up to five: those that went from wrong to right first, then one that is still wrong, then others, in their order.
 
-    before, after: the answers of `evaluate` to these rows; where it made none there are no samples. expected: the answer
-    that a row is to have. The choice flatters: the figures tell how often what holds.
+    before, after: the answers of `evaluate` to these rows; without them there are no samples. expected: that which
+    a row is to have. The choice flatters: the figures tell how often what holds.
     """
     if not before or not after:
         return ()

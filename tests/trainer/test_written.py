@@ -54,7 +54,8 @@ STRIPS = (
 EMPTY = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
     "{% set body = m.content.split('</think>')[-1].lstrip('\n') %}{% if loop.last %}<think>\n"
-    "{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}{{ body }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}{{ body }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n"
+    "{% endfor %}"
     + ASK + "<|im_start|>assistant\n{% endif %}"
 )  # fmt: skip
 CHATML = (
@@ -143,6 +144,21 @@ def test_where_nothing_ends_an_answer_the_eos_token_is_trained_as_its_end() -> N
     assert "the chat template writes no stop token after 2 answers: </s> is trained there" in done.said
 
 
+def test_a_line_break_before_the_next_role_comes_before_the_end_that_is_trained() -> None:
+    """It may be one token with the end of the answer, so that it cannot be left out."""
+    template = NO_END.replace("<think></think>\n{{ m.content }}", "{{ m.content }}\n").replace(
+        "m.content }}{% endif", "m.content }}\n{% endif"
+    )
+    for stops, end in (((), "</s>"), (("<|human|>",), "<|human|>")):
+        done = train(
+            template,
+            *PLAIN,
+            stops=stops,
+            tokenizer=make("<|bot|>", "<|human|>", template=template, merges=[(".", "Ċ")]),
+        )
+        assert done.texts == [f"\n{answer}\n{end}" for answer in PLAIN[1::2]]
+
+
 def test_an_earlier_answer_is_trained_to_end_as_the_last_does() -> None:
     tokenizer = tokenizer_of(CHANNELS)
     done = train(CHANNELS, *PLAIN, stops=("<|return|>",), tokenizer=tokenizer)
@@ -196,6 +212,30 @@ def test_a_template_that_strips_thoughts_trains_plain_answers_and_thoughts() -> 
     thoughts = train(STRIPS, *THOUGHTS)
     assert thoughts.texts[1] == "6+1\n</think>\n\nThat is 7.</s>"
     assert thoughts.said == ["the chat template drops the reasoning of 1 earlier answers, which is not trained"]
+
+
+def test_a_thought_is_opened_once_where_the_template_opens_one_before_every_answer() -> None:
+    opens = "<|im_start|>assistant\n<think>\n"
+    template = CHATML.replace("{{ m.content }}", "{% if m.role == 'assistant' %}<think>\n{% endif %}{{ m.content }}")
+    done = train(template.replace("<|im_start|>assistant\n", opens), *THOUGHTS)
+    assert done.texts == ["2+2+2\n</think>\n\nIt is 6.<|im_end|>", "6+1\n</think>\n\nThat is 7.<|im_end|>"]
+    assert done.seen.endswith(opens + done.texts[1] + "\n")
+
+
+def test_a_thought_comes_behind_the_prompt_where_the_template_writes_another() -> None:
+    """As DeepSeek V3.1's, which closes the thought of every answer that it writes."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<|human|>{{ m.content }}{% else %}<|bot|></think>"
+        "{{ m.content.split('</think>')[-1] }}</s>{% endif %}{% endfor %}" + ASK + "<|bot|>{% if thinking %}<think>"
+        "{% else %}</think>{% endif %}{% endif %}"
+    )
+    tokenizer = make("<|bot|>", "<|human|>", template=template)
+    assert train("", *PLAIN, tokenizer=tokenizer).texts == ["It is 6.</s>", "That is 7.</s>"]
+    thoughts = train("", *THOUGHTS, tokenizer=tokenizer)
+    assert thoughts.texts[1] == "6+1\n</think>\n\nThat is 7.</s>"
+    assert thoughts.seen.endswith("<|bot|><think>" + thoughts.texts[1])
+    assert thoughts.texts[0].strip() == "It is 6.</s>"
+    assert thoughts.said[0].startswith("thinking is on: the chat template is given thinking=true")
 
 
 def test_a_template_that_adds_empty_thoughts_says_so_and_trains_given_ones() -> None:

@@ -36,7 +36,7 @@ SWITCHES: dict[str, tuple[Any, Any]] = {
     "thinking_mode": ("on", "off"),
     "reasoning_effort": ("medium", "none"),
 }
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")  # of a turn, as templates read them
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")  # of a turn, as templates read them
 THOUGHT = re.compile(r"\A(\s*<think>)?(.*?)</think>(.*)\Z", re.DOTALL)
 CLOSING = "\n{}\n\n"  # an opened thought closed at once, as the templates of Qwen 3 write an empty one
 PROBE = ({"role": "user", "content": "a"},)

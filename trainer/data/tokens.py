@@ -172,8 +172,7 @@ class _Encoder:
         """Raises: DataError where no token of its own is there for the end of an answer."""
         if answer.stop_at is not None and last < len(ids) and ids[last] == answer.stop:
             return
-        begins = last < len(ids) and self._begins_at(answer.end, encoding, last)
-        if answer.stop_at is None and begins and ids[last] in self.special:
+        if answer.stop_at is None and last < len(ids) and self._begins_at(answer.end, encoding, last):
             return
         stop = self.tokenizer.convert_ids_to_tokens(answer.stop)
         raise DataError(

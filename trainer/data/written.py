@@ -232,7 +232,13 @@ class Chat:
             text = self._token_text(special)
             self.stops[text] = special
             return Ending(text, special)
-        return own or next_ or eos
+        before = between[2][: self._before_special(between[2])]
+        return own or next_ or Ending(before + eos.text, eos.token)
+
+    def _before_special(self, literal: str) -> int:
+        """How much white space comes before a special token; 0 where none comes next."""
+        rest = literal.lstrip()
+        return len(literal) - len(rest) if self._special_at_start(rest) is not None else 0
 
     @cached_property
     def call_ending(self) -> Ending:
@@ -293,9 +299,23 @@ class Chat:
     # --- writing ----------------------------------------------------------------------------------------------------
 
     @property
+    def inline(self) -> bool:
+        """Whether it knows thoughts in <think> within the text of an answer."""
+        return "</think>" in self.reads.source or (self.thought == "open" and "<think>" in self.generation)
+
+    @cached_property
+    def doubles(self) -> bool:
+        """Whether it opens a thought before every answer, so that one which opens its own would open two."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>\na\n</think>\n\nb"}]
+        try:
+            return self.thought == "open" and self.inline and self._render(turns).count("<think>") > 1
+        except DataError:
+            return False
+
+    @property
     def writes_thoughts(self) -> bool:
         """Whether it has a place for the thought of an answer."""
-        return self.reasoning_key is not None or "</think>" in self.reads.source
+        return self.reasoning_key is not None or self.inline
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> str:
         """The text that asks for an answer to `messages`. Raises: DataError."""
@@ -363,12 +383,15 @@ class Chat:
                 lead = lead.lstrip() if prompt[-1:].isspace() else lead
             elif self._empty.search(lead):
                 facts.append(EMPTY)
+            elif self.thought == "open" and not parts.thoughts.intersection(own):
+                facts.append(EMPTY)
+                lead = f"{self.reads.tags[0][1]}\n\n{lead}"
             if self.generation and self.generation in lead:  # it begins the turn once more
                 facts.append(SPLICED)
                 lead = lead.rpartition(self.generation)[2]
         else:
             answer = whole[first:end]
-            lead = self._other_lead(row, parts, own, dropped, whole[min(_same(prompt, whole), first) : first], facts)
+            lead = self._other_lead(parts, own, dropped, whole[min(_same(prompt, whole), first) : first], facts)
             if dropped and answer[:1].isspace():
                 lead = lead.rstrip("\n")
         text = f"{prompt}{lead}{answer}"
@@ -386,9 +409,7 @@ class Chat:
         end = len(text) + stop_end
         return text + tail, Answer(len(prompt), end, token, end - len(stop_text))
 
-    def _other_lead(
-        self, row: Row, parts: _Parts, own: list[int], dropped: list[int], written: str, facts: list[str]
-    ) -> str:
+    def _other_lead(self, parts: _Parts, own: list[int], dropped: list[int], written: str, facts: list[str]) -> str:
         """What comes between the prompt and the last answer where the template asks for it otherwise than it writes it.
 
         written: what it writes there itself.
@@ -399,10 +420,8 @@ class Chat:
             opening = "" if self.thought == "open" else begin.rstrip("\n") + "\n"
             return f"{opening}{parts.texts[dropped[0]]}\n{end}\n\n{lead}"
         if parts.thoughts.intersection(own):
-            raise DataError(
-                f"{row.where}: the model's chat template does not write a thought where it asks for one",
-                fix="--set thinking=off, or change chat_template.jinja beside the model",
-            )
+            facts.append(SPLICED)
+            return "" if self.thought == "open" else begin.rstrip("\n") + "\n"
         if self.thought == "open":
             facts.append(EMPTY)
             return f"{end}\n\n{lead}"
@@ -424,9 +443,7 @@ class Chat:
         own = self._own_parts(row, at, parts, places, prompt, facts, last=False)
         first, end = parts.span(own[0], places[own[0]], prompt)[0], parts.span(own[-1], places[own[-1]], prompt)[1]
         asked = self._render(messages[:at], row.tools, asks=True, where=row.where)
-        before = max((e for s, e in places.values() if e <= first), default=0)
-        same = _same(asked, prompt)
-        start = same if same == len(asked) else min(same, first) if same >= before else first
+        start = len(asked) if prompt.startswith(asked) else first
         if self._empty.search(prompt[start:first]):
             facts.append(EMPTY)
         following = min((s for s, _ in places.values() if s >= end), default=len(prompt))
@@ -441,7 +458,7 @@ class Chat:
                 fix="choose a model with a chat template for tools, or remove the rows with calls",
             )
         facts.append(NO_END.replace("END", self._token_text(self.ending.token)))
-        return Answer(start, end, self.ending.token, None)
+        return Answer(start, end + self._before_special(prompt[end:following]), self.ending.token, None)
 
     def _own_parts(
         self,
@@ -484,7 +501,8 @@ class Chat:
             )
         for mark in kept:
             start, end = parts.span(mark, places[mark], text)
-            if mark in parts.bodies and end - start != sum(map(len, (parts.texts[mark], *parts.around[mark]))):
+            plain = mark in parts.bodies and not parts.thoughts.intersection(parts.of[at])
+            if plain and end - start != sum(map(len, (parts.texts[mark], *parts.around[mark]))):
                 facts.append(TRIMMED)
         return kept
 
@@ -536,10 +554,12 @@ class Chat:
             facts.append(CLOSED)
         elif reasoning and self.reasoning_key:
             turn[self.reasoning_key] = reasoning
-        elif reasoning and "</think>" in self.reads.source:
+        elif reasoning and self.inline:
             content = f"<think>\n{reasoning.strip()}\n</think>\n\n{content}"
         elif reasoning:
             facts.append(UNWRITTEN)
+        if self.doubles:
+            content = content.lstrip().removeprefix("<think>").lstrip("\n")
         turn["content"] = content
         return self._call_turn(turn) if turn.get("tool_calls") else turn
 
@@ -576,7 +596,7 @@ class Chat:
             if self.reasoning_key in turn:
                 turn[self.reasoning_key] = parts.mark(turn[self.reasoning_key], parts.thoughts)
             content = turn["content"] or ""
-            thought = THOUGHT.match(content) if "</think>" in self.reads.source else None
+            thought = THOUGHT.match(content) if self.inline else None
             if thought is not None:
                 parts.key.append(thought[1])
                 inner = parts.mark(thought[2], parts.thoughts)
@@ -661,7 +681,7 @@ def _in_parts(message: Any) -> Any:
 
 
 def _leaves(value: Any) -> Iterator[tuple[str, ...]]:
-    """Each value of a call's arguments in the forms that templates write: as text and as JSON."""
+    """Each value of a call's arguments in the forms that templates write: as text, as JSON, as JSON within JSON."""
     if isinstance(value, dict):
         for inner in value.values():
             yield from _leaves(inner)
@@ -670,7 +690,8 @@ def _leaves(value: Any) -> Iterator[tuple[str, ...]]:
             yield from _leaves(inner)
     elif value is not None:
         text = json.dumps(value, ensure_ascii=False)
-        yield str(value), text, text[1:-1] if isinstance(value, str) else text, json.dumps(value)
+        inner = text[1:-1] if isinstance(value, str) else text
+        yield str(value), text, inner, json.dumps(inner, ensure_ascii=False)[1:-1], json.dumps(value)
 
 
 def _same(left: str, right: str) -> int:
