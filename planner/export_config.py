@@ -39,6 +39,9 @@ TOLD = frozenset({
 COLUMNS = 100
 
 
+CONTEXT_TRAINED = 'answers that are context only ("train": false) are trained by this tool'
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A plan as the tools need it.
@@ -139,7 +142,13 @@ def export_config(plan: Plan, tool: Tool, out: Path, *, where: str) -> Export:
         output=f"{out.stem}-output",
     )
     config = _writer(tool)(source)
-    notes = (*_notes(source, gguf=ref.kind == "gguf"), *config.differs, *_untold(job, config.told))
+    context = form == "messages" and any(not m.get("train", True) for row in splits.train for m in row.messages)
+    notes = (
+        *_notes(source, gguf=ref.kind == "gguf"),
+        *((CONTEXT_TRAINED,) if context else ()),
+        *config.differs,
+        *_untold(job, config.told),
+    )
     command = config.command.format(file=shlex.quote(str(out)))
     files = {out: _comments(plan, tool, command, notes) + config.text}
     files[source.data / "train.jsonl"] = _jsonl(splits.train, form)
@@ -196,7 +205,7 @@ def _writer(tool: Tool) -> Callable[[Source], Config]:
 def _form(rows: Iterable[Row], tool: Tool) -> Form:
     """TRL, and unsloth with it, mask a prompt for any chat template; several answers need one made for that."""
     # of a text there are no messages
-    answers = {sum(m["role"] == "assistant" for m in row.messages) for row in rows}
+    answers = {sum(m["role"] == "assistant" and m.get("train", True) for m in row.messages) for row in rows}
     if answers == {0}:
         return "text"
     return "prompt_completion" if tool in ("trl", "unsloth") and answers == {1} else "messages"
@@ -209,9 +218,10 @@ def _jsonl(rows: Iterable[Row], form: Form) -> str:
 def _row(row: Row, form: Form) -> dict[str, Any]:
     if form == "text":
         return {"text": row.text}
+    tools = only_if(bool(row.tools), {"tools": list(row.tools)})
     if form == "messages":
-        return {"messages": list(row.messages)}
-    return {"prompt": list(row.messages[:-1]), "completion": list(row.messages[-1:])}
+        return {"messages": list(row.messages), **tools}
+    return {"prompt": list(row.messages[:-1]), "completion": list(row.messages[-1:]), **tools}
 
 
 def _notes(source: Source, *, gguf: bool) -> list[str]:

@@ -21,8 +21,9 @@ def test_a_mapping_travels_in_the_plan_and_reads_a_folder_alike(autoft, tiny_mod
     assert done.code == 0, done.err
     found = json.loads(done.out)
     assert (found["workload"]["rows"], found["workload"]["heldout_rows"]) == (40, 8)
-    assert found["notes"][:2] == [
+    assert found["notes"][:3] == [
         f"--map {words}: {folder}/train.jsonl:1 reads user 'train 0 x', assistant 's 0'",
+        "not used: column id",
         "held out: 8 rows of its split 'test'",
     ]
     assert read_plan(plan).job.mapping == words

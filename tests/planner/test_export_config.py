@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from autoft.errors import DataError, OptionError
-from autoft.planner.export_config import Export, Tool, export_config, write_export
+from autoft.planner.export_config import CONTEXT_TRAINED, Export, Tool, export_config, write_export
 from autoft.planner.inputs import Inputs, job_digest
 from autoft.planner.plan_file import Plan, read_plan
 from tests.conftest import write_jsonl
@@ -196,6 +196,22 @@ def test_columns_that_the_plan_maps_are_written_as_mapped(tmp_path: Path) -> Non
     files = export_config(plan, "trl", tmp_path / "x.yaml", where="plan.toml").files
     row = json.loads(files[tmp_path / "x-data" / "train.jsonl"].splitlines()[0])
     assert row["completion"] == [{"role": "assistant", "content": f"is {row['prompt'][0]['content']}!"}]
+
+
+def test_context_and_tools_of_rows_are_written_or_said(tmp_path: Path) -> None:
+    plan = a_plan(tmp_path, "lora", "pairs")
+    ask, no = {"role": "user", "content": "q"}, {"role": "assistant", "content": "no", "train": False}
+    rows = [
+        {"messages": [ask, no, ask, {"role": "assistant", "content": str(n)}], "tools": [{"name": "f"}]}
+        for n in range(9)
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    for tool, expected in (("trl", 0), ("axolotl", 1)):
+        export = export_config(plan, tool, tmp_path / "x.yaml", where="plan.toml")  # type: ignore[arg-type]
+        assert export.notes.count(CONTEXT_TRAINED) == expected
+        row = json.loads(export.files[tmp_path / "x-data" / "train.jsonl"].splitlines()[0])
+        assert row["tools"] == [{"type": "function", "function": {"name": "f"}}]
+    assert no in row["messages"]
 
 
 def test_odd_names_and_missing_data(tmp_path: Path) -> None:

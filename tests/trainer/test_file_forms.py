@@ -132,7 +132,7 @@ PAGE = "\n<!DOCTYPE html>\n<html><body>\n404\n</body></html>\n"
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        *((f"a{suffix}", POINTER, "a Git LFS pointer") for suffix in (".jsonl", ".csv", ".parquet", ".txt", ".json.gz")),
+        *((f"a{suffix}", POINTER, "a Git LFS pointer") for suffix in (".jsonl", ".csv", ".parquet", ".txt")),
         *((f"a{suffix}", PAGE, "a web page") for suffix in (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz")),
         ("a.json", "<?xml version='1.0'?>\n<Error/>", "a web page or XML"),
         ("a.csv", b"PK\x03\x04\x00", "a ZIP archive or an Excel workbook, not .csv"),

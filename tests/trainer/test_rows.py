@@ -14,7 +14,7 @@ from autoft.trainer.data.conversation import AFTER, CONTEXT, UNTRAINED
 from autoft.trainer.data.load import load_data
 from autoft.trainer.data.mapping import parse_mapping, propose
 from autoft.trainer.data.read import RawRow, read_rows
-from autoft.trainer.data.shape import PREFERRED, Row, convert_rows
+from autoft.trainer.data.shape import PREFERRED, Row, convert_rows, names_of
 from autoft.trainer.data.split import row_key
 from tests.conftest import write_jsonl
 
@@ -54,8 +54,10 @@ def refused(fields) -> tuple[str, str]:
     ("name", "bad", "good"),
     [("label", False, True), ("label", "false", "true"), ("Label", "False", "True"), ("label", 0, 1),
      ("label", 0.0, 1.0), ("label", "0", "1"), ("label", "bad", "good"), ("label", "undesirable", "desirable"),
-     ("label", -1, 1), ("kto_tag", False, True), ("kto_tag", "false", "true"), ("desirable", False, True), ("undesirable", True, False),
-     ("is_correct", 0, 1), ("feedback", "thumbs_down", "thumbs_up"), ("tag", "rejected", "chosen")],
+     ("label", -1, 1), ("kto_tag", False, True), ("kto_tag", "false", "true"), ("desirable", False, True),
+     ("undesirable", True, False),
+     ("is_correct", 0, 1), ("feedback", "thumbs_down", "thumbs_up"), ("tag", "rejected", "chosen"),
+     ("type", "rejected", "chosen")],
 )  # fmt: skip
 def test_answers_that_are_marked_as_bad_are_left_out_of_chats_and_pairs_alike(rest, name, bad, good) -> None:
     assert one({**rest, name: bad}).left_out == f"{name} {json.dumps(bad)} marks a bad answer"
@@ -64,7 +66,8 @@ def test_answers_that_are_marked_as_bad_are_left_out_of_chats_and_pairs_alike(re
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("label", "sports"), ("label", 3), ("rating", 1), ("score", 0.1), ("quality", 4), ("tag", "x")]
+    ("name", "value"),
+    [("label", "sports"), ("type", "no"), ("label", 3), ("rating", 1), ("score", 0.1), ("quality", 4), ("tag", "x")],
 )
 def test_a_column_that_marks_nothing_is_named_as_unused(name, value) -> None:
     row = one({**PAIR, name: value})
@@ -92,6 +95,7 @@ def test_rows_that_are_left_out_are_counted_and_never_held_out(tmp_path) -> None
     assert data.notes == (f"20 of 40 rows are left out: label false marks a bad answer, the first at {path}:2",)
     checked = check(str(path))
     assert (checked.report.rows, checked.report.usable_rows, checked.report.usable) == (40, 20, True)
+    assert checked.report.format_share == 1
     (finding,) = [each for each in checked.report.findings if each.kind == "left-out"]
     assert (finding.severity, finding.rows, finding.places[0]) == ("note", 20, f"{path}:2")
     fixed = write_fixed(checked, tmp_path / "out.jsonl")
@@ -254,6 +258,15 @@ def test_rows_that_differ_in_their_calls_alone_are_not_the_same() -> None:
     assert row_key(rows[0]) != row_key(rows[1])
 
 
+def test_a_call_is_no_empty_turn(tmp_path) -> None:
+    called = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    path = write_jsonl(tmp_path / "a.jsonl", [{"messages": [ASK, called, {"role": "tool", "content": "5"}, TELL]}])
+    report = check(str(path)).report
+    assert not report.of("warning")
+    assert report.example is not None
+    assert '{"name": "f", "arguments": {"x": 1}}' in [s.text for s in report.example.segments if s.trained]
+
+
 # --- what nothing is made of ---------------------------------------------------------------------------------------
 
 
@@ -296,6 +309,27 @@ def test_an_empty_instruction_beside_an_input_is_no_fault() -> None:
     assert one({"prompt": "q", "context": "c", "completion": "r"}).messages[0]["content"] == "q\n\nc"
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "r"}]}],
+         "systemInstruction": {"parts": [{"text": "s"}]}},
+        {"system": [{"text": "s"}], "messages": [{"role": "user", "content": [{"text": "q"}]},
+                                                 {"role": "assistant", "content": [{"text": "r"}]}]},
+        {"system": "s", "messages": {"role": ["user", "assistant"], "content": ["q", "r"]}},
+        {"system": "s", "messages": [{"role": " User", "content": "q"}, {"role": "CHATBOT", "content": "r"}]},
+    ],
+)  # fmt: skip
+def test_conversations_as_other_services_write_them(fields) -> None:
+    row = one(fields)
+    assert (row.messages, row.unused) == (({"role": "system", "content": "s"}, ASK, TELL), ())
+
+
+def test_a_column_s_name_cannot_command_a_terminal() -> None:
+    assert names_of(one({**PAIR, "x\x1b[31m": "y"}).unused) == "column x\\x1b[31m"
+    assert propose({"pro\x1bmpt": "q"}) is None
+
+
 # --- choices -------------------------------------------------------------------------------------------------------
 
 
@@ -332,14 +366,22 @@ def test_options_that_stand_in_the_prompt_are_not_put_there_twice() -> None:
         ({"question": "q", "opa": "x", "opb": "y", "cop": 1}, "cop is a number that stands for one of its options"),
         ({"goal": "q", "sol1": "x", "sol2": "y", "label": 1}, "label is a number that stands for one of its options"),
         ({"question": "q", "A": "x", "B": "y", "answer": "C"}, "answer 'C' is none of its options"),
+        ({"question": "q", "options": [["x"], ["y"]], "answer": "A"},
+         "answer 'A' stands for one of its options, which cannot be read"),
     ],
 )  # fmt: skip
 def test_an_answer_that_names_no_option_is_refused(fields, what) -> None:
     assert refused(fields)[0] == what
 
 
+def test_options_that_are_one_text_go_into_the_prompt_as_they_are() -> None:
+    row = one({"Problem": "q", "options": "a ) 38 , b ) 27", "correct": "b", "Rationale": "hm"})
+    assert row.messages[0]["content"] == "q\n\na ) 38 , b ) 27"
+    assert row.messages[1] == {"role": "assistant", "content": "b", "reasoning_content": "hm"}
+
+
 def test_columns_that_look_like_options_and_are_none_are_named_as_unused() -> None:
-    assert one({"question": "q", "options": {"temperature": 1}, "answer": "r"}).unused == ("options",)
+    assert one({"question": "q", "options": {"temperature": 1}, "answer": "warm"}).unused == ("options",)
 
 
 # --- pictures and sounds -------------------------------------------------------------------------------------------
@@ -482,6 +524,7 @@ def test_a_refusal_names_the_true_reason_and_a_way_on(fields, what, fix) -> None
         ({"question": {"stem": "q"}, "answerKey": "A"}, None),
         ({"a": "1", "b": "2", "c": "3"}, None),
         ({"train": [PAIR], "test": [PAIR]}, None),
+        ({"prompt": "q", "completions": ["r", "s"], "labels": [True, False]}, None),
     ],
 )  # fmt: skip
 def test_a_proposal_makes_sense_or_there_is_none(fields, words) -> None:

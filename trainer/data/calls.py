@@ -6,20 +6,21 @@ import json
 from typing import Any
 
 from autoft.errors import DataError
+from autoft.trainer.data.notes import Notes
 
 CALL_HELP = 'write a call as {"name": ..., "arguments": {...}}'
 ARGUMENTS = ("arguments", "parameters", "args", "input", "kwargs")
 CALL_FIELDS = frozenset(("id", "type", "index", "function", "name", "tool_name", *ARGUMENTS))
 
 
-def calls_of(value: Any, where: str, number: int) -> list[dict[str, Any]]:
+def calls_of(value: Any, where: str, number: int, notes: Notes) -> list[dict[str, Any]]:
     """The calls of one turn as {"type": "function", "function": {"name": str, "arguments": dict}}, with "id" if given.
 
     value: one call or a list, as an object or as JSON text: OpenAI's, its older function_call, or flat.
     Raises: DataError naming the turn where a call lacks a name, or its arguments are no JSON object.
     """
     value = _parsed(value)
-    return [_call(_parsed(each), where, number) for each in (value if isinstance(value, list) else [value])]
+    return [_call(_parsed(each), where, number, notes) for each in (value if isinstance(value, list) else [value])]
 
 
 def tools_of(value: Any) -> tuple[dict[str, Any], ...] | None:
@@ -29,18 +30,21 @@ def tools_of(value: Any) -> tuple[dict[str, Any], ...] | None:
     return None if any(tool is None for tool in tools) else tuple(tool for tool in tools if tool is not None)
 
 
-def _call(call: Any, where: str, number: int) -> dict[str, Any]:
+def _call(call: Any, where: str, number: int, notes: Notes) -> dict[str, Any]:
     call = call if isinstance(call, dict) else {}
     given = call.get("function")
     function = given if isinstance(given, dict) else call
     name = given if isinstance(given, str) else function.get("name") or function.get("tool_name")
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}: turn {number} calls a tool without a name", fix=CALL_HELP)
-    arguments = next((function[each] for each in ARGUMENTS if function.get(each) is not None), {})
+    arguments: Any = next((function[each] for each in ARGUMENTS if function.get(each) is not None), {})
     if isinstance(arguments, str):
         arguments = _parsed(arguments) if arguments.strip() else {}
     if not isinstance(arguments, dict):
         raise DataError(f"{where}: turn {number} calls {name} with arguments that are no JSON object", fix=CALL_HELP)
+    for field in (call.keys() | function.keys()) - CALL_FIELDS:
+        if call.get(field, function.get(field)) is not None:
+            notes.unused_of_turns(field)
     identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
     return {**identity, "type": "function", "function": {"name": name, "arguments": arguments}}
 

@@ -48,8 +48,8 @@ def option_columns(columns: Sequence[str]) -> tuple[str, ...]:
 def options_of(fields: Mapping[str, Any], columns: Sequence[str]) -> Options | None:
     """(label, text) of each option, from what option_columns gives; None where the values are no options."""
     if len(columns) > 1:
-        texts = [(label_of(name).upper(), fields.get(name)) for name in columns]
-        return _complete([(label, text) for label, text in texts if text not in (None, "")])
+        pairs = [(label_of(name).upper(), fields.get(name)) for name in columns]
+        return _complete([(label, text) for label, text in pairs if text not in (None, "")])
     value = fields.get(columns[0])
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
@@ -57,7 +57,7 @@ def options_of(fields: Mapping[str, Any], columns: Sequence[str]) -> Options | N
         except (ValueError, RecursionError):
             return None
     if isinstance(value, dict):
-        texts = next((value[name] for name in TEXT_NAMES if isinstance(value.get(name), list)), None)
+        texts: Any = next((value[name] for name in TEXT_NAMES if isinstance(value.get(name), list)), None)
         if texts is None:
             return _complete(list(value.items())) if all(ONE_EACH.fullmatch(str(name)) for name in value) else None
         labels = next((value[name] for name in LABEL_NAMES if isinstance(value.get(name), list)), None)

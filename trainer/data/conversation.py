@@ -9,6 +9,7 @@ from typing import Any
 from autoft.errors import DataError
 from autoft.trainer.data.calls import calls_of
 from autoft.trainer.data.marks import FLAGS, is_good, to_train
+from autoft.trainer.data.notes import Notes
 
 ROLES = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "prompter": "user",
@@ -18,7 +19,7 @@ ROLES = {
     "function_call": "call", "tool_call": "call", "call": "call",
 }  # fmt: skip
 ROLE_NAMES = ("role", "from", "speaker")
-TEXT_NAMES = ("content", "value", "text")
+TEXT_NAMES = ("content", "value", "text", "parts")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "thinking_content", "chain_of_thought")
 CALLS = ("tool_calls", "function_call", "tool_call", "function_calls")
 TURN_HELP = '[{"role": "user", "content": ...}, ...]'
@@ -27,7 +28,6 @@ THOUGHT_PARTS = ("thinking", "reasoning", "thought")
 CALL_PARTS = ("tool_use", "tool_call", "function_call")
 RESULT_PARTS = ("tool_result", "tool_response", "function_call_output")
 
-OF_TURNS = "turns' "  # before the name of a field of turns that nothing is made of
 ALTERNATING = "turns without roles are taken in turn, the user's first"
 CONTEXT = "answers that the data marks as not to be trained are context only"
 AFTER = "turns after the last answer to be trained are left out"
@@ -38,33 +38,11 @@ UNTRAINED = "none of its answers is to be trained"
 Message = dict[str, Any]
 
 
-class Notes:
-    """What is to be said of how a row was read.
-
-    remarks: sentences. unused: columns, and fields of turns as "turns' weight", that nothing is made of. left_out: why
-    the row is not trained.
-    """
-
-    __slots__ = ("left_out", "remarks", "unused")
-
-    def __init__(self) -> None:
-        self.remarks: list[str] = []
-        self.unused: list[str] = []
-        self.left_out: str | None = None
-
-    def remark(self, words: str) -> None:
-        if words not in self.remarks:
-            self.remarks.append(words)
-
-    def unused_of_turns(self, name: str) -> None:
-        name = f"{OF_TURNS}{name}"
-        if name not in self.unused:
-            self.unused.append(name)
-
-
 def turns_in(value: Any) -> Any:
     """A list of turns as data holds it: itself, JSON text of it, or one list for each field; else `value`."""
-    if isinstance(value, str) and value.lstrip().startswith(("[{", '["', "[ ", "[\n")):
+    if isinstance(value, str):
+        if value[:1] not in ("[", " ", "\n") or not value.lstrip().startswith(("[{", '["', "[ ", "[\n")):
+            return value
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
@@ -159,7 +137,7 @@ def _messages(where: str, number: int, turn: Any, before: list[Message], notes: 
     results: list[Message] = []
     message: Message = {"role": "assistant" if role == "call" else role, "content": ""}
     if role == "call":
-        message["tool_calls"] = calls_of(content, where, number)
+        message["tool_calls"] = calls_of(content, where, number, notes)
     elif isinstance(content, list) and role != "tool":
         message["content"] = _parts(where, number, content, message, results, notes)
     elif role == "tool":
@@ -171,7 +149,7 @@ def _messages(where: str, number: int, turn: Any, before: list[Message], notes: 
     elif isinstance(content, str):
         message["content"] = content
     if role in ("assistant", "call"):
-        _take_answer(where, number, turn, message, used)
+        _take_answer(where, number, turn, message, used, notes)
         if not isinstance(content, str | list) and "tool_calls" not in message:
             raise _no_text(where, number, content)
     elif role != "tool" and not isinstance(content, str | list):
@@ -189,14 +167,16 @@ def _messages(where: str, number: int, turn: Any, before: list[Message], notes: 
 
 
 def _joins(before: Message, call: Message) -> bool:
-    return before["role"] == "assistant" and before.get("train", True) == call.get("train", True)
+    return bool(before["role"] == "assistant" and before.get("train", True) == call.get("train", True))
 
 
-def _take_answer(where: str, number: int, turn: dict[str, Any], message: Message, used: set[str | None]) -> None:
+def _take_answer(
+    where: str, number: int, turn: dict[str, Any], message: Message, used: set[str | None], notes: Notes
+) -> None:
     """The thoughts, calls and flags of an assistant's turn."""
     for name in CALLS:
         if name in turn and turn[name] not in ([], {}, ""):
-            message.setdefault("tool_calls", []).extend(calls_of(turn[name], where, number))
+            message.setdefault("tool_calls", []).extend(calls_of(turn[name], where, number, notes))
             used.add(name)
     for name in THOUGHTS:
         if isinstance(turn.get(name), str):
@@ -237,7 +217,7 @@ def _parts(where: str, number: int, parts: list[Any], message: Message, results:
             message["reasoning_content"] = message.get("reasoning_content", "") + part.get(kind, part.get("text"))
             used |= {kind, "text"}
         elif kind in CALL_PARTS:
-            message.setdefault("tool_calls", []).extend(calls_of(part.get(kind, part), where, number))
+            message.setdefault("tool_calls", []).extend(calls_of(part.get(kind, part), where, number, notes))
             used |= part.keys()
         elif kind in RESULT_PARTS:
             identity = part.get("tool_use_id", part.get("tool_call_id", part.get("call_id")))
@@ -245,7 +225,9 @@ def _parts(where: str, number: int, parts: list[Any], message: Message, results:
             results.append(result if identity is None else {**result, "tool_call_id": identity})
             used |= {"tool_use_id", "tool_call_id", "call_id", "content", "output"}
         else:
-            given = f"an {kind}" if str(kind)[0] in "aeiou" else f"a {kind}"
+            if kind in TEXT_PARTS:
+                raise DataError(f"{where}: turn {number} has a part without text", fix="give every part a text")
+            given = f"an {kind}" if str(kind)[:1] in ("a", "e", "i", "o", "u") else f"a {kind}"
             raise DataError(
                 f"{where}: turn {number} holds {given}, and autoft trains on text alone",
                 fix="leave rows with images and the like out of the data",
@@ -255,10 +237,17 @@ def _parts(where: str, number: int, parts: list[Any], message: Message, results:
     return "".join(texts)
 
 
+def text_of(value: Any) -> Any:
+    """The text of a list of parts, or of an object that holds one, as Gemini and Bedrock have them; else `value`."""
+    parts = value.get("parts", value.get("content")) if isinstance(value, dict) else value
+    if isinstance(parts, list) and parts and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts):
+        return "".join(part["text"] for part in parts)
+    return value
+
+
 def _result(content: Any) -> str:
     """What a tool gave back, as text."""
-    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
-        return "".join(part["text"] for part in content)
+    content = text_of(content)
     if content is None or isinstance(content, str):
         return content or ""
     return json.dumps(content, ensure_ascii=False, default=str)

@@ -21,6 +21,7 @@ TOGETHER = {"completion": ("prompt", "system"), "chosen": ("prompt", "system"), 
 # Words in the names of columns, for the proposal only.
 QUESTIONS = ("prompt", "question", "instruction", "query", "input", "request")
 ASKS = (*QUESTIONS, "article", "document", "dialog", "conversation", "transcript", "passage", "source", "text", "title")
+SAME = ("answer", "reference", "target", "text")  # lists of these hold ways to say the same
 ABOUT = ("context", "passage", "paragraph", "article", "document")
 TELLS = ("completion", "response", "answer", "output", "target", "reply", "summary", "solution", "highlights", "label",
          "category", "class", "result", "translation")  # fmt: skip
@@ -86,7 +87,7 @@ def parse_mapping(words: str) -> Mapping:
 
 def propose(fields: Fields[str, Any]) -> str | None:
     """A --map that is likely meant for a row of unknown shape, by the names of its columns; None where none is."""
-    columns = [name for name in fields if name and not set(name) & set(",={}")]
+    columns = [name for name in fields if name.isprintable() and name and not set(name) & set(",={}")]
     for name in columns:
         value = fields[name]
         if isinstance(value, list) and value and isinstance(value[0], dict) and TURN & value[0].keys():
@@ -95,18 +96,18 @@ def propose(fields: Fields[str, Any]) -> str | None:
     texts = [n for n in columns if isinstance(fields[n], str) and fields[n].strip()]
     answers = [path for name in columns if (path := _answer_in(name, fields[name]))]
     answer = next((path for path in answers if _has(path, TELLS) and not _has(path, QUESTIONS)), None)
-    asked = [name for name in texts if name != answer]
-    prompt = next((name for word in ASKS for name in asked if word in name.lower()), None)
-    if answer is not None and asked:
-        return None if alternatives(fields) else _with_answer(prompt, asked, answer, fields)
+    prompts = [name for name in texts if name != answer]
+    prompt = next((name for word in ASKS for name in prompts if word in name.lower()), None)
+    if answer is not None and prompts:
+        return None if alternatives(fields) else _with_answer(prompt, prompts, answer, fields)
     pairs = [(name, value) for name, value in fields.items() if isinstance(value, dict) and len(value) == 2]
     if len(pairs) == 1 and not texts and all(isinstance(text, str) for text in pairs[0][1].values()):
         first, second = (f"{pairs[0][0]}.{part}" for part in pairs[0][1])
         return f"prompt={first},completion={second}"
-    if any(_has(name, TELLS) for name in columns if name not in texts) or len(asked) > 2:
+    if any(_has(name, TELLS) for name in columns if name not in texts) or len(prompts) > 2:
         return None  # an answer that is no text, or no telling which it is
-    if len(asked) == 2 and not any(_has(name, ABOUT) for name in asked):
-        first, second = asked if prompt in (None, asked[0]) else reversed(asked)
+    if len(prompts) == 2 and not any(_has(name, ABOUT) for name in prompts):
+        first, second = prompts if prompt in (None, prompts[0]) else reversed(prompts)
         return f"prompt={first},completion={second}"
     if len(texts) == 1:
         complete = all(isinstance(fields[name], str | int | float | None) for name in columns)
@@ -123,24 +124,24 @@ def alternatives(fields: Fields[str, Any]) -> list[str]:
     return next((names for names in stems.values() if len(names) > 1), [])
 
 
-def _with_answer(prompt: str | None, asked: list[str], answer: str, fields: Fields[str, Any]) -> str | None:
+def _with_answer(prompt: str | None, prompts: list[str], answer: str, fields: Fields[str, Any]) -> str | None:
     """The prompt's column, or a template of it, what it is about and its options, and the answer."""
     from autoft.trainer.data.choices import label_of, option_columns
 
     options = [name for name in option_columns(list(fields)) if fields[name] not in (None, "", [])]
-    asked = [name for name in asked if name not in options]
-    if not asked or prompt in options:
+    prompts = [name for name in prompts if name not in options]
+    if not prompts or prompt in options:
         return None
     value = fields.get(answer)
     if options and (isinstance(value, int) or (isinstance(value, str) and value.strip().isdecimal())):
         return None  # a number that stands for one of the options
-    if prompt is None and 1 < len(asked) <= MOST_JOINED and not options:
-        joined = "\\n".join(f"{{{name}}}" for name in asked)
+    if prompt is None and 1 < len(prompts) <= MOST_JOINED and not options:
+        joined = "\\n".join(f"{{{name}}}" for name in prompts)
         return f"prompt={joined},completion={answer}"
-    about = next((n for word in ABOUT for n in asked if n != prompt and word in n.lower()), None)
+    about = next((n for word in ABOUT for n in prompts if n != prompt and word in n.lower()), None)
     before = f"{{{about}}}\\n\\n" if about and prompt and _has(prompt, QUESTIONS) else ""
     after = "".join(f"\\n{label_of(n)}. {{{n}}}" if len(options) > 1 else f"\\n{{{n}}}" for n in options)
-    prompt = prompt or asked[0]
+    prompt = prompt or prompts[0]
     whole = f"{before}{{{prompt}}}{after}" if before or after else prompt
     return f"prompt={whole},completion={answer}"
 
@@ -151,7 +152,7 @@ def _answer_in(name: str, value: Any) -> str | None:
         return name
     if isinstance(value, int) and not isinstance(value, bool):
         return name
-    if isinstance(value, list) and value and isinstance(value[0], str):
+    if isinstance(value, list) and value and isinstance(value[0], str) and _has(name, SAME):
         return f"{name}.0"
     if isinstance(value, dict):
         return next((f"{name}.{path}" for key in ("text", "value", "content")

@@ -19,7 +19,9 @@ CLEAR = (
 OPPOSITE = ("undesirable", "is_undesirable", "is_bad", "thumbs_down", "is_rejected")
 # Others may as well be the class of a text: only their words count, and of numbers 0 and 1
 UNCLEAR = ("label", "tag", "feedback", "rating", "vote", "quality", "preference", "verdict", "judgement", "judgment")
-MARKS = (*CLEAR, *OPPOSITE, *UNCLEAR)
+# Of these neither numbers nor yes and no count
+WORDED = ("type", "status")
+MARKS = (*CLEAR, *OPPOSITE, *UNCLEAR, *WORDED)
 
 TRAINED = ("train", "training", "trainable", "is_trainable", "trained", "weight", "loss", "loss_weight",
            "compute_loss", "loss_mask", "learn", "train_on", "train_on_turn", "is_train")  # fmt: skip
@@ -40,6 +42,8 @@ def is_good(name: str, value: Any) -> bool | None:
     good = True if word in GOOD_WORDS else False if word in BAD_WORDS else None
     if lower in ("rating", "quality") and not isinstance(value, str | bool):
         return None  # a scale
+    if lower in WORDED and len(word) <= len("false"):
+        return good if word in ("good", "bad") else None
     return None if good is None else good != (lower in OPPOSITE)
 
 
@@ -50,11 +54,11 @@ def to_train(turn: Mapping[str, Any]) -> tuple[bool | None, str | None]:
         value = turn[name]
         if value is None:
             continue
-        said = _truth(value)
-        if said is None or (name in TWO_MEANINGS and not isinstance(value, bool)):
+        truth = _truth(value)
+        if truth is None or (name in TWO_MEANINGS and not isinstance(value, bool)):
             return None, name
-        said = said != (name in MASKED)
-        verdict = said if verdict is None else verdict and said
+        trained = truth != (name in MASKED)
+        verdict = trained if verdict is None else verdict and trained
     return verdict, None
 
 

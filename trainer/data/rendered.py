@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoft.errors import DataError
-from autoft.trainer.data.conversation import ROLES, Message, Notes
+from autoft.trainer.data.conversation import ROLES, Message
+from autoft.trainer.data.notes import Notes
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,8 @@ def turns_of(text: str) -> tuple[str, list[Message]] | None:
         return "Mistral", turns
     for form in FORMS:
         if form.begin.match(rest.lstrip()) is not None:
-            found = _turns(rest.lstrip(), form)
-            return (form.name, found) if found else None
+            turns = _turns(rest.lstrip(), form)
+            return (form.name, turns) if turns else None
     return None
 
 
@@ -140,12 +141,12 @@ def _mistral(text: str) -> list[Message] | None:
 
 def unrendered(prompt: str, answer: str, notes: Notes) -> list[Message] | None:
     """The turns of a prompt that a template has rendered, and its answer; None where the prompt is a text."""
-    found, asked = turns_of(prompt + answer), turns_of(prompt)
-    if asked is None:
+    whole, begun = turns_of(prompt + answer), turns_of(prompt)
+    if begun is None:
         return None
-    name, turns = asked
-    if found is not None and found[1][-1]["role"] == "assistant":
-        turns = found[1]
+    name, turns = begun
+    if whole is not None and whole[1][-1]["role"] == "assistant":
+        turns = whole[1]
     elif turns[-1]["role"] == "user":  # without a request for the answer
         turns = [*turns, {"role": "assistant", "content": answer}]
     else:

@@ -16,31 +16,31 @@ from autoft.trainer.data import choices, rendered
 from autoft.trainer.data.calls import tools_of
 from autoft.trainer.data.conversation import (
     ALTERNATING,
-    OF_TURNS,
     ROLES,
     TEXT_NAMES,
     THOUGHTS,
     TURN_HELP,
     Message,
-    Notes,
     checked,
     messages_of,
     role_of,
+    text_of,
     turns_in,
 )
 from autoft.trainer.data.mapping import Mapping, alternatives, parse_mapping, propose
 from autoft.trainer.data.marks import CLEAR, MARKS, OPPOSITE, ROW_FLAGS, is_good, to_train
+from autoft.trainer.data.notes import OF_TURNS, Notes
 from autoft.trainer.data.read import RawRow
 
 __all__ = ["ALTERNATING", "Message", "Row", "convert_rows", "recognise", "shape_of", "shown"]
 
-CONVERSATIONS = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns")
+CONVERSATIONS = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns", "contents")
 # Of several the first counts: Alpaca's input goes with its instruction, MATH's answer is what its solution ends with.
 PROMPTS = ("prompt", "question", "instruction", "query", "problem", "input", "inputs", "user")
 ANSWERS = ("completion", "response", "output", "solution", "answer", "target", "targets", "reply", "assistant")
 CONTEXTS = ("input", "context", "passage", "article")  # what a prompt is about
 INPUT_OF_PROMPT = ("input", "prompt")
-SYSTEMS = ("system", "system_prompt")
+SYSTEMS = ("system", "system_prompt", "systeminstruction", "system_instruction")
 LABELS = ("label_text", "label")
 # (the better answer, the worse one)
 PREFERENCES = (
@@ -145,10 +145,15 @@ def said_in(message: Message) -> str:
 
 def names_of(unused: Iterable[str]) -> str:
     """The names that rows have as unused, in a few words: columns id, url and the turns' weight."""
-    columns = [name for name in unused if not name.startswith(OF_TURNS)]
-    fields = [name.removeprefix(OF_TURNS) for name in unused if name.startswith(OF_TURNS)]
+    columns = [_printable(name) for name in unused if not name.startswith(OF_TURNS)]
+    fields = [_printable(name.removeprefix(OF_TURNS)) for name in unused if name.startswith(OF_TURNS)]
     words = [f"column{'s' * (len(columns) > 1)} {', '.join(columns)}"] if columns else []
     return " and ".join([*words, *([f"{OF_TURNS}{', '.join(fields)}"] if fields else [])])
+
+
+def _printable(name: str) -> str:
+    """A column's name, with escapes where a terminal would obey it."""
+    return name if name.isprintable() else repr(name)[1:-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,13 +182,14 @@ class _Layout:
 
 def _shape(raw: RawRow) -> tuple[str, Convert] | None:
     """A column that is null counts only where nothing else makes a shape: tables have all columns in every row."""
-    filled = tuple(name for name, value in raw.fields.items() if value is not None)
-    found = _shape_of_columns(filled) or _shape_of_columns(tuple(raw.fields))
-    if found is None or found[0].text:
+    fields = raw.fields
+    filled = tuple(fields if None not in fields.values() else (n for n, value in fields.items() if value is not None))
+    known = _shape_of_columns(filled) or _shape_of_columns(tuple(raw.fields))
+    if known is None or known[0].text:
         _demand_whole(raw)
-    if found is None:
+    if known is None:
         return None
-    layout, convert = found
+    layout, convert = known
     if layout.talk and not isinstance(turns_in(raw.fields[layout.talk]), list):
         # a number of turns, or a text that is called dialogue
         others = _shape_of_columns(tuple(name for name in filled if name != layout.talk))
@@ -313,7 +319,7 @@ def _heed(raw: RawRow, name: str, notes: Notes) -> None:
 def _row(raw: RawRow, layout: _Layout, notes: Notes) -> Row:
     if layout.remark:
         notes.remark(layout.remark)
-    tools = _tools(raw, layout.tools, notes)
+    tools = _tools(raw, layout.tools, notes) if layout.tools else ()
     if layout.text is not None:
         text = rendered.plain(_filled(raw, layout.text), notes)
         return Row(
@@ -328,7 +334,7 @@ def _row(raw: RawRow, layout: _Layout, notes: Notes) -> Row:
         messages = checked(raw.where, _conversation(raw, turns_in(raw.fields[layout.talk]), notes), notes)
     else:
         messages = _pair(raw, layout, notes)
-    system = raw.fields.get(layout.system) if layout.system else None
+    system = text_of(raw.fields.get(layout.system)) if layout.system else None
     if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     elif _says_something(system) and messages[0]["content"] != system:
@@ -340,9 +346,9 @@ def _row(raw: RawRow, layout: _Layout, notes: Notes) -> Row:
     )  # fmt: skip
 
 
-def _tools(raw: RawRow, key: str | None, notes: Notes) -> tuple[dict[str, Any], ...]:
-    value = raw.fields.get(key) if key else None
-    if key is None or not _says_something(value):
+def _tools(raw: RawRow, key: str, notes: Notes) -> tuple[dict[str, Any], ...]:
+    value = raw.fields.get(key)
+    if not _says_something(value):
         return ()
     tools = tools_of(value)
     if tools is None:
@@ -361,23 +367,27 @@ def _preferred(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
     whole = isinstance(chosen, list) and bool(chosen) and role_of(chosen[0]) in ("user", "system")
     if whole or (layout.prompt is None and layout.talk is None):
         messages = checked(raw.where, _conversation(raw, chosen, notes), notes)
-        told = [message["content"].strip() for message in messages]
+        contents = [message["content"].strip() for message in messages]
         for key in filter(None, (layout.prompt, layout.talk)):
-            asked = turns_in(raw.fields.get(key))
-            texts = [m["content"] for m in messages_of(raw.where, asked, notes)] if isinstance(asked, list) else [asked]
-            if not all(text is None or str(text).strip() in told for text in texts):
+            earlier = turns_in(raw.fields.get(key))
+            texts = (
+                [m["content"] for m in messages_of(raw.where, earlier, notes)]
+                if isinstance(earlier, list)
+                else [earlier]
+            )
+            if not all(text is None or str(text).strip() in contents for text in texts):
                 notes.unused.append(key)
         return messages
     if layout.talk is None:
         return _pair(raw, layout, notes)
-    asked = _conversation(raw, turns_in(raw.fields[layout.talk]), notes)
-    if asked and asked[-1]["role"] == "assistant":
+    turns = _conversation(raw, turns_in(raw.fields[layout.talk]), notes)
+    if turns and turns[-1]["role"] == "assistant":
         raise DataError(
             f"{raw.where}: {layout.talk} ends with an answer, and {layout.answer} is another",
             fix=f"end {layout.talk} with the user's turn, or remove {layout.answer}",
         )
     answer = _as_turns(raw, layout.answer, chosen, "assistant", notes)
-    return checked(raw.where, [*asked, *answer], notes)
+    return checked(raw.where, [*turns, *answer], notes)
 
 
 def _pair(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
@@ -389,26 +399,26 @@ def _pair(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
     if isinstance(question, list) or isinstance(reply, list):
         beside = (layout.context, layout.thought, *layout.options)
         notes.unused += [name for name in beside if name and _says_something(raw.fields.get(name))]
-        asked = _as_turns(raw, prompt, question, "user", notes)
-        return checked(raw.where, [*earlier, *asked, *_as_turns(raw, answer, reply, "assistant", notes)], notes)
+        turns = _as_turns(raw, prompt, question, "user", notes)
+        return checked(raw.where, [*earlier, *turns, *_as_turns(raw, answer, reply, "assistant", notes)], notes)
     text = _asked(raw, prompt, layout.context)
     if layout.options:
         text = _with_options(raw, text, layout, notes)
     if isinstance(reply, int | float):
         notes.remark(NUMBERS)
-    told: Message = {"role": "assistant", "content": _filled(raw, answer)}
+    message: Message = {"role": "assistant", "content": _filled(raw, answer)}
     thought = raw.fields.get(layout.thought) if layout.thought else None
     if _says_something(thought):
-        if isinstance(thought, str) and "<think>" not in told["content"]:
-            told["reasoning_content"] = thought
+        if isinstance(thought, str) and "<think>" not in message["content"]:
+            message["reasoning_content"] = thought
             notes.remark(f"{layout.thought} is taken as the reasoning before the answer")
         else:
             notes.unused.append(str(layout.thought))
-    if ("<" in text or "[INST]" in text or "Human:" in text) and "reasoning_content" not in told:
-        turns = rendered.unrendered(text, told["content"], notes)
-        if turns is not None:
-            return checked(raw.where, [*earlier, *turns], notes)
-    return [*earlier, {"role": "user", "content": text}, told]
+    if ("<" in text or "[INST]" in text or "Human:" in text) and "reasoning_content" not in message:
+        unrendered = rendered.unrendered(text, message["content"], notes)
+        if unrendered is not None:
+            return checked(raw.where, [*earlier, *unrendered], notes)
+    return [*earlier, {"role": "user", "content": text}, message]
 
 
 def _called(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
@@ -426,17 +436,17 @@ def _asked(raw: RawRow, prompt: str, context: str | None) -> str:
         return _filled(raw, prompt)
     if raw.fields[prompt] is None or raw.fields[prompt] == "":
         return _filled(raw, context)
-    asked, matter = _filled(raw, prompt), _filled(raw, context)
-    return asked if matter.strip() in asked else f"{asked}\n\n{matter}"
+    question, matter = _filled(raw, prompt), _filled(raw, context)
+    return question if matter.strip() in question else f"{question}\n\n{matter}"
 
 
 def _as_turns(raw: RawRow, key: str, value: Any, role: str, notes: Notes) -> list[Message]:
     if not isinstance(value, list):
         return [{"role": role, "content": _filled(raw, key)}]
     if value and not any(isinstance(each, dict) for each in value):
-        texts = "texts" if all(isinstance(each, str) for each in value) else "values"
+        texts = "text" if all(isinstance(each, str) for each in value) else "value"
         raise DataError(
-            f"{raw.where}: {key} is a list of {len(value)} {texts}, not one text",
+            f"{raw.where}: {key} is a list of {len(value)} {texts}{'s' * (len(value) > 1)}, not one text",
             fix="write a row for each, or take the first of each: --map "
             f"{'completion' if role == 'assistant' else 'prompt'}={key}.0",
         )
@@ -487,41 +497,59 @@ def _says_something(value: Any) -> bool:
 
 def _filled(raw: RawRow, key: str) -> str:
     value = raw.fields.get(key)
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return json.dumps(value)
+    if isinstance(value, str):
+        if value.strip():
+            return value
+        raise DataError(f"{raw.where}: {key} is empty", fix="fill it in, or remove the row")
     if isinstance(value, bool):
         raise DataError(
             f"{raw.where}: {key} is {json.dumps(value)}, not text", fix="write the words that the model shall answer"
         )
-    if not isinstance(value, str):
-        raise DataError(f"{raw.where}: {key} is {type(value).__name__}, not text", fix=f"give every row a text {key}")
-    if not value.strip():
-        raise DataError(f"{raw.where}: {key} is empty", fix="fill it in, or remove the row")
-    return value
+    if isinstance(value, int | float) and math.isfinite(value):
+        return json.dumps(value)
+    raise DataError(f"{raw.where}: {key} is {type(value).__name__}, not text", fix=f"give every row a text {key}")
 
 
 def _with_options(raw: RawRow, prompt: str, layout: _Layout, notes: Notes) -> str:
     """The prompt with the options that the row has for it. Raises: DataError for an answer that names none of them."""
-    answer = raw.fields.get(layout.answer or "")
+    first = raw.fields.get(layout.options[0])
+    if not _says_something(first):
+        return prompt
     options = choices.options_of(raw.fields, layout.options)
-    names = layout.options[0] if len(layout.options) == 1 else "options"
-    word = str(answer).strip("(). ")
-    if not choices.is_answer(answer, options or ()):
-        if word.isdecimal() and _says_something(raw.fields[layout.options[0]]):
-            raise DataError(
-                f"{raw.where}: {layout.answer} is a number that stands for one of its {names}",
-                fix=f"write the {names} into the prompt, and the right one as the answer",
-            )
-        if options and len(word) == 1:
-            raise DataError(
-                f"{raw.where}: {layout.answer} {answer!r} is none of its {names}", fix="correct the row, or remove it"
-            )
-    if options is None:
+    whole: str | None
+    if options is None and isinstance(first, str):  # as one text: "A) Lisbon, B) Bonn"
+        whole = prompt if first.strip() in prompt else f"{prompt}\n\n{first}"
+    elif options is None or not choices.is_answer(raw.fields.get(layout.answer or ""), options):
+        _refuse_letter(raw, layout, readable=options is not None)
+        whole = choices.asked_with(prompt, options) if options else None
+    else:
+        whole = choices.asked_with(prompt, options)
+    if whole is None:
         notes.unused += [name for name in layout.options if _says_something(raw.fields.get(name))]
         return prompt
-    asked = choices.asked_with(prompt, options)
-    notes.remark(choices.BESIDE if asked == prompt else choices.REMARK)
-    return asked
+    notes.remark(choices.BESIDE if whole == prompt else choices.REMARK)
+    return whole
+
+
+def _refuse_letter(raw: RawRow, layout: _Layout, *, readable: bool) -> None:
+    """Raises: DataError for an answer that is a letter or a number and so stands for an option that is not known."""
+    answer = raw.fields.get(layout.answer or "")
+    names = layout.options[0] if len(layout.options) == 1 else "options"
+    word = str(answer).strip("(). ")
+    if word.isdecimal():
+        raise DataError(
+            f"{raw.where}: {layout.answer} is a number that stands for one of its {names}",
+            fix=f"write the {names} into the prompt, and the right one as the answer",
+        )
+    if len(word) == 1 and readable:
+        raise DataError(
+            f"{raw.where}: {layout.answer} {answer!r} is none of its {names}", fix="correct or remove the row"
+        )
+    if len(word) == 1:
+        raise DataError(
+            f"{raw.where}: {layout.answer} {answer!r} stands for one of its {names}, which cannot be read",
+            fix=f"write the {names} into the prompt",
+        )
 
 
 def _demand_whole(raw: RawRow) -> None:

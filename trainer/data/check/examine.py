@@ -68,7 +68,7 @@ def check(
         usable_rows=usable_rows,
         eval_rows=heldout.rows if heldout is not None else None,
         format=scan.format,
-        format_share=scan.formats[scan.format] / scan.rows if scan.format is not None else 0.0,
+        format_share=scan.formats[scan.format] / scan.shaped_rows if scan.format is not None else 0.0,
         formats=scan.formats,
         lengths=_lengths(scan, meter),
         languages=dict(scan.languages.most_common()),

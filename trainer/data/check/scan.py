@@ -79,6 +79,11 @@ class Scan:
         return self.unread + len(self.verdicts)
 
     @property
+    def shaped_rows(self) -> int:
+        """Every row but those that are left out for what the data says of them."""
+        return self.rows - self.verdicts.count(Verdict.LEFT_OUT)
+
+    @property
     def format(self) -> str | None:
         """The shape of most good rows."""
         return max(self.formats, key=self.formats.__getitem__, default=None)

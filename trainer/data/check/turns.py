@@ -21,7 +21,7 @@ def troubles(messages: Sequence[Message]) -> list[str]:
     """Which of KINDS a conversation has."""
     roles = [message["role"] for message in messages]
     found = []
-    if any(not message["content"].strip() for message in messages):
+    if any(not message["content"].strip() and "tool_calls" not in message for message in messages):
         found.append("empty-turn")
     if "user" not in roles and "tool" not in roles:
         found.append("no-user")
@@ -30,6 +30,6 @@ def troubles(messages: Sequence[Message]) -> list[str]:
         found.append("same-role-twice")
     if "system" in roles[1:]:
         found.append("late-system")
-    if any(b["role"] == "assistant" and a["content"].strip() == b["content"].strip() for a, b in pairs):
+    if any(b["role"] == "assistant" and a["content"].strip() == b["content"].strip() != "" for a, b in pairs):
         found.append("echo")
     return found
