@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cksum < pyproject.toml | cut -d' ' -f1)-$(shell cksum < constraints.txt | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-cuda standin lint format bench faults readme
+.PHONY: help setup run test test-fast test-cuda standin lint format bench gpu-bundle faults readme
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -81,6 +81,9 @@ bench: setup ## Measure start-up, planner, CPU step, starter, trainer beside TRL
 	@$(BIN)/python benchmarks/cpu_step.py
 	@$(BIN)/python benchmarks/starter.py
 	@$(BIN)/python benchmarks/trainer_speed.py
+
+gpu-bundle: setup ## Put autoft, benchmarks/gpu_evidence.py and their wheels into build/gpu-bundle, for a machine with a GPU
+	@$(BIN)/python benchmarks/bundle/build_bundle.py build/gpu-bundle
 
 faults: setup ## Cause every fault that a run must survive; write the table of docs/faults.md (half an hour)
 	@$(BIN)/python benchmarks/faults.py

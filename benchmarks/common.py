@@ -41,6 +41,20 @@ def heading(name: str) -> dict[str, Any]:
     }
 
 
+def write_rows(data: Path | None, count: int, path: Path) -> Path:
+    """Every so many-th row of the data, so that lengths are as they are there. None: generated sums."""
+    if data is None:
+        rows = [
+            {"question": f"What is {n} times {n + 3}? " * (1 + n % 5), "answer": f"It is {n * (n + 3)}. " * (2 + n % 7)}
+            for n in range(count)
+        ]
+    else:
+        lines = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+        rows = lines[:: max(1, len(lines) // count)][:count]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
 def write_record(path: Path, record: dict[str, Any]) -> Path:
     """The record as JSON, whole or not at all."""
     write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")

@@ -2,8 +2,8 @@
 
     python benchmarks/cuda_tests.py [--quick]      `make test-cuda`
 
---quick: no coverage, and nothing is written. It passes where all tests do and every line that was not run has its
-reason in tests/cuda/unvisited.toml.
+--quick: lines are not counted, and nothing is written. It passes where all tests do and every line that was not run
+has its reason in tests/cuda/unvisited.toml.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.cuda import lines  # noqa: E402 - of the tests
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="measure no coverage and write nothing")
+    parser.add_argument("--quick", action="store_true", help="count no lines and write nothing")
     parser.add_argument("tests", nargs="*", default=["tests/cuda"], help="tests to run (default: tests/cuda)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="autoft-cuda-") as folder:
@@ -40,7 +40,7 @@ def run(folder: Path, tests: list[str], *, quick: bool) -> int:
     """Exit code. folder: for what is of this run alone."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if not quick:
-        environment["COVERAGE_PROCESS_START"] = str(lines.config(folder))
+        environment[lines.VARIABLE] = str(folder)
     report = folder / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "load", f"--junitxml={report}", *tests]
     began = time.monotonic()

@@ -72,7 +72,7 @@ def main() -> None:
     gpu = None if asked.smoke else this_gpu()
     hardware = replace(detect(), gpus=(gpu,) if gpu else ())
     cases = SMOKE_CASES if asked.smoke else CASES
-    with tempfile.TemporaryDirectory() as temporary:
+    with environment.hidden_gpus(), tempfile.TemporaryDirectory() as temporary:
         configs = Path(temporary) / "configs"
         apart = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(asked.jobs, apart, initializer=environment.prepare) as pool:
@@ -83,13 +83,13 @@ def main() -> None:
             for plan in plans:
                 for run in plan["runs"]:
                     at = weights.of(plan["shape"], run["predicted"]["total_params"], running)
-                    running.start(run["card_bytes"], plan["shape"], partial(_try, plan, run, at))
+                    running.start(run["card_bytes"], plan["shape"], partial(try_run, plan, run, at))
     figures = {"as_told": all(as_told(run) for plan in plans for run in plan["runs"]), "plans": plans}
     print(json.dumps(figures)) if asked.smoke else write_results("gpu_plans", figures)
 
 
-def planned(case: Case, hardware: Hardware, configs: Path) -> Json:
-    """The runs that the plan of a case asks for."""
+def planned(case: Case, hardware: Hardware, configs: Path, rejects: int = REJECTS) -> Json:
+    """The runs that the plan of a case asks for: its choice, and so many of the nearest that are too large."""
     folder = write_config(case.shape, configs / f"{case.shape}-{case.seq_len}-{case.cap_gib:g}")
     cpu = None if hardware.gpus else "cpu"
     frame = make_frame(Request(model=str(folder), gpu=cpu, vram_gib=case.cap_gib, seq_len=case.seq_len), hardware)
@@ -98,8 +98,8 @@ def planned(case: Case, hardware: Hardware, configs: Path) -> Json:
     if choice is None:
         sys.exit(f"{case}: nothing fits")
     beyond = [c for c in found.found.values() if c.estimate.device_bytes > case.cap_gib * GIB]
-    rejects = sorted(beyond, key=lambda candidate: candidate.estimate.device_bytes)[:REJECTS]
-    runs = [_run(candidate, frame, case) for candidate in (found.found[choice.recipe], *rejects)]
+    nearest = sorted(beyond, key=lambda candidate: candidate.estimate.device_bytes)[:rejects]
+    runs = [_run(candidate, frame, case) for candidate in (found.found[choice.recipe], *nearest)]
     return {"shape": case.shape, "seq_len": case.seq_len, "cap_gib": case.cap_gib, "runs": runs}
 
 
@@ -117,7 +117,7 @@ def _run(candidate: Candidate, frame: Frame, case: Case) -> Json:
     }
 
 
-def _try(plan: Json, run: Json, weights: Path) -> None:
+def try_run(plan: Json, run: Json, weights: Path) -> None:
     """What becomes of the run is added to it."""
     run["measured"] = measured = run_child({**run, "weights": str(weights), "alone": False})
     became = f"died in {measured['died_in']}" if "died_in" in measured else measured.get("error", "lived")

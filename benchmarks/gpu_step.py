@@ -5,8 +5,9 @@
 request: recipe, weights (a folder), device, gpu (UUID), card_bytes and cap_bytes (both may be null), alone (whether no
 other run is on the device: only then are there seconds, what the card holds beside PyTorch's own, and where the GPU's
 time goes), accumulation (1 where left out; two micro-batches stand for more, since gradients live through the second
-forward as through all later ones). The result is one JSON object on the last line. Bytes on a GPU are PyTorch's own
-counts, on a CPU the growth of the process.
+forward as through all later ones). The result is one JSON object on a line; a second line adds where the GPU's time
+goes, as the profiler may take the process with it. Bytes on a GPU are PyTorch's own counts, on a CPU the growth of the
+process.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from child import tell, work_and_leave
 
 from autoft.trainer import environment, memory
 
@@ -33,15 +37,19 @@ Json = dict[str, Any]
 
 def main() -> None:
     environment.prepare()
-    print(json.dumps(measure(json.load(sys.stdin))))
+    for record in measure(json.load(sys.stdin)):
+        tell(record)
 
 
-def measure(request: Json) -> Json:
-    """Load and train for a few steps; peaks in bytes, seconds of a step, and where memory ran out if it did."""
+def measure(request: Json) -> Iterator[Json]:
+    """Load and train for a few steps; peaks in bytes, seconds of a step, and where memory ran out if it did.
+
+    Then, of a timed step, where the GPU's time goes.
+    """
     from autoft.trainer.recipe import Recipe
 
     device = request["device"]
-    used_before = _used_bytes(request["gpu"])
+    used_before = used_bytes(request["gpu"])
     import torch
 
     recipe, weights = Recipe.from_dict(request["recipe"]), Path(request["weights"])
@@ -95,12 +103,12 @@ def measure(request: Json) -> Json:
     if device == "cuda":
         measured["retries"] = torch.cuda.memory_stats()["num_alloc_retries"]
     if device == "cuda" and request["alone"]:
-        context = _used_bytes(request["gpu"]) - used_before - torch.cuda.memory_reserved()
+        context = used_bytes(request["gpu"]) - used_before - torch.cuda.memory_reserved()
         measured["context_bytes"] = context
         measured["device_bytes"] = context + max((reserved for _, reserved in phases.values()), default=0)
-        if "step_time_s" in measured:
-            measured["gpu_time"] = _gpu_time(run, measured["step_time_s"])
-    return measured
+    yield measured
+    if device == "cuda" and "step_time_s" in measured:
+        yield {"gpu_time": _gpu_time(run, measured["step_time_s"])}
 
 
 def _seconds(run: Run) -> float:
@@ -193,7 +201,7 @@ def _cap(request: Json) -> None:
     torch.cuda.mem_get_info = lambda device=None: (max(0, cap - torch.cuda.memory_reserved()), card)
 
 
-def _used_bytes(gpu: str | None) -> int:
+def used_bytes(gpu: str | None) -> int:
     """Of the whole GPU, by any process. NVML, so that asking takes no memory there."""
     if gpu is None:
         return 0
@@ -213,4 +221,4 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    work_and_leave(main)

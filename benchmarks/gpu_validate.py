@@ -23,15 +23,16 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from child import ask
 from common import RESULTS, heading, write_record
 from shapes import write_config
 from side_by_side import GIB, SideBySide, Weights
@@ -97,7 +98,7 @@ def _run_all(options: argparse.Namespace, out: Path) -> None:
             sys.exit(f"{out} was measured on another card or with other versions; give another file with --out")
         record = before
     cases = [case for case in (SMOKE_CASES if options.smoke else read_cases()) if options.only in case["id"]]
-    with tempfile.TemporaryDirectory() as temporary:
+    with environment.hidden_gpus(), tempfile.TemporaryDirectory() as temporary:
         predict = Predictor(gpu, Path(temporary) / "configs")
         weights = Weights(Path(options.weights or temporary) / "weights")
 
@@ -137,15 +138,19 @@ def _one(record: Json, out: Path, case: Json, planned: Json, weights: Path) -> N
 
 
 def _predict_again(out: Path) -> None:
-    """New predictions beside old measurements, which need no GPU."""
     record = _read(out)
-    gpu = None if record["gpu"] is None else Gpu.from_dict(record["gpu"])
-    with tempfile.TemporaryDirectory() as temporary:
-        predict = Predictor(gpu, Path(temporary))
-        for run in record["runs"]:
-            run["predicted"] = predict(run["case"], run["cap_gib"])["predicted"]
-            print(_told(run), file=sys.stderr, flush=True)
+    for run in predict_again(record["runs"], record["gpu"]):
+        print(_told(run), file=sys.stderr, flush=True)
     _write(out, record)
+
+
+def predict_again(runs: Iterable[Json], gpu: Json | None) -> Iterator[Json]:
+    """Each run with a new prediction beside its old measurement, which needs no GPU. gpu: that it was measured on."""
+    with environment.hidden_gpus(), tempfile.TemporaryDirectory() as temporary:
+        predict = Predictor(None if gpu is None else Gpu.from_dict(gpu), Path(temporary))
+        for run in runs:
+            run["predicted"] = predict(run["case"], run["cap_gib"])["predicted"]
+            yield run
 
 
 def read_cases(path: Path = CASES) -> list[Json]:
@@ -180,14 +185,10 @@ def _distance(record: Json, case: Json, cap: float) -> float:
 
 
 def this_gpu() -> Gpu:
-    """The GPU that a run would train on."""
-    import torch
-
-    if not torch.cuda.is_available():
-        sys.exit("PyTorch finds no CUDA device here: --smoke runs the same on the CPU")
+    """The GPU that a run would train on. PyTorch must not look for it here: planning is to touch no GPU."""
     gpu = target_of(detect(), gpu_name=None, vram_gib=None, cpu_flops_per_s=measure_cpu_flops).gpu
     if gpu is None:
-        sys.exit("NVML finds no GPU here, though PyTorch does: autoft probe tells why")
+        sys.exit("NVML finds no GPU here: autoft probe tells why, and --smoke runs the same on the CPU")
     return gpu
 
 
@@ -220,7 +221,11 @@ class Predictor:
         pins = {name: value for name, value in case.items() if name not in ("id", "shape")}
         seq_len = pins.pop("seq_len")
         recipe = exact(target, seq_len=seq_len, pinned=pins)
-        estimate = self._estimators[key].estimate(recipe).to_dict()
+        estimator = self._estimators[key]
+        estimate = estimator.estimate(recipe).to_dict()
+        if target.bench is not None:
+            by_data_sheet = estimator.on(replace(target, bench=None), same_kernels=True).estimate(recipe)
+            estimate["step_time_by_data_sheet_s"] = by_data_sheet.step_time_s.to_dict()
         card_bytes = None if cap_gib is None else int(cap_gib * GIB)
         return {
             "cap_gib": cap_gib,
@@ -237,19 +242,7 @@ class Predictor:
 def run_child(request: Json) -> Json:
     """What gpu_step.py tells, or how its process ended without telling."""
     environ = {**os.environ} | ({"CUDA_VISIBLE_DEVICES": request["gpu"]} if request["gpu"] else {})
-    words = [sys.executable, str(STEP)]
-    try:
-        done = subprocess.run(
-            words, input=json.dumps(request), capture_output=True, text=True, env=environ, timeout=RUN_TIMEOUT_S,
-            check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return {"error": f"not done after {RUN_TIMEOUT_S} s"}
-    if done.returncode < 0:
-        return {"died_in": f"a signal ({-done.returncode})"}
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or ["no word of why"])[-1][:300]}
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return ask([sys.executable, str(STEP)], request, timeout_s=RUN_TIMEOUT_S, environ=environ)
 
 
 # What comes of it

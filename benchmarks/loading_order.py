@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from common import write_results
-from measured_runs import FILES, ROWS, rehearsed
+from measured_runs import ROWS, rehearsed
 
 from autoft.planner.allocator import Allocator
 from autoft.planner.cases import Case, estimates, read_cases
@@ -34,6 +34,7 @@ from autoft.profiles.detect import detect
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.resolve import load_config, resolve
 
+FILES = ("t4.jsonl", "rtx4080.jsonl")  # those that tell what was reserved
 SEEDS = 50
 WORKERS = 4  # GLOBAL_WORKERS of transformers/core_model_loading.py, on four cores or more
 # Whether 16-bit weights that are to be quantized are read by threads: the same file of these versions

@@ -8,6 +8,7 @@ No figure of these rows is used by the estimate; they only judge it. Peaks are t
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -16,19 +17,18 @@ from typing import Any
 from common import write_results
 
 from autoft.planner.allocator import Allocator
-from autoft.planner.cases import Case, estimates, read_cases
+from autoft.planner.cases import Case, estimates, loop_of, read_cases
 from autoft.planner.depth import pairs
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
 from autoft.planner.ghost import Rehearsal, find_depth, rehearse
-from autoft.planner.loop import PLAIN
 from autoft.planner.target import target_of
 from autoft.profiles.detect import detect
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.resolve import load_config, resolve
 
 ROWS = Path(__file__).parent.parent / "tests" / "validation"
-FILES = ("t4.jsonl", "rtx4080.jsonl")
+FILES = ("t4.jsonl", "rtx4080.jsonl", "a100-older-stacks.jsonl")
 
 
 def main() -> None:
@@ -36,12 +36,21 @@ def main() -> None:
     runs = []
     for name in FILES:
         rows = [json.loads(line) for line in (ROWS / name).read_text(encoding="utf-8").splitlines()]
-        for row, (case, recipe, estimate) in zip(rows, estimates(read_cases(ROWS / name), hardware), strict=True):
+        for row, (case, recipe, estimate) in zip(rows, estimates(cases_of(name), hardware), strict=True):
             predicted = {**_peaks(estimate), **_held(rehearsed(case, recipe, hardware))}
-            runs.append(_compared(row, predicted, name.removesuffix(".jsonl")))
+            runs.append(
+                {**_compared(row, predicted, name.removesuffix(".jsonl")), "step_time_s": _timed(row, estimate)}
+            )
             print(f"{row['id']}: allocated {runs[-1]['error']['peak_allocated_bytes']:+.3%}")
     keys = dict.fromkeys(key for run in runs for key in run["error"])
-    write_results("measured_runs", {"summary": {key: _summary(runs, key) for key in keys}, "runs": runs})
+    summary = {key: _summary(runs, key) for key in keys}
+    write_results("measured_runs", {"summary": summary, "step_time": _step_times(runs), "runs": runs})
+
+
+def cases_of(name: str) -> list[Case]:
+    """Of a file of rows. A model that is not in the catalogue has its configuration in models/."""
+    folders = [(case, ROWS / "models" / case.model.replace("/", "--")) for case in read_cases(ROWS / name)]
+    return [replace(case, model=str(folder)) if folder.is_dir() else case for case, folder in folders]
 
 
 def _peaks(estimate: Estimate) -> dict[str, float]:
@@ -62,8 +71,8 @@ def rehearsed(case: Case, recipe: Recipe, hardware: Any) -> Rehearsal:
     config = load_config(resolve(case.model))
     target = target_of(hardware, gpu_name=case.gpu, vram_gib=None, cpu_flops_per_s=lambda *_: 1.0)
     device = Estimator(case.model, config, target, torch=case.torch).device
-    loop = replace(PLAIN, output_until=case.output_until)
-    return rehearse(recipe, config, device, depth=find_depth(recipe, config), loop=loop, backend=case.backend)
+    depth, loop = find_depth(recipe, config), loop_of(case, config.model_type)
+    return rehearse(recipe, config, device, depth=depth, loop=loop, backend=case.backend)
 
 
 def _held(rehearsal: Rehearsal) -> dict[str, int]:
@@ -104,6 +113,38 @@ def _summary(runs: list[dict[str, Any]], key: str) -> dict[str, Any]:
         "worst": found[worst],
         "worst_run": worst,
         "exact": exact,
+    }
+
+
+def _timed(row: dict[str, Any], estimate: Estimate) -> dict[str, Any]:
+    """A step as measured, and between which seconds it was predicted."""
+    predicted, measured = estimate.step_time_s, row["measured"]["step_time_s"]
+    return {
+        "lower": round(predicted.lower, 4),
+        "upper": round(predicted.upper, 4),
+        "measured": measured,
+        "inside": predicted.lower <= measured <= predicted.upper,
+    }
+
+
+def _step_times(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many steps took what was predicted, how wide the ranges are, and where in them the steps lie.
+
+    Widths: upper over lower. Of the middle: measured over the geometric middle.
+    """
+    times = [run["step_time_s"] for run in runs]
+    widths = [time["upper"] / time["lower"] for time in times]
+    of_middle = sorted(time["measured"] / math.sqrt(time["lower"] * time["upper"]) for time in times)
+    return {
+        "runs": len(times),
+        "inside": sum(time["inside"] for time in times),
+        "median_width": round(statistics.median(widths), 3),
+        "widest": round(max(widths), 3),
+        "measured_over_middle": {
+            "least": round(of_middle[0], 3),
+            "median": round(statistics.median(of_middle), 3),
+            "most": round(of_middle[-1], 3),
+        },
     }
 
 

@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 SHARD_BYTES = 4 * 2**30
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # of ChatML: padding, begin, end
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 TILE_VALUES = 2**24  # random values that all tensors are cut from; drawing each anew would take minutes
 
 LLAMA3 = {"model_type": "llama", "vocab_size": 128256, "num_key_value_heads": 8, "rope_theta": 500000.0}
@@ -108,12 +113,31 @@ def write_weights(name: str, folder: Path) -> Path:
     return folder
 
 
-def add_tokenizer(folder: Path, tokenizer: Path) -> Path:
-    """`folder` with the tokenizer of another model. Random weights know no words, so any will do that is no larger."""
+def add_tokenizer(folder: Path, tokenizer: Path | None = None) -> Path:
+    """`folder` with the tokenizer of another model; without one, a token for each byte and the chat's special tokens.
+
+    Random weights know no words, so any will do that is no larger.
+    """
+    if tokenizer is None:
+        _byte_tokenizer().save_pretrained(folder)
+        return folder
     for path in tokenizer.iterdir():
         if "token" in path.name or path.suffix == ".jinja" or path.name in ("vocab.json", "merges.txt"):
             shutil.copyfile(path, folder / path.name)
     return folder
+
+
+def _byte_tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    names = dict(zip(("pad_token", "bos_token", "eos_token"), SPECIAL_TOKENS, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, **names)
 
 
 def _write_shard(path: Path, tensors: dict[str, Any], tile: memoryview, ones: memoryview) -> None:

@@ -185,6 +185,17 @@ def compare(name: str, shared: bool, bench: Path | None) -> dict[str, Any]:
 
 def measured_steps(config: Any, recipe: Any, clock: Callable[[], float]) -> list[float]:
     """Seconds of each of STEPS steps, after one to warm up."""
+    step = prepared_step(config, recipe, "cpu")
+    seconds = []
+    for _ in range(STEPS + 1):
+        began = clock()
+        step()
+        seconds.append(clock() - began)
+    return seconds[1:]
+
+
+def prepared_step(config: Any, recipe: Any, device: str) -> Callable[[], None]:
+    """A step of a model with random weights."""
     import torch
     import transformers
 
@@ -194,21 +205,19 @@ def measured_steps(config: Any, recipe: Any, clock: Callable[[], float]) -> list
 
     with tempfile.TemporaryDirectory() as folder:
         transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        model = build_model(recipe, config=config, weights=Path(folder), device="cpu")
+        model = build_model(recipe, config=config, weights=Path(folder), device=device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = build_optimizer(trained, recipe, learning_rate=1e-4)
-    ids = torch.randint(config.vocab_size, (recipe.micro_batch, recipe.seq_len))
-    seconds = []
-    for _ in range(STEPS + 1):
-        began = clock()
-        compute_loss(
-            model, {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}, recipe
-        ).backward()
+    ids = torch.randint(config.vocab_size, (recipe.micro_batch, recipe.seq_len), device=device)
+    batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+
+    def step() -> None:
+        compute_loss(model, batch, recipe).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        seconds.append(clock() - began)
-    return seconds[1:]
+
+    return step
 
 
 if __name__ == "__main__":

@@ -3,15 +3,17 @@
     python benchmarks/trainer_speed.py --data gsm8k/train.jsonl
     python benchmarks/trainer_speed.py --data gsm8k/train.jsonl --shape llama-3.1-8b --method qlora     on a GPU
 
-With a shape the model has random weights of it, and the starter's tokenizer.
+With a shape the model has random weights of it, and a token for each byte.
 same: TRL with the settings of our run; the bar is a step at most 3 % slower than TRL's. plan: what `autoft plan`
 chooses for the data, against TRL's defaults with an adapter of the same rank; the bar is twice the trained tokens a
-second. Each run is a process of its own; a pair is one of each, and the ratio is the median over the pairs.
+second. unsloth: the settings of "same" beside unsloth, where that is installed. Each run is a process of its own; a
+pair is one of each, and the ratio is the median over the pairs.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import statistics
@@ -20,17 +22,18 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import write_results
+from child import work_and_leave
+from common import write_results, write_rows
 from shapes import add_tokenizer, write_weights
 
 from autoft.profiles.detect import detect
-from autoft.trainer.starter import starter_folder
 
 BAR = {"same_step_time": 1.03, "plan_trained_tokens_per_s": 2.0}
-FIGURES = {"same": "step_time_s", "plan": "trained_tokens_per_s"}
+FIGURES = {"same": "step_time_s", "plan": "trained_tokens_per_s", "unsloth": "step_time_s"}
 WARM_UP = 1  # steps that are not counted
 # The settings of "same": what both can do, with nothing that one of them lacks
 SAME = {"micro_batch": 4, "accumulation": 2, "group_by_length": False, "rank": 16, "alpha": 32.0, "learning_rate": 2e-4}
@@ -38,7 +41,7 @@ SAME = {"micro_batch": 4, "accumulation": 2, "group_by_length": False, "rank": 1
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Of "same": the method, the dtype of the base, whether layers are checkpointed. model: a folder or `starter`."""
+    """The method, the dtype of the base, whether layers are checkpointed. model: a folder or `starter`."""
 
     model: str
     method: str
@@ -62,16 +65,14 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.worker:
         kind, folder, setup = asked.worker
-        _with_trl(kind, Path(folder), Setup(**json.loads(setup)))
-        return
-    gpu = bool(detect().gpus)
+        work_and_leave(partial(_with_trl, kind, Path(folder), Setup(**json.loads(setup))))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if asked.shape:
             weights = write_weights(asked.shape, Path(asked.weights or name) / "weights" / asked.shape)
-            asked.model = str(add_tokenizer(weights, asked.tokenizer or starter_folder()))
-        setup = Setup(asked.model, asked.method, "bfloat16" if gpu else "float32", asked.checkpointing)
-        _write_rows(asked.data, asked.rows, folder / "rows.jsonl")
+            asked.model = str(add_tokenizer(weights, asked.tokenizer))
+        setup = Setup(asked.model, asked.method, dtype_here(), asked.checkpointing)
+        write_rows(asked.data, asked.rows, folder / "rows.jsonl")
         figures = {
             "model": asked.shape or asked.model,
             "method": asked.method,
@@ -79,7 +80,7 @@ def main() -> None:
             "data": asked.data.name if asked.data else "generated",
             "rows": asked.rows,
             "bar": BAR,
-            **{kind: _compared(folder, asked.pairs, kind, setup) for kind in asked.kinds.split(",")},
+            **{kind: compared(folder, asked.pairs, kind, setup) for kind in asked.kinds.split(",")},
         }
     ratios = {kind: figures[kind]["ratio"] for kind in FIGURES if kind in figures}
     met = ratios.get("same", 0) <= BAR["same_step_time"]
@@ -88,14 +89,29 @@ def main() -> None:
     write_results(f"trainer_speed{suffix}", {**figures, "bar_met": met})
 
 
-def _compared(folder: Path, count: int, kind: str, setup: Setup) -> dict[str, Any]:
-    """ratio: ours by TRL's of the kind's figure, the median of the pairs."""
+def dtype_here() -> str:
+    """Of the base, where both train: the 16 bits that the GPU computes in."""
+    gpus = detect().gpus
+    return ("bfloat16" if gpus[0].bf16 else "float16") if gpus else "float32"
+
+
+def kinds_here() -> tuple[str, ...]:
+    """Of comparison, with the same settings on both sides."""
+    return ("same", "unsloth") if importlib.util.find_spec("unsloth") else ("same",)
+
+
+def compared(folder: Path, count: int, kind: str, setup: Setup) -> dict[str, Any]:
+    """ratio: ours by the other's of the kind's figure, the median of the pairs. folder: has rows.jsonl.
+
+    Raises: RuntimeError where one of the two does not train.
+    """
     pairs, figure = [], FIGURES[kind]
+    other = "unsloth" if kind == "unsloth" else "trl"
     for turn in range(count):
-        both = [("autoft", lambda: _ours(folder, kind, setup)), ("trl", lambda: _trl(folder, kind, setup))]
+        both = [("autoft", lambda: _ours(folder, kind, setup)), (other, lambda: _trl(folder, kind, setup))]
         pairs.append({name: go() for name, go in (both if turn % 2 == 0 else reversed(both))})
-        print(kind, json.dumps(pairs[-1]), flush=True)
-    ratios = [pair["autoft"][figure] / pair["trl"][figure] for pair in pairs]
+        print(kind, json.dumps(pairs[-1]), file=sys.stderr, flush=True)
+    ratios = [pair["autoft"][figure] / pair[other][figure] for pair in pairs]
     return {"figure": figure, "ratio": round(statistics.median(ratios), 3), "ratios": ratios, "pairs": pairs}
 
 
@@ -103,7 +119,7 @@ def _ours(folder: Path, kind: str, setup: Setup) -> dict[str, Any]:
     """`autoft run`, its steps as its own record has them."""
     out = folder / f"ours-{time.monotonic_ns()}"
     settings = {"max_new_tokens": 0, "eval_rows": 0, "warmup_ratio": 0.0, "epochs": 1.0}
-    if kind == "same":
+    if kind != "plan":
         settings |= {**SAME, "base_dtype": setup.dtype, "gradient_checkpointing": setup.checkpointing}
         settings |= {"method": setup.method}
     words = [sys.executable, "-m", "autoft", "run", setup.model, "--data", str(folder / "rows.jsonl"), "-o", str(out)]
@@ -133,10 +149,10 @@ def _trl(folder: Path, kind: str, setup: Setup) -> dict[str, Any]:
 
 
 def _said(words: list[str]) -> str:
-    """What a command writes to stdout."""
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    """What a command writes to stdout. Raises: RuntimeError where it fails."""
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{words}: exit {done.returncode}\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"{words[1:3]}: exit {done.returncode}: {done.stderr[-2000:]}")
     return done.stdout
 
 
@@ -151,14 +167,16 @@ def _figures(times: list[float], trained: list[int]) -> dict[str, Any]:
 
 
 def _with_trl(kind: str, folder: Path, setup: Setup) -> None:
-    """TRL as its documentation shows it. Prints the figures as JSON."""
+    """TRL, or unsloth, as its documentation shows it. Prints the figures as JSON."""
     from autoft.trainer import environment
 
     environment.prepare()
+    if kind == "unsloth":
+        import unsloth  # noqa: F401  # before what it changes
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+    from transformers import AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     from autoft.trainer.resolve import fetch, resolve
@@ -174,6 +192,8 @@ def _with_trl(kind: str, folder: Path, setup: Setup) -> None:
             for row in rows
         ]
     )
+    adapter_of = partial(LoraConfig, r=SAME["rank"], lora_alpha=SAME["alpha"], target_modules="all-linear")
+    model_given: Any
     times: list[float] = []
     counts: list[int] = [0]
 
@@ -194,56 +214,69 @@ def _with_trl(kind: str, folder: Path, setup: Setup) -> None:
 
     settings: dict[str, Any] = {"output_dir": str(folder / "trl"), "report_to": "none", "save_strategy": "no"}
     settings["use_cpu"] = not torch.cuda.is_available()  # TRL's default bf16 is refused on a CPU without it
-    if kind == "same":
+    if kind != "plan":
         settings |= {
             "per_device_train_batch_size": SAME["micro_batch"],
             "gradient_accumulation_steps": SAME["accumulation"],
             "learning_rate": SAME["learning_rate"],
             "num_train_epochs": 1,
             "bf16": setup.dtype == "bfloat16",
+            "fp16": setup.dtype == "float16",
             "gradient_checkpointing": setup.checkpointing,
             "max_length": None,
             "pad_to_multiple_of": 16,
             "lr_scheduler_type": "cosine",
         }
-        model_given: Any = AutoModelForCausalLM.from_pretrained(
-            weights,
-            dtype=getattr(torch, setup.dtype),
-            quantization_config=BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=getattr(torch, setup.dtype),
-            )
-            if setup.method == "qlora"
-            else None,
-        )
+        if kind == "same":
+            model_given, adapter = _base(weights, setup), adapter_of()
+        else:
+            model_given, adapter = _of_unsloth(weights, setup), None
     else:
-        model_given = str(weights)  # its own way of loading
+        model_given, adapter = str(weights), adapter_of()  # its own way of loading
         settings |= {"num_train_epochs": 1}
     trainer = Counting(
         model=model_given,
         args=SFTConfig(**settings),
         processing_class=AutoTokenizer.from_pretrained(weights),
         train_dataset=data,
-        peft_config=LoraConfig(r=SAME["rank"], lora_alpha=SAME["alpha"], target_modules="all-linear"),
+        peft_config=adapter,
         callbacks=[Clock()],
     )
     trainer.train()
     print(json.dumps(_figures(times, counts[: len(times)])))
 
 
-def _write_rows(data: Path | None, count: int, path: Path) -> None:
-    """Every so many-th row of the data, so that lengths are as they are there."""
-    if data is None:
-        rows = [
-            {"question": f"What is {n} times {n + 3}? " * (1 + n % 5), "answer": f"It is {n * (n + 3)}. " * (2 + n % 7)}
-            for n in range(count)
-        ]
-    else:
-        lines = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
-        rows = lines[:: max(1, len(lines) // count)][:count]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def _base(weights: Path, setup: Setup) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    dtype = getattr(torch, setup.dtype)
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        weights, dtype=dtype, quantization_config=four_bit if setup.method == "qlora" else None
+    )
+
+
+def _of_unsloth(weights: Path, setup: Setup) -> Any:
+    """With its adapter."""
+    import torch
+    from unsloth import FastLanguageModel
+
+    model, _ = FastLanguageModel.from_pretrained(
+        model_name=str(weights),
+        max_seq_length=1024,
+        dtype=getattr(torch, setup.dtype),
+        load_in_4bit=setup.method == "qlora",
+    )
+    return FastLanguageModel.get_peft_model(
+        model,
+        r=SAME["rank"],
+        lora_alpha=SAME["alpha"],
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        use_gradient_checkpointing="unsloth" if setup.checkpointing else False,
+    )
 
 
 if __name__ == "__main__":

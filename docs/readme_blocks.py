@@ -82,8 +82,25 @@ def errors_by_run(record: dict[str, Any]) -> str:
     """Predicted over measured, less one, of every run."""
     lines = [f"{'predicted / measured':<62}{'allocated':>10}{'reserved':>10}"]
     for run in record["runs"]:
-        allocated, reserved = (run["error"][f"peak_{name}_bytes"] for name in ("allocated", "reserved"))
-        lines.append(f"{run['id']:<62}{allocated:>+10.3%}{reserved:>+10.2%}")
+        reserved = run["error"].get("peak_reserved_bytes")  # not every run was asked for it
+        told = "" if reserved is None else f"{reserved:>+10.2%}"
+        lines.append(f"{run['id']:<62}{run['error']['peak_allocated_bytes']:>+10.3%}{told}")
+    return "\n".join(lines)
+
+
+def step_times(record: dict[str, Any]) -> str:
+    """How many steps took what was predicted, how wide the ranges are, and each step beside its range."""
+    found, of_middle = record["step_time"], record["step_time"]["measured_over_middle"]
+    lines = [
+        f"{found['inside']} of {found['runs']} steps inside",
+        f"upper / lower: median {found['median_width']:.2f}, at most {found['widest']:.2f}",
+        f"measured / middle: {of_middle['least']:.2f} to {of_middle['most']:.2f}, median {of_middle['median']:.2f}",
+        f"{'seconds of a step':<62}{'predicted':>15}{'measured':>10}",
+    ]
+    for run in record["runs"]:
+        time = run["step_time_s"]
+        between = f"{time['lower']:.2f}-{time['upper']:.2f}"
+        lines.append(f"{run['id']:<62}{between:>15}{time['measured']:>10.2f}")
     return "\n".join(lines)
 
 
@@ -115,9 +132,9 @@ def predictable(record: dict[str, Any]) -> str:
 
 
 def gpu_report(record: dict[str, Any]) -> str:
-    """What benchmarks/gpu_validate.py --report prints."""
+    """What benchmarks/gpu_evidence.py --report prints."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    from gpu_validate import report
+    from gpu_report import report
 
     return str(report(record))
 
@@ -165,10 +182,11 @@ OTHERS: dict[str, Callable[[], str]] = {
     "benchmarks/results/starter.json": starter_result,
     "benchmarks/results/measured_runs.json": of_results("measured_runs", errors_of),
     "benchmarks/results/measured_runs.json, run by run": of_results("measured_runs", errors_by_run),
+    "benchmarks/results/measured_runs.json, step time": of_results("measured_runs", step_times),
     "benchmarks/results/loading_order.json": of_results("loading_order", loading_orders),
     "benchmarks/results/loading_order.json, our own loop": of_results("loading_order", predictable),
     "benchmarks/results/cpu_memory.json": of_results("cpu_memory", errors_on_the_cpu),
-    "benchmarks/results/gpu_validate.json": of_results("gpu_validate", gpu_report),
+    "benchmarks/results/gpu_evidence.json": of_results("gpu_evidence", gpu_report),
     "benchmarks/results/planner_speed.json": of_results("planner_speed", speed),
 }
 

@@ -237,7 +237,7 @@ class EfficientAttention(torch.autograd.Function):
             del sums
         ctx.save_for_backward(q, k, v, out, logsumexp, *generator, *(() if bias is None else (bias,)))
         ctx.capability, ctx.causal = device.capability, causal
-        count(attention(q, k, v, causal=causal))
+        count(attention(q, k, v, causal=causal, efficient=True))
         return out
 
     @staticmethod
@@ -259,7 +259,7 @@ class EfficientAttention(torch.autograd.Function):
         floats = _efficient_workspace_floats(ctx.capability, q.dtype, length, k.size(2), dims, batch * heads)
         workspace = q.new_empty(batch * heads * floats, dtype=torch.float32)
         del delta, workspace, expanded
-        count(attention(q, k, v, causal=ctx.causal, backward=True))
+        count(attention(q, k, v, causal=ctx.causal, backward=True, efficient=True))
         return (*like, None, None, None)
 
 

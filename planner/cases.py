@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +16,16 @@ from autoft.planner.device import INSTALLED_TORCH, torch_release
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
 from autoft.planner.exchange import ALONE, Replicas
-from autoft.planner.loop import OURS, PLAIN, OutputUntil
+from autoft.planner.loop import (
+    OURS,
+    Loop,
+    LoopKind,
+    OutputUntil,
+    Version,
+    hugging_face_loop,
+    parse_version,
+    versions_in,
+)
 from autoft.planner.parallel import spread
 from autoft.planner.target import Target, target_of
 from autoft.planner.time import measure_cpu_flops
@@ -27,13 +36,15 @@ from autoft.trainer.resolve import load_config, resolve
 BACKENDS = ("flash", "efficient", "math")
 DEFAULT_SEQ_LEN = 2048
 # Beside the Recipe's own fields; lora_dropout is what Hugging Face calls its dropout
-OTHER_KEYS = ("model", "gpu", "sdpa_backend", "lora_dropout", "output_until", "torch")
+LIBRARIES = ("transformers", "peft", "trl")  # whose version a case may name, beside that of torch
+OTHER_KEYS = ("model", "gpu", "sdpa_backend", "lora_dropout", "output_until", "loop", "torch", *LIBRARIES)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """where: file and line. backend: of attention, pinned. pins: fields of the Recipe. output_until: of its Loop.
+    """where: file and line. backend: of attention, pinned. pins: fields of the Recipe.
 
+    loop, versions, output_until (None: as its loop has it): of Hugging Face's own step, where that is to be estimated.
     torch: release of PyTorch that ran it, named by the case or by the stack of its line; the installed one otherwise.
     """
 
@@ -42,7 +53,9 @@ class Case:
     gpu: str | None
     backend: Any
     pins: dict[str, Any]
-    output_until: OutputUntil
+    loop: LoopKind
+    versions: Mapping[str, Version]
+    output_until: OutputUntil | None
     torch: tuple[int, int] = INSTALLED_TORCH
 
 
@@ -85,7 +98,7 @@ def estimates(
             attention=found.attention,
             pinned=pins,
         )
-        loop = dataclasses.replace(PLAIN, output_until=case.output_until) if recipe.loss == "logits" else OURS
+        loop = loop_of(case, found.config.model_type) if recipe.loss == "logits" else OURS
         replicas = ALONE if name is None else Replicas(target(name).num_gpus)
         return recipe, found.estimate(recipe, loop=loop, backend=case.backend, replicas=replicas)
 
@@ -94,6 +107,12 @@ def estimates(
     alone = any(target(case.gpu or gpu).device == "cpu" for case in cases)
     for case, (recipe, estimate) in zip(cases, spread(answer, cases, alone=alone), strict=True):
         yield case, recipe, estimate
+
+
+def loop_of(case: Case, model_type: str) -> Loop:
+    """Hugging Face's own loop, as the case describes it."""
+    loop = hugging_face_loop(case.loop, case.versions, model_type)
+    return dataclasses.replace(loop, output_until=case.output_until) if case.output_until else loop
 
 
 def _case(where: str, line: str) -> Case:
@@ -116,10 +135,10 @@ def _case(where: str, line: str) -> Case:
     backend = case.get("sdpa_backend")
     if backend is not None and backend not in BACKENDS:
         raise FileFormatError(f"{where}: sdpa_backend {backend!r}: not known", fix=f"one of: {', '.join(BACKENDS)}")
-    until = case.get("output_until", PLAIN.output_until)
-    if until not in get_args(OutputUntil):
-        allowed = ", ".join(get_args(OutputUntil))
-        raise FileFormatError(f"{where}: output_until {until!r}: not known", fix=f"one of: {allowed}")
+    for key, kinds in (("output_until", OutputUntil), ("loop", LoopKind)):
+        if case.get(key) is not None and case[key] not in get_args(kinds):
+            allowed = ", ".join(get_args(kinds))
+            raise FileFormatError(f"{where}: {key} {case[key]!r}: not known", fix=f"one of: {allowed}")
     pins = {key: value for key, value in case.items() if key in known and value is not None}
     if case.get("lora_dropout") is not None:
         pins["dropout"] = case["lora_dropout"]
@@ -127,7 +146,41 @@ def _case(where: str, line: str) -> Case:
     if alone.get("method") == "qlora":
         alone.setdefault("quant_type", "nf4")  # the planner's own default
     Recipe.from_dict(alone, where=where)
-    return Case(where, case["model"], case.get("gpu"), backend, pins, until, _torch(where, case.get("torch"), stack))
+    versions = {**versions_in(stack), **_versions(where, case)}
+    return Case(
+        where,
+        case["model"],
+        case.get("gpu"),
+        backend,
+        pins,
+        case.get("loop") or (_loop_in(stack) if stack else _likely_loop(case)),
+        versions,
+        case.get("output_until"),
+        _torch(where, case.get("torch"), stack),
+    )
+
+
+def _loop_in(stack: str) -> LoopKind:
+    """The loop that a description of a measured run names."""
+    if "SFTTrainer" in stack:
+        return "trl"
+    return "trainer" if "Trainer" in stack else "plain"
+
+
+def _likely_loop(case: dict[str, Any]) -> LoopKind:
+    """Of a case that says nothing of its loop: autocast and the package flash-attn are taken for signs of a Trainer."""
+    return "trainer" if case.get("autocast") or case.get("attention") == "flash_attention_2" else "plain"
+
+
+def _versions(where: str, case: dict[str, Any]) -> dict[str, Version]:
+    versions = {}
+    for library in LIBRARIES:
+        if case.get(library) is not None:
+            try:
+                versions[library] = parse_version(str(case[library]))
+            except ValueError as error:
+                raise FileFormatError(f"{where}: {library}: {error}", fix='a text such as "4.45.2"') from error
+    return versions
 
 
 def _torch(where: str, named: Any, stack: str) -> tuple[int, int]:

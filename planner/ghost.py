@@ -18,6 +18,7 @@ from autoft.planner.device import Device
 from autoft.planner.kernels import CPU_RESULTS, Kernels, scratch
 from autoft.planner.loading import Weight, full_depth, load_phases, stored_tensors, weights_of
 from autoft.planner.loop import OURS, Loop, Phase
+from autoft.planner.older import arrange, older_attention
 from autoft.planner.trace import KIND, Made, Section, Trace
 from autoft.planner.updates import optimizer_events
 from autoft.planner.work import Work
@@ -166,6 +167,7 @@ class _Step:
             recipe, config=shortened(config, depth.rehearsed) if depth else config, weights=None, device="meta"
         )
         model.config.use_cache = False
+        arrange(model, recipe, loop)
         self.weights = full_depth(weights_of(model, depth), depth)
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.trace: Trace | None = None
@@ -228,7 +230,13 @@ class _Step:
         recomputed = "activations" if recipe.gradient_checkpointing else None
         kernels = Kernels(self.device, self.backend, packed=recipe.packing)
         self.offloaded = {}
-        with trace, kernels, _random_states(trace, self.device), _host_copies(trace, self.offloaded):
+        with (
+            trace,
+            kernels,
+            _random_states(trace, self.device),
+            _host_copies(trace, self.offloaded),
+            older_attention(self.loop),
+        ):
             trace.begin("inputs", kind="inputs")
             batch = self._batch()
             trace.begin("embed", kind="activations")
@@ -277,7 +285,7 @@ class _Step:
         for tensor in (*stored_tensors(self.model), *(p.grad for p in self.trainable if p.grad is not None)):
             trace.ignore(tensor)
         try:
-            with trace, Kernels(self.device, self.backend), torch.no_grad():
+            with trace, Kernels(self.device, self.backend), older_attention(self.loop), torch.no_grad():
                 trace.begin("inputs")
                 output = call()
                 trace.begin("after")

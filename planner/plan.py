@@ -31,6 +31,7 @@ from autoft.planner.time import measure_cpu_flops
 from autoft.planner.workload import Workload, measure
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
+from autoft.trainer.build import refused_by_peft
 from autoft.trainer.gates import refuse_unknown_tokens
 from autoft.trainer.job import Job
 from autoft.trainer.metrics import applicable
@@ -220,10 +221,16 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
         *_notes(prepared, seq_len),
         *length_notes(seq_len, estimator, scaling, cut=cut),
         *preset.notes(),
+        *_adapter_notes(estimator),
         *notes_of(question, counts, num_gpus),
         *_machine_notes(request, hardware),
     )
     return Asked(question, preset, prepared, workload, reasons, notes, words, counts)
+
+
+def _adapter_notes(estimator: Estimator) -> list[str]:
+    refused = sorted(refused_by_peft(estimator.config.model_type))
+    return [f"{' and '.join(refused)} of its Mamba layers get no adapter: PEFT refuses them"] if refused else []
 
 
 def _get_ready(estimator: Estimator, pins: dict[str, Any], reading: Reading) -> None:

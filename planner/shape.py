@@ -58,8 +58,17 @@ def _count_experts(base: Any) -> int:
     return sum(module.get_parameter(name).numel() for module, name in expert_weights(base))
 
 
+def _figure(config: Any, name: str) -> int | None:
+    """The configuration's figure; where layers differ in it, the largest."""
+    spec = getattr(config, "_heterogeneity_spec", None)
+    if spec is not None and name in spec.per_layer_attributes:
+        return max(int(getattr(layer, name)) for layer in config.per_layer_config)
+    value: int | None = getattr(config, name, None)
+    return value
+
+
 def _first(config: Any, *names: str, default: int | None = None) -> int:
-    value = next((v for v in (getattr(config, name, None) for name in names) if v is not None), default)
+    value = next((v for v in (_figure(config, name) for name in names) if v is not None), default)
     if value is None:
         raise ModelError(
             f"the configuration has none of {', '.join(names)}", fix="give the config.json of a causal language model"

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from autoft.errors import OptionError
-from autoft.planner.time import Rates, bench_rates, cpu_rates, gpu_rates, measure_cpu_bandwidth
+from autoft.planner.gpu_rates import gpu_rates
+from autoft.planner.time import Rates, bench_rates, cpu_rates, measure_cpu_bandwidth
 from autoft.profiles.bench_store import Bench, BenchKey, cpu_key, gpu_key, kept
 from autoft.profiles.detect import UNIFIED_FREE, gpu_from_profile
 from autoft.profiles.gpu_catalogue import candidates, gpu_for

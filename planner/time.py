@@ -1,4 +1,7 @@
-"""How long does one training step take? A range: each of its kernels against what the device does in a second."""
+"""How long does one training step take? A range: each of its kernels against what the device does in a second.
+
+What a GPU without a bench does in a second is in gpu_rates.py.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,10 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from autoft.planner.estimate import Range
 from autoft.profiles.bench_store import Bench, Reading
-from autoft.profiles.hardware import Gpu
 from autoft.profiles.model_shape import ModelShape
 from autoft.trainer.recipe import Dtype
 from autoft.units import MIB
@@ -22,19 +24,13 @@ if TYPE_CHECKING:
 
 Basis = Literal["measured", "data sheet", "assumption"]
 
-# What a step gets of a figure, least and most, by where the figure is from.
-# Products: at their best shapes A100 and H100 reach 80 to 86% of the data sheet (stas00/ml-engineering,
-# compute/accelerator, table of maximum achievable matmul FLOPS); GeForce cards clock above the boost clock that theirs
-# is computed from; a T4 lowers its clock in long products (arXiv:1903.07486). Assumption: with small and skinny ones
-# among them a step gets no less than a quarter.
-PRODUCTS: dict[Basis, tuple[float, float]] = {"data sheet": (0.25, 1.0), "measured": (0.5, 1.1)}
-# Fused attention, of the same figure: 50 to 73% of an A100 with FlashAttention-2 (arXiv:2307.08691), 35% of an H100
-# (arXiv:2407.08608). Assumption: older kernels and short sequences get a tenth; on CPUs, whose kernel has less of the
-# matrix units, a twentieth.
-ATTENTION: dict[Basis, tuple[float, float]] = {"data sheet": (0.1, 0.75), "measured": (0.05, 0.5)}
-# Assumption: strided and reducing kernels, and those that do more than multiply, get no less than 45% (on a CPU 35%) of
-# what copies do; on the fast side a part of what a kernel reads is still in the cache, where the last one has left it.
-MEMORY: dict[Basis, tuple[float, float]] = {"data sheet": (0.45, 1.25), "measured": (0.35, 1.4)}
+# What a step on a CPU gets of what was measured beside it, least and most. Assumptions, met by the 12 steps of
+# benchmarks/step_time.py. Products: small and skinny ones among them. Attention: the kernel has less of the matrix
+# units. Memory: strided and reducing kernels, and those that do more than multiply; on the fast side a part of what a
+# kernel reads is still in the cache, where the last one has left it.
+PRODUCTS = (0.5, 1.1)
+ATTENTION = (0.05, 0.5)
+MEMORY = (0.35, 1.4)
 # Unpacking 4-bit weights is arithmetic on bytes. Assumption: between a quarter and all of the memory's rate.
 UNPACK_SHARE = (0.25, 1.0)
 # On a CPU a result of 32 MiB or more gets new pages every time: DEFAULT_MMAP_THRESHOLD_MAX of glibc's malloc.c. Its
@@ -42,51 +38,64 @@ UNPACK_SHARE = (0.25, 1.0)
 # write a third or in place, the quickest get two and a half times as much.
 NEW_PAGES_BYTES = 2 * 32 * MIB
 NEW_PAGES_SHARE = (0.5, 2.5)
+# What a step's products get of what a card reaches in large square ones: least, likely, most. cuBLAS on an H100 gets
+# 0.89 and more of its best for 1,024 and more in each dimension, and less for less, a fixed 5 to 8 us a product left
+# aside (25 shapes of OpenXLA's xla/service/gpu/model/matmul_interpolator_data.h, sm_90). Assumption: other layouts and
+# odd sizes cost more, and a card that is not busy all the time clocks higher.
+CARD_PRODUCTS = (0.70, 0.92, 1.08)
 # Of what a bench has measured of this very thing, the median of its slowest shape and the best of its quickest: what
-# else was at work widens the range. Products and a CPU's memory as above. Assumptions, met by the 12 steps of
+# else was at work widens the range. Products, and a CPU's memory, as above. Assumptions, met by the 12 steps of
 # benchmarks/step_time.py --bench on a CPU; no card's bench was compared with a step on it. A copy on a card is quicker
 # than most kernels.
-BENCH_MEMORY = (0.5, 1.35)
+BENCH_MEMORY = (0.7, 1.25)
 BENCH_ATTENTION = (0.4, 1.3)
-BENCH_UNPACK = (0.5, 1.3)
+BENCH_UNPACK = (0.6, 1.2)
 BENCH_HOST_LINK = (0.6, 1.05)
-# Assumptions for a card that no data sheet is known of.
-UNKNOWN_HALF = (10e12, 100e12)
-UNKNOWN_MEMORY = (200e9, 1000e9)
-# Host seconds a kernel. CUDA: one operation issued from Python takes 4.2 us where it is fast, and 5 to 25 us with
-# modules, autograd and dispatch around it (jiahuanglin.xyz, From PyTorch op to kernel launch). CPU: the same without
-# the driver. Both are assumptions for the machine at hand.
-CUDA_LAUNCH_S = Range(lower=3e-6, upper=25e-6)
+# Host seconds a kernel: an operation issued from Python, with modules, autograd and dispatch around it. An assumption
+# for the machine at hand.
 CPU_LAUNCH_S = Range(lower=2e-6, upper=25e-6)
 # PCIe, one direction: 3.0 with 8 lanes to 5.0 with 16 (8, 16 and 32 GT/s a lane, 128/130 encoded). Assumption: at most
 # all of it.
 HOST_LINK_BYTES_PER_S = (7.9e9, 63e9)
-# Of a card's power limit, drawn in a step: an assumption. A card that waits for its host draws little.
-POWER_SHARE = (0.3, 1.0)
+NOTHING, ONCE = Range(lower=0.0, upper=0.0), Range(lower=1.0, upper=1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rate:
-    """So much a second. lower, upper: of what a step gets. basis: where the figure is from. on: the day of a bench."""
+    """So much a second. lower, upper: of what a step gets; likely: between them, None for the geometric middle.
+
+    basis: where the figure is from. on: the day of a bench.
+    """
 
     lower: float
     upper: float
     basis: Basis
     on: str | None = None
+    likely: float | None = None
+
+    @property
+    def middle(self) -> float:
+        """What a step most likely gets."""
+        return math.sqrt(self.lower * self.upper) if self.likely is None else self.likely
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rates:
     """What a device does.
 
-    products, attention: FLOP/s by dtype. memory: bytes/s read and written; new_pages: of kernels from NEW_PAGES_BYTES
-    on, where that differs. unpack: bytes/s of 4-bit weights and what they become. launch_s: host seconds a kernel.
+    products, attention, efficient: FLOP/s by dtype; the last of the memory-efficient attention kernel, which on a card
+    without FlashAttention is all there is. memory: bytes/s read and written; new_pages: of kernels from NEW_PAGES_BYTES
+    on, where that differs. unpack: bytes/s of 4-bit weights and what they become.
+    kernel_s: device seconds that a kernel takes besides its work. card_s: times as long as the figures say, on one card
+    and another of the same kind.
+    launch_s: host seconds a kernel; unpack_launches: what unpacking takes of the host besides, in launches.
     runs_ahead: the host launches while the device works. host_link: bytes/s between host and device. power_w: drawn by
-    the device in a step; None where it is not known.
+    the device in a step; None where it is not known. held_to_w: power limit that the products are held to, if any.
     """
 
     products: dict[str, Rate]
     attention: dict[str, Rate]
+    efficient: dict[str, Rate]
     memory: Rate
     unpack: Rate
     launch_s: Range
@@ -94,6 +103,10 @@ class Rates:
     host_link: Rate
     power_w: Range | None = None
     new_pages: Rate | None = None
+    kernel_s: Range = NOTHING
+    card_s: Range = ONCE
+    unpack_launches: float = 0.0
+    held_to_w: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,46 +122,86 @@ class Timing:
     exchange: str | None = None
 
 
+class _Span(NamedTuple):
+    """Seconds."""
+
+    least: float
+    likely: float
+    most: float
+
+
 def step_timing(work: Work, paged_bytes: int, rates: Rates, offloaded_bytes: int = 0) -> Timing:
     """Time and energy of the kernels in `work` on a device of those `rates`.
 
-    A kernel takes the longer of its arithmetic and its traffic. Least: all at the upper rates, launches hidden behind
-    them where the host runs ahead. Most: the lower rates, every launch waited for, and all paged state fetched and
-    written back. Offloaded checkpoints go to the host and come back in either.
+    A kernel takes the longer of its arithmetic and its traffic. Where the host runs ahead, a step takes the longer of
+    what device and host take; else their sum. Most: all paged state is fetched and written back besides. Offloaded
+    checkpoints go to the host and come back in either.
     """
-    copied = 2 * offloaded_bytes
-    launches = work.total()
-    fast, slow = _device_s(work, rates, upper=True), _device_s(work, rates, upper=False)
-    launching = launches * rates.launch_s.lower
+    copied, unpacks = 2 * offloaded_bytes, sum(n for kernel, n in work.items() if kernel.kind == "unpack")
+    launches = work.total() + rates.unpack_launches * unpacks
+    launching = Range(lower=launches * rates.launch_s.lower, upper=launches * rates.launch_s.upper)
+    parts = _parts(work, rates)
+    if rates.runs_ahead:
+        device = _together(parts)
+        lower = max(device.least * rates.card_s.lower, launching.lower)
+        upper = max(device.most * rates.card_s.upper, launching.upper)
+    else:
+        lower = sum(part.least for part in parts) + launching.lower
+        upper = sum(part.most for part in parts) + launching.upper
     step = Range(
-        lower=(max(fast, launching) if rates.runs_ahead else fast + launching) + copied / rates.host_link.upper,
-        upper=slow + launches * rates.launch_s.upper + (2 * paged_bytes + copied) / rates.host_link.lower,
+        lower=lower + copied / rates.host_link.upper, upper=upper + (2 * paged_bytes + copied) / rates.host_link.lower
     )
     power = rates.power_w
     energy = Range(lower=step.lower * power.lower / 3600, upper=step.upper * power.upper / 3600) if power else None
     return Timing(step_s=step, energy_wh=energy, basis=_basis(rates))
 
 
-def _device_s(work: Work, rates: Rates, *, upper: bool) -> float:
-    def of(rate: Rate) -> float:
-        return rate.upper if upper else rate.lower
+def _together(parts: list[_Span]) -> _Span:
+    """Of parts whose rates have nothing to do with each other: not all are at their worst in the same step.
 
+    Distances from what is likely add up as independent errors do, by their squares. Neither end falls where a part
+    grows.
+    """
+    likely = sum(part.likely for part in parts)
+    return _Span(
+        likely - math.hypot(*(part.likely - part.least for part in parts)),
+        likely,
+        likely + math.hypot(*(part.most - part.likely for part in parts)),
+    )
+
+
+def _parts(work: Work, rates: Rates) -> list[_Span]:
+    """What the kernels of each kind and dtype take, whose rate is one, and what all take to begin and end."""
+    ends = [
+        _seconds_by_part(work, rates, lambda rate: rate.upper),
+        _seconds_by_part(work, rates, lambda rate: rate.middle),
+        _seconds_by_part(work, rates, lambda rate: rate.lower),
+    ]
+    own, launches = rates.kernel_s, work.total()
+    ends_of_own = _Span(launches * own.lower, launches * own.middle, launches * own.upper)
+    return [*(_Span(*(end[part] for end in ends)) for part in ends[0]), ends_of_own]
+
+
+def _seconds_by_part(work: Work, rates: Rates, of: Callable[[Rate], float]) -> dict[tuple[str, str], float]:
     memory, unpack, new_pages = of(rates.memory), of(rates.unpack), of(rates.new_pages or rates.memory)
     flops = {
         (kind, dtype): of(rate)
-        for kind, by_dtype in (("product", rates.products), ("attention", rates.attention))
+        for kind, by_dtype in (
+            ("product", rates.products), ("attention", rates.attention), ("efficient", rates.efficient),
+        )
         for dtype, rate in by_dtype.items()
-    }
-    total = 0.0
+    }  # fmt: skip
+    seconds_by_part: dict[tuple[str, str], float] = {}
     for kernel, launches in work.items():
         if kernel.kind == "unpack":
             seconds = kernel.moved_bytes / unpack
         else:
             seconds = kernel.moved_bytes / (memory if kernel.moved_bytes < NEW_PAGES_BYTES else new_pages)
+        part = (kernel.kind, kernel.dtype)
         if kernel.flops:
-            seconds = max(seconds, kernel.flops / flops[kernel.kind, kernel.dtype])
-        total += launches * seconds
-    return total
+            seconds = max(seconds, kernel.flops / flops[part])
+        seconds_by_part[part] = seconds_by_part.get(part, 0.0) + launches * seconds
+    return seconds_by_part
 
 
 def _short(value: float) -> str:
@@ -161,49 +214,29 @@ def _basis(rates: Rates) -> str:
     known = {"measured": "measured just now", "data sheet": "from the data sheet", "assumption": "assumed"}
     basis = known[product.basis]
     if product.on is not None:
-        least, most = PRODUCTS["measured"]
+        least, *_, most = _of_products(rates)
         basis = f"measured on {product.on}, of which a step is taken to get {least:.0%} to {most:.0%}"
+    elif rates.held_to_w is not None:
+        basis += f" and its {rates.held_to_w:.0f} W limit"
     return (
         f"time: products at {_short(product.lower / 1e12)} to {_short(product.upper / 1e12)} TFLOP/s, memory at "
         f"{_short(memory.lower / 1e9)} to {_short(memory.upper / 1e9)} GB/s, {basis}"
     )
 
 
-def gpu_rates(gpu: Gpu) -> Rates:
-    """Of a card, from its data sheet; from wide assumptions where there is none.
-
-    Without tensor cores for a dtype its products go at the float32 rate: bfloat16 before compute capability 8.0. TF32
-    is off in PyTorch unless it is asked for.
-    """
-    basis: Basis = "data sheet" if gpu.half_flops_per_s else "assumption"
-    halves = (gpu.half_flops_per_s,) * 2 if gpu.half_flops_per_s else UNKNOWN_HALF
-    singles = (gpu.float32_flops_per_s,) * 2 if gpu.float32_flops_per_s else (halves[0] / 16, halves[1])
-    figures = {"bfloat16": halves if gpu.bf16 else singles, "float16": halves, "float32": singles}
-    bandwidth = (gpu.memory_bytes_per_s,) * 2 if gpu.memory_bytes_per_s else UNKNOWN_MEMORY
-    memory = _share(bandwidth, MEMORY["data sheet"], basis)
-    return Rates(
-        products={dtype: _share(figure, PRODUCTS["data sheet"], basis) for dtype, figure in figures.items()},
-        attention={dtype: _share(figure, ATTENTION["data sheet"], basis) for dtype, figure in figures.items()},
-        memory=memory,
-        unpack=_share((memory.lower, memory.upper), UNPACK_SHARE, "assumption"),
-        launch_s=CUDA_LAUNCH_S,
-        runs_ahead=True,
-        host_link=_share(HOST_LINK_BYTES_PER_S, (1, 1), "assumption"),
-        power_w=Range(lower=POWER_SHARE[0] * gpu.tdp_w, upper=POWER_SHARE[1] * gpu.tdp_w) if gpu.tdp_w else None,
-    )
-
-
 def cpu_rates(flops_per_s: Mapping[Dtype, float], bytes_per_s: tuple[float, float]) -> Rates:
     """Of this CPU, from what was measured just before. flops_per_s: by dtype. bytes_per_s: also with new pages."""
     in_pieces, at_once = ((figure, figure) for figure in bytes_per_s)
-    memory = _share(in_pieces, MEMORY["measured"], "measured")
+    memory = share_of(in_pieces, MEMORY, "measured")
     figures = {dtype: (figure, figure) for dtype, figure in flops_per_s.items()}
+    attention: dict[str, Rate] = {dtype: share_of(figure, ATTENTION, "measured") for dtype, figure in figures.items()}
     return Rates(
-        products={dtype: _share(figure, PRODUCTS["measured"], "measured") for dtype, figure in figures.items()},
-        attention={dtype: _share(figure, ATTENTION["measured"], "measured") for dtype, figure in figures.items()},
+        products={dtype: share_of(figure, PRODUCTS, "measured") for dtype, figure in figures.items()},
+        attention=attention,
+        efficient=attention,
         memory=memory,
-        new_pages=_share(at_once, NEW_PAGES_SHARE, "measured"),
-        unpack=_share((memory.lower, memory.upper), UNPACK_SHARE, "assumption"),
+        new_pages=share_of(at_once, NEW_PAGES_SHARE, "measured"),
+        unpack=share_of((memory.lower, memory.upper), UNPACK_SHARE, "assumption"),
         launch_s=CPU_LAUNCH_S,
         runs_ahead=False,
         host_link=memory,
@@ -216,33 +249,42 @@ def bench_rates(rates: Rates, bench: Bench, hidden_size: int | None = None) -> R
     Products: those of the layer whose width is nearest to hidden_size; None: of the slowest and the quickest layer.
     """
 
-    def measured(readings: tuple[Reading, ...], share: tuple[float, float], otherwise: Rate) -> Rate:
+    def measured(readings: tuple[Reading, ...], share: tuple[float, ...], otherwise: Rate) -> Rate:
         if not readings:
             return otherwise
         slowest, quickest = min(reading.median for reading in readings), max(reading.most for reading in readings)
-        rate = _share((slowest, quickest), share, "measured")
+        rate = share_of((slowest, quickest), share, "measured")
         return replace(rate, on=bench.date)
 
+    attention = {
+        dtype: measured(bench.find("attention", dtype), BENCH_ATTENTION, rate)
+        for dtype, rate in rates.attention.items()
+    }
     # on a CPU the smaller kernels' memory, of which cpu_rates takes other shares
     memory = bench.find("memory")
     on_gpu = bench.find("copy") if not memory else ()
     return replace(
         rates,
         products={
-            dtype: measured(_nearest(bench.find("product", dtype), hidden_size), PRODUCTS["measured"], rate)
+            dtype: measured(_nearest(bench.find("product", dtype), hidden_size), _of_products(rates), rate)
             for dtype, rate in rates.products.items()
         },
-        attention={
-            dtype: measured(bench.find("attention", dtype), BENCH_ATTENTION, rate)
-            for dtype, rate in rates.attention.items()
-        },
-        memory=measured(memory or on_gpu, MEMORY["measured"] if memory else BENCH_MEMORY, rates.memory),
+        attention=attention,
+        # the bench times what PyTorch takes on its own: on a card with FlashAttention that
+        efficient=attention if rates.efficient == rates.attention else rates.efficient,
+        memory=measured(memory or on_gpu, MEMORY if memory else BENCH_MEMORY, rates.memory),
         new_pages=measured(bench.find("new pages"), NEW_PAGES_SHARE, rates.new_pages) if rates.new_pages else None,
         unpack=measured(
             tuple(reading for reading in bench.readings if reading.what == "unpack"), BENCH_UNPACK, rates.unpack
         ),
         host_link=measured(bench.find("to device"), BENCH_HOST_LINK, rates.host_link),
+        card_s=ONCE,  # it is this very card's
     )
+
+
+def _of_products(rates: Rates) -> tuple[float, ...]:
+    """What a step's products get of what was measured: least and most, on a card with the likely between them."""
+    return CARD_PRODUCTS if rates.runs_ahead else PRODUCTS
 
 
 def _nearest(readings: tuple[Reading, ...], hidden_size: int | None) -> tuple[Reading, ...]:
@@ -253,8 +295,10 @@ def _nearest(readings: tuple[Reading, ...], hidden_size: int | None) -> tuple[Re
     return tuple(r for r in readings if abs(math.log(r.shape[1] / hidden_size)) == nearest)
 
 
-def _share(figure: tuple[float, float], share: tuple[float, float], basis: Basis) -> Rate:
-    return Rate(lower=figure[0] * share[0], upper=figure[1] * share[1], basis=basis)
+def share_of(figure: tuple[float, float], share: tuple[float, ...], basis: Basis) -> Rate:
+    """The least share of the lower figure to the most of the upper. share: least and most, or least, likely, most."""
+    likely = share[1] * math.sqrt(figure[0] * figure[1]) if len(share) > 2 else None
+    return Rate(lower=figure[0] * share[0], upper=figure[1] * share[-1], basis=basis, likely=likely)
 
 
 def measure_cpu_flops(

@@ -18,13 +18,14 @@ aten = torch.ops.aten
 
 
 class Kernel(NamedTuple):
-    """kind: "product" of matrices, fused "attention", "unpack" of 4-bit weights, or "other".
+    """kind: "product" of matrices, fused "attention", that of the memory-"efficient" kernel, "unpack" of 4-bit weights,
+    or "other".
 
     flops and their dtype: of products and attention; 0 and "" for all else. moved_bytes: read and written, each tensor
     once.
     """
 
-    kind: Literal["product", "attention", "unpack", "other"]
+    kind: Literal["product", "attention", "efficient", "unpack", "other"]
     dtype: str
     flops: float
     moved_bytes: float
@@ -92,16 +93,20 @@ def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, outputs: int) -
     return Kernel("product", _name(a.dtype), 2.0 * a.numel() * outputs, _size((a, b, out)))
 
 
-def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, backward: bool = False) -> Kernel:
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, backward: bool = False, efficient: bool = False
+) -> Kernel:
     """One fused kernel on q_BHSD, k_BGTD, v_BGTD: 2BHST(D + D) forward, half of it where half is masked.
 
     backward: five products for two (FlashAttention-2, arXiv:2307.08691, section 4.1), and every tensor twice.
+    efficient: the memory-efficient kernel, which does the same at another rate.
     """
     batch, heads, length, dim = q.shape
     pairs = length * k.size(-2) / (2 if causal and length == k.size(-2) else 1)
     flops = 2.0 * batch * heads * pairs * (dim + v.size(-1))
     moved = _size((q, k, v)) + _size(q) // dim * v.size(-1)
-    return Kernel("attention", _name(q.dtype), 2.5 * flops if backward else flops, 2 * moved if backward else moved)
+    times = (2.5, 2) if backward else (1, 1)
+    return Kernel("efficient" if efficient else "attention", _name(q.dtype), times[0] * flops, times[1] * moved)
 
 
 def passed_over(*tensors: torch.Tensor) -> Kernel:

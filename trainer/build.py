@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from autoft.errors import ModelError
 from autoft.trainer.recipe import Attention, Dtype, Recipe
 from autoft.trainer.rope import scaled_config
+from autoft.trainer.suitable import refuse_unsuitable
 
 if TYPE_CHECKING:
     import torch
@@ -96,14 +98,15 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
 
     Raises: ModelError when there is no such model, or it cannot be quantized.
     """
-    _refuse_other_models(config)
-    _refuse_quantized(config)
+    refuse_unsuitable(config)
     config = scaled_config(config, recipe)
     if recipe.attention == "flash_attention_2" and weights is not None:
         _demand_flash_attention(device)
     try:
         base = _ghost_base(recipe, config) if weights is None else _load_base(recipe, config, weights, device)
-    except (ValueError, LookupError, TypeError, AttributeError, ImportError, AssertionError) as error:
+    except ImportError as error:
+        raise _missing_library(config, error) from error
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"transformers cannot build a causal {config.model_type} model with {recipe.attention} attention: {reason}",
@@ -125,6 +128,16 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
     return base
 
 
+def _missing_library(config: Any, error: ImportError) -> ModelError:
+    """transformers tells in prose which library a model needs, and how to install it."""
+    reason = " ".join(str(error).split())
+    library, install = re.search(r"requires the (\S+) library", reason), re.search(r"`(pip install [^`]+)`", reason)
+    what = f"needs the library {library[1]}, which is not installed" if library else f"cannot be built: {reason[:200]}"
+    return ModelError(
+        f"a {config.model_type} model {what}", fix=install[1] if install else "install what its model card names"
+    )
+
+
 def base_of(config: Any) -> tuple[Attention, PreTrainedModel]:
     """The attention that the model takes, sdpa or else eager, and its plain base without storage, which tells it.
 
@@ -132,27 +145,10 @@ def base_of(config: Any) -> tuple[Attention, PreTrainedModel]:
     """
     try:
         return "sdpa", build_base(Recipe(attention="sdpa"), config)
-    except ModelError:
+    except ModelError as error:
+        if isinstance(error.__cause__, ImportError):
+            raise
         return "eager", build_base(Recipe(attention="eager"), config)
-
-
-def _refuse_other_models(config: Any) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(
-            f"{config.model_type} is not a causal language model that transformers knows", fix="choose another model"
-        )
-
-
-def _refuse_quantized(config: Any) -> None:
-    quantized = getattr(config, "quantization_config", None)
-    if quantized is not None:
-        settings = quantized if isinstance(quantized, dict) else quantized.to_dict()
-        raise ModelError(
-            f"the weights are already quantized ({settings.get('quant_method')}), and training starts from 16-bit ones",
-            fix="give the unquantized model",
-        )
 
 
 def _ghost_base(recipe: Recipe, config: Any) -> PreTrainedModel:
@@ -465,6 +461,7 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe, device: str = "meta") -> 
         use_rslora=recipe.use_rslora,
         use_dora=recipe.use_dora,
         target_modules=_linear_layers(base) if by_type else list(recipe.target_modules),
+        exclude_modules=_within(_towers(base)),
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2's weights are transposed
     )
@@ -486,8 +483,32 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe, device: str = "meta") -> 
     return model
 
 
+def _within(modules: tuple[str, ...]) -> str | None:
+    """A pattern, as PEFT takes it, for the names of all modules within these."""
+    return rf"({'|'.join(map(re.escape, modules))})\..*" if modules else None
+
+
+def refused_by_peft(model_type: str) -> frozenset[str]:
+    """Last names of linear layers that PEFT gives no adapter to: peft/tuners/tuners_utils.py, of Mamba's mixers."""
+    mamba = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+    return frozenset(("out_proj", "conv1d")) if model_type in mamba else frozenset()
+
+
+def _towers(base: PreTrainedModel) -> tuple[str, ...]:
+    """Names of the modules beside the language model that a vision-language model has: vision tower and projector."""
+    decoder = base.get_decoder()
+    whole = next((name for name, module in base.named_modules() if module is decoder), "")
+    parent, _, own = whole.rpartition(".")
+    if not parent or getattr(base.config, "vision_config", None) is None:
+        return ()
+    others = (name for name, _ in base.get_submodule(parent).named_children() if name != own)
+    return tuple(f"{parent}.{name}" for name in others)
+
+
 def _linear_layers(base: PreTrainedModel) -> list[str]:
     """Last names of the linear layers, without head and routers; whole names where another module has the same last.
+
+    Of a vision-language model those of the language model alone, and none that PEFT refuses.
 
     Routers are of classes of that name. PEFT's own "all-linear" takes those that are a Linear, and breaks Phi-3.5 MoE
     and Llama 4, where they return a tuple.
@@ -497,10 +518,12 @@ def _linear_layers(base: PreTrainedModel) -> list[str]:
 
     head = base.get_output_embeddings()
     routers = tuple(f"{name}." for name, module in base.named_modules() if type(module).__name__.endswith("Router"))
+    left_out = (*routers, *(f"{name}." for name in _towers(base)))
+    refused = refused_by_peft(base.config.model_type)
     taken, left = [], set()
     for name, module in base.named_modules():
-        linear = isinstance(module, (torch.nn.Linear, Conv1D))
-        if linear and module is not head and not f"{name}.".startswith(routers):
+        linear = isinstance(module, (torch.nn.Linear, Conv1D)) and name.rsplit(".", 1)[-1] not in refused
+        if linear and module is not head and not f"{name}.".startswith(left_out):
             taken.append(name)
         else:
             left.add(name.rsplit(".", 1)[-1])

@@ -10,7 +10,9 @@ from __future__ import annotations
 import datetime
 import os
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,27 +40,60 @@ class Group:
         self.size = size
         self.rank = rank
         self.trouble: str | None = None  # why one of them has ended before its time
+        self._joined = False
 
-    def join(self, rendezvous: Path, device: str) -> None:
-        """Wait for the others. rendezvous: a file that only this group knows, and that is not there yet."""
-        import torch.distributed as dist
+    def join(self, rendezvous: Path, device: str, check: Callable[[], None] = lambda: None) -> None:
+        """Wait for the others.
 
+        Args:
+            rendezvous: a file that only this group knows, and that is not there yet.
+            check: called while it waits; what it raises ends the wait.
+
+        Raises: LostProcess where one of them ends meanwhile.
+        """
         if self.size == 1:
             return
+        failures: list[BaseException] = []
+        # In a thread: neither a rendezvous nor the making of NCCL's communicator ends by itself when another process
+        # does, and nothing can end them
+        meeting = threading.Thread(target=self._meet, args=(rendezvous, device, failures), daemon=True)
+        meeting.start()
+        while meeting.is_alive():
+            self.check()
+            check()
+            meeting.join(0.1)
+        if failures:
+            raise failures[0]
+        self._joined = True
+        self.check()
+
+    def _meet(self, rendezvous: Path, device: str, failures: list[BaseException]) -> None:
+        import torch
+        import torch.distributed as dist
+
         if sys.platform in _LOOPBACK:
             for setting in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
                 os.environ.setdefault(setting, _LOOPBACK[sys.platform])
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")  # `lost` does that
-        store = dist.FileStore(str(rendezvous), self.size)  # type: ignore[attr-defined]
-        store.set_timeout(PATIENCE)
         backend, excepthook = "nccl" if device == "cuda" else "gloo", sys.excepthook
-        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=PATIENCE)
-        sys.excepthook = excepthook  # PyTorch's own puts a number before every line
+        try:
+            store = dist.FileStore(str(rendezvous), self.size)  # type: ignore[attr-defined]
+            store.set_timeout(PATIENCE)
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=PATIENCE)
+            # NCCL makes its communicator at the first exchange
+            dist.all_reduce(torch.zeros(1, device=device))
+            if device == "cuda":
+                torch.cuda.synchronize()
+        except BaseException as failure:  # noqa: BLE001 - `join` raises it
+            failures.append(failure)
+        finally:
+            sys.excepthook = excepthook  # PyTorch's own puts a number before every line
 
     def leave(self) -> None:
         """Exchange nothing any more."""
-        if self.size == 1:
+        if not self._joined:
             return
+        self._joined = False
         import torch.distributed as dist
 
         if dist.is_initialized():
@@ -67,6 +102,8 @@ class Group:
     def lost(self, reason: str) -> None:
         """One has ended, as another thread has seen: whoever waits for it is to wait no more."""
         self.trouble = reason
+        if not self._joined:
+            return
         import torch.distributed as dist
 
         # gloo sees by itself that a connection is closed, NCCL would wait for ever
@@ -93,11 +130,13 @@ class Group:
         grads: list[Any] = [parameter.grad for parameter in trained]
         for together in buffers([(grad.dtype, grad.nbytes) for grad in grads]):
             if len(together) == 1:
-                dist.all_reduce(grads[together[0]])
+                with self._exchange():
+                    dist.all_reduce(grads[together[0]])
                 continue
             parts = [grads[at] for at in together]
             flat = _flatten_dense_tensors(parts)  # type: ignore[no-untyped-call]
-            dist.all_reduce(flat)
+            with self._exchange():
+                dist.all_reduce(flat)
             for part, summed in zip(parts, _unflatten_dense_tensors(flat, parts), strict=True):  # type: ignore[no-untyped-call]
                 part.copy_(summed)
             del flat, summed  # before the next is made
@@ -110,7 +149,8 @@ class Group:
         import torch.distributed as dist
 
         found = [torch.empty_like(numbers) for _ in range(self.size)]
-        dist.all_gather(found, numbers)
+        with self._exchange():
+            dist.all_gather(found, numbers)
         return torch.stack(found)
 
     def gather_values(self, value: Any) -> list[Any]:
@@ -120,8 +160,22 @@ class Group:
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
+        with self._exchange():
+            dist.all_gather_object(found, value)
         return found
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """One of them may be lost before it, as another thread sees, and the group is then ended beneath it.
+
+        Raises: LostProcess.
+        """
+        self.check()
+        try:
+            yield
+        except (RuntimeError, ValueError):
+            self.check()
+            raise
 
 
 def _end(dist: Any) -> None:

@@ -213,9 +213,12 @@ def _main(asked: str, answered: str) -> None:
 
 
 if __name__ == "__main__":
+    code = 0
     try:
         _main(*sys.argv[1:])
     except (FileFormatError, ModelError, RuntimeError, MemoryError, OSError) as error:
         print(" ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(1)
+        code = 1
+    # Right after a backward Python's own end may abort: PyTorch's device threads then ask for a lock that is gone
+    sys.stderr.flush()
+    os._exit(code)

@@ -105,7 +105,7 @@ class Peers:
         for process in self._processes:
             self._send(process, {"checkpoint": str(checkpoint.folder), "run_id": checkpoint.run_id})
         if self._processes:
-            self.group.join(self._file("rendezvous"), job.device)
+            self.group.join(self._file("rendezvous"), job.device, check)
 
     def lost(self) -> str | None:
         """Why one has ended before its time; to be asked when something failed, for that may be why it did."""

@@ -10,14 +10,15 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """Of Python, NumPy, and PyTorch on the CPU and on every GPU."""
+    """Of Python, NumPy, and PyTorch on the CPU and on the GPU in use: a process trains on one of those that it sees."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
     return {
         "python": (version, list(words), gauss),
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # A run on the CPU of a machine with a GPU has not started CUDA, and is not to make a context there
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
     }
 
 
@@ -28,5 +29,6 @@ def set_random_state(state: dict[str, Any]) -> None:
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] and torch.cuda.is_initialized():
+        # Checkpoints up to autoft 0.1 hold a state of every GPU that was visible, of which the first was in use
+        torch.cuda.set_rng_state(state["cuda"][0])

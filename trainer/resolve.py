@@ -268,6 +268,11 @@ def _reading(ref: ModelRef, read: Callable[[], T]) -> T:
         return read()
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
+        if "contains custom code" in reason:  # transformers/dynamic_module_utils.py, resolve_trust_remote_code
+            raise ModelError(
+                f"{ref.name}: the model is built by code in its folder, which autoft never runs",
+                fix="a version of it that transformers knows by itself (often named ...-hf), or another model",
+            ) from error
         raise ModelError(f"{ref.name}: transformers cannot read it: {reason}", fix="check the model's files") from error
 
 

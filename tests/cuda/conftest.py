@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cuda.card import STANDIN, Card
+from tests.cuda.card import STANDIN, Card, close_warm
 
 HERE = Path(__file__).parent
 
@@ -20,6 +20,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.skip(reason="no stand-in for CUDA here: make test-cuda builds it"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_processes() -> Iterator[None]:
+    """End what `Card.warm` has started."""
+    yield
+    close_warm()
 
 
 @pytest.fixture

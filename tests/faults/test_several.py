@@ -191,6 +191,19 @@ def test_one_that_ends_is_told_of_and_nothing_is_lost(make_job, tmp_path, monkey
     assert weights_of(out) == weights_of(whole)
 
 
+def test_one_that_ends_before_it_has_joined_is_told_of(make_job, tmp_path, monkeypatch, children):
+    """Neither gloo nor NCCL ends the wait for one that will not come."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os\nfrom autoft.trainer.group import Group\nGroup.join = lambda *_: os.kill(os.getpid(), 9)\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(Resumable, match="process 2 of 2 has ended: exit code -9; what was learnt up to step 0 is kept"):
+        run(of_two(make_job), tmp_path / "out", plan_toml="")
+    assert children() == []
+
+
 def test_an_error_in_the_second_is_told_in_its_own_words(make_job, tmp_path, monkeypatch):
     act = 'raise RuntimeError("CUDA error: unspecified launch failure")'
     in_the_second(monkeypatch, tmp_path / "site", at_backward(1 + 4, act))

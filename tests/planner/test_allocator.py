@@ -117,6 +117,28 @@ def test_of_equal_blocks_the_one_at_the_lower_address_is_taken() -> None:
         assert allocator.reserved == left * MIB
 
 
+@pytest.mark.parametrize(("older_first", "taken"), [(False, "newer"), (True, "older")])
+def test_of_equal_blocks_torch_2_14_takes_that_of_the_older_segment(older_first: bool, taken: str) -> None:
+    """Segments of 40 MiB lie below each other, so the newer one is the lower."""
+    allocator = Allocator(older_first=older_first)
+    allocate(allocator, older=40, newer=40)
+    places = {name: allocator.address(name) for name in ("older", "newer")}
+    assert places["newer"] < places["older"]
+    free(allocator, "older", "newer")
+    allocate(allocator, again=40)
+    assert allocator.address("again") == places[taken]
+
+
+def test_within_a_segment_the_lower_of_equal_blocks_is_taken_in_every_version() -> None:
+    for older_first in (False, True):
+        allocator = Allocator(older_first=older_first)
+        allocate(allocator, a=5, b=5, c=5, d=5)
+        lower = allocator.address("a")
+        free(allocator, "c", "a")
+        allocate(allocator, x=5)
+        assert allocator.address("x") == lower
+
+
 @pytest.mark.parametrize("order", list(permutations("abc")))
 def test_neighbours_are_made_one_when_freed(order: tuple[str, ...]) -> None:
     allocator = Allocator()

@@ -12,9 +12,11 @@ import pytest
 from autoft.planner import bench as bench_module
 from autoft.planner.bench import measure, readings
 from autoft.planner.cache import Kept, ask, keep, recall
+from autoft.planner.estimate import Range
+from autoft.planner.gpu_rates import gpu_rates
 from autoft.planner.request import Request
 from autoft.planner.target import target_of
-from autoft.planner.time import BENCH_ATTENTION, PRODUCTS, _basis, bench_rates, cpu_rates, gpu_rates
+from autoft.planner.time import BENCH_ATTENTION, CARD_PRODUCTS, _basis, bench_rates, cpu_rates
 from autoft.profiles import bench_store
 from autoft.profiles.bench_store import BYTES, FLOPS, Bench, Reading, cpu_key, gpu_key
 from autoft.profiles.detect import gpu_from_profile
@@ -130,16 +132,19 @@ def test_a_card_s_bench_takes_the_place_of_its_data_sheet() -> None:
     here = target(WITH_CARD)
     assert here.bench == of_card()
     rates = here.rates(["bfloat16"], None)
-    assert (rates.products["bfloat16"].lower, rates.products["bfloat16"].upper) == pytest.approx((1e13, 4.4e13))
+    assert (rates.products["bfloat16"].lower, rates.products["bfloat16"].upper) == pytest.approx((1.4e13, 4.32e13))
     assert rates.attention["bfloat16"].lower == pytest.approx(1e13 * BENCH_ATTENTION[0])
     assert rates.attention["bfloat16"].upper == pytest.approx(2e13 * BENCH_ATTENTION[1])
     assert {rate.basis for rate in (rates.memory, rates.unpack, rates.host_link)} == {"measured"}
     # what was not measured stays as it was
     assert rates.products["float32"] == before.products["float32"]
     assert rates.launch_s == before.launch_s
+    # FlashAttention is what the bench timed, not the memory-efficient kernel; and the card is this one
+    assert rates.efficient == before.efficient
+    assert rates.card_s == Range(lower=1.0, upper=1.0)
     assert _basis(rates) == (
-        "time: products at 10 to 44 TFLOP/s, memory at 150 to 405 GB/s, measured on 2026-11-25, "
-        "of which a step is taken to get 50% to 110%"
+        "time: products at 14 to 43 TFLOP/s, memory at 210 to 375 GB/s, measured on 2026-11-25, "
+        "of which a step is taken to get 70% to 108%"
     )
 
 
@@ -147,7 +152,7 @@ def test_products_are_those_of_the_nearest_width_and_the_range_is_narrower() -> 
     sheet = gpu_rates(CARD)
     for width, figure in ((64, 2e13), (576, 2e13), (1100, 3e13), (2048, 3e13), (3584, 4e13), (8192, 4e13)):
         rate = bench_rates(sheet, of_card(), width).products["bfloat16"]
-        assert (rate.lower, rate.upper) == pytest.approx((figure * PRODUCTS["measured"][0], figure * 1.1))
+        assert (rate.lower, rate.middle, rate.upper) == pytest.approx(tuple(figure * s for s in CARD_PRODUCTS))
         assert rate.upper / rate.lower < sheet.products["bfloat16"].upper / sheet.products["bfloat16"].lower
 
 
@@ -204,7 +209,7 @@ def test_a_dtype_that_the_bench_left_out_is_measured_while_planning() -> None:
 
 
 def test_a_bench_makes_another_question_of_it() -> None:
-    from autoft.planner.estimate import Estimate, Range
+    from autoft.planner.estimate import Estimate
     from autoft.trainer.recipe import Recipe
 
     def key(hardware: Hardware, gpu: str | None = None) -> str:

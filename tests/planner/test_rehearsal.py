@@ -84,7 +84,7 @@ def test_components_add_up_and_allocated_reserved_device_are_in_order(compared) 
 def test_nine_in_ten_measured_steps_lie_in_their_ranges(compared) -> None:
     ranges = [(e.step_time_s, m["step_time_s"]) for _, e, m in compared]
     assert sum(r.lower <= step <= r.upper for r, step in ranges) >= 0.9 * len(ranges)
-    assert max(r.upper / r.lower for r, _ in ranges) < 7
+    assert max(r.upper / r.lower for r, _ in ranges) <= 2.5
 
 
 SMALL = {

@@ -32,6 +32,7 @@ from autoft.planner.export_config import export_config
 from autoft.planner.frame import make_frame
 from autoft.planner.ghost import find_depth, rehearse
 from autoft.planner.gpu_count import counts_of, plan_counts
+from autoft.planner.gpu_rates import gpu_rates
 from autoft.planner.history import past_run
 from autoft.planner.memory import replay
 from autoft.planner.plan import Asked, ask, make_estimate, make_plan
@@ -40,7 +41,7 @@ from autoft.planner.recheck import recheck
 from autoft.planner.request import Request
 from autoft.planner.schedule import Rows, steps_of
 from autoft.planner.target import NCCL_BYTES, target_of
-from autoft.planner.time import Timing, gpu_rates
+from autoft.planner.time import Timing
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.hardware import Gpu, GpuStatus, Hardware, Host
 from autoft.trainer.group import Group

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from autoft.planner.device import Device
 from autoft.planner.estimate import Range
 from autoft.planner.ghost import Rehearsal, find_depth, rehearse
+from autoft.planner.gpu_rates import JOULES_PER_FLOP, gpu_rates
 from autoft.planner.target import target_of
-from autoft.planner.time import NEW_PAGES_BYTES, Rate, Rates, cpu_rates, gpu_rates, step_timing
+from autoft.planner.time import NEW_PAGES_BYTES, Rate, Rates, cpu_rates, step_timing
 from autoft.planner.trace import Trace
 from autoft.planner.work import Kernel, Work, attention, product_dtypes
 from autoft.profiles.detect import gpu_from_profile
@@ -126,37 +127,98 @@ def test_the_optimizer_reads_and_writes_at_least_weights_gradients_and_state(opt
 # --- the range
 
 
+ONE = Rate(lower=50.0, upper=100.0, basis="measured", likely=80.0)
+ATTENTION = {"float32": Rate(lower=25.0, upper=50.0, basis="measured", likely=40.0)}
+RATES = Rates(
+    products={"float32": ONE},
+    attention=ATTENTION,
+    efficient=ATTENTION,
+    memory=Rate(lower=5.0, upper=10.0, basis="measured"),
+    unpack=Rate(lower=1.0, upper=2.0, basis="assumption"),
+    launch_s=Range(lower=0.5, upper=1.0),
+    runs_ahead=False,
+    host_link=Rate(lower=4.0, upper=8.0, basis="assumption"),
+    power_w=Range(lower=3600.0, upper=7200.0),
+)
+WORK: Work = Counter(
+    {Kernel("product", "float32", 200, 10): 2, Kernel("product", "float32", 10, 50): 1, Kernel("unpack", "", 0, 4): 1}
+)
+
+
 def test_a_kernel_takes_the_longer_of_arithmetic_and_traffic_and_every_launch_counts() -> None:
-    one = Rate(lower=50.0, upper=100.0, basis="measured")
-    rates = Rates(
-        products={"float32": one},
-        attention={"float32": Rate(lower=25.0, upper=50.0, basis="measured")},
-        memory=Rate(lower=5.0, upper=10.0, basis="measured"),
-        unpack=Rate(lower=1.0, upper=2.0, basis="assumption"),
-        launch_s=Range(lower=0.5, upper=1.0),
-        runs_ahead=True,
-        host_link=Rate(lower=4.0, upper=8.0, basis="assumption"),
-        power_w=Range(lower=3600.0, upper=7200.0),
-    )
-    work: Work = Counter(
-        {
-            Kernel("product", "float32", 200, 10): 2,
-            Kernel("product", "float32", 10, 50): 1,
-            Kernel("unpack", "", 0, 4): 1,
-        }
-    )
-    timing = step_timing(work, 8, rates)
-    # fastest: 2 + 2 + 5 + 2 s, 4 launches of 0.5 s behind them; slowest: twice that, 4 launches, 16 bytes of paging
-    assert timing.step_s == Range(lower=11.0, upper=22.0 + 4.0 + 4.0)
-    assert timing.energy_wh == Range(lower=11.0, upper=60.0)
+    timing = step_timing(WORK, 8, RATES)
+    # fastest: 2 + 2 + 5 + 2 s and 4 launches of 0.5 s; slowest: twice that, 4 launches of 1 s, 16 bytes of paging
+    assert timing.step_s == Range(lower=11.0 + 2.0, upper=22.0 + 4.0 + 4.0)
+    assert timing.energy_wh == Range(lower=13.0, upper=60.0)
     fused: Work = Counter({Kernel("attention", "float32", 200, 10): 1})
-    assert step_timing(fused, 0, rates).step_s == Range(lower=4.0, upper=9.0)
+    assert step_timing(fused, 0, RATES).step_s == Range(lower=4.5, upper=9.0)
     big: Work = Counter({Kernel("other", "", 0, NEW_PAGES_BYTES): 1})
-    new_pages = replace(rates, new_pages=Rate(lower=0.5, upper=1.0, basis="measured"))
-    assert step_timing(big, 0, new_pages).step_s.lower == 10 * step_timing(big, 0, rates).step_s.lower
+    new_pages = replace(RATES, launch_s=Range(lower=0, upper=0), new_pages=Rate(lower=0.5, upper=1.0, basis="measured"))
+    assert step_timing(big, 0, new_pages).step_s.lower == NEW_PAGES_BYTES
+
+
+def test_parts_of_a_gpu_s_step_are_not_all_at_their_worst_together() -> None:
+    ahead = replace(RATES, runs_ahead=True, launch_s=Range(lower=0.0, upper=0.0))
+    step = step_timing(WORK, 0, ahead).step_s
+    # likely: 2.5 + 2.5 + 50 / sqrt(50) s of products, 4 / sqrt(2) of unpacking
+    likely = (5 + 50**0.5, 2 * 2**0.5)
+    assert step.lower == pytest.approx(sum(likely) - ((likely[0] - 9) ** 2 + (likely[1] - 2) ** 2) ** 0.5)
+    assert step.upper == pytest.approx(sum(likely) + ((18 - likely[0]) ** 2 + (4 - likely[1]) ** 2) ** 0.5)
+    # one part alone has all of its range
+    alone: Work = Counter({Kernel("product", "float32", 200, 10): 2})
+    assert step_timing(alone, 0, ahead).step_s == Range(lower=4.0, upper=8.0)
+    # a card that is slower than others of its kind is so in every part
+    varied = step_timing(alone, 0, replace(ahead, card_s=Range(lower=0.9, upper=1.2))).step_s
+    assert (varied.lower, varied.upper) == pytest.approx((3.6, 9.6))
+    # each kernel begins and ends
+    own = step_timing(alone, 0, replace(ahead, kernel_s=Range(lower=1.0, upper=4.0))).step_s
+    assert (own.lower, own.upper) == pytest.approx((5 + 4 - 5**0.5, 5 + 4 + 5))
+
+
+def test_a_host_that_runs_ahead_is_hidden_behind_the_device_or_the_device_behind_it() -> None:
+    ahead = replace(RATES, runs_ahead=True)
     many: Work = Counter({Kernel("other", "", 0, 1): 100})
-    assert step_timing(many, 0, rates).step_s.lower == 50.0
-    assert step_timing(many, 0, replace(rates, runs_ahead=False)).step_s.lower == 60.0
+    assert step_timing(many, 0, ahead).step_s == Range(lower=50.0, upper=100.0)
+    few: Work = Counter({Kernel("other", "", 0, 1000): 1})
+    assert step_timing(few, 0, ahead).step_s == Range(lower=100.0, upper=200.0)
+    assert step_timing(many, 0, replace(ahead, runs_ahead=False)).step_s.lower == 60.0
+    unpacking: Work = Counter({Kernel("unpack", "", 0, 0.01): 100})
+    assert step_timing(unpacking, 0, replace(ahead, unpack_launches=3.0)).step_s == Range(lower=200.0, upper=400.0)
+
+
+KERNELS = st.lists(
+    st.tuples(
+        st.sampled_from(["product", "attention", "efficient", "unpack", "other"]),
+        st.sampled_from(["bfloat16", "float16", "float32"]),
+        st.floats(1, 1e13),
+        st.floats(1, 1e10),
+        st.integers(1, 1000),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(KERNELS, st.integers(0, 5), st.floats(1, 4), st.floats(1, 4), st.sampled_from(sorted(gpu_profiles())))
+def test_a_kernel_with_more_to_do_never_makes_a_step_quicker(
+    kernels: list, which: int, more_flops: float, more_bytes: float, card: str
+) -> None:
+    rates = gpu_rates(gpu_from_profile(card))
+
+    def step(changed: bool) -> Range:
+        work: Work = Counter()
+        for number, (kind, dtype, flops, moved, launches) in enumerate(kernels):
+            if changed and number == which % len(kernels):
+                flops, moved = flops * more_flops, moved * more_bytes
+            whole = kind in ("unpack", "other")
+            work[Kernel(kind, "" if whole else dtype, 0.0 if whole else flops, moved)] += launches
+        return step_timing(work, 0, rates).step_s
+
+    less, more = step(changed=False), step(changed=True)
+    assert less.lower <= more.lower * (1 + 1e-9)
+    assert less.upper <= more.upper * (1 + 1e-9)
+    assert less.lower <= less.upper
 
 
 RECIPES = st.fixed_dictionaries(
@@ -202,7 +264,11 @@ def test_time_follows_the_card_s_figures() -> None:
             memory_bytes_per_s=card.memory_bytes_per_s / 2,
         )
     )
-    assert step_timing(work, 0, half).step_s.lower == pytest.approx(2 * base.lower)
+    # all but what a kernel takes to begin and end
+    base, slower = (
+        step_timing(work, 0, replace(each, kernel_s=Range(lower=0.0, upper=0.0))).step_s for each in (rates, half)
+    )
+    assert slower.lower == pytest.approx(2 * base.lower)
 
 
 def test_four_bit_weights_save_no_time_where_arithmetic_decides() -> None:
@@ -217,9 +283,34 @@ def test_four_bit_weights_save_no_time_where_arithmetic_decides() -> None:
 
 def test_without_tensor_cores_for_it_a_dtype_goes_at_the_float32_rate() -> None:
     t4, ada = gpu_rates(gpu_from_profile("t4")).products, gpu_rates(gpu_from_profile("rtx-4090")).products
-    assert t4["bfloat16"] == t4["float32"]
+    assert t4["bfloat16"].upper < t4["float32"].upper
     assert t4["float16"].upper > 4 * t4["float32"].upper
     assert ada["bfloat16"] == ada["float16"]
+    pascal = gpu_rates(gpu_from_profile("p40")).products
+    assert pascal["float16"] == pascal["float32"]
+    assert pascal["bfloat16"].upper < pascal["float32"].upper
+
+
+@pytest.mark.parametrize("card", ["t4", "l4", "a100-pcie-40gb", "a10"])
+def test_a_power_limit_holds_long_products(card: str) -> None:
+    gpu = gpu_from_profile(card)
+    held, free = (gpu_rates(each) for each in (gpu, replace(gpu, tdp_w=1000.0)))
+    limit = gpu.tdp_w / JOULES_PER_FLOP[gpu.compute_capability]
+    assert held.products["float16"].middle < limit < gpu.half_flops_per_s
+    assert held.products["float16"].middle < free.products["float16"].middle
+    assert f"from the data sheet and its {gpu.tdp_w:.0f} W limit" in step_timing(rehearsed().work, 0, held).basis
+    assert "limit" not in step_timing(rehearsed().work, 0, free).basis
+    # memory is not what draws the power
+    assert held.memory == free.memory
+
+
+def test_the_memory_efficient_kernel_is_slower_than_flash_attention_where_there_is_one() -> None:
+    ada, t4 = gpu_rates(gpu_from_profile("rtx-4090")), gpu_rates(gpu_from_profile("t4"))
+    assert ada.efficient["float16"].upper < ada.attention["float16"].middle
+    assert t4.efficient == t4.attention
+    masked = rehearsed(Device((8, 9)), packing=True).work
+    assert {kernel.kind for kernel in masked if kernel.kind in ("attention", "efficient")} == {"efficient"}
+    assert not [kernel for kernel in rehearsed(Device((8, 9))).work if kernel.kind == "efficient"]
 
 
 def test_a_card_without_figures_has_a_wide_range_and_no_energy() -> None:

@@ -73,7 +73,7 @@ def checks(hardware: Hardware, workers: Workers, pool: ThreadPoolExecutor) -> di
         "4-bit, odd widths": lambda: (
             compute.odd_width(packed.result()) if _known(packed) else _without("4-bit, odd widths", "the 4-bit product")
         ),
-        "Triton": lambda: triton(hardware, workers),
+        "Triton": lambda: _without("Triton", "CUDA") if _no_cuda(facts) else triton(hardware, workers),
         "NCCL": lambda: nccl(hardware, workers),
         "training step": lambda: training_step(workers),
         "tested versions": lambda: versions.tested_set(versions.installed(TESTED), TESTED),
@@ -88,6 +88,11 @@ def checks(hardware: Hardware, workers: Workers, pool: ThreadPoolExecutor) -> di
 
 def _known(answer: Future[TorchFacts] | Future[FourBit]) -> bool:
     return answer.exception() is None
+
+
+def _no_cuda(facts: Future[TorchFacts]) -> bool:
+    """Whether CUDA does not start: then Triton's error would be the same one, and its remedy another."""
+    return _known(facts) and facts.result().error is not None
 
 
 def _without(name: str, missing: str) -> Finding:
