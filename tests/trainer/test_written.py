@@ -306,6 +306,16 @@ def test_a_template_that_takes_arguments_as_text_is_given_text() -> None:
     assert done.texts == ['<call>weather({"city": "Évora"})</call><|im_end|>']
 
 
+def test_descriptions_of_tools_are_in_the_prompt_or_said_to_be_left_out() -> None:
+    tools = [{"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": {}}}]
+    without = train(CALLS, "How warm?", called("weather", city="Oslo"), tools=tools)
+    assert without.said == ["the chat template has no place for descriptions of tools: those of 1 rows are left out"]
+    done = train("{{ tools | tojson if tools }}" + CALLS, "How warm?", called("weather", city="Oslo"), tools=tools)
+    assert done.said == []
+    assert done.seen.startswith('[{"type": "function", "function": {"name": "weather"')
+    assert done.texts == ['<call>weather({"city": "Oslo"})</call><|im_end|>']
+
+
 def test_text_that_a_template_drops_beside_a_call_is_said() -> None:
     template = CALLS.replace("{{ m.content }}", "{{ m.content if not m.tool_calls }}")
     done = train(template, "How warm?", called("weather", text="One moment.", city="Oslo"))

@@ -19,6 +19,7 @@ from autoft.trainer.job import Thinking
 from autoft.trainer.loss import IGNORED
 
 OTHER_PROMPT = "answers would be asked for in another way than they were trained"
+SEEN_ROWS = 1000  # among which thoughts are looked for
 SAMPLED_ROWS = 32  # whose prompts are tokenized again
 
 
@@ -27,13 +28,14 @@ def fit(
 ) -> list[str]:
     """Switch the template's thinking as `rows` need it; what the user should know of it, a sentence each.
 
-    rows: gone over twice. stops: tokens at which the model stops. model: its name, for errors.
+    rows: of which the first SEEN_ROWS are looked at. stops: tokens at which the model stops. model: its name, for errors.
     Raises: ModelError where the template has no such switch, or where most of the first SAMPLED_ROWS conversations are
     asked for with other tokens than they are trained with.
     """
-    notes = settle(tokenizer, rows, thinking, model, keeps=lambda: chat_of(tokenizer, stops).writes_thoughts)
+    sample = list(islice(rows, SEEN_ROWS))
+    notes = settle(tokenizer, sample, thinking, model, keeps=lambda: chat_of(tokenizer, stops).writes_thoughts)
     seen, others = 0, []
-    for row in islice((row for row in rows if row.messages), SAMPLED_ROWS):
+    for row in islice((row for row in sample if row.messages), SAMPLED_ROWS):
         with suppress(DataError):  # told by whoever tokenizes all
             (example,) = tokenize([row], tokenizer, stops=stops).examples
             seen += 1

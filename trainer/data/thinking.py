@@ -40,7 +40,6 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")  # of
 THOUGHT = re.compile(r"\A(\s*<think>)?(.*?)</think>(.*)\Z", re.DOTALL)
 CLOSING = "\n{}\n\n"  # an opened thought closed at once, as the templates of Qwen 3 write an empty one
 PROBE = ({"role": "user", "content": "a"},)
-SEEN_ROWS = 1000  # among which thoughts are looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +126,11 @@ def settle(
 ) -> list[str]:
     """Set the template's switch as `thinking` has it, in tokenizer.chat_template; what the user should know of it.
 
-    auto: on where a row among the first SEEN_ROWS has a thought, off where none has and the template would open one.
+    auto: on where a row has a thought, off where none has and the template would open one.
     keeps: whether the template, as it then is, writes thoughts; auto is not on without that.
     Raises: ModelError where the template cannot be switched on.
     """
-    talks = [row for _, row in zip(range(SEEN_ROWS), rows, strict=False) if row.messages]
+    talks = [row for row in rows if row.messages]
     if not talks:
         return []
     now, reads = state(tokenizer), reads_of(tokenizer)

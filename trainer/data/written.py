@@ -35,6 +35,7 @@ EMPTY = "the chat template adds an empty thought to {n} answers, which is traine
 SPLICED = "the chat template asks for {n} answers in another way than it writes them: they are trained as asked for"
 TRIMMED = "the chat template trims spaces and line breaks around {n} answers"
 TEXT_OF_CALL = "the chat template drops the text beside {n} calls of tools"
+TOOLS = "the chat template has no place for descriptions of tools: those of {n} rows are left out"
 SYSTEM = "the chat template drops the system turn of {n} rows"
 INNER = "{n} answers hold a stop token in their midst, at which the model learns to stop"
 STOPPED = "{n} answers end with a stop token as text, which is trained once"
@@ -251,6 +252,17 @@ class Chat:
         except DataError:
             return self.ending
 
+    @cached_property
+    def writes_tools(self) -> bool:
+        """Whether descriptions of tools come into a prompt."""
+        parameters = {"type": "object", "properties": {"a": {"type": "string", "description": "a"}}, "required": ["a"]}
+        function = {"name": "\ue0000\ue001", "description": "a", "parameters": parameters}
+        try:
+            turns = [{"role": "user", "content": "a"}]
+            return MARK.search(self._render(turns, [{"type": "function", "function": function}], asks=True)) is not None
+        except DataError:  # told where rows are rendered
+            return True
+
     def _called(self, mark: int) -> dict[str, Any]:
         call = {"type": "function", "id": CALL_ID, "function": {"name": f"\ue000{mark}\ue001", "arguments": {}}}
         return self._call_turn({"role": "assistant", "content": "", "tool_calls": [call]})
@@ -352,6 +364,8 @@ class Chat:
         prompt = self._render(messages[:-1], tools, asks=True, where=row.where)
         parts, first, second = self._marks(messages, tools)
         self._check_context(row, messages, parts, first, facts)
+        if tools and not self.writes_tools:
+            facts.append(TOOLS)
         earlier = [at for at, turn in enumerate(turns[:-1]) if _is_trained(turn)]
         answers = []
         if earlier:
