@@ -28,7 +28,7 @@ def fit(
 ) -> list[str]:
     """Switch the template's thinking as `rows` need it; what the user should know of it, a sentence each.
 
-    rows: of which the first SEEN_ROWS are looked at. stops: tokens at which the model stops. model: its name, for errors.
+    rows: the first SEEN_ROWS are looked at. stops: tokens at which the model stops. model: its name, for errors.
     Raises: ModelError where the template has no such switch, or where most of the first SAMPLED_ROWS conversations are
     asked for with other tokens than they are trained with.
     """
