@@ -88,8 +88,9 @@ gpu-bundle: setup ## Put autoft, benchmarks/gpu_evidence.py and their wheels int
 faults: setup ## Cause every fault that a run must survive; write the table of docs/faults.md (half an hour)
 	@$(BIN)/python benchmarks/faults.py
 
-readme: setup ## Regenerate the output blocks of README.md and docs/how-estimates-work.md, docs/catalogue.md, docs/result.md and docs/plans.md
+readme: setup ## Regenerate the output blocks of README.md and docs/how-estimates-work.md, docs/catalogue.md, docs/result.md, docs/templates.md and docs/plans.md
 	@$(BIN)/python docs/readme_blocks.py
 	@$(BIN)/python docs/catalogue.py
 	@$(BIN)/python docs/result_page.py
+	@$(BIN)/python docs/templates_table.py
 	@$(BIN)/python docs/plan_table.py

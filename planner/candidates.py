@@ -150,6 +150,8 @@ def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str,
         value = _value(text.strip())
         if key == "target_modules" and isinstance(value, str) and value != ALL_LINEAR:
             value = [each.strip() for each in value.split(",") if each.strip()]
+        if key == "thinking" and isinstance(value, bool):
+            value = "on" if value else "off"
         if key in LISTS:
             value = tuple(value if isinstance(value, list) else [each.strip() for each in str(value).split(",")])
         (recipe if key in recipe_keys else job)[key] = value

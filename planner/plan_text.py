@@ -33,6 +33,7 @@ JOB = {
     "num_gpus": "replicas of the model, each with its own micro-batches",
     "eval_rows": "held out of data to evaluate on, at most a tenth of it",
     "mapping": "which column is what, as --map words it",
+    "thinking": "whether the model's chat template thinks before answers; auto: as the data's answers do",
     "group_by_length": "rows of like length share a step",
     "learning_rate": "the peak",
     "warmup_ratio": "part of all steps that leads up to the peak",

@@ -62,6 +62,7 @@ class Reading:
         answer: Prepared | AutoftError = self.pipe.recv()
         if isinstance(answer, AutoftError):
             raise answer
+        self.tokenizer.chat_template = self.pipe.recv()  # as the data needs it
         examples: list[Example] = []
         while part := self.pipe.recv():
             examples += part
@@ -103,8 +104,8 @@ def begin(request: Request) -> Iterator[Reading | None]:
 
 def prepare_options(request: Request, job_pins: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
     """Of `prepare`, by name. job_pins: fields of the Job, the preset's with them."""
-    eval_rows = job_pins.get("eval_rows", Job.__dataclass_fields__["eval_rows"].default)
-    return {"eval_rows": eval_rows, "max_tokens": max_tokens, "mapping": request.mapping}
+    taken = {name: job_pins.get(name, Job.__dataclass_fields__[name].default) for name in ("eval_rows", "thinking")}
+    return {**taken, "max_tokens": max_tokens, "mapping": request.mapping}
 
 
 def _call(request: Request) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -156,6 +157,7 @@ def _read(ours: Connection, theirs: Connection, parent: int, asked: tuple[Any, .
         return
     examples = prepared.train.examples
     theirs.send(replace(prepared, tokenizer=None, train=replace(prepared.train, examples=[])))
+    theirs.send(prepared.tokenizer.chat_template)
     for at in range(0, len(examples), PART):
         theirs.send(examples[at : at + PART])
     theirs.send([])

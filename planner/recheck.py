@@ -63,7 +63,13 @@ def recheck(
     word = f"{where}: job.recipe.seq_len = {recipe.seq_len}"
     check_length(recipe.seq_len, estimator, recipe.rope_scaling, word=word, error=FileFormatError)
     prepared = prepare(
-        ref, job.data, job.eval_data, eval_rows=job.eval_rows, max_tokens=recipe.seq_len, mapping=job.mapping
+        ref,
+        job.data,
+        job.eval_data,
+        eval_rows=job.eval_rows,
+        max_tokens=recipe.seq_len,
+        mapping=job.mapping,
+        thinking=job.thinking,
     )
     refuse_unknown_tokens(prepared, estimator.shape.vocab_size, estimator.shape.name)
 

@@ -43,6 +43,7 @@ _SETTINGS = {
     "report_to": "logger log_with tracker",
     "weight_decay": "wd",
     "early_stopping": "patience early_stopping_patience",
+    "thinking": "enable_thinking think reasoning",
     "seed": "random_state random_seed data_seed",
 }
 # One of our command's options, {value} standing for what follows

@@ -14,6 +14,7 @@ from autoft.trainer.answers import Check, Tick, evaluating, generate, nothing, p
 from autoft.trainer.batches import Tell, in_batches, silent
 from autoft.trainer.data.shape import Row
 from autoft.trainer.data.tokens import Example, prompt_ids
+from autoft.trainer.data.written import chat_of
 from autoft.trainer.loss import IGNORED, compute_loss
 from autoft.trainer.metrics import perplexity, score
 from autoft.trainer.recipe import Recipe
@@ -39,12 +40,12 @@ def evaluate(
     rows: as they were read; examples: their tokens, without those that are longer than recipe.seq_len. peak_bytes: on a
     GPU, the most that may be allocated (`room_of`). tell: told when memory runs out.
     check: called between batches and before every token of an answer; what it raises ends the evaluation.
-    Returns the evaluation and the answers, in the order of the rows that are conversations; a prompt that is longer
-    than recipe.seq_len has an empty one, which is not scored.
+    Returns the evaluation and the answers without their thoughts, in the order of the rows that are conversations; a
+    prompt that is longer than recipe.seq_len has an empty one, which is not scored.
     """
     began = time.perf_counter()
     loss = mean_loss(model, tokenizer, examples, recipe, tell=tell, check=check) if examples else None
-    talks = [row.messages for row in rows if row.messages] if max_new_tokens else []
+    talks = [row for row in rows if row.messages] if max_new_tokens else []
     answers = [""] * len(talks)
     prompts = _prompts(rows, tokenizer, recipe) if talks else {}
     if prompts:
@@ -61,14 +62,14 @@ def evaluate(
             check=check,
         )
         for at, answer in zip(prompts, found, strict=True):
-            answers[at] = answer
+            answers[at] = chat_of(tokenizer).spoken(answer)
     return (
         Evaluation(
             rows=len(rows),
             loss=loss,
             perplexity=None if loss is None else perplexity(loss),
             generated_rows=len(prompts),
-            **score([talks[at][-1]["content"] for at in prompts], [answers[at] for at in prompts]),
+            **score([chat_of(tokenizer).expected(talks[at]) for at in prompts], [answers[at] for at in prompts]),
             seconds=round(time.perf_counter() - began, 2),
         ),
         answers,
@@ -152,8 +153,8 @@ def _padded(example: Example, recipe: Recipe) -> int:
 
 def _prompts(rows: Sequence[Row], tokenizer: Any, recipe: Recipe) -> dict[int, list[int]]:
     """Tokens of the prompts that are no longer than a row that is trained, by their place among the conversations."""
-    talks = [row.messages for row in rows if row.messages]
-    prompts = {at: prompt_ids(talk[:-1], tokenizer) for at, talk in enumerate(talks)}
+    talks = [row for row in rows if row.messages]
+    prompts = {at: prompt_ids(row.messages[:-1], tokenizer, row.tools) for at, row in enumerate(talks)}
     return {at: prompt for at, prompt in prompts.items() if len(prompt) <= recipe.seq_len}
 
 

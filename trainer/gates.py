@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autoft.errors import DataError, ModelError, TrainingError
+from autoft.trainer.data.fit import OTHER_PROMPT, SAMPLED_ROWS, follows_answer, is_prompt_of
 from autoft.trainer.data.pack import collator, packed_row
 from autoft.trainer.data.shape import Row
-from autoft.trainer.data.tokens import Example, prompt_ids, stop_ids
+from autoft.trainer.data.tokens import Example, asked_ids
 from autoft.trainer.job import Job
 from autoft.trainer.loss import IGNORED, compute_loss
 from autoft.trainer.prepare import Prepared
@@ -29,8 +30,6 @@ from autoft.trainer.reference import Reference, base_loss
 if TYPE_CHECKING:
     import torch
 
-OTHER_PROMPT = "answers would be asked for in another way than they were trained"
-SAMPLED_ROWS = 32  # whose prompts are rendered again
 SEEN_EXAMPLES = 1000  # among which the few short ones are looked for that go through the model
 SHORT_TOKENS = 128
 ENOUGH_TRAINED = 16
@@ -51,7 +50,6 @@ def check_data(prepared: Prepared, job: Job) -> None:
     _every_example_is_trained(prepared)
     rows = list(islice(_rows(prepared), SAMPLED_ROWS))
     if rows[0].messages:  # texts have neither prompts nor answers
-        _answers_stop(prepared)
         _prompts_are_as_trained(prepared, rows, job.model)
 
 
@@ -117,23 +115,8 @@ def _last_trained(example: Example) -> int:
     return next((at for at in range(len(example.labels) - 1, 0, -1) if example.labels[at] != IGNORED), 0)
 
 
-def _answers_stop(prepared: Prepared) -> None:
-    tokenizer, examples = prepared.tokenizer, prepared.train.examples
-    stops = stop_ids(tokenizer)
-    last = [example.labels[_last_trained(example)] for example in examples]
-    endless = [number for number, token in enumerate(last) if token not in stops]
-    if 2 * len(endless) > len(examples):  # some models end a call of a tool otherwise
-        row = next(islice(_rows(prepared), endless[0], None))
-        ends, wanted = tokenizer.convert_ids_to_tokens(last[endless[0]]), tokenizer.convert_ids_to_tokens(stops)
-        raise DataError(
-            f"{row.where}: what is trained of its answer ends with {ends}, where only {' or '.join(wanted)} stops one; "
-            f"so it is in {len(endless):,} of {len(examples):,} rows, and the model would not learn to stop",
-            fix="use the tokenizer of the model's chat version, or one whose template writes its eos token",
-        )
-
-
 def _prompts_are_as_trained(prepared: Prepared, rows: Sequence[Row], model: str) -> None:
-    """What the saved tokenizer makes of a prompt is what was trained up to the answer, and the answer comes next."""
+    """What the saved tokenizer makes of a prompt is what was trained up to the answer (trainer/data/fit.py)."""
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory(prefix="autoft-tokenizer-") as folder:
@@ -145,50 +128,16 @@ def _prompts_are_as_trained(prepared: Prepared, rows: Sequence[Row], model: str)
                 f"{model}: its tokenizer cannot be loaded again once saved: {' '.join(str(error).split())[:160]}",
                 fix="use a tokenizer that transformers saves whole, the model's own tokenizer.json",
             ) from error
-    others = []
     for row, example in zip(rows, prepared.train.examples, strict=False):
-        prompt = prompt_ids(row.messages[:-1], saved)
-        if _is_prompt_of(prompt, example, follows_answer=_ends_with_answer(row.messages[:-1])):
+        prompt = asked_ids(row, saved, prepared.stops)
+        if is_prompt_of(prompt, example, follows_answer=follows_answer(row)):
             continue
-        others.append(row)
-        if prompt != prompt_ids(row.messages[:-1], prepared.tokenizer):
+        if prompt != asked_ids(row, prepared.tokenizer, prepared.stops):
             raise ModelError(
                 f"{model}: its tokenizer reads a prompt otherwise once it was saved and loaded again, that of "
                 f"{row.where} for one: {OTHER_PROMPT}",
                 fix="use a tokenizer that transformers saves whole, the model's own tokenizer.json",
             )
-    if 2 * len(others) <= len(rows):  # single answers may begin with what the tokenizer joins to the prompt
-        return
-    row = others[0]
-    asked = _text(row.messages[:-1], saved, asks=True)
-    if not _text(row.messages, saved).startswith(asked):
-        raise ModelError(
-            f"{model}: its chat template asks for an answer with {asked[-40:]!r} and does not write one so, in "
-            f"{len(others)} of {len(rows)} rows, {row.where} for one: {OTHER_PROMPT}",
-            fix="change chat_template.jinja beside the model, so that both are the same up to the answer",
-        )
-    raise ModelError(
-        f"{model}: the last token of a prompt is another one once the answer follows, in {len(others)} of "
-        f"{len(rows)} rows, {row.where} for one: {OTHER_PROMPT}",
-        fix="change chat_template.jinja beside the model: no space or line break where its generation prompt ends",
-    )
-
-
-def _is_prompt_of(prompt: Sequence[int], example: Example, *, follows_answer: bool) -> bool:
-    end, labels = len(prompt), example.labels
-    return (
-        list(example.input_ids[:end]) == list(prompt)
-        and any(label != IGNORED for label in labels[end : end + 1])
-        and (follows_answer or all(label == IGNORED for label in labels[max(0, end - 1) : end]))
-    )
-
-
-def _ends_with_answer(messages: Sequence[dict[str, str]]) -> bool:
-    return bool(messages) and messages[-1]["role"] == "assistant"
-
-
-def _text(messages: Sequence[dict[str, str]], tokenizer: Any, *, asks: bool = False) -> str:
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asks))
 
 
 def _short_examples(examples: Sequence[Example], recipe: Recipe) -> list[Example]:

@@ -13,6 +13,7 @@ from autoft.trainer.recipe import Recipe
 Device = Literal["cuda", "cpu"]
 Schedule = Literal["linear", "cosine", "constant"]
 Metric = Literal["loss", "exact_match", "json_valid", "fields_right", "number_match", "f1", "rouge_l"]
+Thinking = Literal["auto", "on", "off"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
@@ -26,6 +27,8 @@ class Job(Record):
     num_gpus: replicas of the model, each on a GPU of its own with its own micro-batches: an optimizer step has
         num_gpus x micro_batch x accumulation sequences. On a CPU they are processes that share it.
     mapping: which column of the data is what, as --map words it; None tells it by the columns' names.
+    thinking: whether the model's chat template is to think before answers, where it has a switch for that; auto: as the
+        answers of the data do (trainer/data/thinking.py).
     accumulation: micro-batches in one optimizer step. learning_rate is the peak; warmup_ratio the part of all steps
         that leads up to it. max_grad_norm: gradients are clipped to this 2-norm.
     group_by_length: rows of like length share an optimizer step, so that less is padded: rows are drawn at random, some
@@ -46,6 +49,7 @@ class Job(Record):
     num_gpus: Annotated[int, Ge(1)] = 1
     eval_data: str | None = None
     mapping: str | None = None
+    thinking: Thinking = "auto"
     eval_rows: Annotated[int, Ge(0)] = 100
     epochs: Annotated[float, Gt(0)] = 1.0
     group_by_length: bool = False

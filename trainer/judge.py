@@ -15,9 +15,11 @@ from autoft.trainer.data.load import load_data, load_rows
 from autoft.trainer.data.shape import Row
 from autoft.trainer.data.split import row_key
 from autoft.trainer.data.tokens import Example, model_stop_ids, stop_ids, tokenize
+from autoft.trainer.data.written import chat_of
 from autoft.trainer.finished import load_base, load_run_tokenizer, load_trained, read_result
 from autoft.trainer.job import Job
 from autoft.trainer.memory import free_memory, is_out_of_memory
+from autoft.trainer.resolve import load_stops, resolve
 from autoft.trainer.result import Evaluation, RunResult, Sample
 from autoft.trainer.samples import samples
 
@@ -60,7 +62,7 @@ def judge(
         tell(note)
     environment.quiet()
     tokenizer = load_run_tokenizer(folder)
-    held = tokenize(rows, tokenizer, max_tokens=job.recipe.seq_len)
+    held = tokenize(rows, tokenizer, max_tokens=job.recipe.seq_len, stops=_stops(result))
     if held.too_long:
         notes.append(
             f"{len(held.too_long)} rows are longer than {job.recipe.seq_len} tokens, the first at {held.too_long[0]}: "
@@ -80,9 +82,14 @@ def judge(
         data=data or job.eval_data or str(job.data),
         before=before,
         after=after,
-        samples=samples(rows, was, now),
+        samples=samples(rows, was, now, chat_of(tokenizer).expected),
         notes=tuple(notes),
     )
+
+
+def _stops(result: RunResult) -> list[int]:
+    """The tokens at which the run's base stops. Raises: ModelError when it is gone."""
+    return load_stops(resolve(result.base if Path(result.base).is_dir() else result.job.model))
 
 
 def _rows(folder: Path, job: Job, data: str | None, mapping: str | None, most: int) -> tuple[list[Row], list[str]]:

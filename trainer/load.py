@@ -57,6 +57,7 @@ def find_sources(job: Job, tell: Listener, prepared: Prepared | None = None) -> 
             eval_rows=job.eval_rows,
             max_tokens=job.recipe.seq_len,
             mapping=job.mapping,
+            thinking=job.thinking,
         )
     for note in prepared.notes(job.recipe.seq_len):
         tell(Note(text=note))
@@ -75,4 +76,5 @@ def load(job: Job, sources: Sources, check: Callable[[], None] = lambda: None) -
     model = build_model(job.recipe, config=load_config(ref, weights), weights=weights, device=job.device, seed=job.seed)
     check_model(model, prepared, job)
     check()
-    return Loaded(ref, weights, prepared, model, stop_ids(prepared.tokenizer, model_stop_ids(model)), baseline)
+    stops = stop_ids(prepared.tokenizer, (*prepared.stops, *model_stop_ids(model)))
+    return Loaded(ref, weights, prepared, model, stops, baseline)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from autoft import __version__
 from autoft.home import sha256, write_text
 from autoft.trainer.card import model_card
+from autoft.trainer.data.written import chat_of
 from autoft.trainer.identity import versions
 from autoft.trainer.job import Job
 from autoft.trainer.output import RESULT, RUN
@@ -56,7 +57,8 @@ def finish(
     prepared = loaded.prepared
     rate = progress.seconds or 1.0
     progress.settle()
-    shown = samples(prepared.splits.heldout, before[1], after[1]) if job.max_new_tokens else ()
+    expected = chat_of(prepared.tokenizer).expected
+    shown = samples(prepared.splits.heldout, before[1], after[1], expected) if job.max_new_tokens else ()
     result = RunResult(
         autoft_version=__version__,
         job=job,
@@ -114,6 +116,8 @@ def _save(job: Job, loaded: Loaded, folder: Path) -> None:
     try:
         if job.recipe.method == "full":
             loaded.model.config.use_cache = True
+            if loaded.model.generation_config is not None:  # it has learnt to stop at these
+                loaded.model.generation_config.eos_token_id = loaded.stop_ids
             loaded.model.save_pretrained(folder)
         else:
             loaded.model.peft_config["default"].base_model_name_or_path = base_reference(loaded.ref, loaded.weights)

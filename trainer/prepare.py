@@ -8,21 +8,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoft.errors import DataError, ModelError
+from autoft.trainer.data.fit import fit
 from autoft.trainer.data.load import Splits, load_data
 from autoft.trainer.data.templates import PLAIN, supply_template
 from autoft.trainer.data.tokens import Example, Tokenized, tokenize
-from autoft.trainer.resolve import ModelRef, load_tokenizer
+from autoft.trainer.job import Thinking
+from autoft.trainer.resolve import ModelRef, load_stops, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Data ready for a model. template: the name of the chat template that a tokenizer without one was given."""
+    """Data ready for a model.
+
+    template: the name of the chat template that a tokenizer without one was given. stops: the tokens at which the model
+    stops. thinking: what was done to the template's thinking, a sentence each.
+    """
 
     splits: Splits
     tokenizer: Any
     train: Tokenized
     heldout: list[Example]
     template: str | None
+    stops: tuple[int, ...] = ()
+    thinking: tuple[str, ...] = ()
 
     @property
     def template_supplied(self) -> bool:
@@ -39,7 +47,7 @@ class Prepared:
             if len(found) == len(wanted):
                 break
             with suppress(DataError):  # rows that are left out give no example
-                for _ in tokenize([row], self.tokenizer, max_tokens=max_tokens).examples:
+                for _ in tokenize([row], self.tokenizer, max_tokens=max_tokens, stops=self.stops).examples:
                     if at in wanted:
                         found[at] = row.where
                     at += 1
@@ -56,6 +64,11 @@ class Prepared:
         if self.template is not None:
             which = "a plain one (### User / ### Assistant)" if self.template == PLAIN else f"that of {self.template}"
             notes.append(f"the tokenizer has no chat template: {which} is used and saved with it")
+        notes += self.thinking
+        notes += [
+            fact.format(n=f"{count:,}") + f" (the first at {where})"
+            for fact, (count, where) in self.train.facts.items()
+        ]
         if not self.heldout:
             notes.append("too few rows to hold any out: there is no evaluation")
         return notes
@@ -69,20 +82,26 @@ def prepare(
     eval_rows: int = 100,
     max_tokens: int | None = None,
     mapping: str | None = None,
+    thinking: Thinking = "auto",
     ready: tuple[Any, str | None] | None = None,
 ) -> Prepared:
     """Load, recognise and tokenize. max_tokens: longer rows are left out (None: none are). mapping: as --map words it.
 
+    thinking: whether the chat template is to think; the tokenizer's template keeps the choice.
     ready: what ready_tokenizer gives, where the caller has it. Raises: DataError, ModelError, OptionError.
     """
     splits = load_data(data, eval_data, eval_rows=eval_rows, mapping=mapping)
     tokenizer, template = ready or ready_tokenizer(ref)
-    train = tokenize(splits.train, tokenizer, max_tokens=max_tokens)
+    stops = tuple(load_stops(ref))
+    notes = fit(tokenizer, splits.train, stops=stops, thinking=thinking, model=ref.name)
+    train = tokenize(splits.train, tokenizer, max_tokens=max_tokens, stops=stops)
     try:
-        heldout = tokenize(splits.heldout, tokenizer, max_tokens=max_tokens).examples if splits.heldout else []
+        held = (
+            tokenize(splits.heldout, tokenizer, max_tokens=max_tokens, stops=stops).examples if splits.heldout else []
+        )
     except DataError as error:
         raise DataError(f"held-out rows: {error.what}", fix=error.fix) from None
-    return Prepared(splits, tokenizer, train, heldout, template)
+    return Prepared(splits, tokenizer, train, held, template, stops, tuple(notes))
 
 
 def ready_tokenizer(ref: ModelRef) -> tuple[Any, str | None]:

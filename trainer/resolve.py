@@ -10,6 +10,7 @@ import errno
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -132,9 +133,50 @@ def load_tokenizer(ref: ModelRef) -> Any | None:
             return None
         return _reading(ref, lambda: AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False))
     folder = _hub_snapshot(
-        ref, ["config.json", "tokenizer*", "*.jinja", "vocab*", "merges.txt", "special_tokens_map.json"]
+        ref,
+        [
+            "config.json",
+            "generation_config.json",
+            "tokenizer*",
+            "*.jinja",
+            "vocab*",
+            "merges.txt",
+            "special_tokens_map.json",
+        ],
     )
     return _reading(ref, lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+
+
+def load_stops(ref: ModelRef) -> list[int]:
+    """The tokens at which generation stops by the model's own settings: its generation_config.json, else its config.
+
+    Empty where neither says so. The network is not asked: these files come with the tokenizer's.
+    """
+    settings: Any = None
+    folder = _stops_folder(ref)
+    if folder is not None:
+        with suppress(OSError, ValueError):
+            settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    stops = settings.get("eos_token_id") if isinstance(settings, dict) else None
+    if stops is None and ref.kind != "gguf":  # whose one eos token is its tokenizer's
+        config = load_config(ref)
+        stops = getattr(config, "eos_token_id", None) or getattr(config.get_text_config(), "eos_token_id", None)
+    return [int(stop) for stop in (stops if isinstance(stops, list | tuple) else [stops]) if stop is not None]
+
+
+def _stops_folder(ref: ModelRef) -> Path | None:
+    if ref.kind == "gguf":
+        return None
+    if ref.kind == "starter":
+        from autoft.trainer.starter import starter_folder
+
+        return starter_folder()
+    if ref.path is not None:
+        return ref.path
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(str(ref.hub_id), "generation_config.json")
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def fetch(ref: ModelRef, say: Say = lambda _: None) -> Path:

@@ -22,6 +22,7 @@ from autoft.trainer.environment import of_child
 from autoft.trainer.prepare import Prepared, prepare
 from autoft.trainer.resolve import resolve
 from tests.conftest import write_jsonl
+from tests.trainer.test_written import thinking_model
 
 ROWS = 2500
 HOST = Host(
@@ -58,14 +59,16 @@ def expected(tiny_model: Path, much_data: Path) -> Prepared:
 
 
 def in_line(request: Request, **options):
-    options = {"eval_rows": 100, "max_tokens": 512, "mapping": None} | options
+    options = {"eval_rows": 100, "max_tokens": 512, "mapping": None, "thinking": "auto"} | options
     return prepare(resolve(request.model), request.data, request.eval_data, **options)
 
 
 def test_the_rows_are_those_read_in_line(asked, expected) -> None:
     with begin(asked) as found:
         assert found is not None
-        prepared = found(resolve(asked.model), asked.data, None, eval_rows=100, max_tokens=512, mapping=None)
+        prepared = found(
+            resolve(asked.model), asked.data, None, eval_rows=100, max_tokens=512, mapping=None, thinking="auto"
+        )
     assert prepared.train == expected.train
     assert prepared.heldout == expected.heldout
     assert prepared.splits.heldout == expected.splits.heldout
@@ -119,7 +122,9 @@ def test_what_a_process_that_ends_early_has_not_read_is_read_in_line(asked, expe
         [process] = multiprocessing.active_children()
         process.kill()
         process.join()
-        prepared = found(resolve(asked.model), asked.data, None, eval_rows=100, max_tokens=512, mapping=None)
+        prepared = found(
+            resolve(asked.model), asked.data, None, eval_rows=100, max_tokens=512, mapping=None, thinking="auto"
+        )
     assert prepared.train == expected.train
 
 
@@ -168,3 +173,17 @@ def test_a_forked_process_ends_with_its_parent() -> None:
     while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < until:
         time.sleep(0.01)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_template_is_as_the_data_needs_it(asked, tmp_path) -> None:
+    """Thinking is switched in the process that reads, and holds for what is asked in this one."""
+    model = thinking_model(tmp_path / "model")
+    with begin(replace(asked, model=str(model))) as found:
+        assert found is not None
+        words = {"eval_rows": 100, "max_tokens": 512, "mapping": None, "thinking": "auto"}
+        prepared = found(resolve(str(model)), asked.data, None, **words)
+    assert prepared.thinking == in_line(replace(asked, model=str(model))).thinking != ()
+    asks = prepared.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True
+    )
+    assert asks.endswith("<think>\n\n</think>\n\n")

@@ -14,6 +14,7 @@ from autoft.trainer.data.split import heldout_keys
 from autoft.trainer.data.tokens import prompt_ids, stop_ids, tokenize
 from autoft.trainer.loss import IGNORED
 from tests.conftest import make_tokenizer, write_jsonl
+from tests.trainer.test_templates import make
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
@@ -86,11 +87,22 @@ def test_training_sees_exactly_what_inference_gives(tokenizer) -> None:
     assert example.labels[len(prompt)] != IGNORED
 
 
-def test_a_template_without_a_stop_token_is_refused() -> None:
+def test_where_no_token_of_its_own_follows_an_answer_that_is_not_the_last_it_is_refused() -> None:
+    """The eos token can be added behind the last one; in the midst it takes the place of the token that follows."""
+    template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
     tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-    with pytest.raises(DataError, match=r"f:1: the chat template ends an answer without a stop token"):
-        tokenize(recognise([RawRow({"messages": TURNS}, "f:1")]), tokenizer)
+    tokenizer.chat_template = template
+    done = tokenize(recognise([RawRow({"messages": TURNS}, "f:1")]), tokenizer)
+    trained = [label for label in done.examples[0].labels if label != IGNORED]
+    assert tokenizer.decode(trained) == "b<|im_end|>"
+    assert [fact.format(n=1) for fact in done.facts] == [
+        "the chat template writes no stop token after 1 answers: <|im_end|> is trained there"
+    ]
+    rows = recognise([RawRow({"messages": TURNS * 2}, "f:1")])
+    both = [label for label in tokenize(rows, tokenizer).examples[0].labels if label != IGNORED]
+    assert tokenizer.decode(both) == "b<|im_end|>" * 2
+    with pytest.raises(DataError, match=r"f:1: nothing that the chat template writes after an answer can be trained"):
+        tokenize(rows, make(template=template, merges=[("b", "Ċ")]))
 
 
 def test_long_conversations_are_left_out_and_texts_are_cut_without_loss(tokenizer) -> None:

@@ -14,6 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from autoft.errors import DataError, ModelError, TrainingError
 from autoft.trainer import gates, reference
 from autoft.trainer.build import build_model, without_adapter
+from autoft.trainer.data import written
+from autoft.trainer.data.fit import fit
 from autoft.trainer.data.load import load_data
 from autoft.trainer.data.tokens import Example, Tokenized, tokenize
 from autoft.trainer.doctor import compute
@@ -44,7 +46,8 @@ def prepared(tiny_model, data_file) -> Prepared:
 
 def prepared_with(tokenizer: Any, path: Path) -> Prepared:
     splits = load_data(str(path), eval_rows=0)
-    return Prepared(splits, tokenizer, tokenize(splits.train, tokenizer), [], None)
+    notes = fit(tokenizer, splits.train, model="tiny")
+    return Prepared(splits, tokenizer, tokenize(splits.train, tokenizer), [], None, (), tuple(notes))
 
 
 def build(folder: Path, job: Job) -> Any:
@@ -154,27 +157,37 @@ def test_a_row_that_trains_nothing_but_its_first_token_is_refused(prepared) -> N
     )
 
 
-def test_answers_that_end_with_what_stops_none_are_refused(tmp_path) -> None:
-    """The template writes no stop token; the last special token of an answer is one that it merely holds."""
+def test_an_answer_that_the_template_does_not_end_is_ended_by_the_eos_token(tmp_path) -> None:
+    """And not by a special token that it merely holds."""
     tokenizer = make("</think>", template=CHAT_TEMPLATE.replace("<|im_end|>", "").replace("<|im_start|>", "# "))
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": f"{n}", "completion": "hm</think>yes"} for n in range(4)])
-    with pytest.raises(DataError) as refused:
-        check_data(prepared_with(tokenizer, path), job())
-    assert refused.value.what == (
-        f"{path}:1: what is trained of its answer ends with </think>, where only </s> stops one; so it is in 4 of 4 "
-        "rows, and the model would not learn to stop"
-    )
+    data = prepared_with(tokenizer, path)
+    check_data(data, job())
+    assert trained_text(data, 0) == "hm</think>yes</s>"
 
 
-def test_a_template_that_asks_otherwise_than_it_writes_is_refused(tmp_path) -> None:
+def trained_text(data: Prepared, at: int) -> str:
+    return data.tokenizer.decode([label for label in data.train.examples[at].labels if label != IGNORED])
+
+
+def test_answers_that_the_template_asks_for_otherwise_are_trained_as_asked_for(tmp_path) -> None:
     """As that of a reasoning model which opens a thought that no trained answer has."""
     tokenizer = make_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": f"{n}", "completion": "yes"} for n in range(4)])
-    with pytest.raises(ModelError) as refused:
-        check_data(prepared_with(tokenizer, path), job())
-    assert refused.value.what.startswith("tiny: its chat template asks for an answer with ")
-    assert r"<|im_start|>assistant\n<think>\n' and does not write one so, in 4 of 4 rows, " in refused.value.what
+    data = prepared_with(tokenizer, path)
+    check_data(data, job())
+    assert trained_text(data, 0) == "yes<|im_end|>"
+    (note,) = data.thinking
+    assert note.startswith("thinking is off: the chat template opens a thought and has no switch")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("assistant\n{% endif", "assistant\nSo: {% endif")
+    data = prepared_with(tokenizer, path)
+    check_data(data, job())
+    whole = tokenizer.decode(data.train.examples[0].input_ids)
+    assert whole.endswith("<|im_start|>assistant\nSo: yes<|im_end|>\n")
+    assert trained_text(data, 0) == "yes<|im_end|>"
+    assert data.train.facts == {written.SPLICED: (4, f"{path}:1")}
 
 
 def test_a_prompt_whose_last_space_joins_the_answer_is_refused(tmp_path) -> None:
@@ -183,7 +196,7 @@ def test_a_prompt_whose_last_space_joins_the_answer_is_refused(tmp_path) -> None
     check_data(prepared_with(make(template=template), path), job())
     joins = make(template=template, merges=[("Ġ", "y")])
     with pytest.raises(ModelError) as refused:
-        check_data(prepared_with(joins, path), job())
+        prepared_with(joins, path)
     assert refused.value.what == (
         "tiny: the last token of a prompt is another one once the answer follows, in 4 of 4 rows, "
         f"{path}:1 for one: answers would be asked for in another way than they were trained"
@@ -196,7 +209,9 @@ class Shouting(PreTrainedTokenizerFast):
     """Saved, it is its base class, which does not shout."""
 
     def apply_chat_template(self, messages: Any, **settings: Any) -> Any:
-        return super().apply_chat_template([m | {"content": m["content"].upper()} for m in messages], **settings)
+        return super().apply_chat_template(
+            [m | {"content": m["content"].upper()} if m["role"] == "user" else m for m in messages], **settings
+        )
 
 
 def test_a_tokenizer_that_saving_changes_is_refused(tmp_path) -> None:

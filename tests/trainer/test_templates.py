@@ -91,25 +91,23 @@ def test_a_supplied_template_begins_as_the_tokenizer_begins_a_text() -> None:
 
 
 def slowly(row: Row, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """input_ids and labels by rendering and encoding the conversation up to every bound of an answer."""
+    """input_ids and labels by rendering the conversation up to every bound of an answer: the token with its first
+    character is trained, up to the last special token before its end.
+    """
 
-    def ids(messages, **words):
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, **words)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    def text(messages, **words):
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, **words)
 
-    def common(left, right):
-        return next(
-            (at for at, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
-        )
-
-    whole = ids(row.messages)
+    encoded = tokenizer(text(row.messages), add_special_tokens=False, return_offsets_mapping=True)
+    whole, places = encoded["input_ids"], encoded["offset_mapping"]
     labels = [IGNORED] * len(whole)
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     for turn, message in enumerate(row.messages):
         if message["role"] == "assistant":
-            start = common(ids(row.messages[:turn], add_generation_prompt=True), whole)
-            end = common(ids(row.messages[: turn + 1]), whole)
-            stop = max(at for at in range(start, end) if whole[at] in special)
+            begin = len(text(row.messages[:turn], add_generation_prompt=True))
+            end = len(text(row.messages[: turn + 1]))
+            start = next(at for at, place in enumerate(places) if place[1] > begin)
+            stop = max(at for at in range(start, len(whole)) if whole[at] in special and places[at][1] <= end)
             labels[start : stop + 1] = whole[start : stop + 1]
     return whole, labels
 
@@ -141,18 +139,18 @@ def test_answers_that_are_written_otherwise_once_they_are_not_the_last_are_learn
     """As Qwen3's template does: thoughts in the last answer only."""
     template = (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' and loop.last %}<think>\n\n"
-        "{{ m['content'] }}{% else %}{{ m['content'].split('!')[-1] | trim }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{{ m['content'] }}{% else %}{{ m['content'].split('</think>')[-1] | trim }}{% endif %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     tokenizer = make("<|im_start|>", "<|im_end|>", template=template)
-    answers = ("well! x ", "one<|im_end|>more", "well! y")
+    answers = ("<think>well</think> x ", "one<|im_end|>more", "well</think> y")
     turns = [
         {"role": role, "content": text} for answer in answers for role, text in (("user", "a"), ("assistant", answer))
     ]
     (example,) = tokenize([Row("f:1", tuple(turns))], tokenizer).examples
     text = tokenizer.decode([i if i != IGNORED else tokenizer.bos_token_id for i in example.labels])
     learnt = [piece for piece in text.split("<s>") if piece]
-    assert learnt == ["x<|im_end|>", "one<|im_end|>more<|im_end|>", "<think>\n\nwell! y<|im_end|>"]
+    assert learnt == ["x<|im_end|>", "one<|im_end|>more<|im_end|>", "<think>\n\nwell</think> y<|im_end|>"]
 
 
 def test_a_template_s_refusal_names_the_row() -> None:

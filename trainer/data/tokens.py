@@ -1,4 +1,8 @@
-"""Rows into tokens and labels: only the assistant's answers and the token that stops them are trained."""
+"""Rows into tokens and labels: only the assistant's answers and the token that stops them are trained.
+
+That what is trained is the answer is proved for every row: as text (trainer/data/written.py), and here, where the
+trained tokens are decoded and compared with it.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,18 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 from autoft.errors import DataError
-from autoft.trainer.data.shape import Message, Row
+from autoft.trainer.data.shape import Message, Row, said_in
+from autoft.trainer.data.written import Answer, Written, chat_of
 from autoft.trainer.loss import IGNORED
 
 CHUNK_CHARACTERS = 2_000_000  # rendered at once: 500,000 tokens or so, which the tokenizer holds in some 100 MB
 CHUNK_ROWS = 1000
+UNSPELT = "the tokenizer cannot spell {n} answers exactly: they are trained as it writes them"
 _threads_of: int | None = None  # the process that has shared a batch among cores
-NO_TEXT = "\ue000"  # a character for private use, with which no answer ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,32 +42,44 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """Examples that fit, and the rows (by where) that were left out because they are longer than the context."""
+    """Examples that fit, and the rows (by where) that were left out because they are longer than the context.
+
+    facts: what the chat template does with answers, with how many of them and where the first is.
+    """
 
     examples: list[Example]
     too_long: list[str]
+    facts: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
-def tokenize(rows: Iterable[Row], tokenizer: Any, *, max_tokens: int | None = None) -> Tokenized:
+def tokenize(
+    rows: Iterable[Row], tokenizer: Any, *, max_tokens: int | None = None, stops: Sequence[int] = ()
+) -> Tokenized:
     """Token sequences of `rows` under the tokenizer's chat template.
 
     A conversation longer than max_tokens is left out, since cutting it would cut its answer; a text is cut in pieces.
+    stops: the tokens at which the model stops by its own settings, beside the tokenizer's eos token.
     Rows are taken a chunk at a time: of them all only the examples are held, 8 bytes a token.
-    Raises: DataError when a row trains nothing or its answers do not end with a stop token, or no row fits.
+    Raises: DataError when a row trains nothing, or something else than its answers and their ends, or no row fits.
     """
     examples: list[Example] = []
     too_long: list[str] = []
     shortest: int | None = None
     first, count = "", 0
-    encoder = _Encoder(tokenizer)
+    facts: dict[str, tuple[int, str]] = {}
+    encoder = _Encoder(tokenizer, stops)
     for chunk in _chunks(rows):
         first, count = first or chunk[0].where, count + len(chunk)
         for row, pieces in zip(chunk, encoder.examples(chunk, max_tokens), strict=True):
             longest = max(len(piece.input_ids) for piece in pieces)
+            said = encoder.said.pop(row.where, [])
             shortest = longest if shortest is None else min(shortest, longest)
             if max_tokens is not None and longest > max_tokens:
                 too_long.append(row.where)
                 continue
+            for fact in said:
+                number, where = facts.get(fact, (0, row.where))
+                facts[fact] = number + 1, where
             trained = [piece for piece in pieces if piece.trained_tokens]
             if not trained:
                 raise DataError(
@@ -75,23 +91,24 @@ def tokenize(rows: Iterable[Row], tokenizer: Any, *, max_tokens: int | None = No
             f"all {count} rows from {first} on are longer than {max_tokens} tokens: {shortest} or more",
             fix="shorter rows, or a longer --seq-len; past the model's own context with --set rope_scaling=yarn",
         )
-    return Tokenized(examples, too_long)
+    return Tokenized(examples, too_long, facts)
 
 
-def refuse_calls(row: Row) -> None:
-    """Raises: DataError where a row calls tools or names them, which nothing here renders."""
-    if row.tools or any("tool_calls" in message for message in row.messages):
-        raise DataError(f"{row.where}: tool calls: autoft does not train them", fix="leave such rows out")
-
-
-def prompt_ids(messages: Sequence[Message], tokenizer: Any) -> list[int]:
+def prompt_ids(messages: Sequence[Message], tokenizer: Any, tools: Sequence[Any] = ()) -> list[int]:
     """Tokens of a conversation up to where the assistant's answer begins: what the model is given to answer."""
-    return _render(messages, tokenizer, add_generation_prompt=True)
+    ids: list[int] = tokenizer(chat_of(tokenizer).prompt(messages, tools), add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def asked_ids(row: Row, tokenizer: Any, stops: Sequence[int] = ()) -> list[int]:
+    """Tokens that ask for the last trained answer of a row."""
+    ids: list[int] = tokenizer(chat_of(tokenizer, stops).asked(row), add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def stop_ids(tokenizer: Any, model_stop_ids: Sequence[int] = ()) -> list[int]:
-    """Tokens that end an answer: the tokenizer's, the model's own, and the one its chat template writes."""
-    return sorted({*model_stop_ids, *_stops(tokenizer)})
+    """Tokens that end an answer: the tokenizer's, the model's own, and the one with which its template ends a turn."""
+    return sorted(set(chat_of(tokenizer, model_stop_ids).stops.values()))
 
 
 def model_stop_ids(model: Any) -> list[int]:
@@ -103,15 +120,11 @@ def model_stop_ids(model: Any) -> list[int]:
 class _Encoder:
     """Makes the examples of a chunk of rows with few calls of a tokenizer, which cost more than all the rest."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, stops: Sequence[int]) -> None:
         self.tokenizer = tokenizer
-        self.special = _special_ids(tokenizer)
-        self.anchors = _anchors(tokenizer)
-
-    @cached_property
-    def stops(self) -> list[str]:
-        """The texts of the tokens that end an answer."""
-        return [str(self.tokenizer.convert_ids_to_tokens(token)) for token in sorted(_stops(self.tokenizer))]
+        self.model_stops = stops
+        self.special = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
+        self.said: dict[str, list[str]] = {}  # facts of rows, by where
 
     def examples(self, rows: Sequence[Row], max_tokens: int | None) -> list[list[Example]]:
         """The examples of each row: one of a conversation, one or more of a text."""
@@ -122,60 +135,88 @@ class _Encoder:
         return [[next(talks)] if row.text is None else next(pieces) for row in rows]
 
     def _conversations(self, rows: Sequence[Row]) -> list[Example]:
-        rendered = [self._rendered_turns(row) for row in rows]
-        whole = self._encode([text for text, _ in rendered])
-        found = [_ids(encoding) for encoding in whole]
-        # Where an answer begins or ends is where the tokens of the text up to there part from those of the whole.
-        # Tokens up to a special token depend on nothing after it, so that only what follows the last is encoded again.
-        bounds = [
-            [[(end, *self._after_anchor(end, text, encoding, ids)) for end in turn] for turn in turns]
-            for (text, turns), encoding, ids in zip(rendered, whole, found, strict=True)
-        ]
-        ends = list(dict.fromkeys(tail for turns in bounds for turn in turns for _, _, tail in turn))
-        tails = dict(zip(ends, map(_ids, self._encode(ends)), strict=True))
-        return [
-            self._example(row, ids, [[at + _common_prefix(tails[tail], ids, at) for _, at, tail in t] for t in turns])
-            for row, ids, turns in zip(rows, found, bounds, strict=True)
-        ]
+        if not rows:
+            return []
+        chat = chat_of(self.tokenizer, self.model_stops)
+        written = [chat.write(row) for row in rows]
+        encodings = self._encode([each.text for each in written])
+        examples, spans = [], []
+        for row, each, encoding in zip(rows, written, encodings, strict=True):
+            if each.facts:
+                self.said[row.where] = list(each.facts)
+            example, proofs = self._example(row, each, encoding)
+            examples.append(example)
+            spans += proofs
+        self._prove(spans)
+        return examples
 
-    def _rendered_turns(self, row: Row) -> tuple[str, list[tuple[str, str]]]:
-        """The conversation as text, and for each answer the texts up to where it begins and up to where it ends."""
-        refuse_calls(row)
-        text = _text(row.messages, self.tokenizer, where=row.where)
-        turns = []
-        for turn, message in enumerate(row.messages, start=1):
-            if message["role"] == "assistant" and message.get("train", True):
-                start = _text(row.messages[: turn - 1], self.tokenizer, add_generation_prompt=True, where=row.where)
-                last = turn == len(row.messages)
-                turns.append((start, text if last else self._up_to_end(row, turn, text)))
-        return text, turns
-
-    def _up_to_end(self, row: Row, turn: int, text: str) -> str:
-        """The text up to the end of an answer that is not the last, its stop token with it.
-
-        Some templates write an earlier answer otherwise than the last: without its thoughts, for instance. Its end is
-        then where the whole text is the same again after the answer was changed.
-        """
-        alone = _text(row.messages[:turn], self.tokenizer, where=row.where)
-        if text.startswith(alone):
-            return alone
-        other = {"role": "assistant", "content": row.messages[turn - 1]["content"] + NO_TEXT}
-        changed = _text([*row.messages[: turn - 1], other, *row.messages[turn:]], self.tokenizer, where=row.where)
-        end = len(text) - _common_prefix(text[::-1], changed[::-1])
-        stop = next((stop for stop in self.stops if text[end:].lstrip().startswith(stop)), None)
-        return text[: text.index(stop, end) + len(stop)] if stop else alone
-
-    def _example(self, row: Row, ids: list[int], turns: list[list[int]]) -> Example:
+    def _example(self, row: Row, written: Written, encoding: Any) -> tuple[Example, list[tuple[str, list[int], str]]]:
+        """(the example; for each answer its place, the tokens that are trained but for the stop, and their text)."""
+        ids = _ids(encoding)
         labels = array("i", [IGNORED]) * len(ids)
-        for start, end in turns:
-            stop = next((at for at in range(end - 1, start - 1, -1) if ids[at] in self.special), None)
-            if stop is None:
+        proofs = []
+        for answer in written.answers:
+            first = self._token_at(answer.start, written.text, encoding, ids)
+            place = answer.end if answer.stop_at is None else answer.stop_at
+            last = self._token_at(place, written.text, encoding, ids)
+            self._demand_end(row, answer, written.text, encoding, ids, last)
+            labels[first:last] = array("i", ids[first:last])
+            labels[last] = answer.stop
+            begin = answer.start
+            if first < last and ids[first] in self.special and hasattr(encoding, "token_to_chars"):
+                begin = min(begin, encoding.token_to_chars(first)[0])
+            proofs.append((row.where, ids[first:last], written.text[begin:place]))
+        return Example(array("i", ids), labels), proofs
+
+    def _demand_end(self, row: Row, answer: Answer, text: str, encoding: Any, ids: list[int], last: int) -> None:
+        """Raises: DataError where no token of its own is there for the end of an answer."""
+        if answer.stop_at is not None and last < len(ids) and ids[last] == answer.stop:
+            return
+        if answer.stop_at is None and last < len(ids) and self._begins_at(answer.end, encoding, last):
+            return
+        stop = self.tokenizer.convert_ids_to_tokens(answer.stop)
+        raise DataError(
+            f"{row.where}: nothing that the chat template writes after an answer can be trained as its end ({stop})",
+            fix="use the tokenizer of the model's chat version, or one whose template writes its eos token",
+        )
+
+    def _token_at(self, place: int, text: str, encoding: Any, ids: list[int]) -> int:
+        """The token that holds a character of the text, the first after a special one that has swallowed it."""
+        if place >= len(text):
+            return len(ids)
+        if not hasattr(encoding, "char_to_token"):  # a tokenizer without places
+            before = self._encode([text[:place]])[0]
+            return _common_prefix(_ids(before), ids)
+        at = next((at for c in range(place, len(text)) if (at := encoding.char_to_token(c)) is not None), len(ids))
+        inside = at < len(ids) and ids[at] in self.special and not self._begins_at(place, encoding, at)
+        swallowed = inside and text[place].isspace()
+        return at + 1 if swallowed else at
+
+    def _begins_at(self, place: int, encoding: Any, at: int) -> bool:
+        return not hasattr(encoding, "offsets") or encoding.token_to_chars(at)[0] >= place
+
+    def _prove(self, spans: Sequence[tuple[str, list[int], str]]) -> None:
+        """That the tokens decode to the text. Raises: DataError where they say something else."""
+        decoded = self._decode([ids for _, ids, _ in spans])
+        for (where, _, text), found in zip(spans, decoded, strict=True):
+            if found == text or found.strip() == text.strip():
+                continue
+            if found.endswith(text):  # the tokenizer joins the begin to the end of the prompt
+                continue
+            again = self._decode([_ids(self._encode([text])[0])])[0]
+            if again.strip() != found.strip() and not found.strip().endswith(again.strip()):
                 raise DataError(
-                    f"{row.where}: the chat template ends an answer without a stop token, so none would be learnt",
-                    fix="use the tokenizer of the model's chat version, or one whose template writes its eos token",
+                    f"{where}: what would be trained is {found[:60]!r}, and its answer is {text[:60]!r}",
+                    fix="use the model's own tokenizer files",
                 )
-            labels[start : stop + 1] = array("i", ids[start : stop + 1])
-        return Example(array("i", ids), labels)
+            self.said.setdefault(where, []).append(UNSPELT)
+
+    def _decode(self, spans: Sequence[list[int]]) -> list[str]:
+        backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
+        if hasattr(backend, "decode_batch"):
+            with _all_cores():
+                return list(backend.decode_batch(list(spans), skip_special_tokens=False))
+        return [self.tokenizer.decode(ids, skip_special_tokens=False) for ids in spans]
 
     def _pieces(self, ids: list[int], max_tokens: int | None, end: bool) -> list[Example]:
         if end and ids[-1:] != [self.tokenizer.eos_token_id]:
@@ -184,20 +225,6 @@ class _Encoder:
         pieces = [array("i", ids[at : at + size]) for at in range(0, len(ids), size)]
         # The first token of a sequence has nothing before it to be predicted from
         return [Example(piece, array("i", [IGNORED]) + piece[1:]) for piece in pieces]
-
-    def _after_anchor(self, end: str, text: str, encoding: Any, ids: list[int]) -> tuple[int, str]:
-        """(tokens before the last special token of `end`, the text from it on) where `text` begins with `end`.
-
-        Where it does not, or has no such token: (0, all of `end`).
-        """
-        if end == text:
-            return len(ids), ""
-        if hasattr(encoding, "char_to_token") and text.startswith(end):
-            place, anchor = max(((end.rfind(content), token) for content, token in self.anchors), default=(-1, 0))
-            at = encoding.char_to_token(place) if place >= 0 else None
-            if at is not None and ids[at] == anchor:
-                return at, end[place:]
-        return 0, end
 
     def _encode(self, texts: list[str], *, add_special_tokens: bool = False) -> list[Any]:
         if not texts:
@@ -212,54 +239,6 @@ class _Encoder:
         return list(batch.encodings or batch["input_ids"])
 
 
-def _text(
-    messages: Sequence[Message], tokenizer: Any, *, add_generation_prompt: bool = False, where: str | None = None
-) -> str:
-    try:
-        return str(
-            tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
-        )
-    except Exception as error:  # jinja raises what the template's author wrote
-        roles = ", ".join(m["role"] for m in messages)
-        reason = " ".join(str(error).split())[:160]
-        raise DataError(
-            f"{where + ': ' if where else ''}the model's chat template refuses the roles {roles}: {reason}",
-            fix="change the turns' roles or order",
-        ) from error
-
-
-def _render(messages: Sequence[Message], tokenizer: Any, *, add_generation_prompt: bool = False) -> list[int]:
-    text = _text(messages, tokenizer, add_generation_prompt=add_generation_prompt)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-def _stops(tokenizer: Any) -> set[int]:
-    """The eos token, and the last special token of a conversation."""
-    ids = _render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tokenizer)
-    special = _special_ids(tokenizer)
-    return {tokenizer.eos_token_id, next((token for token in reversed(ids) if token in special), None)} - {None}
-
-
-def _special_ids(tokenizer: Any) -> frozenset[int]:
-    return frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
-
-
-def _anchors(tokenizer: Any) -> list[tuple[str, int]]:
-    """(text, id) of the special tokens that the chat template writes and that the tokenizer splits a text at.
-
-    Not those that it looks for in normalized text, or only between words: what is before them matters.
-    """
-    user, assistant = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
-    try:
-        ids = _render([user, assistant, user], tokenizer, add_generation_prompt=True)
-    except DataError:
-        return []
-    known = tokenizer.added_tokens_decoder
-    written = [(known[token], token) for token in dict.fromkeys(ids) if token in known]
-    return [(str(t), token) for t, token in written if not t.normalized and not t.single_word]
-
-
 def _ids(encoding: Any) -> list[int]:
     """Of what a fast tokenizer gives, or a slow one."""
     return encoding if isinstance(encoding, list) else list(encoding.ids)
@@ -270,7 +249,7 @@ def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
     characters = 0
     for row in rows:
         chunk.append(row)
-        characters += len(row.text) if row.text is not None else sum(len(m["content"]) for m in row.messages)
+        characters += len(row.text) if row.text is not None else sum(len(said_in(m)) for m in row.messages)
         if len(chunk) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0

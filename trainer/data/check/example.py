@@ -19,10 +19,10 @@ def rendered(row: Row, meter: Meter | None) -> Example:
     from autoft.trainer.data.tokens import tokenize
     from autoft.trainer.loss import IGNORED
 
-    (example,) = tokenize([row], meter.tokenizer).examples
+    (example,) = tokenize([row], meter.tokenizer, stops=meter.stops).examples
     pairs = zip(example.input_ids, example.labels, strict=True)
     segments = tuple(
-        Segment(text=meter.tokenizer.decode([token for token, _ in run]), trained=trained)
+        Segment(text=meter.tokenizer.decode([label if trained else token for token, label in run]), trained=trained)
         for trained, run in itertools.groupby(pairs, key=lambda pair: bool(pair[1] != IGNORED))
     )
     return Example(where=row.where, template=meter.template or "model", segments=segments)

@@ -190,6 +190,10 @@ def _notes(scan: Scan, relations: Relations) -> Iterator[Finding]:
     if scan.meter and scan.meter.template:
         what = f"the model has no chat template: it is given one ({scan.meter.template})"
         yield _finding("note", "supplied-template", what, 0, [])
+    for note in scan.meter.notes if scan.meter else ():
+        yield _finding("note", "thinking", note, 0, [])
+    for fact, (count, where) in scan.facts.items():
+        yield _finding("note", "template", fact.format(n=f"{count:,}"), count, [where])
 
 
 def _alike(tally: Tally) -> dict[tuple[int, tuple[str, ...]], list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,33 +25,53 @@ TOKENS_A_TURN = 5
 Array = np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Meter:
-    """A model's tokenizer, its longest sequence, and the name of the chat template that it was given if it had none."""
+    """A model's tokenizer and its longest sequence.
+
+    template: the name of the chat template that it was given if it had none. stops: tokens at which the model stops.
+    notes: what the template does with answers, as a run says it; facts: the same with counts.
+    """
 
     model: str
     tokenizer: Any
     context: int | None
     template: str | None
+    stops: tuple[int, ...] = ()
+    notes: list[str] = field(default_factory=list)
+    facts: dict[str, tuple[int, str]] = field(default_factory=dict)
+    fitted: bool = False
+
+    def fit(self, rows: Sequence[Row]) -> None:
+        """Make the template ready for these rows, as a run does, once. Raises: ModelError."""
+        from autoft.trainer.data.fit import fit
+
+        if self.fitted:
+            return
+        self.fitted = True
+        self.notes.extend(fit(self.tokenizer, rows, stops=self.stops, model=self.model))
 
     def measure(self, rows: Sequence[Row]) -> list[tuple[int, int] | DataError]:
         """(tokens, trained tokens) of each row, or why it cannot be trained."""
         from autoft.trainer.data.tokens import tokenize
 
         try:
-            examples = tokenize(rows, self.tokenizer).examples
+            tokenized = tokenize(rows, self.tokenizer, stops=self.stops)
         except DataError as error:
             if len(rows) == 1:
                 return [error]
             half = len(rows) // 2
             return [*self.measure(rows[:half]), *self.measure(rows[half:])]
-        return [(len(example.input_ids), example.trained_tokens) for example in examples]
+        for fact, (count, where) in tokenized.facts.items():
+            known, first = self.facts.get(fact, (0, where))
+            self.facts[fact] = known + count, first
+        return [(len(example.input_ids), example.trained_tokens) for example in tokenized.examples]
 
 
 def meter_of(model: str) -> Meter:
     """Raises: ModelError where there is no such model, or no tokenizer that can stop."""
     from autoft.trainer.data.templates import supply_template
-    from autoft.trainer.resolve import load_config, load_tokenizer, resolve
+    from autoft.trainer.resolve import load_config, load_stops, load_tokenizer, resolve
 
     ref = resolve(model)
     tokenizer = load_tokenizer(ref)
@@ -62,7 +82,7 @@ def meter_of(model: str) -> Meter:
             fix="add its tokenizer files, or check without --model",
         )
     context = getattr(load_config(ref).get_text_config(), "max_position_embeddings", None)
-    return Meter(model, tokenizer, context, supply_template(tokenizer))
+    return Meter(model, tokenizer, context, supply_template(tokenizer), tuple(load_stops(ref)))
 
 
 def estimated_tokens(row: Row) -> int:

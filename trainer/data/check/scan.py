@@ -70,6 +70,7 @@ class Scan:
         self.characters, self.words = array("I"), array("I")
         self.tokens, self.trained = array("I"), array("I")
         self.examples: dict[str, Row] = {}
+        self.facts: dict[str, tuple[int, str]] = {}  # of answers under the chat template, as Tokenized has them
         self.sketches = Sketches(common)
 
     @property
@@ -120,6 +121,9 @@ class Scan:
                 progress(self.rows)
         self._take(batch)
         progress(self.rows)
+        if self.meter is not None:
+            self.facts = dict(self.meter.facts)
+            self.meter.facts.clear()
         return self
 
     def finish_sketches(self) -> Finished:
@@ -142,6 +146,7 @@ class Scan:
         if self.meter is None:
             self.tokens.extend(map(estimated_tokens, rows))
             return
+        self.meter.fit(rows)
         for number, (row, measured) in enumerate(zip(rows, self.meter.measure(rows), strict=True), start=first):
             if isinstance(measured, DataError):
                 self.faults.add(row.where, measured.what.removeprefix(f"{row.where}: "), measured.fix)
