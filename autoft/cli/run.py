@@ -258,7 +258,8 @@ def take_devices(plan: Plan) -> list[str]:
 
     gpus = detect().gpus
     taken = uuids(gpus, plan.job.num_gpus)
-    if len(gpus) > 1 and taken:
+    # PyTorch compares an index with the number of cards, and finds no MIG instance by one beyond it
+    if taken and (len(gpus) > 1 or taken[0].startswith("MIG-")):
         os.environ["CUDA_VISIBLE_DEVICES"] = taken[0]
     import torch
 

@@ -25,12 +25,14 @@ FUSED_HEAD = "autoft.trainer.gates:_loss_is_the_base_s"
 AUTOFT = (sys.executable, "-P", "-c", "import sys; from autoft.cli.main import main; sys.exit(main())")
 LONGEST_S = 3600.0  # after which a command counts as hung
 FLOATS = 2**25  # elements: whatever a tiny model computes with truth is computed, 16 rows of 512 tokens too
-# What takes memory of the card and holds it until it reads a line
+# What takes so many bytes of the card, or all but so many where the number is negative, until it reads a line
 HOLD = """
 import ctypes, sys
 card = ctypes.CDLL("libcudart.so.13")
 card.cudaMalloc.argtypes = [ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t]
-assert card.cudaMalloc(ctypes.byref(ctypes.c_void_p()), int(sys.argv[1])) == 0
+size, free, total = int(sys.argv[1]), ctypes.c_size_t(), ctypes.c_size_t()
+assert card.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)) == 0
+assert card.cudaMalloc(ctypes.byref(ctypes.c_void_p()), size if size > 0 else free.value + size) == 0
 print("held", flush=True)
 sys.stdin.readline()
 """

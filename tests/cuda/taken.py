@@ -39,16 +39,12 @@ def take_all_but(leave: int, holders: list[Any] = []) -> None:  # noqa: B006 - i
 
     if not holders:
         torch.cuda.empty_cache()
-        size = torch.cuda.mem_get_info()[0] - leave - CONTEXT
         holders.append(
             subprocess.Popen(
-                [sys.executable, "-c", HOLD, str(size)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [sys.executable, "-c", HOLD, str(-leave)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
         )
         assert holders[0].stdout.readline() == "held\n"
-
-
-CONTEXT = 500 << 20  # more than that of the holder
 
 
 def before_the_rehearsal(take: Any) -> None:
