@@ -28,8 +28,6 @@ from autoft.trainer.recipe import Recipe
 
 aten = torch.ops.aten
 KEPT_MODELS, KEPT_EVALUATIONS = 8, 64
-# Products by cuBLAS; one in 4 bits comes just before those of its adapter
-_PRODUCTS = frozenset((aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default))
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +237,8 @@ class _Step:
             if self.loop.output_until != "loss":
                 hook.remove()
             trace.begin("loss_backward", kind="logits", recomputed=recomputed)
-            _backward(loss)
+            with trace.autograd():
+                _backward(loss)
             trace.begin("end")
             if self.loop.output_until == "loss":
                 loss = loss.detach()  # what Trainer.training_step returns: the graph ends here
@@ -499,14 +498,16 @@ def _first_product(extension: Extension, start: int, end: int) -> int:
 
     aten cuda/Blas.cpp takes the handle, and with it the workspace, once the result has been made; `end` without one.
     """
-    key = 0
+    key = begun = 0
     for section, stop in extension.parts:
-        products = (place for place, made in enumerate(section.made) if made[0] in _PRODUCTS)
-        first = next(products, None) if stop > start else None
-        if first is not None:
-            (place,) = np.flatnonzero((extension.events[:, 0] == key + first) & (extension.events[:, 1] > 0))
+        if stop > start and section.before_product is not None:
+            if section.before_product == 0:
+                return min(begun, end)
+            last = key + section.before_product - 1
+            (place,) = np.flatnonzero((extension.events[:, 0] == last) & (extension.events[:, 1] > 0))
             return min(int(place) + 1, end)
         key += len(section.kinds)
+        begun = stop
     return end
 
 
