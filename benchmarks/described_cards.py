@@ -285,7 +285,12 @@ def errors(row: Json, measure: str) -> dict[str, float]:
 def misses(row: Json) -> list[Json]:
     """Every figure that is not met to the byte, with its cause where it is known."""
     return [
-        {"phase": phase, "measure": measure, "error": round(error, 7), "cause": _cause(row["case"]["id"], phase, measure)}
+        {
+            "phase": phase,
+            "measure": measure,
+            "error": round(error, 7),
+            "cause": _cause(row["case"]["id"], phase, measure),
+        }
         for measure in MEASURES
         for phase, error in errors(row, measure).items()
         if error
@@ -342,7 +347,8 @@ def report(record: Json) -> str:
         of_rows = told[measure]
         goal = f"goal {MOSTLY * told['lived']:.0f}, {FARTHEST[measure]:.1%}"
         lines.append(
-            f"{measure:<12}equal in {of_rows['equal']} rows, farthest {of_rows['worst']:+.3%} ({of_rows['worst_row']}; {goal})"
+            f"{measure:<12}equal in {of_rows['equal']} rows, farthest {of_rows['worst']:+.3%} "
+            f"({of_rows['worst_row']}; {goal})"
         )
         for phase, figures in of_rows["phases"].items():
             lines.append(f"  {phase:<14}{figures['equal']:>4} equal  farthest {figures['worst']:+.4%}")

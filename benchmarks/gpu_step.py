@@ -48,8 +48,6 @@ def _serve() -> None:
     """Answer the requests of standard input in forks. What they share touches no device: it is there before CUDA is."""
     import torch
     import torch._dynamo
-    import transformers.core_model_loading
-    import transformers.modeling_utils
 
     for line in sys.stdin:
         child = os.fork()

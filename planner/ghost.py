@@ -261,8 +261,13 @@ class _Step:
         left out where the model's cache cannot be rehearsed.
         """
         model, recipe = self.model.eval(), self.recipe
+
+        def loss() -> torch.Tensor:
+            batch = self._batch()  # held to the end, as mean_loss of trainer/evaluate.py does
+            return compute_loss(model, batch, recipe, num_trained_tokens=1)
+
         try:
-            found = {"loss": self._evaluated(lambda: compute_loss(model, self._batch(), recipe, num_trained_tokens=1))}
+            found = {"loss": self._evaluated(loss)}
             if self.device.cuda:
                 with suppress(MismatchError, RuntimeError, TypeError, ValueError, AttributeError, LookupError):
                     ids = _ids(recipe)

@@ -35,7 +35,7 @@ from autoft.planner.attention import (
     math_attention,
 )
 from autoft.planner.device import Device
-from autoft.planner.trace import PACKED_PRODUCTS, Scratch, count, stands_for
+from autoft.planner.trace import Scratch, count, stands_for
 from autoft.planner.work import passed_over, product
 from autoft.trainer import environment
 
@@ -376,7 +376,7 @@ class _MaskedScatter(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Any, mask: Any, source: Any) -> Any:
+    def forward(ctx: Any, x: Any, mask: Any, _source: Any) -> Any:
         ctx.save_for_backward(mask)
         result = torch.empty_like(x)
         counted = torch.empty(mask.shape, dtype=torch.long, device=mask.device)
@@ -629,7 +629,7 @@ def _on_cpu(function: Any) -> Any:
 
 
 def _cast(function: Callable[[Any], Any], args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Each argument cast, the last first: the order in which GCC evaluates those of WrapFunction_ in autocast_mode.h."""
+    """Each argument cast, the last first: GCC's order of evaluation in WrapFunction_ of autocast_mode.h."""
     named = {key: function(value) for key, value in reversed(kwargs.items())}
     return tuple(reversed([function(value) for value in reversed(args)])), named
 

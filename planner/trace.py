@@ -44,7 +44,7 @@ class Section:
     """A piece of the step: one layer's forward or backward, or what lies before, between and after the layers.
 
     events: in order. first_key: of the storages made here, counted on from it. kinds, made: of these, in that order.
-    work: of all its operations. before_product: how many storages were made when cuBLAS was first asked for; None: never.
+    work: of all its operations. before_product: storages made when cuBLAS is first asked for; None: never.
     """
 
     name: str

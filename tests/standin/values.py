@@ -19,11 +19,12 @@ from torch.utils._pytree import tree_map
 
 MOST_ELEMENTS = 1 << 22
 WHOLE = (
-    "ne.Scalar ne.Tensor eq.Scalar eq.Tensor lt.Scalar lt.Tensor le.Scalar le.Tensor gt.Scalar gt.Tensor ge.Scalar "
-    "ge.Tensor all all.dim any any.dim sum sum.dim_IntList cumsum add.Tensor sub.Tensor bitwise_and.Tensor "
-    "bitwise_or.Tensor bitwise_not logical_and logical_or logical_not clamp clamp_min arange.start_out fill_.Scalar "
-    "zero_ copy_ cat index.Tensor"
-).split()
+    "ne.Scalar", "ne.Tensor", "eq.Scalar", "eq.Tensor", "lt.Scalar", "lt.Tensor", "le.Scalar", "le.Tensor",
+    "gt.Scalar", "gt.Tensor", "ge.Scalar", "ge.Tensor", "all", "all.dim", "any", "any.dim", "sum",
+    "sum.dim_IntList", "cumsum", "add.Tensor", "sub.Tensor", "bitwise_and.Tensor", "bitwise_or.Tensor",
+    "bitwise_not", "logical_and", "logical_or", "logical_not", "clamp", "clamp_min", "arange.start_out",
+    "fill_.Scalar", "zero_", "copy_", "cat", "index.Tensor",
+)  # fmt: skip
 SIZED_BY_VALUES = ("nonzero",)
 
 
@@ -33,7 +34,7 @@ def install() -> torch.library.Library:
     for name in WHOLE:
         library.impl(name, _also_here(name), "CUDA", with_keyset=True, allow_override=True)
     for name in SIZED_BY_VALUES:
-        library.impl(name, _sized_here(name), "CUDA", with_keyset=True, allow_override=True)
+        library.impl(name, _sized_here(name), "CUDA", allow_override=True)
     return library
 
 
@@ -49,7 +50,8 @@ def _also_here(name: str) -> Any:
 
     def run(keys: Any, *args: Any, **kwargs: Any) -> Any:
         # a number that stood for a tensor comes as a number
-        given = [torch.tensor(a) if f and isinstance(a, int | float) else a for f, a in zip(tensors, args, strict=False)]
+        pairs = zip(tensors, args, strict=False)
+        given = [torch.tensor(a) if is_tensor and isinstance(a, int | float) else a for is_tensor, a in pairs]
         out = kernel.call_boxed(keys, *given, **kwargs)
         made = out if isinstance(out, torch.Tensor) else None
         if made is not None and _is_whole(made) and 0 < made.numel() <= MOST_ELEMENTS:
@@ -62,11 +64,10 @@ def _also_here(name: str) -> Any:
 
 
 def _sized_here(name: str) -> Any:
-    """The card's kernel takes its temporaries, and finds nothing."""
-    func, kernel = _overload(name), torch.library.get_kernel(f"aten::{name}", "CUDA")
+    """Found on the CPU alone: the card's kernel would read its count from memory that an earlier tensor has left."""
+    func = _overload(name)
 
-    def run(keys: Any, *args: Any, **kwargs: Any) -> Any:
-        kernel.call_boxed(keys, *args, **kwargs)
+    def run(*args: Any, **kwargs: Any) -> Any:
         found = func(*tree_map(_seen_if_whole, args), **_on_host(kwargs))
         made = torch.empty(found.shape[::-1], dtype=found.dtype, device="cuda").t()
         if found.numel():
