@@ -268,7 +268,7 @@ def _held_by_a_sum() -> tuple[int, int]:
     """How often the first of two gradients is held that autograd adds and nobody else holds, as a Trace sees it."""
     seen: list[tuple[int, int]] = []
 
-    class Look(Trace):
+    class Look(Trace):  # type: ignore[no-untyped-call]
         def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
             if func is torch.ops.aten.add.Tensor and not torch.is_grad_enabled():
                 seen.append(_holders(args[0]))
@@ -277,7 +277,7 @@ def _held_by_a_sum() -> tuple[int, int]:
     with _disable_current_modes(), torch.enable_grad(), Look():
         x = torch.empty(1, device="meta", requires_grad=True) * 1
         once, twice = x * 2, x * 3
-        (once * twice).backward()
+        (once * twice).backward()  # type: ignore[no-untyped-call]
     return seen[-1]
 
 
