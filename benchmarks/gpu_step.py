@@ -1,21 +1,25 @@
 """One recipe, run for real in this process: peaks of memory phase by phase, seconds of a step, where memory ran out.
 
     python benchmarks/gpu_step.py < request.json      what gpu_validate.py asks of a fresh process
+    python benchmarks/gpu_step.py --serve             a request a line, each in a fork that the libraries are loaded in
 
 request: recipe, weights (a folder), device, gpu (UUID), card_bytes and cap_bytes (both may be null), alone (whether no
 other run is on the device: only then are there seconds, what the card holds beside PyTorch's own, and where the GPU's
 time goes), accumulation (1 where left out; two micro-batches stand for more, since gradients live through the second
-forward as through all later ones). The result is one JSON object on a line; a second line adds where the GPU's time
-goes, as the profiler may take the process with it. Bytes on a GPU are PyTorch's own counts, on a CPU the growth of the
-process.
+forward as through all later ones), timed (true where left out), after (false where left out: an evaluation's loss and a
+checkpoint follow the steps). The result is one JSON object on a line; a second line adds where the GPU's time goes, as
+the profiler may take the process with it. Bytes on a GPU are PyTorch's own counts, on a CPU the growth of the process.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,8 +41,38 @@ Json = dict[str, Any]
 
 def main() -> None:
     environment.prepare()
-    for record in measure(json.load(sys.stdin)):
-        tell(record)
+    if sys.argv[1:] == ["--serve"]:
+        _serve()
+    else:
+        for record in measure(json.load(sys.stdin)):
+            tell(record)
+
+
+def _serve() -> None:
+    """Answer the requests of standard input in forks. What they share touches no device: it is there before CUDA is."""
+    import torch
+    import torch._dynamo
+
+    for line in sys.stdin:
+        child = os.fork()
+        if child:
+            _, status = os.waitpid(child, 0)
+            if status:
+                print(json.dumps({"error": f"ended with {os.waitstatus_to_exitcode(status)}"}), flush=True)
+            continue
+        assert not torch.cuda.is_initialized()
+        code = 0
+        try:
+            measured: Json = {}
+            for record in measure(json.loads(line)):
+                measured |= record
+            print(json.dumps(measured))
+        except BaseException as error:  # noqa: BLE001 - told to whoever asked; the next request is another's
+            traceback.print_exc()
+            print(json.dumps({"error": f"{type(error).__name__}: {error}"[:300]}))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # a thread of PyTorch's may want Python's lock while Python ends, and abort
 
 
 def measure(request: Json) -> Iterator[Json]:
@@ -60,6 +94,7 @@ def measure(request: Json) -> Iterator[Json]:
     _cap(request)
     baseline = memory.resident_bytes()
     phases: dict[str, tuple[int, int]] = {}
+    after = request.get("after", False)
     at = "load"
 
     def phase(name: str, step: int | None, work: Any) -> Any:
@@ -86,9 +121,12 @@ def measure(request: Json) -> Iterator[Json]:
                 del loss
             phase("optimizer", step, run.optimize)
             run.forget()
+        if after:
+            phase("evaluation", None, run.evaluate)
+            phase("save", None, run.save)
         at = "timed steps"
-        seconds = [_seconds(run) for _ in range(TIMED_STEPS)]
-        if request["alone"]:
+        seconds = [_seconds(run) for _ in range(TIMED_STEPS)] if request.get("timed", True) else []
+        if request["alone"] and seconds:
             measured["step_time_s"] = statistics.median(seconds)
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
@@ -101,6 +139,7 @@ def measure(request: Json) -> Iterator[Json]:
             measured["peak_reserved_bytes"] = max(reserved for _, reserved in steady)
     measured["phases"] = {name: allocated for name, (allocated, _) in phases.items()}
     if device == "cuda":
+        measured["reserved"] = {name: reserved for name, (_, reserved) in phases.items()}
         measured["retries"] = torch.cuda.memory_stats()["num_alloc_retries"]
     if device == "cuda" and request["alone"]:
         context = used_bytes(request["gpu"]) - used_before - torch.cuda.memory_reserved()
@@ -173,6 +212,27 @@ class Run:
 
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
+
+    def evaluate(self) -> float:
+        """The held-out loss of as many of the longest rows as an evaluation takes at once."""
+        from types import SimpleNamespace
+
+        from autoft.trainer.data.tokens import Example
+        from autoft.trainer.evaluate import longest_batch, mean_loss
+
+        ids = list(range(3, 3 + self.recipe.seq_len))
+        ids = [number % self.vocabulary for number in ids]
+        batch = longest_batch([Example(ids, ids)], self.recipe)
+        return mean_loss(self.model, SimpleNamespace(pad_token_id=0), batch, self.recipe)
+
+    def save(self) -> None:
+        """A checkpoint of weights and optimizer, to a folder that goes."""
+        from autoft.trainer.checkpoint import write_checkpoint
+
+        weights = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        state = {"weights": weights, "optimizer": self.optimizer.state_dict()}
+        with tempfile.TemporaryDirectory() as folder:
+            write_checkpoint(Path(folder), 1, state, {}, run_id="", identity={})
 
     def forget(self) -> None:
         """What ends with a step: its batch and its gradients."""

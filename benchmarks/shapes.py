@@ -57,6 +57,28 @@ SHAPES: dict[str, dict[str, Any]] = {
     | _sizes(2304, 9216, 26, 8, 4),
     "gemma-3-1b": {"model_type": "gemma3_text", "vocab_size": 262144, "head_dim": 256, "sliding_window": 512}
     | _sizes(1152, 6912, 26, 4, 1),
+    "mistral-7b": {"model_type": "mistral", "vocab_size": 32768, "head_dim": 128, "sliding_window": None}
+    | {"rope_theta": 1000000.0}
+    | _sizes(4096, 14336, 32, 32, 8),
+    "phi-3.5-mini": {"model_type": "phi3", "vocab_size": 32064, "sliding_window": 262144}
+    | {"pad_token_id": 32000, "original_max_position_embeddings": 4096}
+    | _sizes(3072, 8192, 32, 32, 32),
+    "olmo-2-1b": {"model_type": "olmo2", "vocab_size": 100352, "rope_theta": 500000.0, "rms_norm_eps": 1e-6}
+    | {"pad_token_id": 100277}
+    | _sizes(2048, 8192, 16, 16, 16),
+    "starcoder2-3b": {"model_type": "starcoder2", "vocab_size": 49152, "use_bias": True, "sliding_window": 4096}
+    | {"rope_theta": 999999.4420358813, "hidden_act": "gelu_pytorch_tanh"}
+    | _sizes(3072, 12288, 30, 24, 2),
+    "granite-3.1-2b": {"model_type": "granite", "vocab_size": 49155, "tie_word_embeddings": True}
+    | {"attention_multiplier": 0.015625, "embedding_multiplier": 12.0, "logits_scaling": 8.0}
+    | {"residual_multiplier": 0.22, "rope_theta": 5000000.0}
+    | _sizes(2048, 8192, 40, 32, 8),
+    "pythia-1b": {"model_type": "gpt_neox", "vocab_size": 50304, "rotary_pct": 0.25} | _sizes(2048, 8192, 16, 8),
+    "mixtral-8x7b": {"model_type": "mixtral", "vocab_size": 32000, "num_local_experts": 8, "num_experts_per_tok": 2}
+    | {"rope_theta": 1000000.0, "sliding_window": None}
+    | _sizes(4096, 14336, 32, 32, 8),
+    "smollm2-135m": {"model_type": "llama", "vocab_size": 49152, "tie_word_embeddings": True}
+    | _sizes(576, 1536, 30, 9, 3),
     "olmoe-1b-7b": {"model_type": "olmoe", "vocab_size": 50304, "num_experts": 64, "num_experts_per_tok": 8}
     | _sizes(2048, 1024, 16, 16, 16),
     # for a smoke test on a CPU
@@ -67,18 +89,21 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def write_config(name: str, folder: Path) -> Path:
-    """`folder` with the config.json of a shape, which is all that an estimate needs."""
+def write_config(name: str, folder: Path, layers: int | None = None) -> Path:
+    """`folder` with the config.json of a shape, which is all that an estimate needs. layers: in place of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"max_position_embeddings": 32768, "dtype": "bfloat16", **SHAPES[name]}
+    if layers is not None:
+        config["num_hidden_layers"] = layers
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     return folder
 
 
-def write_weights(name: str, folder: Path) -> Path:
+def write_weights(name: str, folder: Path, layers: int | None = None, *, empty: bool = False) -> Path:
     """`folder` with config.json and random bfloat16 weights in safetensors shards, named as the published ones are.
 
-    Norms and biases are ones, the rest is normal with a deviation of 0.02. A folder that is complete is left alone.
+    Norms and biases are ones, the rest is normal with a deviation of 0.02. layers: as `write_config` has them.
+    empty: all are zeros, which take no disk. A folder that is complete is left alone.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -87,7 +112,7 @@ def write_weights(name: str, folder: Path) -> Path:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         return folder
-    config = AutoConfig.from_pretrained(write_config(name, folder))
+    config = AutoConfig.from_pretrained(write_config(name, folder, layers))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         model.tie_weights()
@@ -107,7 +132,7 @@ def write_weights(name: str, folder: Path) -> Path:
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         files.update(dict.fromkeys(shard, file))
-        _write_shard(folder / file, shard, tile, ones)
+        _write_shard(folder / file, shard, *(() if empty else (tile, ones)))
     total = sum(2 * tensor.numel() for tensor in state.values())
     index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": files}), encoding="utf-8")
     return folder
@@ -140,8 +165,11 @@ def _byte_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, **names)
 
 
-def _write_shard(path: Path, tensors: dict[str, Any], tile: memoryview, ones: memoryview) -> None:
-    """The safetensors format: length of the header in 8 bytes, the header in JSON, the tensors one after another."""
+def _write_shard(path: Path, tensors: dict[str, Any], *values: memoryview) -> None:
+    """The safetensors format: length of the header in 8 bytes, the header in JSON, the tensors one after another.
+
+    values: those of matrices, and of all else; zeros without.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for key, tensor in tensors.items():
@@ -150,7 +178,10 @@ def _write_shard(path: Path, tensors: dict[str, Any], tile: memoryview, ones: me
     text = json.dumps(header).encode()
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
+        if not values:
+            file.truncate(8 + len(text) + end)
+            return
         for tensor in tensors.values():
-            source, left = (ones if tensor.dim() == 1 else tile), 2 * tensor.numel()
+            source, left = values[tensor.dim() == 1], 2 * tensor.numel()
             while left:
                 left -= file.write(source[: min(left, len(source))])

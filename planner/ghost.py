@@ -29,8 +29,6 @@ from autoft.trainer.recipe import Recipe
 
 aten = torch.ops.aten
 KEPT_MODELS, KEPT_EVALUATIONS = 8, 64
-# Products by cuBLAS
-_PRODUCTS = frozenset((aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default))
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +247,8 @@ class _Step:
             if self.loop.output_until != "loss":
                 hook.remove()
             trace.begin("loss_backward", kind="logits", recomputed=recomputed)
-            _backward(loss)
+            with trace.autograd():
+                _backward(loss)
             trace.begin("end")
             if self.loop.output_until == "loss":
                 loss = loss.detach()  # what Trainer.training_step returns: the graph ends here
@@ -272,8 +271,13 @@ class _Step:
         left out where the model's cache cannot be rehearsed.
         """
         model, recipe = self.model.eval(), self.recipe
+
+        def loss() -> torch.Tensor:
+            batch = self._batch()  # held to the end, as mean_loss of trainer/evaluate.py does
+            return compute_loss(model, batch, recipe, num_trained_tokens=1)
+
         try:
-            found = {"loss": self._evaluated(lambda: compute_loss(model, self._batch(), recipe, num_trained_tokens=1))}
+            found = {"loss": self._evaluated(loss)}
             if self.device.cuda:
                 with suppress(MismatchError, RuntimeError, TypeError, ValueError, AttributeError, LookupError):
                     ids = _ids(recipe)
@@ -509,24 +513,17 @@ def _first_product(extension: Extension, start: int, end: int) -> int:
 
     aten cuda/Blas.cpp takes the handle, and with it the workspace, once the result has been made; `end` without one.
     """
-    key = 0
+    key = begun = 0
     for section, stop in extension.parts:
-        products = (place for place in range(len(section.made)) if _by_cublas(section.made, place))
-        first = next(products, None) if stop > start else None
-        if first is not None:
-            (place,) = np.flatnonzero((extension.events[:, 0] == key + first) & (extension.events[:, 1] > 0))
+        if stop > start and section.before_product is not None:
+            if section.before_product == 0:
+                return min(begun, end)
+            last = key + section.before_product - 1
+            (place,) = np.flatnonzero((extension.events[:, 0] == last) & (extension.events[:, 1] > 0))
             return min(int(place) + 1, end)
         key += len(section.kinds)
+        begun = stop
     return end
-
-
-def _by_cublas(made: list[Made], place: int) -> bool:
-    """Whether the storage is the result of a product by cuBLAS, as in 4 bits where a copy is dequantized for it."""
-    operation, shape, _ = made[place]
-    if operation in _PRODUCTS:
-        return True
-    copied = shape is not None and place > 0 and made[place - 1][:2] == (operation, None)
-    return copied and str(operation) == "bitsandbytes.gemm_4bit.default"
 
 
 def _start_of(extension: Extension, name: str) -> int:

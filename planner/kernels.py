@@ -106,7 +106,10 @@ def scratch(device: Device) -> dict[Any, Scratch]:
         torch.ops.aten._safe_softmax.default: Scratch(_safe_softmax),
         torch.ops.aten._foreach_norm.Scalar: Scratch(_foreach_norm, before=True),
         torch.ops.aten.embedding_dense_backward.default: Scratch(_embedding_backward),
-        torch.ops.bitsandbytes.gemm_4bit.default: Scratch(functools.partial(_gemm_4bit, device), before=True),
+        torch.ops.aten._index_put_impl_.default: Scratch(_index_put, before=True),
+        torch.ops.bitsandbytes.gemm_4bit.default: Scratch(
+            functools.partial(_gemm_4bit, device), before=True, product=True
+        ),
     }
 
 
@@ -134,6 +137,14 @@ def _embedding_backward(grad: torch.Tensor, indices: torch.Tensor, *_: Any, **__
     if indices.numel() <= 3072:
         return []
     return [*[8 * indices.numel()] * 7, max(4, grad.element_size()) * grad.numel()]
+
+
+def _index_put(_: torch.Tensor, indices: list[torch.Tensor], *__: Any, **___: Any) -> list[int]:
+    """aten/native/cuda/Indexing.cu, index_put_with_sort_kernel: places in one number, sorted, with where they were.
+
+    Leaves out: what cub takes to sort.
+    """
+    return [8 * indices[0].numel()] * 4
 
 
 def _gemm_4bit(
@@ -329,17 +340,59 @@ def _norm(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     return torch.linalg.norm(x, *args, **kwargs | {"dtype": torch.float32})
 
 
+class _MaskedRows(torch.autograd.Function):
+    """x[mask] where the mask, whose values are not known, holds throughout: the trained tokens of the fused head.
+
+    aten/native/TensorAdvancedIndexing.cpp: the mask is kept, and its places are looked up again in the backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, mask: Any) -> Any:
+        ctx.save_for_backward(mask)
+        ctx.like = x.shape, x.dtype
+        return torch.ops.aten.index.Tensor(x, _places(mask))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        (mask,) = ctx.saved_tensors
+        shape, dtype = ctx.like
+        result = grad.new_zeros(shape, dtype=dtype)
+        return torch.ops.aten._index_put_impl_(result, _places(mask), grad, True), None
+
+
+def _places(mask: torch.Tensor) -> list[torch.Tensor]:
+    """Where the mask holds, in each of its dimensions."""
+    return list(torch.empty(mask.numel(), mask.dim(), dtype=torch.long, device=mask.device).unbind(1))
+
+
 def _masked_rows(x: torch.Tensor, index: Any) -> Any:
-    """x[mask] where the mask, whose values are not known, holds throughout: the trained tokens of the fused head."""
     if not isinstance(index, torch.Tensor) or index.dtype != torch.bool:
         return None
-    places = torch.empty(index.numel(), index.dim(), dtype=torch.long, device=x.device)
-    return torch.ops.aten.index.Tensor(x, list(places.unbind(1)))
+    return _MaskedRows.apply(x, index)  # type: ignore[no-untyped-call]
 
 
-def _masked_scatter(_x: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> Any:
-    """The way back from `_masked_rows`."""
-    return source.view(mask.shape).clone()
+class _MaskedScatter(torch.autograd.Function):
+    """The way back from `_MaskedRows`: zeros with `source` where the mask holds; masked_scatter of the same file.
+
+    The places in `source` are counted in a number for each element of the mask. The backward picks the gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, mask: Any, _source: Any) -> Any:
+        ctx.save_for_backward(mask)
+        result = torch.empty_like(x)
+        counted = torch.empty(mask.shape, dtype=torch.long, device=mask.device)
+        del counted
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        (mask,) = ctx.saved_tensors
+        return None, None, torch.ops.aten.index.Tensor(grad, _places(mask))
+
+
+def _masked_scatter(x: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> Any:
+    return _MaskedScatter.apply(x, mask, source)  # type: ignore[no-untyped-call]
 
 
 _CUDA_FORMS: dict[str, Callable[..., Any]] = {
@@ -453,11 +506,9 @@ class Kernels(TorchFunctionMode):
         if _autocast_enabled("cpu"):
             if treatment == "lower":
                 dtype = torch.get_autocast_dtype("cpu")
-                args = tuple(self._lower(a, dtype) for a in args)
-                kwargs = {key: self._lower(value, dtype) for key, value in kwargs.items()}
+                args, kwargs = _cast(lambda value: self._lower(value, dtype), args, kwargs)
             elif treatment == "float32" and self.device.cuda:
-                args = tuple(_float32(a) for a in args)
-                kwargs = {key: _float32(value) for key, value in kwargs.items()}
+                args, kwargs = _cast(_float32, args, kwargs)
         return func(*args, **kwargs)
 
     def _lower(self, value: Any, dtype: torch.dtype) -> Any:
@@ -494,7 +545,7 @@ class Kernels(TorchFunctionMode):
     ) -> torch.Tensor:
         if _autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
-            query, key, value = (self._lower(t, dtype) for t in (query, key, value))
+            (query, key, value), _ = _cast(lambda t: self._lower(t, dtype), (query, key, value), {})
         grouped = enable_gqa and key.size(-3) != query.size(-3)
         backend: Backend
         if not self.device.cuda:
@@ -577,6 +628,12 @@ def _on_cpu(function: Any) -> Any:
         return function(*args, **kwargs)
 
     return told
+
+
+def _cast(function: Callable[[Any], Any], args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Each argument cast, the last first: GCC's order of evaluation in WrapFunction_ of autocast_mode.h."""
+    named = {key: function(value) for key, value in reversed(kwargs.items())}
+    return tuple(reversed([function(value) for value in reversed(args)])), named
 
 
 def _float32(value: Any) -> Any:

@@ -136,12 +136,13 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
         whole = sum(w.params * bits // 8 if w.state else width * w.params for w in parameters)
         drop(take(whole, "temporaries"), whole)
     halves: dict[str, int] = {}  # to be copied into float32
+    maps: list[int] = []  # that bitsandbytes keeps for all weights
     for weight in stored:
         upcast = recipe.kbit_upcast and weight.dtype == torch.float32
         size = 2 * weight.params if weight.state or upcast else weight.size
         key = take(size, "temporaries" if weight.state else "weights")
         if weight.state:
-            _pack(weight, take, drop)
+            _pack(weight, take, drop, maps)
             drop(key, size)
         elif upcast:
             halves[weight.name] = key
@@ -176,8 +177,11 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
     return phases
 
 
-def _pack(weight: Weight, take: Callable[[int, str], int], drop: Callable[[int, int], None]) -> None:
-    """bitsandbytes.functional.quantize_4bit and, for its scales, quantize_blockwise, in their order; or in 8 bits."""
+def _pack(weight: Weight, take: Callable[[int, str], int], drop: Callable[[int, int], None], maps: list[int]) -> None:
+    """bitsandbytes.functional.quantize_4bit and, for its scales, quantize_blockwise, in their order; or in 8 bits.
+
+    maps: what the first scales that are packed leave for good, name2qmap["dynamic"] of the same file.
+    """
     kind = "quantization_state"
     state = weight.state
     if weight.dtype == torch.int8:  # Int8Params._quantize of nn/modules.py, by way of float16
@@ -200,6 +204,8 @@ def _pack(weight: Weight, take: Callable[[int, str], int], drop: Callable[[int, 
         _, _, offset, outer_absmax, outer_code = state
         take(offset, kind)
         centred = take(scales, "temporaries")
+        if not maps:
+            maps.append(take(outer_code, kind))
         take(outer_absmax, kind)
         take(state[0], kind)
         take(outer_code, kind)

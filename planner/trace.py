@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode
 
 from autoft.planner.outcome import key_of, learn, recall
-from autoft.planner.work import Kernel, Work
+from autoft.planner.work import Kernel, Work, kernels
 
 # What a storage is for. At a peak the bytes of each kind are told apart.
 KINDS = (
@@ -43,7 +44,7 @@ class Section:
     """A piece of the step: one layer's forward or backward, or what lies before, between and after the layers.
 
     events: in order. first_key: of the storages made here, counted on from it. kinds, made: of these, in that order.
-    work: of all its operations.
+    work: of all its operations. before_product: storages made when cuBLAS is first asked for; None: never.
     """
 
     name: str
@@ -53,17 +54,19 @@ class Section:
     kinds: list[int] = field(default_factory=list)
     made: list[Made] = field(default_factory=list)
     work: Work = field(default_factory=Counter)
+    before_product: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Scratch:
     """What an operation takes on the real device beside its result. sizes: in bytes, from its arguments.
 
-    before: taken before the result is.
+    before: taken before the result is. product: where something is taken, cuBLAS then multiplies it.
     """
 
     sizes: Callable[..., list[int]]
     before: bool = False
+    product: bool = False
 
 
 class _Life(weakref.ref[Any]):
@@ -94,6 +97,7 @@ class Trace(TorchDispatchMode):
         self._operation: Any = None
         self._kind = KIND["temporaries"]
         self._recomputed_kind: int | None = None
+        self._held_by_a_sum: tuple[int, int] | None = None  # while autograd runs
         self.begin("start")
 
     def begin(
@@ -175,6 +179,9 @@ class Trace(TorchDispatchMode):
             _WRITES[func] = not func._schema.returns and func._schema.is_mutable
         if not makes:
             return func(*args, **kwargs)
+        if func is torch.ops.aten.add.Tensor and self._adds_in_place(args):
+            self.count(kernels(func, args, kwargs, args[0]))
+            return args[0]
         self._operation = func if self.kernel is None else self.kernel
         differs = self.results.get(func)
         key = None if differs is not None else key_of(func, args, kwargs)
@@ -196,6 +203,9 @@ class Trace(TorchDispatchMode):
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, torch.Tensor) and tensor.is_meta:
                 self.follow(tensor)
+        section = self.sections[-1]
+        if section.before_product is None and (func in _PRODUCTS or (scratch and scratch.product and taken)):
+            section.before_product = len(section.kinds)
         if scratch is not None and not scratch.before:
             taken = self._take_scratch(scratch, args, kwargs)
         for taken_key, size in taken:
@@ -207,11 +217,69 @@ class Trace(TorchDispatchMode):
     def _take_scratch(self, scratch: Scratch, args: Any, kwargs: Any) -> list[tuple[int, int]]:
         return [(self.take(size, KIND["temporaries"]), size) for size in scratch.sizes(*args, **kwargs) if size]
 
+    @contextmanager
+    def autograd(self) -> Iterator[None]:
+        """Inside the block autograd runs backwards, and adds gradients as it does without a mode that looks on."""
+        self._held_by_a_sum = _held_by_a_sum()
+        try:
+            yield
+        finally:
+            self._held_by_a_sum = None
+
+    def _adds_in_place(self, args: Any) -> bool:
+        """Whether autograd adds to a gradient that nobody else holds, for which it takes no new memory.
+
+        can_accumulate_inplace in torch/csrc/autograd/input_buffer.cpp; while a dispatch mode looks on it never does.
+        """
+        if self._held_by_a_sum is None or torch.is_grad_enabled():
+            return False
+        first, second = args[0], args[1]
+        return (
+            isinstance(second, torch.Tensor)
+            and _holders(first) == self._held_by_a_sum
+            and (first.dtype, first.shape) == (second.dtype, second.shape)
+            and _is_dense(first)
+        )
+
     def count(self, launched: Iterable[Kernel]) -> None:
         """The section has run `launched`, on the real device."""
         work = self.sections[-1].work
         for kernel in launched:
             work[kernel] += 1
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether no two of its elements share a place, and no place between them is empty."""
+    room = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != room:
+                return False
+            room *= size
+    return True
+
+
+def _holders(tensor: torch.Tensor) -> tuple[int, int]:
+    """How often a tensor and its storage are held."""
+    return tensor._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _held_by_a_sum() -> tuple[int, int]:
+    """How often the first of two gradients is held that autograd adds and nobody else holds, as a Trace sees it."""
+    seen: list[tuple[int, int]] = []
+
+    class Look(Trace):  # type: ignore[no-untyped-call]
+        def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+            if func is torch.ops.aten.add.Tensor and not torch.is_grad_enabled():
+                seen.append(_holders(args[0]))
+            return super()._run(func, args, kwargs)
+
+    with _disable_current_modes(), torch.enable_grad(), Look():
+        x = torch.empty(1, device="meta", requires_grad=True) * 1
+        once, twice = x * 2, x * 3
+        (once * twice).backward()  # type: ignore[no-untyped-call]
+    return seen[-1]
 
 
 def count(*launched: Kernel) -> None:
@@ -250,5 +318,11 @@ _OF_LISTS: dict[Any, Callable[[torch.Tensor], torch.Tensor]] = {
     torch.ops.aten._foreach_sqrt.default: torch.empty_like,
     torch.ops.aten._foreach_norm.Scalar: lambda tensor: tensor.new_empty(()),
 }
+# Products by cuBLAS
+_PRODUCTS = frozenset(
+    getattr(getattr(torch.ops.aten, name), form)
+    for name in ("mm", "bmm", "addmm", "baddbmm")
+    for form in ("default", "out")
+)
 _MAKES: dict[Any, bool] = {}
 _WRITES: dict[Any, bool] = {}
