@@ -65,7 +65,8 @@ def test_a_step_goes_on_with_smaller_micro_batches_to_the_same_weights(
     out, done = disturbed(card, when, int(share * (peak - held)))
     assert done.refused > 0
     recovered = events_of(out, "recovered")
-    assert {(event["step"], event["change"]) for event in recovered} == {(step, change)}
+    assert {event["step"] for event in recovered} == {step}
+    assert recovered[0]["change"] == change
     assert "out of memory" in recovered[0]["reason"]
     assert [event["step"] for event in events_of(out, "saved")] == [0, 2, 4]
     wanted = load_file(expected / "adapter_model.safetensors")
