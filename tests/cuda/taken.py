@@ -26,12 +26,18 @@ def main(words: list[str]) -> None:
     if "when" in spec:
         HOOKS[spec["when"]](lambda: take_all_but(spec["leave"]))
     out = Path(spec["out"])
+    notes: list[str] = []
     try:
-        result = run(Job.from_dict(spec["job"]), out, plan_toml="")
+        result = run(
+            Job.from_dict(spec["job"]),
+            out,
+            plan_toml="",
+            listener=lambda event: notes.append(getattr(event, "text", "")),
+        )
     except AutoftError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    print(json.dumps(result.to_dict() | {"memory_bytes": result.memory[0][1]}))
+    print(json.dumps(result.to_dict() | {"memory_bytes": result.memory[0][1], "notes": notes}))
 
 
 def take_all_but(leave: int, holders: list[Any] = []) -> None:  # noqa: B006 - it lasts as long as the process
@@ -79,7 +85,7 @@ def before_the_last_evaluation(take: Any) -> None:
     def evaluate(session: Any, loaded: Any, when: str, *rest: Any) -> Any:
         if when == "after":
             take()
-            fill_but(6 << 20)
+            fill_but(1 << 20)
         return real(session, loaded, when, *rest)
 
     run._evaluate = evaluate
