@@ -214,6 +214,8 @@ class WarmProcess:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
     def _answer(self) -> str:
         assert self.process.stdout is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,18 @@ def main(words: list[str]) -> None:
     if "when" in spec:
         HOOKS[spec["when"]](lambda: take_all_but(spec["leave"]))
     out = Path(spec["out"])
+    notes: list[str] = []
     try:
-        result = run(Job.from_dict(spec["job"]), out, plan_toml="")
+        result = run(
+            Job.from_dict(spec["job"]),
+            out,
+            plan_toml="",
+            listener=lambda event: notes.append(getattr(event, "text", "")),
+        )
     except AutoftError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    print(json.dumps(result.to_dict() | {"memory_bytes": result.memory[0][1]}))
+    print(json.dumps(result.to_dict() | {"memory_bytes": result.memory[0][1], "notes": notes}))
 
 
 def take_all_but(leave: int, holders: list[Any] = []) -> None:  # noqa: B006 - it lasts as long as the process
@@ -45,6 +52,17 @@ def take_all_but(leave: int, holders: list[Any] = []) -> None:  # noqa: B006 - i
             )
         )
         assert holders[0].stdout.readline() == "held\n"
+
+
+def fill_but(num_bytes: int, blocks: list[Any] = []) -> None:  # noqa: B006 - it lasts as long as the process
+    """Hold what PyTorch has reserved, but one block of so many bytes."""
+    import torch
+
+    kept = torch.empty(num_bytes, dtype=torch.uint8, device="cuda")
+    with suppress(torch.OutOfMemoryError):
+        while True:
+            blocks.append(torch.empty(2 << 20, dtype=torch.uint8, device="cuda"))
+    del kept
 
 
 def before_the_rehearsal(take: Any) -> None:
@@ -67,6 +85,7 @@ def before_the_last_evaluation(take: Any) -> None:
     def evaluate(session: Any, loaded: Any, when: str, *rest: Any) -> Any:
         if when == "after":
             take()
+            fill_but(1 << 20)
         return real(session, loaded, when, *rest)
 
     run._evaluate = evaluate

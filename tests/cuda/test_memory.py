@@ -65,7 +65,8 @@ def test_a_step_goes_on_with_smaller_micro_batches_to_the_same_weights(
     out, done = disturbed(card, when, int(share * (peak - held)))
     assert done.refused > 0
     recovered = events_of(out, "recovered")
-    assert {(event["step"], event["change"]) for event in recovered} == {(step, change)}
+    assert {event["step"] for event in recovered} == {step}
+    assert recovered[0]["change"] == change
     assert "out of memory" in recovered[0]["reason"]
     assert [event["step"] for event in events_of(out, "saved")] == [0, 2, 4]
     wanted = load_file(expected / "adapter_model.safetensors")
@@ -76,12 +77,11 @@ def test_a_step_goes_on_with_smaller_micro_batches_to_the_same_weights(
 def test_an_evaluation_goes_on_with_fewer_rows_and_finds_the_same_loss(on_card, disturbed, quiet):
     _, result = quiet
     card = on_card("rtx3060", truth=True, shared=True)
-    out, done = disturbed(card, "evaluation", 12 * MIB)
+    _, done = disturbed(card, "evaluation", 4 * MIB)
     assert done.refused > 0
-    notes = [event["text"] for event in events_of(out, "note")]
-    assert any(note.startswith("out of memory in the evaluation with 8 rows at once") for note in notes)
-    after = json.loads(done.out.splitlines()[-1])["after"]["loss"]
-    assert after == pytest.approx(result["after"]["loss"], rel=1e-3)
+    outcome = json.loads(done.out.splitlines()[-1])
+    assert any(note.startswith("out of memory in the evaluation with 8 rows at once") for note in outcome["notes"])
+    assert outcome["after"]["loss"] == pytest.approx(result["after"]["loss"], rel=1e-3)
 
 
 def test_memory_that_is_not_enough_for_one_row_ends_the_run_and_keeps_what_was_learnt(on_card, disturbed):

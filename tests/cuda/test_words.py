@@ -23,11 +23,11 @@ def test_a_run_is_shown_and_remembered(card, tiny_model, data_file, tmp_path):
     assert card.warm("history", "--device", "t4").code == 2
 
 
-def test_an_estimate_for_two_cards_is_explained_part_by_part(card, tiny_model):
-    settings = ("--set", "optimizer=paged_adamw_8bit", "--set", "num_gpus=2", "--set", "rank=64")
-    done = card.warm("estimate", tiny_model, "--method", "qlora", "--gpu", "rtx-4090 x2", *settings, "--explain")
+def test_an_estimate_is_explained_part_by_part(card, tiny_model):
+    settings = ("--set", "optimizer=paged_adamw_8bit", "--set", "rank=64")
+    done = card.warm("estimate", tiny_model, "--method", "qlora", "--gpu", "rtx-4090", *settings, "--explain")
     assert done.code == 0, done.err
-    for words in ("CUDA context", "NCCL's buffers, an assumption", "a cuBLAS handle each", "are paged"):
+    for words in ("CUDA context", "a cuBLAS handle each"):
         assert words in " ".join(done.out.split())
 
 
