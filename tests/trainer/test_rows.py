@@ -544,6 +544,7 @@ def test_a_refusal_names_the_true_reason_and_a_way_on(fields, what, fix) -> None
         ({"question": {"stem": "q"}, "answerKey": "A"}, None),
         ({"a": "1", "b": "2", "c": "3"}, None),
         ({"train": [PAIR], "test": [PAIR]}, None),
+        ({"chosen": "q r", "rejected": "q w"}, None),
         ({"prompt": "q", "completions": ["r", "s"], "labels": [True, False]}, None),
     ],
 )  # fmt: skip

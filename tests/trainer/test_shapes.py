@@ -173,7 +173,7 @@ def test_a_row_is_shown_short() -> None:
         ({"question": "a", "context": ["c"], "answer": "b"}, "f:1: context is list, not text"),
         ({"prompt": "a", "completion": float("nan")}, "f:1: completion is float, not text"),
         ({"prompt": "a", "output": "b", "history": ["c"]}, "f:1: history is not a list of [question, answer]"),
-        ({"chosen": "b", "rejected": "c"}, "f:1: chosen is a text, not a list of turns"),
+        ({"chosen": "b", "rejected": "c"}, "f:1: chosen is a text, and the row has no prompt"),
     ],
 )  # fmt: skip
 def test_rows_that_teach_nothing_are_refused(fields, what) -> None:

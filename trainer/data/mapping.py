@@ -30,7 +30,8 @@ BESIDE = re.compile(r"(^|_)(id|idx|index|uuid|guid|url|link|date|time|timestamp|
 
 TURN = frozenset(("role", "from", "speaker"))
 MOST_JOINED = 3  # columns of text that make one prompt
-SEVERAL = re.compile(r"[ _-]?(?:[ab]|[012]|good|bad|better|worse)(?=\.|$)", re.IGNORECASE)
+SEVERAL = re.compile(r"(?:[ _-](?:[abcjkwl]|good|bad|better|worse|best|worst|win|lose)|[ _-]?\d)$", re.IGNORECASE)
+WORSE = re.compile(r"reject|dispreferred|non_preferred|undesirable|worse", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,8 @@ def propose(fields: Fields[str, Any]) -> str | None:
         value = fields[name]
         if isinstance(value, list) and value and isinstance(value[0], dict) and TURN & value[0].keys():
             return f"messages={name}"
+    if any(WORSE.search(name) for name in columns):
+        return None  # nobody is to train on the worse answer
     columns = [n for n in columns if not BESIDE.search(n.lower()) or (n.lower() == "source" and "target" in fields)]
     texts = [n for n in columns if isinstance(fields[n], str) and fields[n].strip()]
     answers = [path for name in columns if (path := _answer_in(name, fields[name]))]

@@ -82,7 +82,7 @@ STOPS_LEFT_OUT = "stop tokens that answers end with as text are left out: the ch
 BOS_LEFT_OUT = "bos tokens that texts begin with are left out: the tokenizer writes its own"
 MARKERS = "texts hold tokens of chat templates, such as <|im_end|>, which are trained as such"
 FRAMED = (
-    'prompts hold a frame of their own, such as "### Instruction:" or "Answer:", which the chat template frames again: '
+    'texts hold a frame of their own, such as "### Instruction:" or "Answer:", which the chat template frames again: '
     "ask with it later, or remove it"
 )
 TEXT_STOPS_LEFT_OUT = "stop tokens that texts end with are left out: the tokenizer's own is trained"
@@ -191,10 +191,10 @@ def tidied(where: str, messages: Sequence[Message], notes: Notes) -> None:
                 message["content"] = _without_bos(text, notes)
             if MARKER.search(message["content"]):
                 notes.remark(MARKERS)
-        if message["role"] == "user" and (
-            ("### " in text and FRAME.search(text)) or (":" in text[-4:] and ASKS.search(text))
-        ):
-            notes.remark(FRAMED)
+        if "### " in text or ":" in text[-4:]:
+            framed = FRAME.match(text) if message["role"] == "assistant" else FRAME.search(text) or ASKS.search(text)
+            if framed and message["role"] in ("user", "assistant"):
+                notes.remark(FRAMED)
 
 
 def plain(text: str, notes: Notes) -> str:

@@ -63,7 +63,9 @@ SHAPES_HELP = (
 PREFERRED = "of preference pairs only the chosen answers are trained"
 NUMBERS = "numbers are trained as their text"
 CLASSIFIED = "text is taken as the prompt and label as the answer (--map text=text trains on the text alone)"
-SAID = re.compile(r"^\W{0,5}(?:user|human|assistant|ai|bot|gpt|customer|agent|system|model|q|a)\W{0,3}:", re.I | re.M)
+SAID = re.compile(
+    r"(?im:^\W{0,5}(?:user|human|assistant|ai|bot|gpt|customer|agent|system|model|q|a)\W{0,3}:)|\b(?:USER|ASSISTANT|HUMAN):"
+)
 HUMAN = re.compile(r"(?:^|\n\n)(Human|Assistant):", re.MULTILINE)
 
 Convert = Callable[[RawRow], "Row"]
@@ -486,6 +488,11 @@ def _no_turns(raw: RawRow, value: Any) -> DataError:
     key = next((name for name in raw.fields if raw.fields[name] is value), None)
     if key is None or not isinstance(value, str) or not value.strip():
         return DataError(f"{raw.where}: its conversation is not a list of turns", fix=f"write {TURN_HELP}")
+    if key.lower() in dict(PREFERENCES):
+        return DataError(
+            f"{raw.where}: {key} is a text, and the row has no prompt",
+            fix=f"name the prompt: --map prompt=...,chosen={key}; or write {key} as {TURN_HELP}",
+        )
     if len(SAID.findall(value)) > 1:
         what = f"{raw.where}: {key} is one text with lines such as {SAID.findall(value)[0]!r}, not a list of turns"
         return DataError(
