@@ -88,7 +88,7 @@ def main() -> None:
     print(json.dumps(figures)) if asked.smoke else write_results("gpu_plans", figures)
 
 
-def planned(case: Case, hardware: Hardware, configs: Path, rejects: int = REJECTS) -> Json:
+def planned(case: Case, hardware: Hardware, configs: Path, rejects: int | None = None) -> Json:
     """The runs that the plan of a case asks for: its choice, and so many of the nearest that are too large."""
     folder = write_config(case.shape, configs / f"{case.shape}-{case.seq_len}-{case.cap_gib:g}")
     cpu = None if hardware.gpus else "cpu"
@@ -98,7 +98,7 @@ def planned(case: Case, hardware: Hardware, configs: Path, rejects: int = REJECT
     if choice is None:
         sys.exit(f"{case}: nothing fits")
     beyond = [c for c in found.found.values() if c.estimate.device_bytes > case.cap_gib * GIB]
-    nearest = sorted(beyond, key=lambda candidate: candidate.estimate.device_bytes)[:rejects]
+    nearest = sorted(beyond, key=lambda candidate: candidate.estimate.device_bytes)[: rejects or REJECTS]
     runs = [_run(candidate, frame, case) for candidate in (found.found[choice.recipe], *nearest)]
     return {"shape": case.shape, "seq_len": case.seq_len, "cap_gib": case.cap_gib, "runs": runs}
 

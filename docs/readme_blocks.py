@@ -98,7 +98,9 @@ def step_times(record: dict[str, Any]) -> str:
         f"{'seconds of a step':<62}{'predicted':>15}{'measured':>10}",
     ]
     for run in record["runs"]:
-        time = run["step_time_s"]
+        time = run.get("step_time_s")
+        if time is None:  # no one timed it
+            continue
         between = f"{time['lower']:.2f}-{time['upper']:.2f}"
         lines.append(f"{run['id']:<62}{between:>15}{time['measured']:>10.2f}")
     return "\n".join(lines)
