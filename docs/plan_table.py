@@ -81,9 +81,10 @@ def line(name: str, question: Question) -> str:
     if recipe.gradient_checkpointing:
         saving = "every layer" if recipe.checkpoint_every == 1 else f"every {recipe.checkpoint_every} layers"
         saving += ", on the host" if recipe.offload_checkpoints else ""
+    base = f"{recipe.quant_type}, {recipe.base_dtype}" if recipe.quant_type else recipe.base_dtype
+    base += ", 4-bit experts" if recipe.experts_4bit else ""
     million = TOKENS / (recipe.micro_batch * recipe.seq_len)
     span = f"{duration(estimate.step_time_s.lower * million)} to {duration(estimate.step_time_s.upper * million)}"
-    base = f"{recipe.quant_type}, {recipe.base_dtype}" if recipe.quant_type else recipe.base_dtype
     return (
         f"| {name} | {recipe.method} | {base} | {recipe.micro_batch} | {saving} | {recipe.optimizer} "
         f"| {size(estimate.device_bytes)} | {size(room)} | {span} |\n"
