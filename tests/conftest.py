@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hypothesis
 import pytest
 
 from autoft.cli.main import main
@@ -17,6 +18,9 @@ from autoft.cli.main import main
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # As the command line does: imports and models make objects by the million, and the search for cycles took a fifth.
 gc.set_threshold(100_000, *gc.get_threshold()[1:])
+# How long an example takes says nothing of the code: the first one may load a library, on a machine that is busy.
+hypothesis.settings.register_profile("without deadline", deadline=None)
+hypothesis.settings.load_profile("without deadline")
 # No test asks the hub; huggingface_hub reads this when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
