@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autoft.errors import DataError
-from autoft.trainer.data.read import RawRow
+from autoft.trainer.data.lines import RawRow
 
 ROWS_AT_ONCE = 1000
 

@@ -11,7 +11,7 @@ from string import Formatter
 from typing import Any
 
 from autoft.errors import DataError, OptionError, near
-from autoft.trainer.data.read import RawRow
+from autoft.trainer.data.lines import RawRow
 
 ROLES = ("prompt", "completion", "system", "text", "messages", "chosen")
 FORM = "role=column, such as --map prompt=question,completion=answer"

@@ -28,10 +28,10 @@ from autoft.trainer.data.conversation import (
     text_of,
     turns_in,
 )
+from autoft.trainer.data.lines import RawRow
 from autoft.trainer.data.mapping import Mapping, alternatives, parse_mapping, propose
 from autoft.trainer.data.marks import CLEAR, MARKS, OPPOSITE, ROW_FLAGS, is_good, to_train
 from autoft.trainer.data.notes import OF_TURNS, Notes
-from autoft.trainer.data.read import RawRow
 
 __all__ = ["ALTERNATING", "Message", "Row", "convert_rows", "recognise", "shape_of", "shown"]
 
