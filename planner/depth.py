@@ -53,10 +53,12 @@ def depth_of(base: Any, config: Any) -> Depth | None:
     count = getattr(config.get_text_config(), "num_hidden_layers", None)
     import torch
 
+    decoder = base.get_decoder()  # a vision tower may have as many layers
+    within = {id(module) for module in decoder.modules()}
     lists = [
         (path, module)
         for path, module in base.named_modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count and id(module) in within
     ]
     if not lists:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +57,17 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.setenv("AUTOFT_HOME", str(home))
     monkeypatch.delenv("COLUMNS", raising=False)  # readline, which pytest imports, may have set it
     return home
+
+
+@pytest.fixture(autouse=True)
+def same_gpus() -> Iterator[None]:
+    """A run on the CPU hides the GPUs from its process, which here goes on with other tests."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    yield
+    if before is None:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from autoft.errors import ModelError
 from autoft.trainer.recipe import Attention, Dtype, Recipe
 from autoft.trainer.rope import scaled_config
-from autoft.trainer.suitable import refuse_unsuitable
+from autoft.trainer.suitable import auto_class, refuse_unsuitable
 
 if TYPE_CHECKING:
     import torch
@@ -153,12 +153,11 @@ def base_of(config: Any) -> tuple[Attention, PreTrainedModel]:
 
 def _ghost_base(recipe: Recipe, config: Any) -> PreTrainedModel:
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.base import get_keys_to_not_convert
 
     with torch.device("meta"), _flash_attention_for_a_ghost():
-        model = AutoModelForCausalLM.from_config(
+        model = auto_class(config).from_config(
             config,
             dtype=torch_dtype(recipe.weights_dtype),
             attn_implementation=recipe.attention,
@@ -223,14 +222,13 @@ def _round_linears(model: PreTrainedModel, recipe: Recipe) -> None:
 
 def _load_base(recipe: Recipe, config: Any, weights: Path, device: str) -> PreTrainedModel:
     """Raises: ModelError where a weight of the model is not in the folder: transformers would make it up at random."""
-    from transformers import AutoModelForCausalLM
 
     quantization = _quantization(recipe) if recipe.quant_type is not None else None
     if recipe.experts_4bit:
         from autoft.trainer.experts import loading_config
 
         quantization = loading_config(quantization)
-    model, told = AutoModelForCausalLM.from_pretrained(
+    model, told = auto_class(config).from_pretrained(
         weights,
         config=config,
         dtype=torch_dtype(recipe.weights_dtype),

@@ -204,7 +204,7 @@ def test_no_network_and_no_cache_for_a_hub_model(own_home, tmp_path):
         ("no.json", "[]", "{}: no rows", "at least one row"),
         ("broken.jsonl", '{"prompt": "a", "completion": "b"}\n{oops\n', "{}:2: not JSON: ", "one JSON object a line"),
         ("broken.json", '[{"prompt": "a"},\n {]', "{}:2: not JSON: ", "one JSON object a line"),
-        ("list.jsonl", "[1, 2]\n", "{}:1: a JSON list, not an object", "write rows like"),
+        ("list.jsonl", "[1, 2]\n", "{}: row 1: a JSON int, not an object", "write rows like"),
         ("latin1.jsonl", b'{"prompt": "a", "completion": "b"}\n"\xe9"', "{}:2: not UTF-8 text", "save the file as"),
         ("emoji.jsonl", '{"prompt": "\\ud83d", "completion": "b"}', "{}:1: half of a character", "UTF-8"),
         ("deep.jsonl", '{"prompt": ' + "[" * 100_000, "{}:1: JSON nested too deeply", "one flat JSON object a line"),
