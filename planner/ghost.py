@@ -89,6 +89,11 @@ def rehearse(
         raise ValueError("its layers do not join")
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ImportError, NameError) as error:
         reason = " ".join(str(error).split())[:200]
+        if "pixel_values" in reason:
+            raise ModelError(
+                f"a {config.model_type} model takes no text without an image, and autoft trains on text",
+                fix="choose another model",
+            ) from error
         if "meta" in reason:
             reason = f"it asks tensors for values, and a rehearsal has none ({reason})"
         raise ModelError(

@@ -39,6 +39,7 @@ from autoft.trainer.metrics import applicable
 from autoft.trainer.prepare import Prepared, prepare
 from autoft.trainer.recipe import OF_ADAPTERS, PAD_MULTIPLE, Recipe, RopeScaling
 from autoft.trainer.resolve import load_config, resolve
+from autoft.trainer.suitable import has_towers
 from autoft.units import size
 
 DEFAULT_SEQ_LEN = 2048  # without data to look at
@@ -230,8 +231,15 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
 
 
 def _adapter_notes(estimator: Estimator) -> list[str]:
+    notes, num = [], estimator.shape.tower_params
     refused = sorted(refused_by_peft(estimator.config.model_type))
-    return [f"{' and '.join(refused)} of its Mamba layers get no adapter: PEFT refuses them"] if refused else []
+    if refused:
+        notes.append(f"{' and '.join(refused)} of its Mamba layers get no adapter: PEFT refuses them")
+    if num:
+        notes.append(f"trained on text: its parts for images and audio ({num / 1e9:.2f}B weights) load but stay frozen")
+    elif has_towers(estimator.config):
+        notes.append("trained on text: only its language model is loaded, not its parts for images and audio")
+    return notes
 
 
 def _get_ready(estimator: Estimator, pins: dict[str, Any], reading: Reading) -> None:

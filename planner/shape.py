@@ -6,6 +6,7 @@ from typing import Any
 
 from autoft.errors import ModelError
 from autoft.profiles.model_shape import ModelShape
+from autoft.trainer.build import towers
 
 
 def model_shape(name: str, config: Any, base: Any) -> ModelShape:
@@ -32,6 +33,7 @@ def model_shape(name: str, config: Any, base: Any) -> ModelShape:
         linear_params=linear,
         other_params=total - linear,
         expert_params=_count_experts(base),
+        tower_params=sum(p.numel() for name in towers(base) for p in base.get_submodule(name).parameters()),
     )
 
 

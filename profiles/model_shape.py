@@ -14,6 +14,7 @@ class ModelShape(Record):
     name: what a person calls it. Parameters are counted, not bytes, each stored tensor once (tied weights once):
     linear_params: weights of the linear layers that 4-bit quantization replaces; other_params: all the rest.
     expert_params: of other_params, those of experts that experts_4bit packs.
+    tower_params: those of towers for pictures and sounds, which training on text leaves alone.
     max_position: longest sequence the model was made for, in tokens.
     """
 
@@ -31,6 +32,7 @@ class ModelShape(Record):
     linear_params: int
     other_params: int
     expert_params: int = 0
+    tower_params: int = 0
 
     @property
     def total_params(self) -> int:

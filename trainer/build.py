@@ -50,6 +50,9 @@ def build_model(
         refuse_offloading(device)
     base = build_whole_base(recipe, config, weights, device)
     torch.manual_seed(seed)
+    if recipe.method == "full":
+        for name in towers(base):
+            base.get_submodule(name).requires_grad_(False)
     model = base if recipe.method == "full" else add_adapter(base, recipe, device)
     if recipe.gradient_checkpointing:
         checkpoint_layers(model, recipe.checkpoint_every)
@@ -222,7 +225,6 @@ def _round_linears(model: PreTrainedModel, recipe: Recipe) -> None:
 
 def _load_base(recipe: Recipe, config: Any, weights: Path, device: str) -> PreTrainedModel:
     """Raises: ModelError where a weight of the model is not in the folder: transformers would make it up at random."""
-
     quantization = _quantization(recipe) if recipe.quant_type is not None else None
     if recipe.experts_4bit:
         from autoft.trainer.experts import loading_config
@@ -459,7 +461,7 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe, device: str = "meta") -> 
         use_rslora=recipe.use_rslora,
         use_dora=recipe.use_dora,
         target_modules=_linear_layers(base) if by_type else list(recipe.target_modules),
-        exclude_modules=_within(_towers(base)),
+        exclude_modules=_within(towers(base)),
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2's weights are transposed
     )
@@ -492,15 +494,28 @@ def refused_by_peft(model_type: str) -> frozenset[str]:
     return frozenset(("out_proj", "conv1d")) if model_type in mamba else frozenset()
 
 
-def _towers(base: PreTrainedModel) -> tuple[str, ...]:
-    """Names of the modules beside the language model that a vision-language model has: vision tower and projector."""
-    decoder = base.get_decoder()
+def towers(base: PreTrainedModel) -> tuple[str, ...]:
+    """Names of the modules that no text passes: towers for pictures and sounds, projectors, layers across to them.
+
+    They are beside the decoder, or in it models of their own (Phi-4 multimodal) or whole layers (Llama 3.2 Vision).
+    """
+    from transformers import PreTrainedModel
+
+    decoder, text = base.get_decoder(), base.config.get_text_config()
     whole = next((name for name, module in base.named_modules() if module is decoder), "")
     parent, _, own = whole.rpartition(".")
-    if not parent or getattr(base.config, "vision_config", None) is None:
-        return ()
-    others = (name for name, _ in base.get_submodule(parent).named_children() if name != own)
-    return tuple(f"{parent}.{name}" for name in others)
+    names = [name for name, _ in base.named_modules()]
+    across = tuple(f".layers.{number}" for number in getattr(text, "cross_attention_layers", None) or ())
+    found = [name for name in names if name.startswith(whole) and across and name.endswith(across)]
+    if whole and text is not base.config:
+        head = base.get_output_embeddings()
+        beside = base.get_submodule(parent).named_children()
+        found += [f"{parent}.{name}".lstrip(".") for name, module in beside if name != own and module is not head]
+    for name, module in decoder.named_children():
+        models = (part for part in module.modules() if isinstance(part, PreTrainedModel))
+        if any(type(model.config) is not type(text) for model in models):
+            found.append(f"{whole}.{name}".lstrip("."))
+    return tuple(found)
 
 
 def _linear_layers(base: PreTrainedModel) -> list[str]:
@@ -516,7 +531,7 @@ def _linear_layers(base: PreTrainedModel) -> list[str]:
 
     head = base.get_output_embeddings()
     routers = tuple(f"{name}." for name, module in base.named_modules() if type(module).__name__.endswith("Router"))
-    left_out = (*routers, *(f"{name}." for name in _towers(base)))
+    left_out = (*routers, *(f"{name}." for name in towers(base)))
     refused = refused_by_peft(base.config.model_type)
     taken, left = [], set()
     for name, module in base.named_modules():

@@ -72,6 +72,7 @@ def check_model(model: Any, prepared: Prepared, job: Job) -> None:
         if job.recipe.packing and len(examples) > 1:
             _neighbours_are_apart(model, examples, pad_id, job.recipe, reference)
         _loss_is_the_base_s(model, examples, pad_id, job.recipe, reference)
+        _future_is_unseen(model, examples[0], pad_id, job.recipe, reference)
     if cuda:
         # as after loading: the steps are to find the device as the rehearsal does
         torch.cuda.empty_cache()
@@ -186,6 +187,23 @@ def _loss_is_the_base_s(
             f"before the first step the loss is {found:.4f} as training computes it, and {reference.loss:.4f} of the "
             "base alone, computed plainly on the same rows: this machine or these libraries would train something else",
             fix=_other_ways(recipe),
+        )
+
+
+def _future_is_unseen(model: Any, example: Example, pad_id: int, recipe: Recipe, reference: Reference) -> None:
+    """What comes later changes nothing of the loss of what came before."""
+    half = len(example.input_ids) // 2
+    if half < 2:
+        return
+    labels = [IGNORED, *example.input_ids[1:half], *[IGNORED] * (len(example.labels) - half)]
+    early, later = Example(example.input_ids, labels), example.input_ids[half:]
+    other = Example([*example.input_ids[:half], *[example.input_ids[0]] * len(later)], labels)
+    first, second = (_loss(model, [each], pad_id, recipe) for each in (early, other))
+    if not abs(first - second) <= _tolerance([early], recipe, reference):
+        raise TrainingError(
+            f"tokens see those after them: with another end the loss of an example's first half is {second:.4f} "
+            f"instead of {first:.4f}, so the model would learn to copy, not to answer",
+            fix="choose a causal language model",
         )
 
 

@@ -114,7 +114,8 @@ def random_weights(ref: ModelRef, num_params: int) -> Iterator[Path]:
     """
     import psutil
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from autoft.trainer.suitable import auto_class
 
     needed = 2 * num_params
     check_disk(Path(tempfile.gettempdir()), needed, "a copy of the model with random weights")
@@ -126,7 +127,8 @@ def random_weights(ref: ModelRef, num_params: int) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="autoft-random-") as folder:
         environment.quiet()
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(load_config(ref), dtype=torch.bfloat16, trust_remote_code=False)
+        config = load_config(ref)
+        model = auto_class(config).from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
         model.save_pretrained(folder)
         del model
         yield Path(folder)

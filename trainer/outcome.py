@@ -19,9 +19,10 @@ from autoft.trainer.output import RESULT, RUN
 from autoft.trainer.progress import Progress
 from autoft.trainer.record import EVENTS
 from autoft.trainer.report import report_html
-from autoft.trainer.resolve import base_reference, hub_name, licence
+from autoft.trainer.resolve import base_reference, hub_name, licence, load_config
 from autoft.trainer.result import Evaluation, Measured, Predicted, RunResult
 from autoft.trainer.samples import samples
+from autoft.trainer.suitable import auto_class
 
 if TYPE_CHECKING:
     from autoft.trainer.load import Loaded
@@ -63,6 +64,7 @@ def finish(
         autoft_version=__version__,
         job=job,
         base=base_reference(loaded.ref, loaded.weights),
+        auto_class=auto_class(load_config(loaded.ref, loaded.weights)).__name__,
         finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seconds={stage: round(seconds, 2) for stage, seconds in progress.stages.items()},
         energy_kwh=None if progress.energy_j is None else progress.energy_j / 3.6e6,

@@ -85,7 +85,7 @@ class RunResult(Record):
     do not tell. seconds: of each stage, of all processes that the run took.
     events: what happened on the way, as in events.jsonl: recoveries, restarts, stops and warnings.
     samples: held-out conversations before and after; sample is the first of them.
-    data_sha256: of the token ids and labels that were trained on.
+    data_sha256: of the token ids and labels that were trained on. auto_class: of transformers, which opens the base.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -120,3 +120,4 @@ class RunResult(Record):
     events: tuple[dict[str, Any], ...] = ()
     samples: tuple[Sample, ...] = ()
     data_sha256: str | None = None
+    auto_class: str = "AutoModelForCausalLM"

@@ -33,6 +33,11 @@ def refuse_unsuitable(config: Any) -> None:
             fix="choose the model that it was made from, or another one",
         )
     auto_class(config)
+    if _sees_the_future(config):
+        raise ModelError(
+            f"{name} is an encoder: its tokens see those after them, and autoft trains causal language models",
+            fix="choose a decoder-only model",
+        )
     quantized = getattr(config, "quantization_config", None)
     if quantized is not None:
         settings = quantized if isinstance(quantized, dict) else quantized.to_dict()
@@ -42,8 +47,21 @@ def refuse_unsuitable(config: Any) -> None:
         )
 
 
+def _sees_the_future(config: Any) -> bool:
+    """BERT and its kin speak only where their configuration says so; embedding models of Gemma's say it another way."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False
+    return encoder or getattr(config.get_text_config(), "use_bidirectional_attention", None) in (True, "all")
+
+
 def _kind(architecture: str) -> str | None:
     return next((kind for head, kind in _OTHER_HEADS.items() if architecture.endswith(head)), None)
+
+
+def has_towers(config: Any) -> bool:
+    """Whether a checkpoint of this configuration holds towers for pictures or sounds."""
+    return any(getattr(config, name, None) is not None for name in ("vision_config", "audio_config"))
 
 
 def auto_class(config: Any) -> Any:

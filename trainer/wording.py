@@ -86,8 +86,7 @@ def how_trained(recipe: Recipe) -> str:
 
 def snippet(result: RunResult) -> str:
     """Python that loads what the run made, from its folder, and answers one question: transformers and peft alone."""
-    recipe = result.job.recipe
-    imports, model = _opening(recipe, result.base)
+    imports, model = _opening(result)
     system = f'    {{"role": "system", "content": {_quoted(result.system_prompt)}}},\n' if result.system_prompt else ""
     return f"""{imports}
 
@@ -103,24 +102,28 @@ print(tokenizer.decode(answer[0, prompt["input_ids"].size(1):], skip_special_tok
 """
 
 
-def _opening(recipe: Recipe, base: str) -> tuple[str, str]:
+def _opening(result: RunResult) -> tuple[str, str]:
     """Python that imports, and Python that makes `model`; around an adapter nothing else tells of a scaled RoPE."""
+    recipe, auto = result.job.recipe, result.auto_class
     dtype = f'dtype="{recipe.weights_dtype}"'
     if recipe.method == "full":
+        return f"from transformers import {auto}, AutoTokenizer", f"model = {auto}.from_pretrained(folder, {dtype})"
+    if recipe.rope_scaling is not None:
         return (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            f"model = AutoModelForCausalLM.from_pretrained(folder, {dtype})",
+            f"from peft import PeftModel\nfrom transformers import AutoConfig, {auto}, AutoTokenizer",
+            f"""# trained on rows of up to {recipe.seq_len} tokens, longer than the base takes without this
+{scaling_snippet(recipe.rope_scaling, recipe.seq_len, result.base)}
+base = {auto}.from_pretrained({result.base!r}, config=config, {dtype})
+model = PeftModel.from_pretrained(base, folder)""",
         )
-    if recipe.rope_scaling is None:
+    if auto == "AutoModelForCausalLM":
         return (
             "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer",
             f"model = AutoPeftModelForCausalLM.from_pretrained(folder, {dtype})",
         )
     return (
-        "from peft import PeftModel\nfrom transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer",
-        f"""# trained on rows of up to {recipe.seq_len} tokens, longer than the base takes without this
-{scaling_snippet(recipe.rope_scaling, recipe.seq_len, base)}
-base = AutoModelForCausalLM.from_pretrained({base!r}, config=config, {dtype})
+        f"from peft import PeftModel\nfrom transformers import {auto}, AutoTokenizer",
+        f"""base = {auto}.from_pretrained({result.base!r}, {dtype})
 model = PeftModel.from_pretrained(base, folder)""",
     )
 

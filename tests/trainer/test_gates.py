@@ -300,6 +300,15 @@ def test_4_bit_kernels_that_are_wrong_are_refused(prepared, tmp_path) -> None:
     assert "--method lora (`autoft doctor` looks at the quantized kernels)" in str(refused.value)
 
 
+def test_tokens_that_see_those_after_them_are_refused(tiny_model, prepared) -> None:
+    model = build(tiny_model, job())
+    for module in model.modules():
+        if hasattr(module, "is_causal"):
+            module.is_causal = False
+    with pytest.raises(TrainingError, match="tokens see those after them: with another end the loss of an example"):
+        check_model(model, prepared, job())
+
+
 @pytest.mark.parametrize("settings", [PACKED, QLORA | {"packing": True}, PACKED | {"base_dtype": "bfloat16"}])
 def test_packed_examples_that_see_each_other_are_refused(tiny_model, prepared, settings) -> None:
     """A model that drops the positions by which its examples are told apart, as OPT's code does."""
