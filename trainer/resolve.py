@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 from autoft.errors import ModelError, near
 from autoft.profiles.model_catalogue import ModelProfile, find_model, model_profiles
 from autoft.trainer import environment
+from autoft.trainer.weights import check_weights
 
 Say = Callable[[str], None]
 T = TypeVar("T")
@@ -193,11 +194,11 @@ def fetch(ref: ModelRef, say: Say = lambda _: None) -> Path:
 
         return gguf_folder(ref.local, say)
     if ref.path is not None:
-        _demand_safetensors(ref.path)
+        check_weights(ref.path)
         return ref.path
     say(f"fetching {ref.hub_id} from the hub")
     folder = _hub_snapshot(ref, WEIGHTS_TO_FETCH)
-    _demand_safetensors(folder)
+    check_weights(folder)
     return folder
 
 
@@ -230,6 +231,11 @@ def _checked_folder(path: Path) -> Path:
             f"{path}: a folder without config.json is not a model.{hint}",
             fix="give a folder that save_pretrained wrote",
         )
+    if (path / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{path}: holds a model and an adapter, and transformers would open the adapter's base instead",
+            fix="move the adapter_* files to a folder of their own, and give the folder of the model",
+        )
     try:
         model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError, OSError) as error:
@@ -246,21 +252,6 @@ def _checked_gguf(path: Path) -> Path:
 
     check_gguf(path)
     return path
-
-
-def _demand_safetensors(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(suffix))
-    if pickles:
-        raise ModelError(
-            f"{folder}: weights only as pickles ({', '.join(pickles[:3])}), which can run any code when opened",
-            fix="use a copy of the model with .safetensors files, or convert it where you trust it",
-        )
-    raise ModelError(
-        f"{folder}: a configuration but no weights: enough to plan, not to train",
-        fix="add the model's .safetensors files",
-    )
 
 
 def _reading(ref: ModelRef, read: Callable[[], T]) -> T:

@@ -1,0 +1,78 @@
+"""Are the weights of a folder all there and whole? Told from their index and headers, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from autoft.errors import ModelError
+
+INDEX = "model.safetensors.index.json"
+LFS_POINTER = b"version https://git-lfs"
+MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
+ADAPTER = "adapter_"  # how PEFT's files begin
+
+
+def check_weights(folder: Path) -> None:
+    """Raises: ModelError where the base's weights are missing, pickles, Git LFS pointers, or cut short."""
+    files = [path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith(ADAPTER)]
+    index = folder / INDEX
+    if index.is_file():
+        files = [folder / name for name in _shards(index)]
+        missing = [path.name for path in files if not path.is_file()]
+        if missing:
+            raise ModelError(
+                f"{folder}: {len(missing)} of {len(files)} weight files are missing, {missing[0]} for one",
+                fix="download the missing files",
+            )
+    if not files:
+        _refuse_without_weights(folder)
+    for path in files:
+        _check_file(path)
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index}: cannot be read: {error}", fix="download the file anew") from error
+    if not all(name.endswith(".safetensors") and Path(name).name == name for name in names):
+        raise ModelError(
+            f"{index}: names files that are no .safetensors beside it", fix="use a copy of the model with .safetensors"
+        )
+    return names
+
+
+def _refuse_without_weights(folder: Path) -> None:
+    pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(suffix))
+    if pickles:
+        raise ModelError(
+            f"{folder}: weights only as pickles ({', '.join(pickles[:3])}), which can run any code when opened",
+            fix="use a copy of the model with .safetensors files, or convert it where you trust it",
+        )
+    raise ModelError(
+        f"{folder}: a configuration but no weights: enough to plan, not to train",
+        fix="add the model's .safetensors files",
+    )
+
+
+def _check_file(path: Path) -> None:
+    """The header says how long the file is: 8 bytes of its own length, itself, and the tensors to their last byte."""
+    with path.open("rb") as file:
+        start = file.read(len(LFS_POINTER))
+        if start == LFS_POINTER:
+            raise ModelError(f"{path}: a Git LFS pointer, which stands for the weights", fix="git lfs pull")
+        file.seek(0)
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(min(length, MOST_HEADER_BYTES))
+    size = path.stat().st_size
+    try:
+        tensors = {name: told for name, told in json.loads(header).items() if name != "__metadata__"}
+        expected = 8 + length + max((int(told["data_offsets"][1]) for told in tensors.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ModelError(f"{path}: not a whole safetensors file", fix="download the file anew") from error
+    if size != expected:
+        raise ModelError(
+            f"{path}: {size:,} bytes, and its header tells of {expected:,}: it was cut short or changed",
+            fix="download the file anew",
+        )
