@@ -4,6 +4,7 @@ AutoftError                     1  it failed
 ├── InputError                  2  bad input: what, where, how to fix
 │   ├── OptionError                an option or its value
 │   ├── ModelError                 the model: missing, cut short, unsafe, cannot be used this way
+│   │   └── HubError                   the hub does not give it: no network, no permission, no such name
 │   ├── DataError                  the training data
 │   ├── FileFormatError            a plan or profile file
 │   └── OutputError                the output folder, or the disk it is on
@@ -44,6 +45,10 @@ class OptionError(InputError):
 
 
 class ModelError(InputError):
+    pass
+
+
+class HubError(ModelError):
     pass
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autoft import __version__
-from autoft.errors import InputError, OptionError
+from autoft.errors import HubError, InputError, OptionError
 from autoft.planner import parallel
+from autoft.planner.assumed_tokens import prepare_assumed
 from autoft.planner.candidates import exact, families, parse_settings, state_bits
 from autoft.planner.context import check_length, length_notes, longest_row
 from autoft.planner.estimate import Estimate
@@ -172,7 +173,12 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
         if reading is not None and rehearse:
             _get_ready(estimator, recipe_pins, reading)
         options = prepare_options(request, job_pins, most)
-        prepared = (reading or prepare)(ref, request.data, request.eval_data, **options)
+        try:
+            prepared = (reading or prepare)(ref, request.data, request.eval_data, **options)
+        except HubError:
+            if ref.profile is None or not request.assume_tokens:
+                raise
+            prepared = prepare_assumed(ref, request.data, request.eval_data, options)
         refuse_unknown_tokens(prepared, shape.vocab_size, shape.name)
     workload = measure(prepared) if prepared else None
     if preset.packing:

@@ -14,7 +14,8 @@ class Request:
 
     prefer: None is the preset's, else balanced. preset: a name of profiles/presets, whose values stand where the user
     said nothing. max_memory_gib: of the device, at most. max_hours, max_energy_kwh: of the whole run, at most.
-    min_rank: of the adapter, at least.
+    min_rank: of the adapter, at least. assume_tokens: plan with assumed lengths where a catalogue model's tokenizer
+    cannot be fetched.
     """
 
     model: str
@@ -31,3 +32,4 @@ class Request:
     max_hours: float | None = None
     max_energy_kwh: float | None = None
     min_rank: int | None = None
+    assume_tokens: bool = True

@@ -70,7 +70,11 @@ class Group:
     def _meet(self, rendezvous: Path, device: str, failures: list[BaseException]) -> None:
         import torch
         import torch.distributed as dist
+        from torch.distributed.distributed_c10d import _world
 
+        # A group's keys in the store begin with its number. An earlier meeting of this process that failed has counted,
+        # and the others, which are new, would wait at another number
+        _world.group_count = 0
         if sys.platform in _LOOPBACK:
             for setting in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
                 os.environ.setdefault(setting, _LOOPBACK[sys.platform])

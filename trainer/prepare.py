@@ -84,15 +84,16 @@ def prepare(
     mapping: str | None = None,
     thinking: Thinking = "auto",
     ready: tuple[Any, str | None] | None = None,
+    stops: tuple[int, ...] | None = None,
 ) -> Prepared:
     """Load, recognise and tokenize. max_tokens: longer rows are left out (None: none are). mapping: as --map words it.
 
     thinking: whether the chat template is to think; the tokenizer's template keeps the choice.
-    ready: what ready_tokenizer gives, where the caller has it. Raises: DataError, ModelError, OptionError.
+    ready: what ready_tokenizer gives, where the caller has it. stops: where they are not the model's. Raises: DataError, ModelError, OptionError.
     """
     splits = load_data(data, eval_data, eval_rows=eval_rows, mapping=mapping)
     tokenizer, template = ready or ready_tokenizer(ref)
-    stops = tuple(load_stops(ref))
+    stops = tuple(load_stops(ref)) if stops is None else stops
     notes = fit(tokenizer, splits.train, stops=stops, thinking=thinking, model=ref.name)
     train = tokenize(splits.train, tokenizer, max_tokens=max_tokens, stops=stops)
     try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from autoft.errors import ModelError, near
+from autoft.errors import HubError, ModelError, near
 from autoft.profiles.model_catalogue import ModelProfile, find_model, model_profiles
 from autoft.trainer import environment
 from autoft.trainer.weights import check_weights
@@ -308,12 +308,14 @@ def _from_hub(ref: ModelRef, download: Callable[[], Path]) -> Path:
             fix = "free some room, or set HF_HOME to a folder of your own on another disk"
         else:
             what, fix = _unreachable(ref)
-    raise ModelError(what, fix=fix)
+    raise HubError(what, fix=fix)
 
 
 def _unreachable(ref: ModelRef) -> tuple[str, str]:
+    known = _known_names()
+    hint = "" if ref.hub_id in known else near(str(ref.hub_id), known)
     why = "HF_HUB_OFFLINE is set" if environment.is_offline() else "the hub cannot be reached"
     return (
         f"{ref.hub_id}: no folder here, not in the hub's local cache, and {why}",
-        f"connect to the network, or give a local folder.{near(str(ref.hub_id), _known_names())}",
+        f"connect to the network, or give a local folder.{hint}",
     )

@@ -164,7 +164,7 @@ def plan_to_train(wanted: Request, disk_path: Path) -> tuple[Plan, Prepared | No
     hardware = detect(disk_path)
     on_gpu = bool(hardware.gpus) and wanted.gpu != "cpu"
     with rare_collections() if on_gpu else rehearsing():
-        return _plan(wanted, hardware, apart=on_gpu)
+        return _plan(replace(wanted, assume_tokens=False), hardware, apart=on_gpu)
 
 
 def _plan(wanted: Request, hardware: Hardware, *, apart: bool) -> tuple[Plan, Prepared | None]:
