@@ -89,7 +89,8 @@ def prepare(
     """Load, recognise and tokenize. max_tokens: longer rows are left out (None: none are). mapping: as --map words it.
 
     thinking: whether the chat template is to think; the tokenizer's template keeps the choice.
-    ready: what ready_tokenizer gives, where the caller has it. stops: where they are not the model's. Raises: DataError, ModelError, OptionError.
+    ready: what ready_tokenizer gives, where the caller has it. stops: where they are not the model's.
+    Raises: DataError, ModelError, OptionError.
     """
     splits = load_data(data, eval_data, eval_rows=eval_rows, mapping=mapping)
     tokenizer, template = ready or ready_tokenizer(ref)
