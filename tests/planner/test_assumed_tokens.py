@@ -1,4 +1,4 @@
-"""Plans of a catalogue model whose tokenizer cannot be fetched: lengths are assumed and said so, and no run takes them."""
+"""Plans of a catalogue model whose tokenizer cannot be fetched: lengths are assumed and said so; no run takes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIONS = {"eval_rows": 2, "max_tokens": 512, "mapping": None, "thinking": "auto
 NOWHERE = Hardware(host=HOST, gpus=())
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_hub(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "no hub"))
 
@@ -48,7 +48,7 @@ def test_rows_are_left_out_by_assumed_lengths(tmp_path) -> None:
     assert max(len(e.input_ids) for e in prepared.train.examples) < 512 // BYTES_PER_TOKEN + math.ceil(200 / 3)
 
 
-def test_a_plan_assumes_and_a_run_does_not(data_file, no_hub) -> None:
+def test_a_plan_assumes_and_a_run_does_not(data_file) -> None:
     request = Request(model=MODEL, data=str(data_file), gpu="rtx-4090")
     asked = ask(request, NOWHERE)
     assert asked.workload is not None
