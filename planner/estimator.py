@@ -19,6 +19,7 @@ from autoft.planner.host import ASSUMPTION as HOST_ASSUMPTION
 from autoft.planner.host import disk_parts, host_parts, totals
 from autoft.planner.loop import OURS, Loop
 from autoft.planner.memory import Memory, least_bytes, replay, squeezed
+from autoft.planner.reference_code import kernel_packages
 from autoft.planner.shape import model_shape
 from autoft.planner.target import NCCL_BYTES, Target, usable_bytes
 from autoft.planner.time import step_timing
@@ -45,6 +46,7 @@ class Estimator:
         self.target = target
         self.attention, base = base_of(config)
         self.shape = model_shape(name, config, base)
+        self.kernel_packages = kernel_packages(base)
         self.device = _device_of(target, torch)
         self._depth: dict[Attention, Depth | None] = {self.attention: depth_of(base, config)}
         self._kept = Kept()
@@ -146,6 +148,7 @@ class Estimator:
                 *squeeze,
                 *self.target.assumptions,
                 *_assumptions(recipe),
+                *(self._of_reference_code() if self.device.cuda else ()),
                 *((NCCL,) if self.device.cuda and num_gpus > 1 else ()),
                 timing.basis,
                 *((timing.exchange,) if timing.exchange else ()),
@@ -155,6 +158,12 @@ class Estimator:
             host_bytes=totals(host_parts(rehearsal, self.shape.total_params, num_gpus)) if self.device.cuda else {},
             disk_bytes=totals(disk_parts(rehearsal, self.shape.total_params)),
         )
+
+    def _of_reference_code(self) -> tuple[str, ...]:
+        if not self.kernel_packages:
+            return ()
+        packages = " and ".join(self.kernel_packages)
+        return (f"memory and time: some layers are rehearsed in PyTorch's code; with {packages} they take less",)
 
     def fits_by_gib(
         self, rehearsal: Rehearsal, device_bytes: int, loop: Loop = OURS, num_gpus: int = 1

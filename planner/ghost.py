@@ -19,6 +19,7 @@ from autoft.planner.kernels import CPU_RESULTS, Kernels, scratch
 from autoft.planner.loading import Weight, full_depth, load_phases, stored_tensors, weights_of
 from autoft.planner.loop import OURS, Loop, Phase
 from autoft.planner.older import arrange, older_attention
+from autoft.planner.reference_code import reference_code
 from autoft.planner.trace import KIND, Made, Section, Trace
 from autoft.planner.updates import optimizer_events
 from autoft.planner.work import Work
@@ -241,6 +242,7 @@ class _Step:
             _random_states(trace, self.device),
             _host_copies(trace, self.offloaded),
             older_attention(self.loop),
+            reference_code(self.model),
         ):
             trace.begin("inputs", kind="inputs")
             batch = self._batch()
@@ -296,7 +298,8 @@ class _Step:
         for tensor in (*stored_tensors(self.model), *(p.grad for p in self.trainable if p.grad is not None)):
             trace.ignore(tensor)
         try:
-            with trace, Kernels(self.device, self.backend), older_attention(self.loop), torch.no_grad():
+            kernels = Kernels(self.device, self.backend)
+            with trace, kernels, older_attention(self.loop), reference_code(self.model), torch.no_grad():
                 trace.begin("inputs")
                 output = call()
                 trace.begin("after")

@@ -1,0 +1,67 @@
+"""Hybrids are rehearsed in PyTorch's own code, whatever kernels are installed, and the estimate says so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from transformers import AutoConfig
+
+from autoft.planner.estimator import Estimator
+from autoft.planner.reference_code import kernel_packages
+from autoft.planner.target import target_of
+from autoft.trainer.build import base_of
+from autoft.trainer.recipe import Recipe
+from tests.planner.families import family_config
+from tests.planner.test_several_gpus import NOWHERE
+
+TARGET = target_of(NOWHERE, gpu_name="rtx-4090", vram_gib=None, cpu_flops_per_s=lambda: 1e9)
+LFM2 = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 64,
+    "layer_types": ["conv", "full_attention"] * 2,
+}
+# A package whose kernels take no tensor without storage, as compiled ones do not
+INSTALLED = """
+import sys, types
+package = types.ModuleType("causal_conv1d")
+def kernel(*args, **named): raise RuntimeError("a kernel was run")
+package.causal_conv1d_fn = package.causal_conv1d_update = kernel
+sys.modules["causal_conv1d"] = package
+from tests.planner.test_reference_code import estimate
+estimate()
+from transformers.models.lfm2 import modeling_lfm2
+assert modeling_lfm2.causal_conv1d_fn.__wrapped__ is not None  # put back
+try: modeling_lfm2.causal_conv1d_fn(x=None, weight=None)
+except RuntimeError as error: assert str(error) == "a kernel was run"
+else: raise SystemExit("the stand-in is not used")
+"""
+
+
+def estimate() -> tuple[str, ...]:
+    estimator = Estimator("tiny", AutoConfig.for_model("lfm2", **LFM2), TARGET)
+    return estimator.estimate(Recipe(seq_len=64, base_dtype="bfloat16")).assumptions
+
+
+def test_kernels_that_are_installed_are_not_rehearsed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", INSTALLED], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_estimate_of_a_hybrid_says_what_was_rehearsed() -> None:
+    said = "memory and time: some layers are rehearsed in PyTorch's code; with causal_conv1d they take less"
+    assert said in estimate()
+
+
+@pytest.mark.parametrize(
+    ("family", "packages"), [("llama3", ()), ("qwen3_next", ("causal_conv1d", "flash-linear-attention"))]
+)
+def test_packages_are_those_of_the_model_s_own_code(family, packages) -> None:
+    assert kernel_packages(base_of(family_config(family))[1]) == packages
