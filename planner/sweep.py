@@ -18,8 +18,8 @@ from autoft.schema import Record
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.resolve import hub_name, load_config, resolve
 
-# Where a family's name ends: a size ("7b", "8x7b", "270m") or a month ("0425")
-NOT_FAMILY = re.compile(r"(\d+x)?\d+(\.\d+)?[bm]\d?|\d+b\d+|\d{4}")
+# Where a family's name ends: a size ("7b", "8x7b", "270m", "e2b") or a month ("0425")
+NOT_FAMILY = re.compile(r"(\d+x|e)?\d+(\.\d+)?[bm]\d?|\d+b\d+|\d{4}")
 # What two models of one architecture differ in without differing in a step
 WORDS_OF_CONFIG = re.compile(r".*_token_id|architectures|use_cache")
 

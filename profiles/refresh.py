@@ -1,31 +1,42 @@
-"""What does the hub say of a model? A catalogue entry from its repository, to look over and keep.
+"""What does the hub say of models? Catalogue entries from their repositories, to look over and keep.
 
-    python -m autoft.profiles.refresh Qwen/Qwen3-8B > profiles/models/qwen3-8b.toml
+    python -m autoft.profiles.refresh Qwen/Qwen3-8B                           prints the entry
+    python -m autoft.profiles.refresh Qwen/Qwen3-8B Qwen/Qwen3-14B            writes a file each into profiles/models
+    python -m autoft.profiles.refresh 'Qwen/Qwen3-*' --into FOLDER --force    a family, and over files that are there
 
 The one module of profiles that asks the network. HF_ENDPOINT, HF_TOKEN and HF_HOME mean what they mean elsewhere.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from autoft.errors import AutoftError, ModelError, OptionError
+from autoft.errors import AutoftError, ModelError, OptionError, OutputError
 from autoft.profiles.model_catalogue import ModelProfile
 
 T = TypeVar("T")
 
+USAGE = "python -m autoft.profiles.refresh OWNER/NAME [OWNER/NAME or 'OWNER/PATTERN' ...] [--into FOLDER] [--force]"
+CATALOGUE = Path("profiles/models")
 # Of config.json, what does not shape the model
 LEFT_OUT = ("_name_or_path", "auto_map", "torch_dtype", "transformers_version", "use_cache")
 # What a chat template writes that no other family's does, the narrower sign first
 TEMPLATES = (
     ("<|start_header_id|>", "llama-3"),
+    ("<|header_start|>", "llama-4"),
     ("<start_of_turn>", "gemma"),
+    ("<|turn>", "gemma-4"),
     ("<|im_sep|>", "phi-4"),
+    ("<|im_middle|>", "kimi"),
+    ("<end_of_utterance>", "smolvlm"),
     ("<|im_start|>", "chatml"),
+    ("<|assistant_start|>", "apertus"),
     ("<<SYS>>", "llama-2"),
     ("[INST]", "mistral"),
     ("<|START_OF_TURN_TOKEN|>", "cohere"),
@@ -33,6 +44,9 @@ TEMPLATES = (
     ("[|endofturn|]", "exaone-4"),
     ("<|channel|>", "harmony"),
     ("<extra_id_0>", "nemotron"),
+    ("<SPECIAL_11>", "nemotron-nano-2"),
+    ("<seed:bos>", "seed"),
+    ("<\uff5chy_User\uff5c>", "hunyuan"),
     ("<\uff5cUser\uff5c>", "deepseek"),
 )
 
@@ -144,16 +158,100 @@ def _from_hub(hub_id: str, ask: Callable[[], T]) -> T:
     raise ModelError(what, fix=fix)
 
 
-def main(words: list[str]) -> int:
-    """Prints the entry as TOML. Returns the exit code."""
+def find_models(words: Iterable[str], *, failed: Callable[[AutoftError], None]) -> list[str]:
+    """Hub ids of `words`, each once: ids as they are, patterns as those of the owner's models that match, in any case.
+
+    failed: called with the error of a pattern that matches none, or that the hub does not answer.
+    """
+    found: dict[str, None] = {}
+    for word in words:
+        try:
+            found |= dict.fromkeys(_matching(word) if any(sign in word for sign in "*?[") else [word])
+        except AutoftError as error:
+            failed(error)
+    return list(found)
+
+
+def _matching(pattern: str) -> list[str]:
+    from huggingface_hub import HfApi
+
+    owner, _, name = pattern.partition("/")
+    if not name or any(sign in owner for sign in "*?["):
+        raise OptionError(f"{pattern}: a pattern is of one owner's models", fix="OWNER/PATTERN, such as 'Qwen/Qwen3-*'")
+    models = _from_hub(pattern, lambda: [model.id for model in HfApi().list_models(author=owner)])
+    found = sorted(model for model in models if fnmatchcase(model.lower(), pattern.lower()))
+    if not found:
+        raise ModelError(f"{pattern}: none of {len(models)} models of {owner} match", fix="check the pattern")
+    return found
+
+
+def write_entry(hub_id: str, folder: Path, *, force: bool, written: Iterable[Path] = ()) -> Path:
+    """Ask the hub for the entry of `hub_id` and write it as NAME.toml into `folder`.
+
+    written: files of this call. Raises: OutputError where the file is one of them, exists without `force`, or cannot be
+    written; ModelError as profile_from_hub.
+    """
+    path = folder / f"{hub_id.rpartition('/')[2].lower()}.toml"
+    if path in written:
+        raise OutputError(f"{hub_id}: {path} was just written for another model", fix="name one of them alone")
+    if path.exists() and not force:
+        raise OutputError(f"{hub_id}: {path} exists", fix="--force replaces it")
+    text = profile_from_hub(hub_id).to_toml()
     try:
-        if len(words) != 1:
-            raise OptionError("one hub id is wanted", fix="python -m autoft.profiles.refresh OWNER/NAME")
-        print(profile_from_hub(words[0]).to_toml(), end="")
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{hub_id}: {path} cannot be written: {error}", fix="choose another folder") from error
+    return path
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(message, fix=USAGE)
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog="python -m autoft.profiles.refresh", description="Write catalogue entries from the hub.")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="Hub id, or OWNER/PATTERN with * ? [].")
+    parser.add_argument("--into", type=Path, metavar="FOLDER", help=f"Folder for the files (default: {CATALOGUE}).")
+    parser.add_argument("--force", action="store_true", help="Replace files that exist.")
+    told = parser.parse_intermixed_args(words)
+    if not told.models:
+        raise OptionError("one hub id is wanted, or more", fix=USAGE)
+    return told
+
+
+def main(words: list[str]) -> int:
+    """Print the entry of one model as TOML, or write those of several. Returns the exit code, of the worst."""
+    try:
+        told = _parse(words)
+        pattern = any(sign in word for word in told.models for sign in "*?[")
+        if told.into is None and len(told.models) == 1 and not pattern:
+            print(profile_from_hub(told.models[0]).to_toml(), end="")
+            return 0
+        folder = told.into or CATALOGUE
+        if not folder.is_dir():
+            raise OutputError(f"{folder}: no such folder", fix="--into FOLDER, one that exists")
     except AutoftError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
-    return 0
+    return _write_entries(told.models, folder, force=told.force)
+
+
+def _write_entries(words: list[str], folder: Path, *, force: bool) -> int:
+    codes = [0]
+
+    def failed(error: AutoftError) -> None:
+        codes.append(error.exit_code)
+        print("Error: " + str(error).replace("\n", ". "), file=sys.stderr)
+
+    written: list[Path] = []
+    for hub_id in find_models(words, failed=failed):
+        try:
+            written.append(write_entry(hub_id, folder, force=force, written=written))
+            print(written[-1])
+        except AutoftError as error:
+            failed(error)
+    return max(codes)
 
 
 if __name__ == "__main__":

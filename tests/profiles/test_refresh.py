@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -53,11 +54,12 @@ REPOSITORIES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     ),
     "some/data": ({"id": "some/data", "sha": COMMIT, "siblings": []}, {}),
     "some/broken": ({"id": "some/broken", "sha": COMMIT, "siblings": []}, {"config.json": "{"}),
+    "other/bare": ({"id": "other/bare", "sha": COMMIT, "siblings": []}, {"config.json": '{"model_type": "opt"}'}),
 }
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The two answers of the hub that are needed: what a repository is, and its files."""
+    """The answers of the hub that are needed: what a repository is, its files, and an owner's repositories."""
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -67,6 +69,11 @@ class Hub(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = self.path.partition("?")[0].strip("/")
+        if path == "api/models":
+            owner = parse_qs(self.path.partition("?")[2])["author"][0]
+            found = [{"id": name} for name in REPOSITORIES if name.split("/")[0].lower() == owner.lower()]
+            self._send(200, json.dumps(found).encode(), {})
+            return
         if path.startswith("api/models/"):
             name = path.removeprefix("api/models/").partition("/revision/")[0]
             if name == "some/gated":
@@ -105,7 +112,7 @@ def endpoint() -> Iterator[str]:
     server.server_close()
 
 
-def refresh(endpoint: str, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def refresh(endpoint: str, home: Path, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     settings = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
     return subprocess.run(
         [sys.executable, "-m", "autoft.profiles.refresh", *words],
@@ -113,6 +120,7 @@ def refresh(endpoint: str, home: Path, *words: str) -> subprocess.CompletedProce
         text=True,
         check=False,
         env=settings,
+        cwd=cwd,
     )
 
 
@@ -180,3 +188,71 @@ def test_without_a_network(tmp_path) -> None:
     done = refresh("http://127.0.0.1:9", tmp_path, "some/bare")
     assert done.returncode == 2
     assert done.stderr.startswith("Error: some/bare: the hub cannot be reached")
+
+
+@pytest.mark.parametrize("words", [("some/bare", "some/jinja"), ("some/bare", "some/bare", "some/j*")])
+def test_several_models_are_written_into_the_catalogue_of_the_working_folder(endpoint, tmp_path, words) -> None:
+    catalogue = tmp_path / "profiles" / "models"
+    catalogue.mkdir(parents=True)
+    done = refresh(endpoint, tmp_path / "home", *words, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["profiles/models/bare.toml", "profiles/models/jinja.toml"]
+    profile = ModelProfile.from_toml((catalogue / "jinja.toml").read_text(encoding="utf-8"))
+    assert (profile.name, profile.hub_id, profile.chat_template) == ("jinja", "some/jinja", "gemma")
+
+
+def test_a_family_is_a_pattern_of_one_owners_models_and_those_that_fail_are_a_line_each(endpoint, tmp_path) -> None:
+    done = refresh(endpoint, tmp_path / "home", "SOME/*", "--into", str(tmp_path))
+    assert done.returncode == 2
+    written = sorted(path.name for path in tmp_path.glob("*.toml"))
+    assert written == ["bare.toml", "jinja.toml", "model-1b.toml"]
+    assert [Path(line).name for line in sorted(done.stdout.splitlines())] == written
+    errors = done.stderr.splitlines()
+    assert [line.split(":")[1] for line in errors] == [" some/broken", " some/data"]
+    assert all(line.startswith("Error: ") and ". To fix: " in line for line in errors)
+
+
+def test_one_model_into_a_folder_is_a_file(endpoint, tmp_path) -> None:
+    done = refresh(endpoint, tmp_path / "home", "--into", str(tmp_path), "some/bare")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'bare.toml'}\n", "")
+
+
+def test_files_are_replaced_only_with_force(endpoint, tmp_path) -> None:
+    kept = tmp_path / "bare.toml"
+    kept.write_text("mine", encoding="utf-8")
+    words = ("some/bare", "some/jinja", "--into", str(tmp_path))
+    done = refresh(endpoint, tmp_path / "home", *words)
+    assert (done.returncode, kept.read_text(encoding="utf-8")) == (2, "mine")
+    assert done.stderr == f"Error: some/bare: {kept} exists. To fix: --force replaces it\n"
+    assert done.stdout == f"{tmp_path / 'jinja.toml'}\n"
+    done = refresh(endpoint, tmp_path / "home", *words, "--force")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ModelProfile.from_toml(kept.read_text(encoding="utf-8")).hub_id == "some/bare"
+
+
+def test_two_models_of_one_name_are_not_written_over_each_other(endpoint, tmp_path) -> None:
+    done = refresh(endpoint, tmp_path / "home", "some/bare", "other/bare", "--into", str(tmp_path), "--force")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"Error: other/bare: {tmp_path / 'bare.toml'} was just written for another model")
+    assert ModelProfile.from_toml((tmp_path / "bare.toml").read_text(encoding="utf-8")).hub_id == "some/bare"
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["some/nothing-*"], "some/nothing-*: none of 5 models of some match"),
+        (["nobody/*"], "nobody/*: none of 0 models of nobody match"),
+        (["*/bare"], "*/bare: a pattern is of one owner's models"),
+        (["bare*"], "bare*: a pattern is of one owner's models"),
+        (["some/bare", "--into", "nowhere"], "nowhere: no such folder"),
+        (["some/bare", "some/jinja"], "profiles/models: no such folder"),
+        (["some/bare", "--over"], "unrecognized arguments: --over"),
+    ],
+)
+def test_what_cannot_be_written_is_told(endpoint, tmp_path, words, error) -> None:
+    into = ["--into", "."] if "*" in words[0] else []
+    done = refresh(endpoint, tmp_path / "home", *words, *into, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"Error: {error}")
+    assert "To fix: " in done.stderr
+    assert not list(tmp_path.glob("*.toml"))
