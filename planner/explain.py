@@ -158,6 +158,9 @@ def _stored(name: str, num_bytes: int, answer: Answer) -> list[Part]:
         for what, tensors in groups.items()
         if tensors
     ]
+    nested = next((w.state for w in answer.rehearsal.weights if len(w.state) > 2), None)
+    if name == "quantization_state" and nested is not None:
+        parts.append(Part(bytes=nested[-1], what="the map of 8-bit scales that bitsandbytes keeps for all"))
     rest = num_bytes - sum(part.bytes for part in parts)
     return [*parts, *([Part(bytes=rest, what="not told apart")] if rest else [])]
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from autoft.errors import ModelError
 from autoft.trainer.recipe import Attention, Dtype, Recipe
 from autoft.trainer.rope import scaled_config
-from autoft.trainer.suitable import auto_class, refuse_unsuitable
+from autoft.trainer.suitable import auto_class, has_towers, refuse_unsuitable
 
 if TYPE_CHECKING:
     import torch
@@ -511,7 +511,7 @@ def towers(base: PreTrainedModel) -> tuple[str, ...]:
         head = base.get_output_embeddings()
         beside = base.get_submodule(parent).named_children()
         found += [f"{parent}.{name}".lstrip(".") for name, module in beside if name != own and module is not head]
-    for name, module in decoder.named_children():
+    for name, module in decoder.named_children() if has_towers(base.config) else ():
         models = (part for part in module.modules() if isinstance(part, PreTrainedModel))
         if any(type(model.config) is not type(text) for model in models):
             found.append(f"{whole}.{name}".lstrip("."))

@@ -462,7 +462,8 @@ def test_questions_about_one_gpu_refuse_several(model: Path) -> None:
 
 
 def test_a_case_may_name_several(model: Path) -> None:
-    cases = [Case("", str(model), gpu, None, {"method": "lora", "seq_len": SEQ_LEN}, "loss") for gpu in ("t4", "t4x2")]
+    pins = {"method": "lora", "seq_len": SEQ_LEN}
+    cases = [Case("", str(model), gpu, None, pins, "plain", {}, None) for gpu in ("t4", "t4x2")]
     assert [estimate.num_gpus for _, _, estimate in estimates(cases, NOWHERE)] == [1, 2]
 
 
