@@ -181,10 +181,11 @@ def test_a_card_on_the_bus_without_a_driver_fails(tmp_path) -> None:
 def test_four_bit_products_on_this_machine_are_right_at_a_usual_width() -> None:
     facts = FourBit.from_dict(compute.four_bit())
     assert compute.usual_width(facts).status == "ok"
-    # the trap of bitsandbytes 0.50.2 on a CPU; another version may be right
-    if facts.device == "cpu" and importlib.metadata.version("bitsandbytes") == "0.50.2":
-        odd = compute.odd_width(facts)
-        assert odd.status == "warning"
+    # the trap of bitsandbytes 0.50.2 on a CPU; another version, or another CPU, may be right
+    wrong = facts.odd_error is None or facts.odd_error > compute.TOLERANCE
+    odd = compute.odd_width(facts)
+    assert odd.status == ("warning" if wrong else "ok")
+    if wrong:
         assert "rows of 96 weights on the CPU" in odd.found
 
 
