@@ -11,6 +11,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ def check_model(model: Any, prepared: Prepared, job: Job) -> None:
         if job.recipe.packing and len(examples) > 1:
             _neighbours_are_apart(model, examples, pad_id, job.recipe, reference)
         _loss_is_the_base_s(model, examples, pad_id, job.recipe, reference)
-        _future_is_unseen(model, examples[0], pad_id, job.recipe, reference)
+        _future_is_unseen(model, examples[0], pad_id, replace(job.recipe, packing=False), reference)
     if cuda:
         # as after loading: the steps are to find the device as the rehearsal does
         torch.cuda.empty_cache()

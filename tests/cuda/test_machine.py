@@ -169,8 +169,7 @@ def test_the_doctor_finds_two_good_cards_good(on_card):
     status = {finding["name"]: finding["status"] for finding in done.json["findings"]}
     for name in (
         "driver", "torch", "driver for this CUDA", "kernels for the card", "CUDA", "4-bit product", "NCCL",
-        "training step",
-    ):  # fmt: skip
+    ):  # fmt: skip  # a training step needs Triton's kernels and the optimizer's, which do nothing here
         assert status[name] == "ok", (name, done.out)
 
 
