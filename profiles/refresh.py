@@ -166,17 +166,21 @@ def find_models(words: Iterable[str], *, failed: Callable[[AutoftError], None]) 
     found: dict[str, None] = {}
     for word in words:
         try:
-            found |= dict.fromkeys(_matching(word) if any(sign in word for sign in "*?[") else [word])
+            found |= dict.fromkeys(_matching(word) if _is_pattern(word) else [word])
         except AutoftError as error:
             failed(error)
     return list(found)
+
+
+def _is_pattern(word: str) -> bool:
+    return any(sign in word for sign in "*?[")
 
 
 def _matching(pattern: str) -> list[str]:
     from huggingface_hub import HfApi
 
     owner, _, name = pattern.partition("/")
-    if not name or any(sign in owner for sign in "*?["):
+    if not name or _is_pattern(owner):
         raise OptionError(f"{pattern}: a pattern is of one owner's models", fix="OWNER/PATTERN, such as 'Qwen/Qwen3-*'")
     models = _from_hub(pattern, lambda: [model.id for model in HfApi().list_models(author=owner)])
     found = sorted(model for model in models if fnmatchcase(model.lower(), pattern.lower()))
@@ -224,8 +228,7 @@ def main(words: list[str]) -> int:
     """Print the entry of one model as TOML, or write those of several. Returns the exit code, of the worst."""
     try:
         told = _parse(words)
-        pattern = any(sign in word for word in told.models for sign in "*?[")
-        if told.into is None and len(told.models) == 1 and not pattern:
+        if told.into is None and len(told.models) == 1 and not _is_pattern(told.models[0]):
             print(profile_from_hub(told.models[0]).to_toml(), end="")
             return 0
         folder = told.into or CATALOGUE

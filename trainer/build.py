@@ -53,7 +53,9 @@ def build_model(
     if recipe.method == "full":
         for name in towers(base):
             base.get_submodule(name).requires_grad_(False)
-    model = base if recipe.method == "full" else add_adapter(base, recipe, device)
+        model = base
+    else:
+        model = add_adapter(base, recipe, device)
     if recipe.gradient_checkpointing:
         checkpoint_layers(model, recipe.checkpoint_every)
         if recipe.offload_checkpoints:
@@ -502,11 +504,11 @@ def towers(base: PreTrainedModel) -> tuple[str, ...]:
     from transformers import PreTrainedModel
 
     decoder, text = base.get_decoder(), base.config.get_text_config()
-    whole = next((name for name, module in base.named_modules() if module is decoder), "")
+    names = {module: name for name, module in base.named_modules()}
+    whole = names.get(decoder, "")
     parent, _, own = whole.rpartition(".")
-    names = [name for name, _ in base.named_modules()]
     across = tuple(f".layers.{number}" for number in getattr(text, "cross_attention_layers", None) or ())
-    found = [name for name in names if name.startswith(whole) and across and name.endswith(across)]
+    found = [name for name in names.values() if across and name.startswith(whole) and name.endswith(across)]
     if whole and text is not base.config:
         head = base.get_output_embeddings()
         beside = base.get_submodule(parent).named_children()

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from autoft.errors import ModelError
+from autoft.trainer.data.lines import LFS_POINTER
 
 INDEX = "model.safetensors.index.json"
-LFS_POINTER = b"version https://git-lfs"
 MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
 ADAPTER = "adapter_"  # how PEFT's files begin
 
@@ -35,7 +35,7 @@ def _shards(index: Path) -> list[str]:
     try:
         names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: cannot be read: {error}", fix="download the file anew") from error
+        raise ModelError(f"{index}: cannot be read: {error}", fix="download it again") from error
     if not all(name.endswith(".safetensors") and Path(name).name == name for name in names):
         raise ModelError(
             f"{index}: names files that are no .safetensors beside it", fix="use a copy of the model with .safetensors"
@@ -70,9 +70,9 @@ def _check_file(path: Path) -> None:
         tensors = {name: told for name, told in json.loads(header).items() if name != "__metadata__"}
         expected = 8 + length + max((int(told["data_offsets"][1]) for told in tensors.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file", fix="download the file anew") from error
+        raise ModelError(f"{path}: not a whole safetensors file", fix="download it again") from error
     if size != expected:
         raise ModelError(
             f"{path}: {size:,} bytes, and its header tells of {expected:,}: it was cut short or changed",
-            fix="download the file anew",
+            fix="download it again",
         )
