@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 
 import pytest
@@ -30,7 +31,13 @@ def test_apart_no_gpu_is_visible_and_here_they_stay_visible(monkeypatch) -> None
 
 def test_apart_rehearsals_may_still_be_spread(monkeypatch) -> None:
     monkeypatch.setattr(parallel, "cores", lambda: 2)
-    pids = parallel.apart(lambda: list(parallel.spread(lambda _: os.getpid(), range(8), fewest=4)))
+    both_are_there = multiprocessing.get_context("fork").Barrier(2)  # or the quicker process takes every item
+
+    def worker(_: int) -> int:
+        both_are_there.wait(timeout=60)
+        return os.getpid()
+
+    pids = parallel.apart(lambda: list(parallel.spread(worker, range(8), fewest=4)))
     assert len(set(pids)) == 2
     assert os.getpid() not in pids
 
