@@ -12,6 +12,7 @@ import torch
 import transformers.masking_utils
 
 from autoft.errors import ModelError
+from autoft.planner.assembly import assemblies
 from autoft.planner.attention import Backend
 from autoft.planner.depth import Depth, Events, Extension, Ints, MismatchError, as_events, depth_of, shortened
 from autoft.planner.device import Device
@@ -169,12 +170,11 @@ class _Step:
         self, recipe: Recipe, config: Any, device: Device, depth: Depth | None, loop: Loop, backend: Backend | None
     ) -> None:
         self.recipe, self.device, self.depth, self.loop, self.backend = recipe, device, depth, loop, backend
-        model = self.model = build_model(
-            recipe, config=shortened(config, depth.rehearsed) if depth else config, weights=None, device="meta"
-        )
+        rehearsed = shortened(config, depth.rehearsed) if depth else config
+        model = self.model = build_model(recipe, config=rehearsed, weights=None, device="meta")
         model.config.use_cache = False
         arrange(model, recipe, loop)
-        self.weights = full_depth(weights_of(model, depth), depth)
+        self.weights = full_depth(weights_of(model, depth, assemblies(rehearsed, recipe)), depth)
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.trace: Trace | None = None
         self.layers = 0

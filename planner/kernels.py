@@ -154,11 +154,15 @@ def _gemm_4bit(
     shape: Any,
     _absmax: torch.Tensor,
     blocksize: int,
-    *_: Any,
+    _quant_type: str,
+    _bias: torch.Tensor | None = None,
     absmax_8bit: torch.Tensor | None = None,
-    **__: Any,
+    *_: Any,
 ) -> list[int]:
-    """bitsandbytes/backends/cuda/ops.py: many rows are multiplied by a dequantized copy of the weights."""
+    """bitsandbytes/backends/cuda/ops.py: many rows are multiplied by a dequantized copy of the weights.
+
+    Takes arguments by position, as the dispatcher hands them on however they were named.
+    """
     rows, (columns, inner) = a.numel() // a.size(-1), shape
     if inner % blocksize == 0 and fused_4bit_product(device, a.dtype, rows, columns, inner):
         return []
@@ -276,9 +280,18 @@ def _cpu_flash_backward(grad: torch.Tensor, query: torch.Tensor, key: torch.Tens
     return [copied, *(n * torch.get_num_threads() for n in (4 * block, narrow, 4 * _flash_queries(length)))]
 
 
-def _cpu_gemm_4bit(a: torch.Tensor, _packed: Any, shape: Any, *_: Any, **nested: Any) -> list[int]:
+def _cpu_gemm_4bit(
+    a: torch.Tensor,
+    _packed: Any,
+    shape: Any,
+    _absmax: torch.Tensor,
+    _blocksize: int,
+    _quant_type: str,
+    _bias: torch.Tensor | None = None,
+    scales: torch.Tensor | None = None,
+    *_: Any,
+) -> list[int]:
     """bitsandbytes/backends/default/ops.py: the whole weight in the input's dtype, and its scales if it packs them."""
-    scales = nested.get("absmax_8bit")
     return [shape[0] * shape[1] * a.element_size(), 0 if scales is None else 4 * scales.numel()]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from autoft.planner.assembly import Assembly
 from autoft.planner.depth import Depth, as_events
 from autoft.planner.loop import Loop, Phase
 from autoft.planner.trace import KIND, Event
@@ -21,6 +22,8 @@ class Weight:
 
     trained: adapters, or with method full all weights.
     stored: in the checkpoint; other buffers are made with the model. params: how many weights it holds, packed or not.
+    first: what the checkpoint calls it, or the first of its pieces. assembly: how it is made, unless it is only read;
+    result: the key of its storage there.
     """
 
     name: str
@@ -33,6 +36,9 @@ class Weight:
     params: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+    first: str
+    assembly: Assembly | None
+    result: int
 
 
 def stored_tensors(model: Any) -> Iterator[torch.Tensor]:
@@ -58,8 +64,8 @@ def _state_tensors(module: Any, weight: torch.Tensor) -> Iterator[torch.Tensor]:
                 yield tensor
 
 
-def weights_of(model: Any, depth: Depth | None) -> list[Weight]:
-    """Every tensor once, in the order of the modules."""
+def weights_of(model: Any, depth: Depth | None, made: dict[str, Assembly]) -> list[Weight]:
+    """Every tensor once, in the order of the modules. made: how the checkpoint's become the base's."""
     found: dict[int, Weight] = {}
     pattern = re.compile(rf"{re.escape(depth.path)}\.(\d+)\." if depth else r"$^(\d)")
     tensors = [
@@ -73,6 +79,8 @@ def weights_of(model: Any, depth: Depth | None) -> list[Weight]:
             continue
         state = getattr(tensor, "quant_state", None)
         match = pattern.search(name)
+        own = _in_base(name)
+        assembly = made.get(own)
         found[id(tensor)] = Weight(
             name=name,
             layer=int(match[1]) if match else None,
@@ -84,6 +92,9 @@ def weights_of(model: Any, depth: Depth | None) -> list[Weight]:
             params=state.shape.numel() if state is not None else tensor.numel(),
             shape=tuple(tensor.shape),
             dtype=tensor.dtype,
+            first=assembly.first if assembly else own,
+            assembly=assembly if assembly and len(assembly.events) > 1 else None,
+            result=assembly.results[own] if assembly else 0,
         )
     return list(found.values())
 
@@ -106,15 +117,16 @@ def full_depth(weights: list[Weight], depth: Depth | None) -> list[Weight]:
             for layer in range(depth.layers):
                 for like in by_layer[depth.stands_for[layer]]:
                     name = like.name.replace(f"{depth.path}.{like.layer}.", f"{depth.path}.{layer}.")
-                    full.append(replace(like, name=name, layer=layer))
+                    first = re.sub(rf"(^|\.){like.layer}\.", rf"\g<1>{layer}.", like.first, count=1)
+                    full.append(replace(like, name=name, layer=layer, first=first))
     return full
 
 
 def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[int]) -> list[Phase]:
     """Loading: transformers' from_pretrained with a device map, k-bit preparation, the adapter. Adds to `kinds`.
 
-    convert_and_load_state_dict_in_model of transformers/core_model_loading.py: one tensor after another in the natural
-    order of their names, read in 16 bits, packed, and dropped; prepare_model_for_kbit_training of peft/utils/other.py:
+    convert_and_load_state_dict_in_model of transformers/core_model_loading.py: one weight after another in the natural
+    order of the checkpoint's names, read in 16 bits, packed, and dropped; prepare_model_for_kbit_training of peft/utils/other.py:
     float32 copies in the order of the modules, then the cache is emptied.
     """
     events: list[Event] = []
@@ -131,16 +143,23 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
     parameters = [w for w in weights if not w.adapter and w.stored]
     stored = parameters
     if loop.device_map or quantized:
-        stored = sorted(parameters, key=lambda w: _natural(w.name))
+        stored = sorted(parameters, key=lambda w: _natural(w.first))
         width = 4 if recipe.weights_dtype == "float32" else 2
         whole = sum(w.params * bits // 8 if w.state else width * w.params for w in parameters)
         drop(take(whole, "temporaries"), whole)
     halves: dict[str, int] = {}  # to be copied into float32
     maps: list[int] = []  # that bitsandbytes keeps for all weights
+    assembled: dict[str, dict[int, tuple[int, int]]] = {}
     for weight in stored:
         upcast = recipe.kbit_upcast and weight.dtype == torch.float32
-        size = 2 * weight.params if weight.state or upcast else weight.size
-        key = take(size, "temporaries" if weight.state else "weights")
+        kind = "temporaries" if weight.state else "weights"
+        if weight.assembly is None or stored is parameters:
+            size = 2 * weight.params if weight.state or upcast else weight.size
+            key = take(size, kind)
+        else:
+            if weight.first not in assembled:
+                assembled[weight.first] = _assemble(weight.assembly, kind, take, drop)
+            key, size = assembled[weight.first][weight.result]
         if weight.state:
             _pack(weight, take, drop, maps)
             drop(key, size)
@@ -175,6 +194,20 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
             drop(first[number], 2 * weight.params)
     phases.append(Phase("load", as_events(events), loop.empty_cache))
     return phases
+
+
+def _assemble(
+    assembly: Assembly, kind: str, take: Callable[[int, str], int], drop: Callable[[int, int], None]
+) -> dict[int, tuple[int, int]]:
+    """Its events. Returns key and size of what each of its own keys made; `kind` is that of its results."""
+    made: dict[int, tuple[int, int]] = {}
+    results = set(assembly.results.values())
+    for own, size in assembly.events:
+        if size > 0:
+            made[own] = take(size, kind if own in results else "temporaries"), size
+        else:
+            drop(*made[own])
+    return made
 
 
 def _pack(weight: Weight, take: Callable[[int, str], int], drop: Callable[[int, int], None], maps: list[int]) -> None:
@@ -229,6 +262,10 @@ def _measure_rows(
         drop(key, size)
 
 
+def _in_base(name: str) -> str:
+    """A weight's name in the base, before adapters and packed experts."""
+    return re.sub(r"^base_model\.model\.|\.base_layer\b|\.parametrizations\b|\.original$", "", name)
+
+
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    name = re.sub(r"base_model\.model\.|\.base_layer", "", name)
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]

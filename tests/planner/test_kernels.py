@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from torch.nn import functional
@@ -16,6 +17,7 @@ from autoft.planner.ghost import _backward, rehearse
 from autoft.planner.kernels import Kernels, fused_4bit_product, scratch
 from autoft.planner.loop import OURS
 from autoft.planner.trace import KIND, Trace
+from autoft.trainer.experts import pack_on_meta
 from autoft.trainer.recipe import Recipe
 from autoft.units import MIB
 from tests.planner.families import family_config
@@ -214,6 +216,17 @@ def test_four_bit_weights_are_unpacked_for_many_rows_and_not_for_few() -> None:
     found = step_of(recipe, ADA)
     forward = next(phase for phase in found.phases if phase.name == "forward")
     assert sum(size == unpacked for _, size in forward.events) >= 3 * 2  # gate, up and down of each layer
+
+
+@pytest.mark.parametrize("device", [CPU, ADA])
+@pytest.mark.parametrize("nested", [False, True])
+def test_scales_that_are_packed_too_are_unpacked_with_the_weight(device: Device, nested: bool) -> None:
+    rows, inner, columns = 4096, 128, 256
+    packed, state = pack_on_meta(tensor(columns, inner), "nf4", nested)
+    weight, scales = 2 * columns * inner, 4 * columns * inner // 64
+    found = taken(device, lambda x: bitsandbytes.matmul_4bit(x, packed, quant_state=state), tensor(rows, inner))
+    before = [scales, scales, weight] if device.cuda else [weight, scales]
+    assert found == [*(size for size in before if nested or size != scales), 2 * rows * columns]
 
 
 # --- autocast
