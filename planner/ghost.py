@@ -448,10 +448,11 @@ def _assemble(
 ) -> Rehearsal:
     """Loading, then two optimizer steps, every key of its own."""
     load_kinds: list[int] = []
-    phases = load_phases(recipe, weights, loop, load_kinds)
+    workspace = device.cublas_workspace_bytes if device.cuda else 0
+    phases = load_phases(recipe, weights, loop, load_kinds, workspace)
     kinds: list[Any] = [load_kinds]
     num_keys = len(load_kinds)
-    workspace = device.cublas_workspace_bytes if device.cuda else 0
+    asked = KIND["workspaces"] in load_kinds  # each thread asks for its own, and loading's runs the forwards
     optimizer_first, optimizer_steady, optimizer_kinds, managed, optimizer_made, optimizer_work = optimizer
     makers: list[tuple[int, Extension | list[Made]]] = []
     state_from = 0
@@ -474,7 +475,7 @@ def _assemble(
             after = events[over:]
             for name, start, end in (("forward", 0, begun), ("backward", begun, over)):
                 piece, at = events[start:end], end - start
-                if workspace and step == 1 and number == 0:
+                if workspace and step == 1 and number == 0 and not (asked and name == "forward"):
                     at = _first_product(extension, start, end) - start
                     piece = np.insert(piece, at, (num_keys, workspace), axis=0)
                     kinds.append([KIND["workspaces"]])

@@ -15,6 +15,9 @@ from autoft.planner.loop import Loop, Phase
 from autoft.planner.trace import KIND, Event
 from autoft.trainer.recipe import Recipe
 
+Take = Callable[[int, str], int]  # (bytes, kind) -> key
+Drop = Callable[[int, int], None]  # (key, bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Weight:
@@ -122,11 +125,14 @@ def full_depth(weights: list[Weight], depth: Depth | None) -> list[Weight]:
     return full
 
 
-def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[int]) -> list[Phase]:
+def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[int], workspace: int = 0) -> list[Phase]:
     """Loading: transformers' from_pretrained with a device map, k-bit preparation, the adapter. Adds to `kinds`.
 
+    workspace: in bytes, of cuBLAS, where the device has one.
+
     convert_and_load_state_dict_in_model of transformers/core_model_loading.py: one weight after another in the natural
-    order of the checkpoint's names, read in 16 bits, packed, and dropped; prepare_model_for_kbit_training of peft/utils/other.py:
+    order of the checkpoint's names, read in 16 bits, packed, and dropped; prepare_model_for_kbit_training of
+    peft/utils/other.py:
     float32 copies in the order of the modules, then the cache is emptied.
     """
     events: list[Event] = []
@@ -176,29 +182,12 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
     for weight in weights:
         if not weight.stored:
             take(weight.size, "weights")
-    adapters = [w for w in weights if w.adapter]
-    # PEFT makes them in the dtype in which their layer computes, which is no float in 8 bits, and casts them all
-    # afterwards; tuners/tuners_utils.py, _get_base_layer_device_and_dtype
-    wide = recipe.quant_type == "int8" or recipe.adapter_dtype != "float32" or recipe.base_dtype == "float32"
-    halved = [] if wide else adapters
-    named = {w.name: w for w in parameters}
-    first = []
-    for weight in halved:
-        _measure_rows(weight, named, take, drop)
-        first.append(take(2 * weight.params, "temporaries"))
-    for number, weight in enumerate(adapters):
-        if not halved:
-            _measure_rows(weight, named, take, drop)
-        take(weight.size, "adapter")
-        if halved:
-            drop(first[number], 2 * weight.params)
+    _add_adapters(recipe, [w for w in weights if w.adapter], parameters, take, drop, workspace)
     phases.append(Phase("load", as_events(events), loop.empty_cache))
     return phases
 
 
-def _assemble(
-    assembly: Assembly, kind: str, take: Callable[[int, str], int], drop: Callable[[int, int], None]
-) -> dict[int, tuple[int, int]]:
+def _assemble(assembly: Assembly, kind: str, take: Take, drop: Drop) -> dict[int, tuple[int, int]]:
     """Its events. Returns key and size of what each of its own keys made; `kind` is that of its results."""
     made: dict[int, tuple[int, int]] = {}
     results = set(assembly.results.values())
@@ -210,7 +199,7 @@ def _assemble(
     return made
 
 
-def _pack(weight: Weight, take: Callable[[int, str], int], drop: Callable[[int, int], None], maps: list[int]) -> None:
+def _pack(weight: Weight, take: Take, drop: Drop, maps: list[int]) -> None:
     """bitsandbytes.functional.quantize_4bit and, for its scales, quantize_blockwise, in their order; or in 8 bits.
 
     maps: what the first scales that are packed leave for good, name2qmap["dynamic"] of the same file.
@@ -246,20 +235,85 @@ def _pack(weight: Weight, take: Callable[[int, str], int], drop: Callable[[int, 
         drop(plain, scales)
 
 
-def _measure_rows(
-    adapter: Weight, named: dict[str, Weight], take: Callable[[int, str], int], drop: Callable[[int, int], None]
+def _add_adapters(
+    recipe: Recipe, adapters: list[Weight], base: list[Weight], take: Take, drop: Drop, workspace: int
 ) -> None:
-    """Before DoRA's lengths are made: the weight if it is packed, its update, that scaled, and their sum.
+    """PEFT's get_peft_model, then the dtype of trainer/build.py: add_adapter.
 
-    DoraLinearLayer.update_layer of peft/tuners/lora/dora.py. Each is taken to be as wide as the widest, float32.
+    update_layer of peft/tuners/lora/layer.py: matrices in float32, in the dtype in which their layer computes (which is
+    no float in 8 bits), rows measured for DoRA; cast_adapter_dtype of tuners_utils.py, at the end: float32 again.
+    workspace: of cuBLAS, which DoRA's first product asks for.
     """
-    if "lora_magnitude_vector" not in adapter.name:
-        return
-    base = named[re.sub(r"lora_magnitude_vector\.\w+", "base_layer", adapter.name)]
-    size = 4 * base.params if base.state else base.size
-    made = [take(size, "temporaries") for _ in range(4 if base.state else 3)]
-    for key in made:
+    halved = recipe.quant_type != "int8" and recipe.base_dtype != "float32"
+    wide = recipe.adapter_dtype == "float32"
+    named = {_in_base(w.name): w for w in base}
+    layers: dict[str, list[Weight]] = {}
+    for weight in adapters:
+        layers.setdefault(weight.name.partition(".lora_")[0], []).append(weight)
+    made: list[tuple[int, int]] = []
+    for layer in layers.values():
+        rows = [w for w in layer if "lora_magnitude_vector" in w.name]
+        matrices = [w for w in layer if w not in rows]
+        kind = "temporaries" if halved or not wide else "adapter"
+        keys = [(take(4 * w.params, kind), 4 * w.params) for w in matrices]
+        if halved:
+            for number, (key, size) in enumerate(keys):
+                keys[number] = take(size // 2, "temporaries"), size // 2
+                drop(key, size)
+        for weight in rows:
+            name = re.sub(r"lora_magnitude_vector\.\w+", "base_layer", weight.name)
+            keys.append(_measure_rows(weight, matrices, named[_in_base(name)], recipe, take, drop, workspace))
+            workspace = 0
+        made += keys
+    for number, ((key, size), weight) in enumerate(zip(made, adapters, strict=True)):
+        if size < 4 * weight.params:
+            made[number] = take(4 * weight.params, "adapter" if wide else "temporaries"), 4 * weight.params
+            drop(key, size)
+    if not wide:
+        for (key, size), weight in zip(made, adapters, strict=True):
+            take(weight.size, "adapter")
+            drop(key, size)
+
+
+def _measure_rows(
+    magnitudes: Weight, matrices: list[Weight], base: Weight, recipe: Recipe, take: Take, drop: Drop, workspace: int
+) -> tuple[int, int]:
+    """DoraLinearLayer.update_layer of peft/tuners/lora/dora.py. Returns key and size of what stays.
+
+    A copy of a packed layer and its weight unpacked; the update, in float32 for float16; that scaled; their sum.
+    """
+    width = 4 if recipe.base_dtype == "float32" else 2
+    through_float32 = recipe.base_dtype == "float16"
+    passing: list[tuple[int, int]] = []
+
+    def hold(size: int) -> None:
+        passing.append((take(size, "temporaries"), size))
+
+    if through_float32:
+        for matrix in matrices:
+            hold(4 * matrix.params)
+    if base.state:
+        for size in (*base.state, base.size, *base.state):  # the layer and its weight each hold the state
+            hold(size)
+        scales = (take(4 * base.state[0], "temporaries"), 4 * base.state[0]) if len(base.state) > 2 else None
+        hold(width * base.params)
+        if scales:
+            drop(*scales)
+    product = take((4 if through_float32 else width) * base.params, "temporaries")
+    if workspace:
+        take(workspace, "workspaces")
+    if through_float32:
+        hold(width * base.params)
+        drop(product, 4 * base.params)
+    else:
+        passing.append((product, width * base.params))
+    scaled = take(width * base.params, "temporaries")
+    hold(width * base.params)
+    drop(scaled, width * base.params)
+    kept = take(width * magnitudes.params, "temporaries" if width == 2 else "adapter")
+    for key, size in passing:
         drop(key, size)
+    return kept, width * magnitudes.params
 
 
 def _in_base(name: str) -> str:

@@ -46,7 +46,11 @@ def test_experts_lie_beside_their_stack_and_stacks_beside_what_joins_them() -> N
     one = 2 * width * hidden
     made = assemblies(config, Recipe())["model.layers.0.mlp.experts.gate_up_proj"]
     assert made.first == "model.layers.0.block_sparse_moe.experts.0.w1.weight"
-    assert [size for _, size in made.events if size > 0] == [*[one] * 2 * experts, *[one * experts] * 2, 2 * one * experts]
+    assert [size for _, size in made.events if size > 0] == [
+        *[one] * 2 * experts,
+        *[one * experts] * 2,
+        2 * one * experts,
+    ]
     live = [sum(size for _, size in made.events[: number + 1]) for number in range(len(made.events))]
     assert max(live) == 4 * experts * one  # both stacks, and both of them joined
     assert live[-1] == 2 * experts * one
