@@ -43,3 +43,11 @@ class Device:
         """
         assert self.capability is not None
         return 32 * MIB if self.capability[0] in (9, 10, 12) else 2 * 4096 * 1024 + 8 * 16 * 1024
+
+    @property
+    def threads_per_multiprocessor(self) -> int:
+        """That are resident at most; CUDA C++ Programming Guide, technical specifications per compute capability."""
+        assert self.capability is not None
+        if self.capability == (7, 5):
+            return 1024
+        return 1536 if self.capability in ((8, 6), (8, 7), (8, 9)) or self.capability[0] in (11, 12) else 2048

@@ -35,6 +35,7 @@ from autoft.planner.attention import (
     math_attention,
 )
 from autoft.planner.device import Device
+from autoft.planner.reduction import reduction_scratch
 from autoft.planner.trace import Scratch, count, stands_for
 from autoft.planner.work import passed_over, product
 from autoft.trainer import environment
@@ -89,6 +90,8 @@ class _FusedRmsNorm(torch.autograd.Function):
 
 _ARITHMETIC = (torch.ops.aten.add, torch.ops.aten.sub, torch.ops.aten.mul, torch.ops.aten.div)
 
+_SUMS = (torch.ops.aten.sum.dim_IntList, torch.ops.aten.sum.default, torch.ops.aten.mean.dim)
+
 
 def scratch(device: Device) -> dict[Any, Scratch]:
     """Scratch memory of `device`'s kernels, by operation."""
@@ -107,6 +110,10 @@ def scratch(device: Device) -> dict[Any, Scratch]:
         torch.ops.aten._foreach_norm.Scalar: Scratch(_foreach_norm, before=True),
         torch.ops.aten.embedding_dense_backward.default: Scratch(_embedding_backward),
         torch.ops.aten._index_put_impl_.default: Scratch(_index_put, before=True),
+        **dict.fromkeys(_SUMS, Scratch(functools.partial(reduction_scratch, device))),
+        torch.ops.aten.linalg_vector_norm.default: Scratch(
+            lambda x, _order=2, dims=None, *_, **__: reduction_scratch(device, x, dims)
+        ),
         torch.ops.bitsandbytes.gemm_4bit.default: Scratch(
             functools.partial(_gemm_4bit, device), before=True, product=True
         ),
@@ -128,15 +135,18 @@ def _foreach_norm(tensors: list[torch.Tensor], *_: Any, **__: Any) -> list[int]:
     return [4 * len(tensors) * -(-max(t.numel() for t in tensors) // 65536)]
 
 
-def _embedding_backward(grad: torch.Tensor, indices: torch.Tensor, *_: Any, **__: Any) -> list[int]:
+def _embedding_backward(grad: torch.Tensor, indices: torch.Tensor, vocabulary: int, *_: Any, **__: Any) -> list[int]:
     """aten/native/cuda/Embedding.cu and EmbeddingBackwardKernel.cu: above 3,072 tokens these are sorted first.
 
-    Sums of up to ten of a token, float32, for as many as there are tokens, and seven lists of a number each. Leaves
-    out: what cub takes to sort.
+    Lists of a number for each token, for each word and for each part of a word's tokens, of ten at most; then a sum in
+    float32 for each part. Leaves out: what cub takes to sort.
     """
-    if indices.numel() <= 3072:
+    tokens = indices.numel()
+    if tokens <= 3072:
         return []
-    return [*[8 * indices.numel()] * 7, max(4, grad.element_size()) * grad.numel()]
+    words = min(tokens, vocabulary)
+    parts = tokens // 10 + words
+    return [*[8 * tokens] * 3, 8, *[8 * words] * 2, 8, 8 * parts, max(4, grad.element_size()) * parts * grad.size(-1)]
 
 
 def _index_put(_: torch.Tensor, indices: list[torch.Tensor], *__: Any, **___: Any) -> list[int]:
@@ -325,8 +335,10 @@ _LOWER = frozenset(
 _CUDA_FLOAT32 = frozenset(
     ("acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt", "sinh",
      "tan", "pow", "__pow__", "__rpow__", "softplus", "layer_norm", "rms_norm", "group_norm", "nll_loss", "kl_div",
-     "l1_loss", "smooth_l1_loss", "mse_loss", "dist", "renorm", "logsumexp", "norm", "cumprod", "cumsum", "prod", "sum")
+     "l1_loss", "smooth_l1_loss", "mse_loss", "dist", "renorm", "logsumexp", "norm", "cumprod", "cumsum")
 )  # fmt: skip
+# These read 16 bits and add in float32, with no copy; aten/native/ReduceOps.cpp, make_reduction_from_out_ty
+_CUDA_SUMS = frozenset(("prod", "sum"))
 _SOFTMAX = frozenset(("softmax", "log_softmax"))
 _SDPA = functional.scaled_dot_product_attention
 
@@ -417,8 +429,12 @@ _CUDA_FORMS: dict[str, Callable[..., Any]] = {
 }
 
 
-Treatment = Literal["none", "attention", "softmax", "form", "lower", "float32"]
+Treatment = Literal["none", "attention", "softmax", "form", "lower", "float32", "sum"]
 _TREATMENTS: dict[Any, Treatment] = {}  # as there are few functions, and each is called often
+
+
+def _is_half(x: Any = None, *_: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.dtype in (torch.float16, torch.bfloat16)
 
 
 def _treatment(func: Any) -> Treatment:
@@ -432,6 +448,8 @@ def _treatment(func: Any) -> Treatment:
         return "lower"
     if name in _CUDA_FLOAT32:
         return "float32"
+    if name in _CUDA_SUMS:
+        return "sum"
     return "form" if name in _CUDA_FORMS else "none"
 
 
@@ -522,6 +540,8 @@ class Kernels(TorchFunctionMode):
                 args, kwargs = _cast(lambda value: self._lower(value, dtype), args, kwargs)
             elif treatment == "float32" and self.device.cuda:
                 args, kwargs = _cast(_float32, args, kwargs)
+            elif treatment == "sum" and self.device.cuda and _is_half(*args) and kwargs.get("dtype") is None:
+                kwargs = kwargs | {"dtype": torch.float32}
         return func(*args, **kwargs)
 
     def _lower(self, value: Any, dtype: torch.dtype) -> Any:

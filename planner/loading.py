@@ -132,8 +132,7 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
 
     convert_and_load_state_dict_in_model of transformers/core_model_loading.py: one weight after another in the natural
     order of the checkpoint's names, read in 16 bits, packed, and dropped; prepare_model_for_kbit_training of
-    peft/utils/other.py:
-    float32 copies in the order of the modules, then the cache is emptied.
+    peft/utils/other.py: float32 copies in the order of the modules, then the cache is emptied.
     """
     events: list[Event] = []
 

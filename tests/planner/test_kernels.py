@@ -262,6 +262,34 @@ def test_norms_of_rows_are_float32_under_cuda_s_autocast_without_a_copy_of_the_r
     assert taken(CPU, norm, tensor(S, D)) == [2 * S]
 
 
+def test_sums_of_16_bits_are_float32_under_cuda_s_autocast_without_a_copy_of_what_is_added() -> None:
+    def total(x: torch.Tensor) -> Any:
+        with torch.autocast("cpu", dtype=BF16):
+            return x.sum(dim=1)
+
+    assert taken(ADA, total, tensor(S, D)) == [4 * S]
+    assert taken(CPU, total, tensor(S, D)) == [2 * S]
+
+
+def test_blocks_that_share_an_output_add_their_parts_in_global_memory() -> None:
+    # seen on described cards: 170 multiprocessors of 1536 threads, 54 blocks of 32 x 4 outputs each, so 38 share one
+    blackwell = Device((12, 0), 170)
+    rows = tensor(4, 2048, 6912)
+    assert taken(blackwell, lambda x: x.sum(dim=(0, 1)), rows) == [2 * 6912, 134_479_872, 4 * 54]
+    assert taken(blackwell, lambda x: x.sum(dim=-1), rows) == [2 * 4 * 2048]  # a warp has an output of its own
+    assert taken(Device((12, 0)), lambda x: x.sum(dim=(0, 1)), rows) == [2 * 6912]  # how many it has is not known
+
+
+def test_gradients_of_an_embedding_are_added_by_parts_of_ten_tokens() -> None:
+    # seen on a described RTX 4090: 4,096 tokens of a vocabulary of 256,000, 2,048 wide
+    words, width, tokens = 256_000, 2048, 4096
+    ids = torch.empty(4, 1024, dtype=torch.long, device="meta")
+    grad = tensor(4, 1024, width, dtype=FP32)
+    back = torch.ops.aten.embedding_dense_backward.default
+    found = taken(ADA, lambda ids, grad: back(grad, ids, words, -1, False), ids, grad)
+    assert found == [4 * words * width, *[8 * tokens] * 3, 8, *[8 * tokens] * 2, 8, 36_040, 36_904_960]
+
+
 def test_a_cpu_copies_the_narrower_input_into_the_wider_dtype() -> None:
     inputs = (tensor(S, D), tensor(S, D, dtype=FP32))
     assert taken(CPU, torch.mul, *inputs) == [4 * S * D, 4 * S * D]
