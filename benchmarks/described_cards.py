@@ -96,7 +96,7 @@ def _run_all(options: argparse.Namespace, out: Path) -> None:
         if before["versions"] != record["versions"]:
             sys.exit(f"{out} was measured with other versions; give another file with --out")
         record = before
-    known = {row["case"]["id"] for row in record["rows"]} - set() if not options.again else set()
+    known = set() if options.again else {row["case"]["id"] for row in record["rows"]}
     cases = [case for case in read_cases(CASES) if options.only in case["id"] and case["id"] not in known]
     with tempfile.TemporaryDirectory() as temporary:
         predict = Predictor(Path(temporary) / "configs")
@@ -186,7 +186,7 @@ def _phases_of(told: Json) -> Json:
         whole = {"steady_step": max(figures[name] for name in steady), **figures}
         for phase in PHASES:
             found.setdefault(phase, [0, 0])[measure] = whole[phase]
-    return {"phases": found}
+    return {"phases": found} | ({"retries": told["retries"]} if told.get("retries") else {})
 
 
 def _gpu_of(card: str, standin: Path) -> Json:
