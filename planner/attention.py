@@ -220,7 +220,7 @@ def flash_splits(device: Device, batch: int, heads: int, length: int, keys: int,
 class EfficientAttention(torch.autograd.Function):
     """As flash, with a mask; aten .../transformers/cuda/attention.cu and attention_backward.cu.
 
-    The log-sum-exp is rounded up to 32 queries. Heads above 128 are summed in float32 beside a 16-bit output. The
+    The log-sum-exp is rounded up to 32 queries, and empty where no gradient is wanted. Heads above 128 are summed in float32 beside a 16-bit output. The
     backward takes the gradients of grouped keys and values for all heads, and sums them in the end.
     """
 
@@ -231,7 +231,8 @@ class EfficientAttention(torch.autograd.Function):
         on_device = device.torch >= EFFICIENT_TAKES_GROUPS
         generator = [q.new_empty((), dtype=torch.int64) for _ in range(2)] if on_device else []
         out = q.new_empty(batch, length, heads, v.size(-1)).transpose(1, 2)
-        logsumexp = q.new_empty(batch, heads, -(-length // 32) * 32, dtype=torch.float32)
+        rounded = -(-length // 32) * 32 if any(ctx.needs_input_grad[:3]) else 0
+        logsumexp = q.new_empty(batch, heads, rounded, dtype=torch.float32)
         if max(q.size(-1), v.size(-1)) > 128 and q.dtype != torch.float32:
             sums = q.new_empty(batch, length, heads, v.size(-1), dtype=torch.float32)
             del sums

@@ -200,7 +200,8 @@ class Trace(TorchDispatchMode):
                 result = differs(result, *args, **kwargs)
         if scratch is not None and scratch.before:
             taken = self._take_scratch(scratch, args, kwargs)
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+        made = result if isinstance(result, (tuple, list)) else (result,)
+        for tensor in reversed(made) if func in _LAST_FIRST else made:
             if isinstance(tensor, torch.Tensor) and tensor.is_meta:
                 self.follow(tensor)
         section = self.sections[-1]
@@ -318,6 +319,8 @@ _OF_LISTS: dict[Any, Callable[[torch.Tensor], torch.Tensor]] = {
     torch.ops.aten._foreach_sqrt.default: torch.empty_like,
     torch.ops.aten._foreach_norm.Scalar: lambda tensor: tensor.new_empty(()),
 }
+# What makes its second result first: the mask; aten/native/cuda/Dropout.cu, dropout_cuda
+_LAST_FIRST = frozenset((torch.ops.aten.native_dropout.default,))
 # Products by cuBLAS
 _PRODUCTS = frozenset(
     getattr(getattr(torch.ops.aten, name), form)

@@ -86,8 +86,9 @@ def test_flash_backward_takes_a_float32_gradient_and_all_heads_of_grouped_keys()
 
 
 def test_the_efficient_kernel_rounds_logsumexp_up_to_32_queries() -> None:
-    q, k, v = (tensor(B, H, 70, D, dtype=FP16) for _ in range(3))
+    q, k, v = (tensor(B, H, 70, D, dtype=FP16, trained=True) for _ in range(3))
     assert taken(OLD, attend, q, k, v) == [2 * B * H * 70 * D, 4 * B * H * 96]
+    assert taken(OLD, torch.no_grad()(attend), *(t.detach() for t in (q, k, v))) == [2 * B * H * 70 * D]
 
 
 def test_the_efficient_kernel_keeps_the_generator_s_state_on_the_device_from_torch_2_14_on() -> None:
@@ -175,8 +176,8 @@ def test_softmax_backward_makes_a_temporary_as_large_as_its_gradient(dtype: torc
     assert len(cuda) == len(cpu) + (1 if dtype == FP32 else -1)  # the CPU copies float16 forth and back
 
 
-def test_dropout_keeps_a_byte_a_value() -> None:
-    assert taken(ADA, lambda x: functional.dropout(x, 0.1), tensor(B, S, D)) == [2 * B * S * D, B * S * D]
+def test_dropout_keeps_a_byte_a_value_and_makes_it_first() -> None:
+    assert taken(ADA, lambda x: functional.dropout(x, 0.1), tensor(B, S, D)) == [B * S * D, 2 * B * S * D]
 
 
 def test_rms_norm_is_one_kernel_that_keeps_a_float32_a_row() -> None:
