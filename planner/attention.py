@@ -220,8 +220,9 @@ def flash_splits(device: Device, batch: int, heads: int, length: int, keys: int,
 class EfficientAttention(torch.autograd.Function):
     """As flash, with a mask; aten .../transformers/cuda/attention.cu and attention_backward.cu.
 
-    The log-sum-exp is rounded up to 32 queries, and empty where no gradient is wanted. Heads above 128 are summed in float32 beside a 16-bit output. The
-    backward takes the gradients of grouped keys and values for all heads, and sums them in the end.
+    The log-sum-exp is rounded up to 32 queries, and empty where no gradient is wanted. Heads above 128 are summed in
+    float32 beside a 16-bit output. The backward takes the gradients of grouped keys and values for all heads, and sums
+    them in the end.
     """
 
     @staticmethod

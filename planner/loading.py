@@ -244,7 +244,6 @@ def _add_adapters(
     workspace: of cuBLAS, which DoRA's first product asks for.
     """
     halved = recipe.quant_type != "int8" and recipe.base_dtype != "float32"
-    wide = recipe.adapter_dtype == "float32"
     named = {_in_base(w.name): w for w in base}
     layers: dict[str, list[Weight]] = {}
     for weight in adapters:
@@ -253,8 +252,7 @@ def _add_adapters(
     for layer in layers.values():
         rows = [w for w in layer if "lora_magnitude_vector" in w.name]
         matrices = [w for w in layer if w not in rows]
-        kind = "temporaries" if halved or not wide else "adapter"
-        keys = [(take(4 * w.params, kind), 4 * w.params) for w in matrices]
+        keys = [(take(4 * w.params, "temporaries" if halved else "adapter"), 4 * w.params) for w in matrices]
         if halved:
             for number, (key, size) in enumerate(keys):
                 keys[number] = take(size // 2, "temporaries"), size // 2
@@ -266,10 +264,10 @@ def _add_adapters(
         made += keys
     for number, ((key, size), weight) in enumerate(zip(made, adapters, strict=True)):
         if size < 4 * weight.params:
-            made[number] = take(4 * weight.params, "adapter" if wide else "temporaries"), 4 * weight.params
+            made[number] = take(4 * weight.params, "adapter"), 4 * weight.params
             drop(key, size)
-    if not wide:
-        for (key, size), weight in zip(made, adapters, strict=True):
+    for (key, size), weight in zip(made, adapters, strict=True):
+        if weight.size < size:
             take(weight.size, "adapter")
             drop(key, size)
 
