@@ -182,6 +182,12 @@ class Trace(TorchDispatchMode):
         if func is torch.ops.aten.add.Tensor and self._adds_in_place(args):
             self.count(kernels(func, args, kwargs, args[0]))
             return args[0]
+        if func in _WRITTEN_IN_PLACE and self._held_by_a_sum is not None and not torch.is_grad_enabled():
+            scratch = self.scratch.get(_WRITTEN_IN_PLACE[func])
+            for key, size in self._take_scratch(scratch, args, kwargs) if scratch else ():
+                self.drop(key, size)
+            self.count(kernels(func, args, kwargs, args[0]))
+            return args[0]
         self._operation = func if self.kernel is None else self.kernel
         differs = self.results.get(func)
         key = None if differs is not None else key_of(func, args, kwargs)
@@ -318,6 +324,14 @@ def _on_meta(tensors: Any) -> bool:
 _OF_LISTS: dict[Any, Callable[[torch.Tensor], torch.Tensor]] = {
     torch.ops.aten._foreach_sqrt.default: torch.empty_like,
     torch.ops.aten._foreach_norm.Scalar: lambda tensor: tensor.new_empty(()),
+}
+# What a backward writes into zeros that it has just made, unless a dispatch mode looks on; torch/csrc/autograd/
+# FunctionsManual.cpp and aten .../TensorAdvancedIndexing.cpp ask areAnyTensorSubclassLike
+_WRITTEN_IN_PLACE = {
+    torch.ops.aten.index_put.default: torch.ops.aten._index_put_impl_.default,
+    torch.ops.aten.scatter.src: torch.ops.aten.scatter_.src,
+    torch.ops.aten.scatter_add.default: torch.ops.aten.scatter_add_.default,
+    torch.ops.aten.index_add.default: torch.ops.aten.index_add_.default,
 }
 # What makes its second result first: the mask; aten/native/cuda/Dropout.cu, dropout_cuda
 _LAST_FIRST = frozenset((torch.ops.aten.native_dropout.default,))
