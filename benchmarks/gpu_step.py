@@ -115,11 +115,11 @@ def measure(request: Json) -> Iterator[Json]:
         run = phase("load", None, lambda: Run(recipe, weights, device))
         for step in (1, 2):
             for _ in range(min(2, request.get("accumulation", 1))):
-                run.batch = {}
+                run.batch, loss = {}, None
                 loss = phase("forward", step, run.forward)
                 phase("backward", step, loss.backward)
-                del loss
             phase("optimizer", step, run.optimize)
+            del loss  # as the trainer, which reads it after the step
             run.forget()
         if after:
             phase("evaluation", None, run.evaluate)

@@ -84,7 +84,7 @@ class FlashAttention(torch.autograd.Function):
             )
             del parts
         generator = (q.new_empty(2, dtype=torch.int64), q.new_empty((), dtype=torch.int64))
-        ctx.save_for_backward(q, k, v, out, logsumexp, *generator)
+        ctx.save_for_backward(k, q, v, logsumexp, out, *generator)  # dropped by name, as the node of autograd has them
         ctx.causal = causal
         count(attention(q, k, v, causal=causal))
         return out
@@ -92,7 +92,7 @@ class FlashAttention(torch.autograd.Function):
     @staticmethod
     @stands_for("flash attention", "aten .../transformers/cuda/flash_attn/flash_api.cpp, mha_bwd")
     def backward(ctx: Any, grad: Any) -> Any:
-        q, k, v, out, *_ = ctx.saved_tensors
+        k, q, v, _, out, *_ = ctx.saved_tensors
         batch, heads, length, dim = q.shape
         grad, out = (t.transpose(1, 2).contiguous() for t in (grad, out))
         like = [torch.empty_like(t) for t in (q, k, v)]
@@ -102,7 +102,7 @@ class FlashAttention(torch.autograd.Function):
         if k.size(1) != heads:
             expanded = [t.new_empty(batch, t.size(2), heads, t.size(3)) for t in (k, v)]
             del expanded
-        del delta, accumulator
+        del accumulator, delta
         count(attention(q, k, v, causal=ctx.causal, backward=True))
         return (*like, None, None)
 
@@ -237,15 +237,15 @@ class EfficientAttention(torch.autograd.Function):
         if max(q.size(-1), v.size(-1)) > 128 and q.dtype != torch.float32:
             sums = q.new_empty(batch, length, heads, v.size(-1), dtype=torch.float32)
             del sums
-        ctx.save_for_backward(q, k, v, out, logsumexp, *generator, *(() if bias is None else (bias,)))
-        ctx.capability, ctx.causal = device.capability, causal
+        ctx.save_for_backward(*(() if bias is None else (bias,)), k, q, v, logsumexp, out, *generator)
+        ctx.capability, ctx.causal, ctx.biased = device.capability, causal, bias is not None
         count(attention(q, k, v, causal=causal, efficient=True))
         return out
 
     @staticmethod
     @stands_for("memory-efficient attention", "aten .../transformers/cuda/attention_backward.cu")
     def backward(ctx: Any, grad: Any) -> Any:
-        q, k, v, *_ = ctx.saved_tensors
+        k, q, v = ctx.saved_tensors[ctx.biased :][:3]
         batch, heads, length, dim = q.shape
         grad = grad.transpose(1, 2).contiguous()
         like = [t.new_empty(t.size(0), t.size(2), t.size(1), t.size(3)).transpose(1, 2) for t in (q, k, v)]

@@ -22,9 +22,10 @@ from autoft.units import GIB, MIB, size
 # Assumptions. A CUDA context takes a few hundred MiB. A CPU's memory is shared with everything else that runs.
 CUDA_CONTEXT_BYTES = 512 * MIB
 RAM_USABLE = 0.85
-# Of what is reserved, kept free besides: the worst of 25 runs that others measured reserved 5.85 % more than predicted
-# (benchmarks/results/measured_runs.json; a test compares).
-GPU_MARGIN = 0.07
+# Of what is reserved, kept free besides: twice the most by which our trainer passed its prediction on a described card
+# (benchmarks/results/described_cards.json; a test compares; docs/decisions/0018-memory-margin.md).
+GPU_MARGIN = 0.03
+MARGIN_REASON = "on described cards the worst of our runs took 1.4% more than predicted"
 # Assumption: what NCCL takes for its channels beside PyTorch's allocator, the more of two figures that were measured on
 # A100s with NVLink: 544 MB a GPU in a group of two, 688 MB in a larger one (github.com/NVIDIA/nccl, issue 964).
 NCCL_BYTES = 688 * MIB
@@ -112,7 +113,7 @@ class Target:
         """What the memory figures take for granted."""
         if self.gpu is None:
             return ("memory: tensors of the step; libraries and the allocator's own share come on top on a CPU",)
-        margin = f"memory: {GPU_MARGIN:.0%} is kept free: of 25 measured runs the worst took 6% more than predicted"
+        margin = f"memory: {GPU_MARGIN:.0%} is kept free; {MARGIN_REASON}"
         if self.gpu.compute_capability in MEASURED_CONTEXT_BYTES:
             return (margin,)
         notes = [
