@@ -55,10 +55,19 @@ MOSTLY = 0.9
 OTHER_KEYS_OF_CASES = ("id", "card", "shape", "layers", "accumulation")
 # Why a row misses: (a part of its id, the phase or "", the measure or "", the cause). The first that fits is told
 CAUSES: tuple[tuple[str, str, str, str], ...] = (
-    ("int8", "", "", "LLM.int8's columns of outliers are assumed, one in a thousand; a described card's zeros have none"),
+    ("int8", "", "", "one column of outliers in a thousand is assumed; a described card's zeros have none"),
     ("packing", "", "", "the batch's second row ends in padding; the estimate takes rows that are full"),
     ("kbit_upcast", "load", "allocated", "the mean of a weight's scales takes 1 KiB, which the rehearsal leaves out"),
-    ("a100-qwen2.5-0.5b-l4-lora-s1024-b4", "", "reserved", "what cub takes to sort indices is left out"),
+    ("loss=selected", "", "reserved", "cached blocks went back at the card's limit; the estimate has none"),
+    *(
+        (
+            part,
+            "",
+            "reserved",
+            "a segment of 2 MiB: the order in which autocast drops its casts, and what cub takes to sort",
+        )
+        for part in ("a100-qwen2.5-0.5b-l4-lora-s1024-b4", "phi-3.5-mini-l4-lora-s4096", "qwen3-30b-a3b-l2-lora-s512")
+    ),
 )
 
 

@@ -149,12 +149,12 @@ def _embedding_backward(grad: torch.Tensor, indices: torch.Tensor, vocabulary: i
     return [*[8 * tokens] * 3, 8, *[8 * words] * 2, 8, 8 * parts, max(4, grad.element_size()) * parts * grad.size(-1)]
 
 
-def _index_put(_: torch.Tensor, indices: list[torch.Tensor], *__: Any, **___: Any) -> list[int]:
+def _index_put(_: torch.Tensor, indices: list[torch.Tensor | None], *__: Any, **___: Any) -> list[int]:
     """aten/native/cuda/Indexing.cu, index_put_with_sort_kernel: places in one number, sorted, with where they were.
 
     Leaves out: what cub takes to sort.
     """
-    return [8 * indices[0].numel()] * 4
+    return [8 * max(index.numel() for index in indices if index is not None)] * 4
 
 
 def _gemm_4bit(

@@ -291,6 +291,19 @@ def test_gradients_of_an_embedding_are_added_by_parts_of_ten_tokens() -> None:
     assert found == [4 * words * width, *[8 * tokens] * 3, 8, *[8 * tokens] * 2, 8, 36_040, 36_904_960]
 
 
+def test_the_gradient_of_chosen_columns_is_written_into_zeros_in_place() -> None:
+    picked, columns = torch.zeros(7, dtype=torch.long, device="meta"), 12
+    rows = tensor(S, columns, dtype=FP32, trained=True)
+    trace = Trace(scratch(ADA))
+    trace.ignore(picked)
+    trace.ignore(rows)
+    with trace, trace.autograd():
+        _backward(rows[:, picked].sum())
+    found = [size for section in trace.sections for _, size in section.events]
+    assert found.count(4 * S * columns) == 1  # the gradient
+    assert found.count(8 * 7) == 4  # where to write
+
+
 def test_a_cpu_copies_the_narrower_input_into_the_wider_dtype() -> None:
     inputs = (tensor(S, D), tensor(S, D, dtype=FP32))
     assert taken(CPU, torch.mul, *inputs) == [4 * S * D, 4 * S * D]

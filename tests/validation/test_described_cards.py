@@ -1,4 +1,4 @@
-"""What the results of benchmarks/described_cards.py must show: how near our own trainer's memory is to its prediction."""
+"""What benchmarks/described_cards.py must have found: how near our own trainer's memory is to its prediction."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def bench():
 
 
 @pytest.fixture(scope="module")
-def lived(bench):
+def lived():
     record = json.loads((BENCHMARKS / "results" / "described_cards.json").read_text(encoding="utf-8"))
     assert len(record["rows"]) >= 120
     assert {row["card"] for row in record["rows"]} == {"t4", "rtx3060", "rtx4090", "rtx5090", "a100"}
