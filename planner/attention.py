@@ -92,9 +92,10 @@ class FlashAttention(torch.autograd.Function):
     @staticmethod
     @stands_for("flash attention", "aten .../transformers/cuda/flash_attn/flash_api.cpp, mha_bwd")
     def backward(ctx: Any, grad: Any) -> Any:
-        k, q, v, _, out, *_ = ctx.saved_tensors
+        saved = list(ctx.saved_tensors)
+        k, q, v, _, out = saved[:5]
         batch, heads, length, dim = q.shape
-        grad, out = (t.transpose(1, 2).contiguous() for t in (grad, out))
+        rows = [t.transpose(1, 2).contiguous() for t in (grad, out)]
         like = [torch.empty_like(t) for t in (q, k, v)]
         rounded = -(-length // 128) * 128
         delta = q.new_empty(batch, heads, rounded, dtype=torch.float32)
@@ -102,9 +103,17 @@ class FlashAttention(torch.autograd.Function):
         if k.size(1) != heads:
             expanded = [t.new_empty(batch, t.size(2), heads, t.size(3)) for t in (k, v)]
             del expanded
-        del accumulator, delta
+        del accumulator, delta, rows, out
         count(attention(q, k, v, causal=ctx.causal, backward=True))
+        del q, k, v, _
+        _end(saved)
         return (*like, None, None)
+
+
+def _end(saved: list[torch.Tensor]) -> None:
+    """What a node has unpacked ends with it, the last first, as C++ has it. What it still holds outlives this."""
+    while saved:
+        saved.pop()
 
 
 def _rounded_head(dim: int) -> int:
@@ -245,7 +254,8 @@ class EfficientAttention(torch.autograd.Function):
     @staticmethod
     @stands_for("memory-efficient attention", "aten .../transformers/cuda/attention_backward.cu")
     def backward(ctx: Any, grad: Any) -> Any:
-        k, q, v = ctx.saved_tensors[ctx.biased :][:3]
+        saved = list(ctx.saved_tensors)
+        k, q, v = saved[ctx.biased :][:3]
         batch, heads, length, dim = q.shape
         grad = grad.transpose(1, 2).contiguous()
         like = [t.new_empty(t.size(0), t.size(2), t.size(1), t.size(3)).transpose(1, 2) for t in (q, k, v)]
@@ -262,6 +272,8 @@ class EfficientAttention(torch.autograd.Function):
         workspace = q.new_empty(batch * heads * floats, dtype=torch.float32)
         del delta, workspace, expanded
         count(attention(q, k, v, causal=ctx.causal, backward=True, efficient=True))
+        del q, k, v
+        _end(saved)
         return (*like, None, None, None)
 
 

@@ -123,3 +123,18 @@ def test_flash_attention_2_is_refused_where_it_is_not_installed_or_cannot_run(
     line = next(line for line in done.err.splitlines() if line.startswith("Error: "))
     assert "flash_attention_2 needs" in line
     assert "To fix: " in done.err
+
+
+def test_a_plan_file_runs_on_the_card_it_is_for_and_history_tells_of_it(on_card, tiny_model, data_file, tmp_path):
+    card, plan = on_card("rtx3060", truth=True), tmp_path / "plan.toml"
+    planned = card.warm("plan", *run(tiny_model, data_file, plan, max_steps=2)[1:])
+    assert planned.code == 0, planned.err
+    assert planned.contexts == []
+    done = card.warm("run", plan, "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    assert (done.json["job"]["device"], done.json["steps"]) == ("cuda", 2)
+    shown = card.warm("history")
+    assert shown.code == 0, shown.err
+    assert "RTX 3060" in shown.out
+    cleared = card.warm("history", "--clear", "--yes", "--device", "3060")
+    assert cleared.code == 0, cleared.err
