@@ -141,6 +141,26 @@ def gpu_report(record: dict[str, Any]) -> str:
     return str(report(record))
 
 
+def on_described_cards(record: dict[str, Any]) -> str:
+    """Recipes of our own trainer met to the byte, phase by phase, and why the others are not."""
+    told = record["summary"]
+    cards = ", ".join(sorted(card["name"].removeprefix("NVIDIA ") for card in record["cards"].values()))
+    lines = [f"{told['lived']} recipes that lived, torch {record['versions']['torch']}, {record['date']}", cards]
+    for measure in ("allocated", "reserved"):
+        lines += ["", f"{f'{measure}: predicted / counted by PyTorch':<54}{'equal':>6}{'farthest':>12}"]
+        lines.append(f"  {'all of a run':<52}{told[measure]['equal']:>6}{told[measure]['worst']:>+12.3%}")
+        for phase, found in told[measure]["phases"].items():
+            lines.append(f"  {phase.replace('_', ' '):<52}{found['equal']:>6}{found['worst']:>+12.3%}")
+    causes: dict[str, list[float]] = {}
+    for row in record["rows"]:
+        for miss in sorted(row["misses"], key=lambda miss: abs(miss["error"]))[-1:]:
+            causes.setdefault(miss["cause"], []).append(miss["error"])
+    lines += ["", "runs that are not met, and why"]
+    for cause, errors in sorted(causes.items(), key=lambda item: -len(item[1])):
+        lines.append(f"{len(errors):>4}  to {max(errors, key=abs):+.3%}: {cause}")
+    return "\n".join(lines)
+
+
 def speed(record: dict[str, Any]) -> str:
     """Seconds that an estimate adds to bare imports, and memory of its process."""
     from autoft.units import size
@@ -189,6 +209,7 @@ OTHERS: dict[str, Callable[[], str]] = {
     "benchmarks/results/loading_order.json, our own loop": of_results("loading_order", predictable),
     "benchmarks/results/cpu_memory.json": of_results("cpu_memory", errors_on_the_cpu),
     "benchmarks/results/gpu_evidence.json": of_results("gpu_evidence", gpu_report),
+    "benchmarks/results/described_cards.json": of_results("described_cards", on_described_cards),
     "benchmarks/results/planner_speed.json": of_results("planner_speed", speed),
 }
 

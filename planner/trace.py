@@ -184,8 +184,8 @@ class Trace(TorchDispatchMode):
             return args[0]
         if func in _WRITTEN_IN_PLACE and self._held_by_a_sum is not None and not torch.is_grad_enabled():
             scratch = self.scratch.get(_WRITTEN_IN_PLACE[func])
-            for key, size in self._take_scratch(scratch, args, kwargs) if scratch else ():
-                self.drop(key, size)
+            for own, size in self._take_scratch(scratch, args, kwargs) if scratch else ():
+                self.drop(own, size)
             self.count(kernels(func, args, kwargs, args[0]))
             return args[0]
         self._operation = func if self.kernel is None else self.kernel
