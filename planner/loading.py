@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -128,8 +129,7 @@ def full_depth(weights: list[Weight], depth: Depth | None) -> list[Weight]:
 def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[int], workspace: int = 0) -> list[Phase]:
     """Loading: transformers' from_pretrained with a device map, k-bit preparation, the adapter. Adds to `kinds`.
 
-    workspace: in bytes, of cuBLAS, where the device has one.
-
+    workspace: in bytes, of cuBLAS, where the device has one. Follows
     convert_and_load_state_dict_in_model of transformers/core_model_loading.py: one weight after another in the natural
     order of the checkpoint's names, read in 16 bits, packed, and dropped; prepare_model_for_kbit_training of
     peft/utils/other.py: float32 copies in the order of the modules, then the cache is emptied.
@@ -155,6 +155,7 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
     halves: dict[str, int] = {}  # to be copied into float32
     maps: list[int] = []  # that bitsandbytes keeps for all weights
     assembled: dict[str, dict[int, tuple[int, int]]] = {}
+    waiting: Counter[int] = Counter()  # weights that are still to be packed from one storage
     for weight in stored:
         upcast = recipe.kbit_upcast and weight.dtype == torch.float32
         kind = "temporaries" if weight.state else "weights"
@@ -163,11 +164,14 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
             key = take(size, kind)
         else:
             if weight.first not in assembled:
-                assembled[weight.first] = _assemble(weight.assembly, kind, take, drop)
+                made = assembled[weight.first] = _assemble(weight.assembly, kind, take, drop)
+                waiting.update(made[result][0] for result in weight.assembly.results.values())
             key, size = assembled[weight.first][weight.result]
+            waiting[key] -= 1
         if weight.state:
             _pack(weight, take, drop, maps)
-            drop(key, size)
+            if not waiting[key]:
+                drop(key, size)
         elif upcast:
             halves[weight.name] = key
     for weight in parameters:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from unittest import mock
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, core_model_loading
+from transformers import AutoConfig, AutoModelForCausalLM, core_model_loading
 
 from autoft.planner.assembly import assemblies
+from autoft.planner.depth import shortened
 from autoft.planner.device import Device
 from autoft.planner.ghost import find_depth, rehearse
+from autoft.planner.loop import OURS
 from autoft.trainer.recipe import Recipe
 from tests.planner.families import family_config
 
@@ -67,3 +70,18 @@ def test_each_layer_s_experts_are_put_together_while_a_model_loads(settings) -> 
     assert load.count(-joined) == (config.num_hidden_layers if settings else 0)  # packed, and dropped
     named = [w.first for w in found.weights if re.search(r"experts.*gate_up_proj", w.name)]
     assert named == [f"model.layers.{n}.block_sparse_moe.experts.0.w1.weight" for n in range(config.num_hidden_layers)]
+
+
+def test_weights_that_are_cut_from_one_tensor_end_it_together() -> None:
+    """HRM's checkpoints hold queries, keys and values in one tensor, of which transformers takes views."""
+    config = shortened(AutoConfig.for_model("hrm_text"), 1)
+    several = [made for made in assemblies(config, Recipe(attention="eager")).values() if len(made.results) > 1]
+    assert several
+    assert {len(set(made.results.values())) for made in several} == {1}
+    recipe = Recipe(method="qlora", quant_type="nf4", attention="eager")
+    found = rehearse(recipe, config, AMPERE, depth=None, loop=replace(OURS, evaluates=False))
+    living: set[int] = set()
+    for phase in found.phases:
+        for key, size in phase.events.tolist() if phase.name == "load" else ():
+            assert (key in living) == (size < 0)
+            living ^= {key}
