@@ -29,15 +29,17 @@ def rehearsed(**changes):
     return rehearse(Recipe(**{**QLORA, **changes}), config, T4, depth=None, loop=PLAIN)
 
 
-def test_adapters_of_4_bit_layers_are_made_in_16_bits_and_cast_when_all_are_there():
-    """q_proj's A (8, 64) and B (64, 8): 1,024 bytes each, then 2,048, and those before go one by one."""
+def test_adapters_of_4_bit_layers_go_from_float32_to_16_bits_and_back_when_all_are_there():
+    """q_proj's A (8, 64) and B (64, 8): 2,048 bytes each, moved one by one to 1,024, then 2,048 again."""
     rehearsal = rehearsed()
     keys = [key for key, kind in enumerate(rehearsal.kinds) if kind == KIND["adapter"]]
-    events = [event for phase in rehearsal.phases if phase.name == "load" for event in pairs(phase.events)]
+    events = [event for phase in rehearsal.phases if phase.name == "load" for event in pairs(phase.events)][-10:]
     half = 2 * RANK * HIDDEN
-    first = [key for key, size in events[-6:-4]]
-    assert [size for _, size in events[-6:]] == [half, half, 2 * half, -half, 2 * half, -half]
-    assert [key for key, _ in events[-6:]] == [*first, keys[0], first[0], keys[1], first[1]]
+    made, moved = [key for key, _ in events[:2]], [events[2][0], events[4][0]]
+    assert [size for _, size in events[:6]] == [2 * half, 2 * half, half, -2 * half, half, -2 * half]
+    assert [key for key, _ in events[:6]] == [*made, moved[0], made[0], moved[1], made[1]]
+    assert [size for _, size in events[6:]] == [2 * half, -half, 2 * half, -half]
+    assert [key for key, _ in events[6:]] == [keys[0], moved[0], keys[1], moved[1]]
 
 
 def test_adapters_of_8_bit_layers_are_made_in_float32():
