@@ -146,7 +146,7 @@ def test_another_gpu_and_less_memory_are_named_and_who_holds_it(planned: Plan) -
     notes = again(on_gpu(planned, target="NVIDIA L4 (22.0 GiB)"), Hardware(host=HOST, gpus=(gpu,))).notes
     assert "planned for NVIDIA L4, and this is NVIDIA GeForce RTX 3060" in notes
     assert (
-        "less memory than planned for: 5.6 GiB can be used now, 11.5 GiB then; python (pid 4321) holds 5.0 GiB" in notes
+        "less memory than planned for: 5.8 GiB can be used now, 11.5 GiB then; python (pid 4321) holds 5.0 GiB" in notes
     )
 
 
