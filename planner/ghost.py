@@ -12,7 +12,7 @@ import torch
 import transformers.masking_utils
 
 from autoft.errors import ModelError
-from autoft.planner.assembly import assemblies
+from autoft.planner.assembly import Assembly, assemblies
 from autoft.planner.attention import Backend
 from autoft.planner.depth import Depth, Events, Extension, Ints, MismatchError, as_events, depth_of, shortened
 from autoft.planner.device import Device
@@ -125,7 +125,11 @@ def _rehearse(
         model = (replace(recipe, micro_batch=1, seq_len=1, optimizer="adamw_torch"), *around)
         kept.make_room()
         if model not in kept.steps:
-            kept.steps[model] = _Step(recipe, config, *around)
+            rehearsed = shortened(config, depth.rehearsed) if depth else config
+            loaded = (depth, recipe.weights_dtype, recipe.attention)
+            if loaded not in kept.assemblies:
+                kept.assemblies[loaded] = assemblies(rehearsed, recipe)
+            kept.steps[model] = _Step(recipe, rehearsed, kept.assemblies[loaded], *around)
         step = kept.steps[model].of(recipe)
         first = step.micro_batch()
         rest = step.micro_batch() if accumulate else None
@@ -151,9 +155,10 @@ def _rehearse(
 
 @dataclass(slots=True)
 class Kept:
-    """What rehearsals of one configuration share: models, by all that shapes them, and evaluations."""
+    """What rehearsals of one configuration share: models, by all that shapes them, evaluations, how weights load."""
 
     steps: dict[Any, _Step] = field(default_factory=dict)
+    assemblies: dict[Any, dict[str, Assembly]] = field(default_factory=dict)
     evaluations: dict[Any, dict[str, Extension]] = field(default_factory=dict)
 
     def make_room(self) -> None:
@@ -164,17 +169,26 @@ class Kept:
 
 
 class _Step:
-    """One micro-batch's forward and backward, with marks where layers begin and end. weights: of the full depth."""
+    """One micro-batch's forward and backward, with marks where layers begin and end. weights: of the full depth.
+
+    config: of the layers that `depth` rehearses. made: how loading makes their weights.
+    """
 
     def __init__(
-        self, recipe: Recipe, config: Any, device: Device, depth: Depth | None, loop: Loop, backend: Backend | None
+        self,
+        recipe: Recipe,
+        config: Any,
+        made: dict[str, Assembly],
+        device: Device,
+        depth: Depth | None,
+        loop: Loop,
+        backend: Backend | None,
     ) -> None:
         self.recipe, self.device, self.depth, self.loop, self.backend = recipe, device, depth, loop, backend
-        rehearsed = shortened(config, depth.rehearsed) if depth else config
-        model = self.model = build_model(recipe, config=rehearsed, weights=None, device="meta")
+        model = self.model = build_model(recipe, config=config, weights=None, device="meta")
         model.config.use_cache = False
         arrange(model, recipe, loop)
-        self.weights = full_depth(weights_of(model, depth, assemblies(rehearsed, recipe)), depth)
+        self.weights = full_depth(weights_of(model, depth, made), depth)
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.trace: Trace | None = None
         self.layers = 0

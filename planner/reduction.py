@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ def reduction_scratch(device: Device, x: torch.Tensor, dims: Any = None, *_: Any
     wanted = {dim % x.ndim for dim in _listed(dims)} if x.ndim else set()
     reduced = _joined((x.size(dim), x.stride(dim)) for dim in range(x.ndim) if dim in wanted or not wanted)
     kept = _joined((x.size(dim), x.stride(dim)) for dim in range(x.ndim) if wanted and dim not in wanted)
-    outputs, inputs = _product(kept), _product(reduced)
+    outputs, inputs = (math.prod(size for size, _ in group) for group in (kept, reduced))
     along = not kept or (bool(reduced) and reduced[0][1] < kept[0][1])  # the reduced dimension is the fastest one
     fastest = reduced if along else kept
     vector, (width, height) = 1, (inputs, outputs) if along else (outputs, inputs)
@@ -67,13 +68,6 @@ def _joined(dims: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             found.append((size, stride))
     return found
-
-
-def _product(dims: list[tuple[int, int]]) -> int:
-    total = 1
-    for size, _ in dims:
-        total *= size
-    return total
 
 
 def _output_vector(kept: list[tuple[int, int]], reduced: list[tuple[int, int]]) -> int:
