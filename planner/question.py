@@ -95,6 +95,7 @@ class Question:
         found = Search(
             estimate=self.estimate,
             available_bytes=self.target.available_bytes,
+            context_bytes=self.target.device_bytes(0, self.num_gpus),
             weights_bytes=self.weights_bytes,
             padding=self.padded,
             lighter=self.lighter,

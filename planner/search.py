@@ -39,16 +39,17 @@ class Pruned:
 
 @dataclass(slots=True)
 class Search:
-    """estimate: rehearses. padding: tokens of a micro-batch of so many rows, padding included, over those of as many
-    rows as long as the sequence. weights_bytes: the least that a recipe's base takes of the device. lighter: the same
-    recipe with less optimizer state, None if there is none. gpu: a card, not a CPU, where large tensors can take more
-    than their share of time.
+    """estimate: rehearses. context_bytes: what a run takes of the device before its first tensor. padding: tokens of a
+    micro-batch of so many rows, padding included, over those of as many rows as long as the sequence. weights_bytes:
+    the least that a recipe's base takes of the device. lighter: the same recipe with less optimizer state, None if
+    there is none. gpu: a card, not a CPU, where large tensors can take more than their share of time.
 
     found: what was rehearsed. pruned: why the rest was not.
     """
 
     estimate: Callable[[Recipe], Estimate]
     available_bytes: int
+    context_bytes: int
     weights_bytes: Callable[[Recipe], int]
     padding: Callable[[int], float]
     lighter: Callable[[Recipe], Recipe | None]
@@ -165,14 +166,17 @@ class Search:
         return 1
 
     def _may_fit(self, recipe: Recipe, smallest: Candidate, larger: Candidate) -> bool:
-        """Whether the line through two smaller ones stays under the limit: memory bends upwards, never below it.
+        """Whether a line through the allocated bytes of two smaller ones stays under the limit.
 
-        Or above by no more than the optimizer's state, where that can be less.
+        The peak is the highest of many lines, so it bends upwards and never runs below this one. What is reserved jumps
+        by whole segments, and may: it only never is less than what is allocated. The optimizer's state does not count
+        where there can be less of it.
         """
         least, more = smallest.recipe.micro_batch, larger.recipe.micro_batch
-        slope = (larger.estimate.device_bytes - smallest.estimate.device_bytes) / (more - least)
+        before, now = smallest.estimate.peak_allocated_bytes, larger.estimate.peak_allocated_bytes
+        expected = now + (now - before) / (more - least) * (recipe.micro_batch - more)
         spare = _state(smallest) if self.lighter(recipe) is not None else 0
-        return self._misses(larger) + slope * (recipe.micro_batch - more) <= spare
+        return self.context_bytes + expected - spare <= self.available_bytes
 
     def _may_be_quicker(self, smaller: Recipe, best: Candidate) -> bool:
         """A card takes no less than half the time for half the rows, so only padding speaks for fewer."""

@@ -59,6 +59,7 @@ def search(world: dict[str, Any]) -> Search:
     return Search(
         estimate=lambda recipe: estimate(world, recipe),
         available_bytes=world["room"],
+        context_bytes=0,
         weights_bytes=lambda recipe: world["weights"] * base_bits(recipe),
         padding=lambda micro_batch: 1.0,
         lighter=lambda recipe: lighter(recipe, "cuda", {}),

@@ -51,6 +51,8 @@ PINNED = (
     {"method": "qlora", "micro_batch": 1},
     {"optimizer": "adamw_torch", "loss": "logits", "micro_batch": 4},
 )
+# No st.data(): Hypothesis 6.170 replays a failure that has drawn from it without drawing, and tells of that instead
+ROOMS = st.tuples(st.integers(0, 500), st.sampled_from([0, -1, 1]))
 LENGTHS = st.none() | st.lists(st.integers(1, SEQ_LEN), min_size=1, max_size=30)
 quick = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 
@@ -124,20 +126,19 @@ def question(model: Path) -> Iterator[Remembered]:
         os.sched_setaffinity(0, cores)
 
 
-def rooms(question: Remembered) -> st.SearchStrategy[int]:
-    """Memory from too little to plenty, and just what some candidate needs, or a byte less."""
-    needs = question.needs
-    just = st.sampled_from(needs) | st.sampled_from([need - 1 for need in needs])
-    return just | st.integers(needs[0] - 1, needs[-1] + 1)
+def room(question: Remembered, drawn: tuple[int, int]) -> int:
+    """Bytes: just what some candidate needs, or a byte less or more; one of ROOMS says which."""
+    place, more = drawn
+    return question.needs[place % len(question.needs)] + more
 
 
 @quick
-@given(st.data(), st.sampled_from(PREFERENCES), LENGTHS, st.sampled_from(PINNED))
-def test_more_memory_never_leads_to_what_comes_later(question, data, prefer, lengths, pins) -> None:
+@given(st.tuples(ROOMS, ROOMS), st.sampled_from(PREFERENCES), LENGTHS, st.sampled_from(PINNED))
+def test_more_memory_never_leads_to_what_comes_later(question, two, prefer, lengths, pins) -> None:
     asked = question.where(0, prefer, lengths, **pins)
     asked = replace(asked, needs=tuple(sorted({c.estimate.device_bytes for c in asked.all()})))
-    less, more = sorted((data.draw(rooms(asked)), data.draw(rooms(asked))))
-    small, large = (question.where(room, prefer, lengths, **pins) for room in (less, more))
+    less, more = sorted(room(asked, drawn) for drawn in two)
+    small, large = (question.where(limit, prefer, lengths, **pins) for limit in (less, more))
     with_less, with_more = small.best(), large.best()
     if with_less is None:
         return
@@ -152,8 +153,8 @@ def test_more_memory_never_leads_to_what_comes_later(question, data, prefer, len
 @pytest.mark.parametrize("pins", [{}, {"micro_batch": 2}])
 def test_no_step_of_memory_on_the_way_up_leads_to_what_comes_later(question, pins, prefer) -> None:
     places = []
-    for room in question.needs:
-        asked = question.where(room, prefer, **pins)
+    for need in question.needs:
+        asked = question.where(need, prefer, **pins)
         if (choice := asked.best()) is not None:
             places.append(order(asked.candidate(choice.recipe), prefer))
     assert len(places) > 1
@@ -161,10 +162,10 @@ def test_no_step_of_memory_on_the_way_up_leads_to_what_comes_later(question, pin
 
 
 @quick
-@given(st.data(), st.sampled_from(PREFERENCES), LENGTHS)
-def test_the_few_that_are_rehearsed_hold_the_best_of_all(question, data, prefer, lengths) -> None:
+@given(ROOMS, st.sampled_from(PREFERENCES), LENGTHS)
+def test_the_few_that_are_rehearsed_hold_the_best_of_all(question, drawn, prefer, lengths) -> None:
     """But for times that are as good as equal, and what `memory` puts behind the memory."""
-    asked = question.where(data.draw(rooms(question)), prefer, lengths)
+    asked = question.where(room(question, drawn), prefer, lengths)
     found, best = asked.best(), choose(asked.all(), prefer=prefer)
     assert (found is None) == (best is None)
     if found is None or best is None:
@@ -177,9 +178,9 @@ def test_the_few_that_are_rehearsed_hold_the_best_of_all(question, data, prefer,
 
 
 @quick
-@given(st.data(), st.sampled_from(PREFERENCES), LENGTHS, PINS)
-def test_something_is_chosen_where_anything_fits_and_it_fits(question, data, prefer, lengths, pins) -> None:
-    asked = question.where(data.draw(rooms(question)), prefer, lengths, **pins)
+@given(ROOMS, st.sampled_from(PREFERENCES), LENGTHS, PINS)
+def test_something_is_chosen_where_anything_fits_and_it_fits(question, drawn, prefer, lengths, pins) -> None:
+    asked = question.where(room(question, drawn), prefer, lengths, **pins)
     choice = asked.best()
     assert (choice is not None) == any(candidate.estimate.fits == "yes" for candidate in asked.all())
     if choice is not None:
@@ -189,17 +190,17 @@ def test_something_is_chosen_where_anything_fits_and_it_fits(question, data, pre
 
 
 @quick
-@given(st.data(), st.sampled_from(PREFERENCES), st.randoms(use_true_random=False))
-def test_the_order_in_which_candidates_come_does_not_matter(question, data, prefer, rng: random.Random) -> None:
-    everything = question.where(data.draw(rooms(question)), prefer).all()
+@given(ROOMS, st.sampled_from(PREFERENCES), st.randoms(use_true_random=False))
+def test_the_order_in_which_candidates_come_does_not_matter(question, drawn, prefer, rng: random.Random) -> None:
+    everything = question.where(room(question, drawn), prefer).all()
     shuffled = rng.sample(everything, len(everything))
     assert choose(shuffled, prefer=prefer) == choose(everything, prefer=prefer)
 
 
 @quick
-@given(st.data(), st.sampled_from(PREFERENCES), PINS)
-def test_a_pin_is_honoured_in_all_that_is_looked_at(question, data, prefer, pins) -> None:
-    found = question.where(data.draw(rooms(question)), prefer, **pins).search()
+@given(ROOMS, st.sampled_from(PREFERENCES), PINS)
+def test_a_pin_is_honoured_in_all_that_is_looked_at(question, drawn, prefer, pins) -> None:
+    found = question.where(room(question, drawn), prefer, **pins).search()
     assert found.found or found.pruned
     for recipe in found.found:
         assert {name: getattr(recipe, name) for name in pins} == pins

@@ -75,7 +75,9 @@ def test_a_smoke_run_measures_in_fresh_processes_and_goes_on_where_it_stopped(
     assert set(free["predicted"]["phases"]) - set(free["measured"]["phases"]) == {"evaluation", "save"}
     # the growth of a process holds at least the tensors, and not many times as much
     assert 0.3 < free["predicted"]["peak_allocated_bytes"] / free["measured"]["peak_allocated_bytes"] < 1.1
-    assert (small["predicted"]["fits"], small["measured"]["died_in"]) == ("no", "forward of step 1")
+    # on a CPU the cap is on addresses: a thread that finds its allocator busy takes 128 MiB of them, in loading too
+    assert small["predicted"]["fits"] == "no"
+    assert small["measured"]["died_in"] in ("load", "forward of step 1")
     assert (large["predicted"]["fits"], "died_in" in large["measured"]) == ("yes", False)
     assert free["measured"]["step_time_s"] > 0
     assert (free["alone"], large["alone"]) == (True, False)
