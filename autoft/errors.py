@@ -18,8 +18,18 @@ AutoftError                     1  it failed
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+# What steers a terminal instead of showing in it: control characters, C1's among them, and changes of direction
+_STEERING = {number: f"\\x{number:02x}" for number in (*range(32), *range(127, 160))}
+_STEERING |= {number: f"\\u{number:04x}" for number in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+_STEERING_LINES = {number: text for number, text in _STEERING.items() if chr(number) not in "\t\n"}
+
+
+def harmless(text: str, *, one_line: bool = False) -> str:
+    """Text for a terminal: what would steer it is shown as an escape. one_line: the ends of lines as well."""
+    return text if text.isprintable() else text.translate(_STEERING if one_line else _STEERING_LINES)
 
 
 class AutoftError(Exception):
@@ -33,7 +43,8 @@ class AutoftError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        return self.what if self.fix is None else f"{self.what}\nTo fix: {self.fix}"
+        what = harmless(self.what, one_line=True)
+        return what if self.fix is None else f"{what}\nTo fix: {harmless(self.fix, one_line=True)}"
 
 
 class InputError(AutoftError):
@@ -88,6 +99,12 @@ class TrainingError(AutoftError):
 
 class OutOfMemory(TrainingError):  # noqa: N818
     pass
+
+
+def some(names: Sequence[str], at_most: int = 3) -> str:
+    """ "a, b, c and 2 more"."""
+    more = len(names) - at_most
+    return ", ".join(names[:at_most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def near(name: str, known: Iterable[str]) -> str:

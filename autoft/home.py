@@ -31,7 +31,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         yield staging
-        staging.chmod(0o777 & ~_umask())
+        share(staging)
         if _is_filled(target):  # another process was quicker
             shutil.rmtree(staging, ignore_errors=True)
         else:
@@ -69,7 +69,8 @@ def _is_filled(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def _umask() -> int:
+def share(path: Path) -> None:
+    """Give it the permissions that the user gives to new files: who writes aside under a secret name gives fewer."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

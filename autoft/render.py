@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import IO, Any, cast
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from autoft.errors import harmless
 
 NARROWEST = 40
 WIDTH_WITHOUT_TERMINAL = 100
@@ -28,7 +31,15 @@ def console(*, stderr: bool = False) -> Console:
     if stream.isatty():
         width = os.get_terminal_size(stream.fileno()).columns
     file = unbreakable(stream) if stderr else stream
-    return Console(file=file, width=max(NARROWEST, width), highlight=False)
+    return Harmless(file=file, width=max(NARROWEST, width), highlight=False)
+
+
+class Harmless(Console):
+    """A console that shows text and takes no orders from it: names, rows and answers come from anywhere."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(harmless(segment.text), segment.style)
 
 
 class Unbreakable:

@@ -74,6 +74,21 @@ def parse_toml(text: str, *, where: str) -> dict[str, Any]:
         ) from None
 
 
+def parse_json(text: str | bytes, *, where: str) -> Any:
+    """Raises: FileFormatError with the line of the first mistake."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        what = f"{where}:{error.lineno}: not JSON: {error.msg}"
+    except UnicodeDecodeError:
+        what = f"{where}: not UTF-8 text"
+    except RecursionError:
+        what = f"{where}: JSON nested too deeply"
+    except ValueError:  # of Python's limit
+        what = f"{where}: a number with too many digits"
+    raise FileFormatError(what, fix="restore the file, or write it anew")
+
+
 def read_text(path: Path) -> str:
     """Raises: FileFormatError when the file is missing, a folder, unreadable, or not UTF-8."""
     try:

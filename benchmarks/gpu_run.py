@@ -112,7 +112,8 @@ def killed_and_resumed(model: Path, data: Path, out: Path, settings: Json, *, sh
 
     settings: with save_steps, for the checkpoint, and more steps than shrink_after. On a CPU memory does not shrink.
     """
-    from autoft.trainer.output import CHECKPOINTS, unfinished
+    from autoft.trainer.output import unfinished
+    from autoft.trainer.ownership import CHECKPOINTS
     from autoft.trainer.record import EVENTS
 
     words = ["run", str(model), "--data", str(data), "-o", str(out)]

@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "state.safetensors"
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"step-(\d{8})")
 _WRITING, _ASIDE = ".writing-", ".not-whole-"
+# What is written below the folder of checkpoints; safetensors writes aside under a name of its own
+FILE = re.compile(r"(\.writing-|\.not-whole-)?step-\d{8}(-\d+)?/(\w+\.(json|safetensors)|\.tmp\w{6})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,9 @@ def write_checkpoint(
     """
     aside = parent / f"{_WRITING}{_name(step)}"
     parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
     try:
-        aside.mkdir()
+        aside.mkdir(exist_ok=True)
         tensors: dict[str, Any] = {}
         packed = json.dumps(_packed(state, tensors, ""))
         _save_tensors(tensors, aside / TENSORS)
@@ -78,12 +80,12 @@ def write_checkpoint(
         _write(aside / MANIFEST, json.dumps({**manifest, "sha256": digest_of_values(manifest)}, indent=1))
         sync(aside)
         target = parent / _name(step)
-        shutil.rmtree(target, ignore_errors=True)
+        _remove(target)
         aside.rename(target)
         aside = target  # which goes as well when the disk does not hold its name
         sync(parent)
     except OSError:
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
         raise
     total: int = sum(file["bytes"] for file in files.values())
     return Checkpoint(target, step, run_id, identity), total
@@ -121,6 +123,15 @@ def has_checkpoints(parent: Path) -> bool:
     return bool(_folders(parent))
 
 
+def is_written(parent: Path) -> bool:
+    """Whether a checkpoint is there that this program has written, whole but for what its manifest lists."""
+    for folder in _folders(parent):
+        with suppress(OutputError):
+            _read_manifest(folder)
+            return True
+    return False
+
+
 def checkpoint_path(parent: Path, step: int) -> Path:
     """Where the one of `step` is."""
     return parent / _name(step)
@@ -138,11 +149,20 @@ def retain(parent: Path, keep: int, also: Collection[int] = ()) -> None:
     folders = _folders(parent)
     for folder in folders[: max(0, len(folders) - keep)]:
         if _step(folder) not in also:
-            # the manifest first: what a kill leaves of the rest is then no checkpoint
-            (folder / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
     for aside in parent.glob(f"{_WRITING}*"):
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
+
+
+def _remove(folder: Path) -> None:
+    """With its files; one that is not a checkpoint's stays, and its folder. What the disk refuses stays too."""
+    with suppress(OSError):
+        # the manifest first: what a kill leaves of the rest is then no checkpoint
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for path in list(folder.iterdir()):
+            if FILE.fullmatch(f"{folder.name}/{path.name}"):
+                path.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _save_tensors(tensors: dict[str, Any], path: Path) -> None:

@@ -332,9 +332,21 @@ class Engine(SFTTrainer):  # type: ignore[misc]
     # Checkpoints
 
     def save(self) -> bool:
-        """A checkpoint of the last whole optimizer step; whether the disk took it."""
+        """A checkpoint of the last whole optimizer step; whether the disk took it.
+
+        Raises: TrainingError where a trained weight is no number any more.
+        """
         assert self.keeper is not None
+        self._check_weights()
         return self.keeper.save(self._snapshot(), {"trainer_state.json": self._trainer_state()})
+
+    def _check_weights(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and not bool(torch.isfinite(parameter.detach()).all()):
+                raise TrainingError(
+                    f"after step {self.progress.step} the trained weights are not finite, {name} for one",
+                    fix="lower learning_rate or weight_decay",
+                )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Weights and random numbers of `checkpoint`, and an optimizer that has seen nothing."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autoft.errors import ModelError
-from autoft.schema import read_text
+from autoft.home import sha256
+from autoft.schema import parse_json, read_text
 from autoft.trainer import environment
-from autoft.trainer.output import RESULT, unfinished
+from autoft.trainer.output import unfinished
+from autoft.trainer.ownership import CARD, RESULT
 from autoft.trainer.resolve import fetch, load_config, resolve
 from autoft.trainer.result import RunResult
+
+ADAPTER = "adapter_model.safetensors"
 
 
 def read_result(folder: Path) -> RunResult:
@@ -22,7 +25,29 @@ def read_result(folder: Path) -> RunResult:
         if unfinished(folder).is_dir():
             fix = f"autoft resume {folder} goes on with the unfinished one"
         raise ModelError(f"{folder}: holds no finished run", fix=fix)
-    return RunResult.from_dict(_json(folder / RESULT), where=str(folder / RESULT))
+    where = str(folder / RESULT)
+    told = parse_json(read_text(folder / RESULT), where=where)
+    if not isinstance(told, dict):
+        raise ModelError(f"{where}: holds no finished run", fix="give the folder that `autoft run` wrote")
+    return RunResult.from_dict(told, where=where)
+
+
+def check_unchanged(folder: Path, result: RunResult) -> None:
+    """Whether the run's files are what it wrote, byte by byte; people may write into its README.md.
+
+    Raises: ModelError naming the first that is gone or another.
+    """
+    for name, digest in result.artifacts.items():
+        path = folder / name
+        if name == CARD:
+            continue
+        if not path.is_file():
+            raise ModelError(f"{folder}: its {name} is gone", fix="restore the file, or run again")
+        if sha256(path) != digest:
+            raise ModelError(
+                f"{path}: not the file that the run wrote: its SHA-256 is another than {RESULT} has",
+                fix="restore the file, run again, or --accept-changes to use it as it is",
+            )
 
 
 def load_trained(folder: Path, result: RunResult, *, for_loss: bool = False) -> Any:
@@ -37,16 +62,44 @@ def load_trained(folder: Path, result: RunResult, *, for_loss: bool = False) -> 
         raise ModelError(f"{folder}: its {written} is gone", fix="run again, or restore the file")
     if whole:
         return _load(str(folder.resolve()), result, for_loss=for_loss)
+    if not (folder / ADAPTER).is_file():  # PEFT would look for a pickle, and then on the hub
+        raise ModelError(f"{folder}: its {ADAPTER} is gone", fix="run again, or restore the file")
     model = load_base(result, for_loss=for_loss)
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     from autoft.trainer.build import torch_dtype
 
-    model = PeftModel.from_pretrained(model, folder).eval()
+    try:
+        model = PeftModel.from_pretrained(model, folder).eval()
+    except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"{folder}: its adapter cannot be put on {result.job.model}: {reason}",
+            fix="restore its files, or run again",
+        ) from error
+    _check_keys(model, folder / ADAPTER)
     for name, parameter in model.named_parameters():
         if "lora_" in name:  # PEFT widens what is narrower than float32
             parameter.data = parameter.data.to(torch_dtype(recipe.adapter_dtype))
     return model
+
+
+def _check_keys(model: Any, path: Path) -> None:
+    """Raises: ModelError where the file has other weights than the model takes: PEFT only warns of that."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        stored = set(file.keys())
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if stored != wanted:
+        one = min(stored ^ wanted)
+        raise ModelError(
+            f"{path}: {one} is {'missing' if one in wanted else 'no weight of this adapter'}, "
+            f"{len(stored ^ wanted)} weights in all do not fit",
+            fix="restore the file, or run again",
+        )
 
 
 def load_base(result: RunResult, *, for_loss: bool = False) -> Any:
@@ -59,7 +112,7 @@ def load_run_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ModelError(
@@ -82,12 +135,3 @@ def _load(name: str, result: RunResult, *, for_loss: bool) -> Any:
     model = build_whole_base(recipe, load_config(ref, weights), weights, device, for_loss=for_loss).eval()
     model.config.use_cache = True
     return model
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ModelError(
-            f"{path}:{error.lineno}: not JSON: {error.msg}", fix="run again, or restore the file"
-        ) from None

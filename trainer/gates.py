@@ -124,7 +124,7 @@ def _prompts_are_as_trained(prepared: Prepared, rows: Sequence[Row], model: str)
     with tempfile.TemporaryDirectory(prefix="autoft-tokenizer-") as folder:
         prepared.tokenizer.save_pretrained(folder)
         try:
-            saved = AutoTokenizer.from_pretrained(folder)
+            saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # transformers raises of many kinds
             raise ModelError(
                 f"{model}: its tokenizer cannot be loaded again once saved: {' '.join(str(error).split())[:160]}",

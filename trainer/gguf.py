@@ -8,6 +8,7 @@ from pathlib import Path
 from autoft.errors import ModelError
 from autoft.home import home, new_folder, sha256
 from autoft.trainer import environment
+from autoft.trainer.gguf_header import check_header
 from autoft.trainer.output import check_disk
 
 
@@ -15,10 +16,7 @@ def check_gguf(path: Path) -> None:
     """Raises: ModelError when `path` is missing, no GGUF file, or shorter than the tensors it announces."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file", fix="check the path")
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise ModelError(f"{path}: not a GGUF file", fix="give a .gguf file, or the folder of a transformers model")
+    check_header(path)
     from gguf import GGUFReader
 
     try:
@@ -56,9 +54,13 @@ def convert(path: Path, folder: Path) -> None:
     environment.quiet()
     where, name = path.parent, path.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            where, gguf_file=name, dtype=torch.float32, quantization_config=GgufConfig(gguf_file=name, dequantize=True)
+            where,
+            gguf_file=name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(gguf_file=name, dequantize=True),
+            trust_remote_code=False,
         )
     except Exception as error:
         reason = " ".join(str(error).split())[:200]

@@ -75,5 +75,7 @@ class Job(Record):
             raise ValueError("group_by_length has nothing to group beside packing: all rows are of one length then")
         if self.early_stopping is not None and self.eval_steps is None:
             raise ValueError("early_stopping needs eval_steps: it counts evaluations")
+        if self.eval_steps is not None and self.eval_rows == 0 and self.eval_data is None:
+            raise ValueError("eval_steps needs held-out rows: eval_rows must not be 0")
         if self.metric != "loss" and self.max_new_tokens == 0:
             raise ValueError(f"metric {self.metric} is of answers: max_new_tokens must not be 0")

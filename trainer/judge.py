@@ -16,7 +16,7 @@ from autoft.trainer.data.shape import Row
 from autoft.trainer.data.split import row_key
 from autoft.trainer.data.tokens import Example, model_stop_ids, stop_ids, tokenize
 from autoft.trainer.data.written import chat_of
-from autoft.trainer.finished import load_base, load_run_tokenizer, load_trained, read_result
+from autoft.trainer.finished import check_unchanged, load_base, load_run_tokenizer, load_trained, read_result
 from autoft.trainer.job import Job
 from autoft.trainer.memory import free_memory, is_out_of_memory
 from autoft.trainer.resolve import load_stops, resolve
@@ -45,17 +45,20 @@ def judge(
     data: str | None = None,
     mapping: str | None = None,
     most: int | None = None,
+    accept_changes: bool = False,
     watch: Watch = lambda which, done, total: None,
     tell: Tell = silent,
 ) -> Judgement:
     """Evaluate the run in `folder` as it evaluated itself, without its adapter and with it.
 
     data: other rows than those that were held out, mapping: which column is what, most: at most so many rows; None: as
-    many as the run had. watch: told whose answers ("before", "after") are made and how many are. tell: told what else
-    the user should know.
+    many as the run had. accept_changes: as `open_run` has it. watch: told whose answers ("before", "after") are made
+    and how many are. tell: told what else the user should know.
     Raises: ModelError without a finished run; DataError, OptionError for its data; OutOfMemory.
     """
     result = read_result(folder)
+    if not accept_changes:
+        check_unchanged(folder, result)
     job = result.job
     rows, notes = _rows(folder, job, data, mapping, job.eval_rows if most is None else most)
     for note in notes:

@@ -10,7 +10,7 @@ from typing import Any
 from autoft.trainer.checkpoint import Checkpoint, newest_checkpoint, retain, write_checkpoint
 from autoft.trainer.events import Listener, Note, Saved
 from autoft.trainer.job import Job
-from autoft.trainer.output import CHECKPOINTS
+from autoft.trainer.ownership import CHECKPOINTS
 from autoft.trainer.progress import Progress
 
 

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft import __version__
-from autoft.home import sha256, write_text
+from autoft.home import sha256, share, write_text
 from autoft.trainer.card import model_card
 from autoft.trainer.data.written import chat_of
 from autoft.trainer.identity import versions
 from autoft.trainer.job import Job
-from autoft.trainer.output import RESULT, RUN
+from autoft.trainer.ownership import CARD, NOT_HASHED, REPORT, RESULT, is_of_training
 from autoft.trainer.progress import Progress
-from autoft.trainer.record import EVENTS
 from autoft.trainer.report import report_html
 from autoft.trainer.resolve import base_reference, hub_name, licence, load_config
 from autoft.trainer.result import Evaluation, Measured, Predicted, RunResult
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from autoft.trainer.load import Loaded
 
 SMALL_FILES_BYTES = 2**26  # assumption: tokenizer, card, record and the rest beside the trained weights
-REPORT = "report.html"
-NOT_HASHED = (EVENTS, RUN, RESULT, REPORT)  # written to, or removed, after the hashing
 Judged = tuple[Evaluation, list[str]]
 
 
@@ -101,7 +98,7 @@ def finish(
         samples=shown,
         data_sha256=data_sha256,
     )
-    write_text(folder / "README.md", model_card(result, name, hub_name(loaded.ref), licence(loaded.ref)))
+    write_text(folder / CARD, model_card(result, name, hub_name(loaded.ref), licence(loaded.ref)))
     result = replace(result, artifacts=_hashes(folder))
     write_text(folder / REPORT, report_html(result, name))
     write_text(folder / RESULT, json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")
@@ -129,6 +126,8 @@ def _save(job: Job, loaded: Loaded, folder: Path) -> None:
         if "os error" not in str(error):
             raise
         raise OSError(f"{folder}: {error}") from error  # safetensors' and tokenizers' word for a full disk
+    for path in folder.glob("*.safetensors"):
+        share(path)  # which safetensors writes as the user's alone
 
 
 def _stored_params(model: Any) -> int:
@@ -140,9 +139,10 @@ def _stored_params(model: Any) -> int:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    return {
-        path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name not in NOT_HASHED
-    }
+    """Of all that stays in the folder, by the path in it."""
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    stays = {name: path for name, path in found.items() if name not in NOT_HASHED and not is_of_training(name)}
+    return {name: sha256(path) for name, path in stays.items()}
 
 
 def _hardware(job: Job) -> str:

@@ -9,14 +9,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from autoft.errors import OutputError, Resumable
+from autoft.errors import OutputError, Resumable, some
 from autoft.trainer.checkpoint import has_checkpoints, sync
+from autoft.trainer.ownership import CHECKPOINTS, LITTER, RUN, WORK, discard, foreign, is_finished
 
-RESULT = "result.json"
 UNFINISHED = ".unfinished"
-CHECKPOINTS = "checkpoints"
-WORK = ".trainer"  # of transformers
-RUN = "run.json"  # of an unfinished run: about it
 
 
 def free_name(parent: Path, stem: str) -> Path:
@@ -40,18 +37,32 @@ def check_output(out: Path, *, force: bool, needed_bytes: int = 0) -> None:
         raise OutputError(f"{out}: a file, not a folder", fix="-o another folder")
     if Path.cwd().is_relative_to(out.resolve()):
         raise OutputError(f"{out}: the folder that you are in", fix="-o a new folder in it")
-    if (out / RESULT).exists() and not force:
+    finished = is_finished(out)
+    if finished and not force:
         raise OutputError(f"{out}: holds a finished run", fix="-o another folder, or --force to replace it")
     if has_checkpoints(unfinished(out) / CHECKPOINTS) and not force:
         raise OutputError(
             f"{out}: a run to there was not finished", fix=f"autoft resume {out}, or --force to start it anew"
         )
-    if out.is_dir() and not (out / RESULT).exists() and any(out.iterdir()):
+    if out.is_dir() and not finished and any(out.iterdir()):
         raise OutputError(f"{out}: a folder with other files in it", fix="-o a new or empty folder")
+    for folder in (out, unfinished(out), _replaced(out)):
+        check_ours(folder)
+    if _lock(out).is_file() and _lock(out).stat().st_size:  # autoft's is empty
+        raise OutputError(f"{_lock(out)}: not autoft's, and it has to write there", fix="-o another folder")
     parent = _nearest_existing(out.parent)
     if not _is_writable(parent):
         raise OutputError(f"{out}: {parent} cannot be written to", fix="-o a folder of your own")
     check_disk(out, needed_bytes, "the run")
+
+
+def check_ours(folder: Path) -> None:
+    """Raises: OutputError when `folder` holds what no run has written, so that it cannot be removed or replaced."""
+    if names := foreign(folder):
+        raise OutputError(
+            f"{folder}: autoft would have to remove it, and did not write {some(names)}",
+            fix="move that elsewhere, or -o another folder",
+        )
 
 
 def check_disk(
@@ -78,13 +89,13 @@ def output_folder(out: Path, *, force: bool, needed_bytes: int = 0) -> Iterator[
     staging = unfinished(out)
     staging.parent.mkdir(parents=True, exist_ok=True)
     with _locked(out):
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
+        discard(staging)
+        staging.mkdir(exist_ok=True)
         try:
             yield staging
         except BaseException:
             if not has_checkpoints(staging / CHECKPOINTS):
-                shutil.rmtree(staging, ignore_errors=True)
+                discard(staging)
             raise
         _put_in_place(staging, out)
 
@@ -97,7 +108,7 @@ def find_unfinished(folder: Path) -> Path:
     out = folder.with_name(folder.name.removesuffix(UNFINISHED))
     if has_checkpoints(unfinished(out) / CHECKPOINTS):
         return out
-    if (out / RESULT).exists():
+    if is_finished(out):
         _clear(out)
         raise OutputError(f"{out}: finished, nothing to resume", fix=f'autoft chat {out} -p "..." talks to it')
     if unfinished(out).is_dir():
@@ -112,8 +123,8 @@ def unfinished_folder(out: Path) -> Iterator[Path]:
     Raises: OutputError when another run is writing there.
     """
     with _locked(out):
-        for path in unfinished(out).glob(".*"):
-            if path.is_file():  # cut short in the writing
+        for pattern in LITTER:
+            for path in unfinished(out).glob(pattern):
                 path.unlink()
         yield unfinished(out)
         _put_in_place(unfinished(out), out)
@@ -121,7 +132,7 @@ def unfinished_folder(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    lock = FileLock(out.with_name(f".{out.name}.lock"))
+    lock = FileLock(_lock(out))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -136,19 +147,27 @@ def _locked(out: Path) -> Iterator[None]:
         lock.release()
 
 
+def _lock(out: Path) -> Path:
+    return out.with_name(f".{out.name}.lock")
+
+
 def _put_in_place(staging: Path, out: Path) -> None:
     """Rename, and only then remove what a run is resumed from.
 
-    Raises: Resumable when the disk does not let it.
+    Raises: Resumable when the disk does not let it, or somebody has put files where the run is to go.
     """
     old = _replaced(out)
+    try:
+        check_ours(out)
+    except OutputError as error:
+        raise Resumable(error.what, fix=f"move that elsewhere, then autoft resume {out}") from None
     try:
         for path in staging.iterdir():
             if path.is_file():
                 sync(path)
         sync(staging)
         if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            discard(old)
             out.rename(old)
         staging.rename(out)
     except OSError as error:
@@ -166,10 +185,9 @@ def _replaced(out: Path) -> Path:
 
 def _clear(out: Path) -> None:
     """Remove what only an unfinished run needs, and the run that it has replaced."""
-    for folder in (out / CHECKPOINTS, out / WORK, _replaced(out)):
-        shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):
-        (out / RUN).unlink()
+    discard(_replaced(out))
+    for part in (CHECKPOINTS, WORK, RUN):
+        discard(out, part)
 
 
 def _nearest_existing(path: Path) -> Path:

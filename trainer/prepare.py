@@ -10,6 +10,7 @@ from typing import Any
 from autoft.errors import DataError, ModelError
 from autoft.trainer.data.fit import fit
 from autoft.trainer.data.load import Splits, load_data
+from autoft.trainer.data.template_gate import check_template
 from autoft.trainer.data.templates import PLAIN, supply_template
 from autoft.trainer.data.tokens import Example, Tokenized, tokenize
 from autoft.trainer.job import Thinking
@@ -124,4 +125,5 @@ def ready_tokenizer(ref: ModelRef) -> tuple[Any, str | None]:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    check_template(tokenizer, ref.name)
     return tokenizer, supply_template(tokenizer)

@@ -112,7 +112,7 @@ def _recorded(line: bytes) -> Recorded | None:
     try:
         text = line.decode()
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(data, dict) or not isinstance(data.get("event"), str) or not isinstance(data.get("at"), str):
         return None

@@ -17,7 +17,9 @@ from typing import Any, Literal, TypeVar
 
 from autoft.errors import HubError, ModelError, near
 from autoft.profiles.model_catalogue import ModelProfile, find_model, model_profiles
+from autoft.schema import parse_json, read_text
 from autoft.trainer import environment
+from autoft.trainer.figures import check_figures
 from autoft.trainer.weights import check_weights
 
 Say = Callable[[str], None]
@@ -84,13 +86,15 @@ def load_config(ref: ModelRef, weights: Path | None = None) -> Any:
     if ref.kind == "starter":
         from autoft.trainer.starter import starter_folder
 
-        return AutoConfig.from_pretrained(starter_folder())
+        return AutoConfig.from_pretrained(starter_folder(), trust_remote_code=False)
     if ref.kind == "gguf":
-        return _reading(ref, lambda: AutoConfig.from_pretrained(ref.local.parent, gguf_file=ref.local.name))
+        where, name = ref.local.parent, ref.local.name
+        return _reading(ref, lambda: AutoConfig.from_pretrained(where, gguf_file=name, trust_remote_code=False))
     if ref.profile is not None and weights is None:
         config = ref.profile.full_config
         return _reading(ref, lambda: AutoConfig.for_model(config.pop("model_type"), **config))
     folder = ref.path or weights or _hub_file(ref, "config.json").parent
+    check_figures(folder / "config.json")
     return _reading(ref, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False))
 
 
@@ -124,9 +128,10 @@ def load_tokenizer(ref: ModelRef) -> Any | None:
     if ref.kind == "starter":
         from autoft.trainer.starter import starter_folder
 
-        return AutoTokenizer.from_pretrained(starter_folder())
+        return AutoTokenizer.from_pretrained(starter_folder(), trust_remote_code=False)
     if ref.kind == "gguf":
-        return _reading(ref, lambda: AutoTokenizer.from_pretrained(ref.local.parent, gguf_file=ref.local.name))
+        where, name = ref.local.parent, ref.local.name
+        return _reading(ref, lambda: AutoTokenizer.from_pretrained(where, gguf_file=name, trust_remote_code=False))
     if ref.path is not None:
         if not any(
             (ref.path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
@@ -236,13 +241,8 @@ def _checked_folder(path: Path) -> Path:
             f"{path}: holds a model and an adapter, and transformers would open the adapter's base instead",
             fix="move the adapter_* files to a folder of their own, and give the folder of the model",
         )
-    try:
-        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError, OSError) as error:
-        raise ModelError(
-            f"{config}: cannot be read as a model configuration: {error}", fix="download the file anew"
-        ) from None
-    if not model_type:
+    told = parse_json(read_text(config), where=str(config))
+    if not isinstance(told, dict) or not isinstance(told.get("model_type"), str) or not told["model_type"]:
         raise ModelError(f"{config}: has no model_type", fix="give the config.json of a transformers model")
     return path
 
@@ -257,7 +257,9 @@ def _checked_gguf(path: Path) -> Path:
 def _reading(ref: ModelRef, read: Callable[[], T]) -> T:
     try:
         return read()
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust: tokenizers
+            raise
         reason = " ".join(str(error).split())[:200]
         if "contains custom code" in reason:  # transformers/dynamic_module_utils.py, resolve_trust_remote_code
             raise ModelError(

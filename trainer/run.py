@@ -19,6 +19,7 @@ from autoft.errors import (
     OutputError,
     Resumable,
     TrainingError,
+    some,
 )
 from autoft.home import write_text
 from autoft.profiles.detect import detect
@@ -40,13 +41,8 @@ from autoft.trainer.load import Loaded, find_sources, load
 from autoft.trainer.memory import PeakMemory, is_device_lost, is_out_of_memory
 from autoft.trainer.metrics import better
 from autoft.trainer.outcome import finish, trainable_params
-from autoft.trainer.output import (
-    CHECKPOINTS,
-    RUN,
-    WORK,
-    output_folder,
-    unfinished_folder,
-)
+from autoft.trainer.output import output_folder, unfinished_folder
+from autoft.trainer.ownership import CHECKPOINTS, NOT_FINITE, RUN, WORK, about_run
 from autoft.trainer.peers import Peers
 from autoft.trainer.preflight import check_room, preflight
 from autoft.trainer.prepare import Prepared
@@ -59,8 +55,6 @@ from autoft.trainer.trackers import check_trackers, trackers
 
 if TYPE_CHECKING:
     from autoft.trainer.engine import Engine
-
-NON_FINITE = "not-finite.json"
 
 
 def run(
@@ -84,9 +78,9 @@ def run(
     """
     with output_folder(out, force=force) as folder, listening() as stop, Peers(gpus) as peers:
         about = {"run_id": uuid.uuid4().hex, "started_in": str(Path.cwd())}
-        write_text(folder / "plan.toml", plan_toml)
         kept = {**about, "predicted": None if predicted is None else predicted.to_dict()}
         write_text(folder / RUN, json.dumps({**kept, "sha256": digest_of_values(kept)}))
+        write_text(folder / "plan.toml", plan_toml)
         tell = _Telling(folder, listener)
         session = _Session(job, out, folder, about["run_id"], predicted, stop, tell, peers, force=force)
         return _told(session, lambda: _run(session, prepared, None))
@@ -152,15 +146,6 @@ def _told(session: _Session, go: Callable[[], RunResult]) -> RunResult:
         if isinstance(error, OSError):
             raise session.ended(f"the disk does not take what is written: {reason}", error) from error
         raise
-
-
-def about_run(folder: Path) -> dict[str, Any]:
-    """run_id, started_in and predicted of an unfinished run; empty where its run.json is lost or damaged."""
-    try:
-        about: dict[str, Any] = json.loads((folder / RUN).read_text(encoding="utf-8"))
-        return about if about.pop("sha256") == digest_of_values(about) else {}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return {}
 
 
 @dataclass(slots=True)
@@ -434,10 +419,10 @@ def _rows_named(session: _Session, loaded: Loaded) -> Iterator[None]:
             {"where": where, "text": prepared.tokenizer.decode(prepared.train.examples[at].input_ids)}
             for at, where in zip(examples, places, strict=True)
         ]
-        path = session.folder / NON_FINITE
+        path = session.folder / NOT_FINITE
         with suppress(OSError):
             write_text(path, json.dumps({"what": error.what, "rows": rows}, indent=2, ensure_ascii=False))
-        shown = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+        shown = some(places)
         raise TrainingError(f"{error.what}; rows: {shown} (texts in {path})", fix=error.fix) from error
 
 

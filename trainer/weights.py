@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from autoft.errors import ModelError
+from autoft.errors import FileFormatError, ModelError
+from autoft.schema import parse_json
 from autoft.trainer.data.lines import LFS_POINTER
 
 INDEX = "model.safetensors.index.json"
@@ -32,14 +32,18 @@ def check_weights(folder: Path) -> None:
 
 
 def _shards(index: Path) -> list[str]:
-    try:
-        names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: cannot be read: {error}", fix="download it again") from error
-    if not all(name.endswith(".safetensors") and Path(name).name == name for name in names):
-        raise ModelError(
-            f"{index}: names files that are no .safetensors beside it", fix="use a copy of the model with .safetensors"
-        )
+    told = parse_json(index.read_bytes(), where=str(index))
+    weight_map = told.get("weight_map") if isinstance(told, dict) else None
+    if not isinstance(weight_map, dict):
+        raise ModelError(f"{index}: has no weight_map", fix="download it again")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise ModelError(f"{index}: names {name}, which is outside the folder", fix="download it again")
+        if not name.endswith(".safetensors"):
+            raise ModelError(
+                f"{index}: names {name}, which is no .safetensors", fix="use a copy of the model with .safetensors"
+            )
     return names
 
 
@@ -67,9 +71,10 @@ def _check_file(path: Path) -> None:
         header = file.read(min(length, MOST_HEADER_BYTES))
     size = path.stat().st_size
     try:
-        tensors = {name: told for name, told in json.loads(header).items() if name != "__metadata__"}
+        found = parse_json(header, where=str(path))
+        tensors = {name: told for name, told in found.items() if name != "__metadata__"}
         expected = 8 + length + max((int(told["data_offsets"][1]) for told in tensors.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (FileFormatError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ModelError(f"{path}: not a whole safetensors file", fix="download it again") from error
     if size != expected:
         raise ModelError(

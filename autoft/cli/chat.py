@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from autoft.cli import options
-from autoft.errors import OptionError
+from autoft.errors import OptionError, harmless
 
 if TYPE_CHECKING:
     from autoft.trainer.chat import Talker
@@ -26,7 +26,15 @@ if TYPE_CHECKING:
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), default=512, metavar="N", help="Longest answer. Default: 512."
 )
-def command(folder: Path, prompt: str | None, system: str | None, max_new_tokens: int, as_json: bool) -> None:
+@options.ACCEPT_CHANGES
+def command(
+    folder: Path,
+    prompt: str | None,
+    system: str | None,
+    max_new_tokens: int,
+    accept_changes: bool,
+    as_json: bool,
+) -> None:
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().strip()
         if not prompt:
@@ -38,7 +46,7 @@ def command(folder: Path, prompt: str | None, system: str | None, max_new_tokens
     environment.prepare()
     from autoft.trainer.chat import open_run
 
-    talker = open_run(folder)
+    talker = open_run(folder, accept_changes=accept_changes)
     start = _start(system if system is not None else talker.system_prompt)
     if prompt is None:
         _converse(talker, start, max_new_tokens)
@@ -71,7 +79,7 @@ def _start(system: str | None) -> list[Message]:
 
 
 def _write(text: str) -> None:
-    click.echo(text, nl=False)
+    click.echo(harmless(text), nl=False)
 
 
 def _silent(text: str) -> None:

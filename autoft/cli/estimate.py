@@ -34,6 +34,7 @@ TRACES = (".html", ".svg")
 @click.option("--checkpointing/--no-checkpointing", default=None, help="Recompute activations in the backward.")
 @click.option("--explain", is_flag=True, help="Say how each figure comes about.")
 @click.option("--trace", metavar="FILE", help="Draw what lives when: a page (.html) or a drawing (.svg).")
+@options.FORCE
 @click.option("--no-cache", is_flag=True, help="Rehearse anew, even what was asked before, and keep nothing.")
 def command(
     model: str | None,
@@ -44,6 +45,7 @@ def command(
     checkpointing: bool | None,
     explain: bool,
     trace: str | None,
+    force: bool,
     no_cache: bool,
     as_json: bool,
     **words: Any,
@@ -65,7 +67,8 @@ def command(
     wanted = planning.request(model, settings=(*settings, *pins), **words)
     hardware = detect()
     with planning.rehearsing():
-        known, target = _answer(wanted, hardware, explained=explain, trace=trace, no_cache=no_cache)
+        path = None if trace is None else _trace_file(trace, force=force)
+        known, target = _answer(wanted, hardware, explained=explain, trace=path, no_cache=no_cache)
     estimate = known.estimate
     if as_json:
         answer = {"model": model, "target": target, "recipe": known.recipe.to_dict(), **estimate.to_dict()}
@@ -81,21 +84,20 @@ def command(
 
 
 def _answer(
-    wanted: Request, hardware: Hardware, *, explained: bool, trace: str | None, no_cache: bool
+    wanted: Request, hardware: Hardware, *, explained: bool, trace: Path | None, no_cache: bool
 ) -> tuple[Kept, str]:
     """The answer and the target's name: from the answers kept, else rehearsed now and kept. A trace is always anew."""
     from autoft.planner import cache
 
-    path = _trace_file(trace) if trace is not None else None
     question = None if no_cache else cache.ask(wanted, hardware)
-    known = cache.recall(question, explained=explained) if question and path is None else None
+    known = cache.recall(question, explained=explained) if question and trace is None else None
     if question and known:
         return known, question.target.name
     from autoft.planner.plan import make_estimate
 
     answer = make_estimate(wanted, hardware)
     known = cache.Kept(answer.recipe, answer.estimate, None, "")
-    if explained or path is not None:
+    if explained or trace is not None:
         from autoft.planner.recording import record
 
         recording = record(answer.rehearsal, answer.estimator.allocator())
@@ -103,17 +105,17 @@ def _answer(
             from autoft.planner.explain import explain
 
             known = replace(known, explanation=tuple(figure.to_dict() for figure in explain(recording, answer)))
-        if path is not None:
+        if trace is not None:
             from autoft.planner.timeline import timeline, write
 
-            write(path, timeline(recording, answer, wanted.model))
+            write(trace, timeline(recording, answer, wanted.model))
     if question:
         cache.keep(question, known)
     return known, answer.target.name
 
 
-def _trace_file(name: str) -> Path:
-    """Raises: OptionError for another suffix, OutputError where no file can be written."""
+def _trace_file(name: str, *, force: bool) -> Path:
+    """Raises: OptionError for another suffix, OutputError where no file can be written, or is there without force."""
     path = Path(name)
     if path.suffix.lower() not in TRACES:
         raise OptionError(f"--trace {path}: neither .html nor .svg", fix=f"--trace {path.stem or 'trace'}.html")
@@ -123,6 +125,7 @@ def _trace_file(name: str) -> Path:
         raise OutputError(f"--trace {path}: no folder {path.parent}", fix="make the folder, or give another path")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"--trace {path}: {path.parent} cannot be written to", fix="give another path")
+    options.check_free(path, "--trace", force=force)
     return path
 
 

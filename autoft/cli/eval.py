@@ -23,7 +23,15 @@ MODELS = {"before": "the base", "after": "the trained model"}
 @click.option(
     "--rows", type=click.IntRange(min=1), metavar="N", help="At most so many. Default: as many as the run had."
 )
-def command(folder: Path, data: str | None, mapping: tuple[str, ...], rows: int | None, as_json: bool) -> None:
+@options.ACCEPT_CHANGES
+def command(
+    folder: Path,
+    data: str | None,
+    mapping: tuple[str, ...],
+    rows: int | None,
+    accept_changes: bool,
+    as_json: bool,
+) -> None:
     if mapping and data is None:
         raise OptionError(
             "--map goes with --data: the run knows the columns of its own", fix="leave it out, or add --data"
@@ -40,6 +48,7 @@ def command(folder: Path, data: str | None, mapping: tuple[str, ...], rows: int 
             data=data,
             mapping=",".join(mapping) or None,
             most=rows,
+            accept_changes=accept_changes,
             watch=lambda which, done, total: status.update(f"Evaluating {MODELS[which]}: {done} of {total} rows"),
             tell=lambda text: console.print(f"Note: {text}", markup=False),
         )

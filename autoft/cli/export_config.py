@@ -8,7 +8,7 @@ import click
 
 from autoft import render
 from autoft.cli import options
-from autoft.errors import OutputError
+from autoft.errors import OutputError, harmless
 
 TOOLS = ("axolotl", "llamafactory", "trl", "unsloth")
 
@@ -26,7 +26,8 @@ TOOLS = ("axolotl", "llamafactory", "trl", "unsloth")
     metavar="FILE",
     help="Where to. Without it the configuration is printed, and no data is written.",
 )
-def command(plan: Path, tool: str, output: Path | None, as_json: bool) -> None:
+@options.FORCE
+def command(plan: Path, tool: str, output: Path | None, force: bool, as_json: bool) -> None:
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise OutputError(f"{output}: not a file that can be written", fix="-o a file in a folder that exists")
     from autoft.trainer import environment
@@ -38,6 +39,8 @@ def command(plan: Path, tool: str, output: Path | None, as_json: bool) -> None:
     out = output or Path(f"{plan.stem}-{tool}{SUFFIXES[tool]}")  # type: ignore[index]
     export = export_config(read_plan(plan), tool, out, where=str(plan))  # type: ignore[arg-type]
     if output is not None:
+        for path in export.files:
+            options.check_free(path, "-o", force=force)
         write_export(export)
     text = export.files[out]
     if as_json:
@@ -48,7 +51,7 @@ def command(plan: Path, tool: str, output: Path | None, as_json: bool) -> None:
         return
     console = render.console(stderr=output is None)
     if output is None:
-        click.echo(text, nl=False)
+        click.echo(harmless(text), nl=False)
         console.print(f"Note: the data that it names is written with -o FILE, such as -o {out}", markup=False)
         return
     for note in export.notes:

@@ -16,7 +16,8 @@ from autoft import render
 from autoft.cli import options
 from autoft.errors import AutoftError, OptionError, near
 from autoft.trainer.events import Finished, Saved, Step, Stopped
-from autoft.trainer.output import RESULT, UNFINISHED, unfinished
+from autoft.trainer.output import UNFINISHED, unfinished
+from autoft.trainer.ownership import RESULT
 from autoft.trainer.record import EVENTS, Recorded, read_from
 
 LOOK_EVERY_S = 0.5

@@ -36,14 +36,17 @@ MIN_COLUMN = 10
 )
 @click.option("--device", metavar="NAME", help="Only runs on devices with this in their name.")
 @click.option("--export", metavar="FILE", help="Write the runs to FILE instead: .json or .csv.")
+@options.FORCE
 @click.option("--clear", is_flag=True, help="Delete the runs; asks first.")
 @click.option("--yes", is_flag=True, help="With --clear: do not ask.")
-def command(device: str | None, export: str | None, clear: bool, yes: bool, as_json: bool) -> None:
+def command(device: str | None, export: str | None, force: bool, clear: bool, yes: bool, as_json: bool) -> None:
     if clear and export is not None:
         raise OptionError("--export and --clear: one at a time", fix=f"autoft history --export {export}, then --clear")
     if yes and not clear:
         raise OptionError("--yes belongs to --clear", fix="leave it out, or autoft history --clear --yes")
     target = _export_file(export) if export is not None else None
+    if target is not None:
+        options.check_free(target, "--export", force=force)
     from autoft.planner import history
 
     notes = render.console(stderr=True)

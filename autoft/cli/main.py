@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import os
 import re
 import shlex
 import sys
@@ -90,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed, 2 bad input, 3 nothing fits, 4 stopped but resumable, 130
     interrupted with nothing to resume."""
     args = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     _take_any_text()
     try:
         sys.exit(_exit_code(cli.main(args=args, prog_name="autoft", standalone_mode=False)))
@@ -105,6 +107,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         # signal, exit code or not (unhandled_keyboard_interrupt in pythonrun.c); text that ends well makes it forget
         exec("")
         sys.exit(failure.exit_code)
+
+
+def _open_streams() -> None:
+    """A stream that was closed before Python began is None. Without an output there is nothing to answer on."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open as long as the process
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115
+    if sys.stdout is None:
+        print("Error: standard output is closed\nTo fix: leave it open, or send it to a file", file=sys.stderr)
+        sys.exit(OptionError.exit_code)
 
 
 def _take_any_text() -> None:

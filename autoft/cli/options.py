@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
-from autoft.errors import OptionError, near
+from autoft.errors import OptionError, OutputError, near
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -41,9 +42,24 @@ class Choice(click.Choice[str]):
         return str(value)
 
 
+ACCEPT_CHANGES = click.option(
+    "--accept-changes", is_flag=True, help="Use the run although its files are not what it wrote."
+)
+FORCE = click.option("--force", is_flag=True, help="Write over a file that is there already.")
+
+
+def check_free(path: Path, option: str, *, force: bool) -> None:
+    """Raises: OutputError when something is at `path` that must not be written over."""
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{option} {path}: neither a file nor free", fix="give another name")
+    if (path.exists() or path.is_symlink()) and not force:
+        raise OutputError(f"{option} {path}: is there already", fix="give another name, or --force to write over it")
+
+
 def print_json(data: dict[str, Any] | Sequence[Any]) -> None:
     """One JSON object on stdout."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=not takes_all_text()))
+    text = json.dumps(data, indent=2, ensure_ascii=not takes_all_text())
+    click.echo("".join(char if char == "\n" or char.isprintable() else f"\\u{ord(char):04x}" for char in text))
 
 
 def takes_all_text() -> bool:

@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 @click.argument("model", required=False)
 @planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS, *what_if.OPTIONS)
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan as TOML.")
+@options.FORCE
 @click.option("--explain", is_flag=True, help="Say how each figure comes about, and what earlier runs here measured.")
 @click.option("--no-cache", is_flag=True, help="Plan anew, even what was asked before, and keep nothing.")
 @click.option("--diff", type=click.Path(path_type=Path), nargs=2, metavar="A B", help="Compare two plan files.")
 def command(
     model: str | None,
     output: Path | None,
+    force: bool,
     explain: bool,
     diff: tuple[Path, Path] | None,
     no_cache: bool,
@@ -47,6 +49,8 @@ def command(
         raise OptionError("Missing argument 'MODEL'", fix="autoft plan --help shows how it is used")
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise OutputError(f"{output}: not a file that can be written", fix="-o a file in a folder that exists")
+    if output is not None:
+        options.check_free(output, "-o", force=force)
     if words["data"] is None and model == "starter":
         words["data"] = "starter"
     answered = what_if.answer(model, words, output=output, explain=explain, as_json=as_json)

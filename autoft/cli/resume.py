@@ -26,6 +26,7 @@ def command(folder: Path, accept_changes: bool, as_json: bool) -> None:
 
     environment.prepare()
     from autoft.trainer.output import find_unfinished, unfinished
+    from autoft.trainer.ownership import about_run
     from autoft.trainer.signals import ignore_hangup
 
     ignore_hangup()
@@ -36,7 +37,7 @@ def command(folder: Path, accept_changes: bool, as_json: bool) -> None:
     from autoft.trainer.result import Predicted
 
     plan = read_plan(unfinished(out) / "plan.toml")
-    about = trainer.about_run(unfinished(out))
+    about = about_run(unfinished(out))
     gpus = run_command.take_devices(plan)
     console = render.console(stderr=True)
     shown = folder.with_name(out.name)

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from autoft.trainer.events import Evaluated, Event, Finished, Note, Rehearsed, Saved, Stage, Step, Stopped
-from autoft.trainer.output import RESULT, output_folder
+from autoft.trainer.output import output_folder
+from autoft.trainer.ownership import RESULT
 from autoft.trainer.record import EVENTS, Recorder
 from autoft.trainer.result import Evaluation
 

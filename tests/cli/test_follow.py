@@ -15,7 +15,7 @@ import pytest
 
 from autoft.cli.follow import Run, find
 from autoft.errors import OptionError
-from autoft.trainer.output import RESULT
+from autoft.trainer.ownership import RESULT
 from autoft.trainer.record import EVENTS, Recorder
 from tests.cli.runner import events, step
 from tests.cli.terminal import plain, read_terminal, terminal

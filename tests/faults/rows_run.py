@@ -15,7 +15,8 @@ from typing import Any
 
 import psutil
 
-from autoft.trainer.output import CHECKPOINTS, unfinished
+from autoft.trainer.output import unfinished
+from autoft.trainer.ownership import CHECKPOINTS
 from tests.faults.scene import Done, Scene, at_step, autoft, flaws, learnt, send
 from tests.faults.table import Case, Row, clear, row, settle, single
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from autoft.trainer.output import CHECKPOINTS, unfinished
+from autoft.trainer.output import unfinished
+from autoft.trainer.ownership import CHECKPOINTS
 from tests.faults.scene import CLOCK, FAIL, FAIL_HALF, KILL, KILL_HALF, Harm, Scene, at_step, send, small_disk
 from tests.faults.table import Case, Row, Skipped, clear, row, settle, single
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from autoft.trainer.checkpoint import newest_checkpoint
-from autoft.trainer.output import CHECKPOINTS, RUN, unfinished
+from autoft.trainer.output import unfinished
+from autoft.trainer.ownership import CHECKPOINTS, RUN
 from tests.faults.scene import Done, Scene, flaws
 
 CODES = {

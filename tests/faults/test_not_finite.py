@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from autoft.errors import TrainingError
 from autoft.trainer import engine
 from autoft.trainer.checkpoint import newest_checkpoint
-from autoft.trainer.output import CHECKPOINTS, unfinished
+from autoft.trainer.output import unfinished
+from autoft.trainer.ownership import CHECKPOINTS
 from autoft.trainer.run import run
 from autoft.trainer.watch import DEAD_AFTER, SPIKE_WINDOW, LossWatch
 

@@ -12,7 +12,8 @@ import pytest
 from autoft.errors import Interrupted, OptionError, OutputError, Resumable
 from autoft.trainer.checkpoint import newest_checkpoint
 from autoft.trainer.events import Rehearsed, Resumed, Stage, Step
-from autoft.trainer.output import CHECKPOINTS, unfinished
+from autoft.trainer.output import unfinished
+from autoft.trainer.ownership import CHECKPOINTS
 from autoft.trainer.run import resume, run
 from tests.faults.conftest import RECIPES, STEPS, weights_of
 

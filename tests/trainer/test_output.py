@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from autoft.errors import DataError, OutputError, TrainingError
+from autoft.errors import DataError, OutputError, Resumable, TrainingError
+from autoft.trainer.checkpoint import digest_of_values
 from autoft.trainer.output import (
-    CHECKPOINTS,
-    RESULT,
     check_disk,
     check_output,
     find_unfinished,
@@ -20,12 +20,22 @@ from autoft.trainer.output import (
     output_folder,
     unfinished,
 )
+from autoft.trainer.ownership import CHECKPOINTS, RESULT, RUN
+
+OLD = json.dumps({"autoft_version": "0.1.0", "artifacts": {"adapter_model.safetensors": "00"}})
 
 
-def finished_run(folder: Path, text: str = "old") -> Path:
+def finished_run(folder: Path) -> Path:
     folder.mkdir(parents=True)
-    (folder / RESULT).write_text(text)
+    (folder / RESULT).write_text(OLD)
+    (folder / "adapter_model.safetensors").touch()
     return folder
+
+
+def about(folder: Path) -> None:
+    """As `run` writes it first of all."""
+    kept = {"run_id": "1", "started_in": "/", "predicted": None}
+    (folder / RUN).write_text(json.dumps({**kept, "sha256": digest_of_values(kept)}))
 
 
 def run_that_fails(out: Path, error: BaseException, *, force: bool = False, first: str = "") -> None:
@@ -80,7 +90,8 @@ def test_only_an_unfinished_run_is_resumed(tmp_path):
 
 def test_a_stale_unfinished_folder_is_cleared(tmp_path):
     unfinished(tmp_path / "out").mkdir()
-    (unfinished(tmp_path / "out") / "stale").touch()
+    about(unfinished(tmp_path / "out"))
+    (unfinished(tmp_path / "out") / "plan.toml").touch()
     with output_folder(tmp_path / "out", force=False) as folder:
         assert list(folder.iterdir()) == []
 
@@ -98,14 +109,14 @@ def test_a_finished_run_is_kept_without_force(tmp_path):
     with pytest.raises(OutputError, match="holds a finished run") as refused, output_folder(out, force=False):
         pass
     assert "--force" in str(refused.value.fix)
-    assert (out / RESULT).read_text() == "old"
+    assert (out / RESULT).read_text() == OLD
 
 
 def test_force_replaces_a_finished_run_at_the_end_and_not_before(tmp_path):
     out = finished_run(tmp_path / "out")
     with output_folder(out, force=True) as folder:
         (folder / RESULT).write_text("new")
-        assert (out / RESULT).read_text() == "old"
+        assert (out / RESULT).read_text() == OLD
     assert (out / RESULT).read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -114,7 +125,7 @@ def test_a_forced_run_that_fails_leaves_the_finished_one(tmp_path):
     out = finished_run(tmp_path / "out")
     with pytest.raises(TrainingError):
         run_that_fails(out, TrainingError("it diverged"), force=True)
-    assert (out / RESULT).read_text() == "old"
+    assert (out / RESULT).read_text() == OLD
 
 
 def test_force_does_not_replace_what_is_no_run(tmp_path):
@@ -172,14 +183,101 @@ def test_a_disk_without_room_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("name", ["thesis.txt", "README.md", "checkpoints/step-00000001/state.json", "a/b/c"])
+@pytest.mark.parametrize("folder", ["notes.unfinished", ".notes.replaced"])
+def test_a_folder_under_such_a_name_that_no_run_has_made_is_left_alone(tmp_path, folder, name, force):
+    kept = tmp_path / folder / name
+    kept.parent.mkdir(parents=True)
+    kept.write_text("years")
+    with pytest.raises(OutputError, match=f"did not write {name}|not finished") as refused:
+        check_output(tmp_path / "notes", force=force)
+    assert folder in refused.value.what or "not finished" in refused.value.what
+    assert kept.read_text() == "years"
+
+
+def test_force_leaves_a_folder_with_the_result_of_another_tool(tmp_path):
+    (tmp_path / "src").mkdir()
+    (tmp_path / RESULT).write_text('{"accuracy": 0.9}')
+    with pytest.raises(OutputError, match="a folder with other files in it"):
+        check_output(tmp_path, force=True)
+    assert {p.name for p in tmp_path.iterdir()} == {"src", RESULT}
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "checkpoints/notes.txt", "tensorboard/notes.txt", "sub/notes.txt"])
+def test_what_a_user_has_put_into_a_finished_run_stops_its_replacement(tmp_path, name):
+    out = finished_run(tmp_path / "out")
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).touch()
+    with pytest.raises(OutputError, match=f"did not write {name}"):
+        check_output(out, force=True)
+    assert (out / name).exists()
+
+
+def test_what_a_user_puts_there_meanwhile_stays_and_the_run_is_kept_beside_it(tmp_path):
+    out = finished_run(tmp_path / "out")
+
+    def run_while_somebody_writes() -> None:
+        with output_folder(out, force=True) as folder:
+            about(folder)
+            (folder / RESULT).write_text(OLD)
+            (out / "notes.txt").touch()
+
+    with pytest.raises(Resumable, match=r"did not write notes\.txt"):
+        run_while_somebody_writes()
+    assert (out / "notes.txt").exists()
+    assert (unfinished(out) / RESULT).exists()
+
+
+def test_what_a_user_puts_into_a_run_that_fails_stays(tmp_path):
+    def run_that_somebody_writes_into() -> None:
+        with output_folder(tmp_path / "out", force=False) as folder:
+            about(folder)
+            (folder / "plan.toml").touch()
+            (folder / "notes.txt").touch()
+            raise DataError("a row is empty")
+
+    with pytest.raises(DataError):
+        run_that_somebody_writes_into()
+    assert [p.name for p in unfinished(tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+def test_what_a_link_leads_to_is_not_removed(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "plan.toml").touch()
+    (tmp_path / "out.unfinished").mkdir()
+    about(tmp_path / "out.unfinished")
+    (tmp_path / "out.unfinished" / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="did not write checkpoints"):
+        check_output(tmp_path / "out", force=True)
+    assert (tmp_path / "elsewhere" / "plan.toml").exists()
+
+
+def test_files_that_systems_leave_everywhere_do_not_stop_a_replacement(tmp_path):
+    out = finished_run(tmp_path / "out")
+    (out / ".DS_Store").touch()
+    (out / "Thumbs.db").touch()
+    with output_folder(out, force=True) as folder:
+        (folder / RESULT).write_text("new")
+    assert [p.name for p in out.iterdir()] == [RESULT]
+
+
+def test_a_file_under_the_name_of_the_lock_is_left_alone(tmp_path):
+    (tmp_path / ".out.lock").write_text("versions")
+    with pytest.raises(OutputError, match=r"\.out\.lock"):
+        check_output(tmp_path / "out", force=True)
+    assert (tmp_path / ".out.lock").read_text() == "versions"
+
+
 def test_two_runs_do_not_write_one_folder(tmp_path):
     """The lock is held by a real other process, and goes with it."""
     out = tmp_path / "out"
     code = (
         "import pathlib, sys\n"
         "from autoft.trainer.output import output_folder\n"
+        "from tests.trainer.test_output import about\n"
         "with output_folder(pathlib.Path(sys.argv[1]), force=False) as folder:\n"
-        "    (folder / 'theirs').touch()\n"
+        "    about(folder)\n"
         "    print('held', flush=True)\n"
         "    sys.stdin.read()\n"
     )
@@ -189,7 +287,7 @@ def test_two_runs_do_not_write_one_folder(tmp_path):
         assert other.stdout.readline() == "held\n"
         with pytest.raises(OutputError, match="another autoft run is writing there"), output_folder(out, force=False):
             pass
-        assert (unfinished(out) / "theirs").exists()
+        assert (unfinished(out) / RUN).exists()
         other.kill()
     with output_folder(out, force=False) as folder:
         assert list(folder.iterdir()) == []

@@ -11,6 +11,8 @@ from autoft.errors import DataError
 from autoft.trainer.data.lines import RawRow
 
 ROWS_AT_ONCE = 1000
+# What Arrow's values raise, besides its own errors, where the file was damaged
+DAMAGED = (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, SystemError, MemoryError)
 
 
 def parquet_rows(file: Path) -> Iterator[RawRow]:
@@ -20,7 +22,7 @@ def parquet_rows(file: Path) -> Iterator[RawRow]:
     try:
         with parquet.ParquetFile(file) as table:
             yield from rows_of(table.iter_batches(ROWS_AT_ONCE), table.schema_arrow, str(file))
-    except (ArrowException, OSError) as error:
+    except (ArrowException, *DAMAGED) as error:
         raise _unreadable(file, "Parquet", error) from error
 
 
@@ -29,7 +31,7 @@ def arrow_rows(file: Path) -> Iterator[RawRow]:
     import pyarrow
 
     try:
-        with pyarrow.memory_map(str(file)) as source:
+        with pyarrow.OSFile(str(file)) as source:  # not mapped: what points beyond the file's end would end the process
             if source.read(6) == b"ARROW1":
                 table = pyarrow.ipc.open_file(source)
                 batches: Iterable[Any] = (table.get_batch(at) for at in range(table.num_record_batches))
@@ -37,7 +39,7 @@ def arrow_rows(file: Path) -> Iterator[RawRow]:
                 source.seek(0)
                 batches = table = pyarrow.ipc.open_stream(source)
             yield from rows_of(batches, table.schema, str(file))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, *DAMAGED) as error:
         raise _unreadable(file, "Arrow", error) from error
 
 
@@ -46,6 +48,7 @@ def rows_of(batches: Iterable[Any], schema: Any, where: str) -> Iterator[RawRow]
     labels = _label_names(schema)
     number = 0
     for batch in batches:
+        batch.validate(full=True)  # else what a damaged file says of places in memory is believed
         for at in range(0, batch.num_rows, ROWS_AT_ONCE):
             for fields in batch.slice(at, ROWS_AT_ONCE).to_pylist():
                 number += 1
@@ -58,11 +61,14 @@ def rows_of(batches: Iterable[Any], schema: Any, where: str) -> Iterator[RawRow]
 def _label_names(schema: Any) -> dict[str, list[str]]:
     """The names that the numbers of a column stand for, from what `datasets` notes in a schema."""
     noted = (schema.metadata or {}).get(b"huggingface")
-    features = json.loads(noted).get("info", {}).get("features", {}) if noted else {}
+    try:
+        features = json.loads(noted)["info"]["features"] if noted else {}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
     return {
         column: feature["names"]
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+        for column, feature in (features.items() if isinstance(features, dict) else ())
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
     }
 
 

@@ -6,12 +6,13 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, AnyStr, BinaryIO, cast
 
 from autoft.errors import DataError
 from autoft.trainer.data.files import PACKED, TEXTS, kind
 
 PEEK_BYTES = 1024
+MOST_LINE = 2**29  # bytes, or characters of UTF-16: a list of rows may be written on one line
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # (what a file begins with, what it is, what to do)
 IMPOSTORS = (
@@ -89,10 +90,10 @@ def byte_lines(file: Path) -> Iterator[bytes]:
         with _open(file) as lines:
             encoding = _encoding(cast(io.BufferedReader, lines).peek(PEEK_BYTES)[:PEEK_BYTES])
             if encoding is None:
-                yield from lines
+                yield from _bounded(lines, file)
             else:
                 with io.TextIOWrapper(lines, encoding, newline="\n") as text:
-                    for line in text:
+                    for line in _bounded(text, file):
                         yield line.encode()
     except UnicodeDecodeError:
         raise DataError(f"{file}: begins as UTF-16 text and is none", fix="save the file as UTF-8") from None
@@ -100,6 +101,19 @@ def byte_lines(file: Path) -> Iterator[bytes]:
         if file.suffix.lower() in PACKED and getattr(error, "errno", None) is None:
             raise DataError(f"{file}: cannot be unpacked: {error}", fix="pack it anew, or fetch it again") from None
         raise _unreadable(file, error) from None
+
+
+def _bounded(lines: IO[AnyStr], file: Path) -> Iterator[AnyStr]:
+    """Raises: DataError for a line that is longer than a row can be: a few packed bytes may stand for gigabytes."""
+    number = 1
+    while line := lines.readline(MOST_LINE + 1):
+        if len(line) > MOST_LINE:
+            raise DataError(
+                f"{file}:{number}: a line of more than {MOST_LINE // 2**20} MiB: longer than rows are",
+                fix="write one row a line",
+            )
+        yield line
+        number += 1
 
 
 def first_lines(file: Path, wanted: int) -> list[str]:

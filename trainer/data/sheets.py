@@ -54,7 +54,8 @@ def csv_rows(file: Path) -> Iterator[RawRow | DataError]:
             else:
                 yield RawRow(dict(zip(header, cells, strict=True)), where)
     except csv.Error as error:  # where a quote is open, nothing after it can be told apart
-        yield DataError(f"{file}:{lines.line_num + before}: not CSV: {error}", fix="check the quotes of that row")
+        reason = "a quoted text that does not end" if "unexpected end" in str(error) else error
+        yield DataError(f"{file}:{lines.line_num + before}: not CSV: {reason}", fix="check the quotes of that row")
 
 
 def _delimiter(header: str, usual: str) -> str:

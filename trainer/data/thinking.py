@@ -65,7 +65,7 @@ def _reads(source: str) -> Reads:
     from jinja2 import TemplateError, meta, nodes
 
     try:
-        tree = _environment().parse(source)
+        tree = environment_of_templates().parse(source)
     except TemplateError:  # whoever renders it says why
         return Reads(frozenset(), frozenset(), source)
     words = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
@@ -73,7 +73,7 @@ def _reads(source: str) -> Reads:
     return Reads(frozenset(meta.find_undeclared_variables(tree)), frozenset(words), source)
 
 
-def _environment() -> Any:
+def environment_of_templates() -> Any:
     """As transformers' own, whose {% generation %} marks answers and changes nothing of the text."""
     from jinja2 import ext, sandbox
 

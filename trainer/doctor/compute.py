@@ -207,7 +207,7 @@ def training_step() -> str:
     config = LlamaConfig(**TINY)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(folder)
         model = build_model(recipe, config=config, weights=Path(folder), device=device)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         before = [parameter.detach().clone() for parameter in trained]

@@ -70,6 +70,7 @@ class Meter:
 
 def meter_of(model: str) -> Meter:
     """Raises: ModelError where there is no such model, or no tokenizer that can stop."""
+    from autoft.trainer.data.template_gate import check_template
     from autoft.trainer.data.templates import supply_template
     from autoft.trainer.resolve import load_config, load_stops, load_tokenizer, resolve
 
@@ -82,6 +83,7 @@ def meter_of(model: str) -> Meter:
             fix="add its tokenizer files, or check without --model",
         )
     context = getattr(load_config(ref).get_text_config(), "max_position_embeddings", None)
+    check_template(tokenizer, model)
     return Meter(model, tokenizer, context, supply_template(tokenizer), tuple(load_stops(ref)))
 
 
