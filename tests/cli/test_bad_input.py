@@ -231,7 +231,7 @@ def test_no_network_and_no_cache_for_a_hub_model(own_home, tmp_path):
         ("twice.csv", "a,a\n1,2\n", "{}:1: two columns are called 'a'", "a name of its own"),
         ("cells.tsv", "prompt\tcompletion\na\tb\tc\n", "{}:2: 3 cells, but the header has 2", "a tab in quotes"),
         ("cells.csv", "prompt,completion\na,b,c\n", "{}:2: 3 cells, but the header has 2", "in quotes"),
-        ("quote.csv", 'prompt,completion\na,"b\n', "{}:2: not CSV: unexpected end of data", "quotes"),
+        ("quote.csv", 'prompt,completion\na,"b\n', "{}:2: not CSV: a quoted text that does not end", "quotes"),
         ("answer.csv", 'prompt,completion\na,"b\nb"\n\nc,\n', "{}:5: completion is empty", "fill it in"),
         ("x.parquet", "PAR1", "{}: not Parquet: ", "check the file"),
     ],
@@ -304,10 +304,11 @@ def test_all_rows_longer_than_the_context(train, tmp_path):
 def test_an_output_folder_that_holds_a_finished_run(autoft, tiny_model, data_file, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "result.json").write_text("theirs")
+    finished = '{"autoft_version": "0.1.0", "artifacts": {}}'
+    (out / "result.json").write_text(finished)
     done = autoft("run", tiny_model, "--data", data_file, "-o", out)
     assert_refused(done, f"{out}: holds a finished run", "--force to replace it")
-    assert [(p.name, p.read_text()) for p in out.iterdir()] == [("result.json", "theirs")]
+    assert [(p.name, p.read_text()) for p in out.iterdir()] == [("result.json", finished)]
 
 
 def test_an_output_that_is_a_file_or_somebody_elses_folder(autoft, tiny_model, data_file, tmp_path):
