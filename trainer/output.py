@@ -124,7 +124,7 @@ def unfinished_folder(out: Path) -> Iterator[Path]:
     """
     with _locked(out):
         for pattern in LITTER:
-            for path in unfinished(out).glob(pattern):
+            for path in filter(Path.is_file, unfinished(out).glob(pattern)):
                 path.unlink()
         yield unfinished(out)
         _put_in_place(unfinished(out), out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from contextlib import suppress
 from functools import lru_cache
@@ -14,6 +15,7 @@ from autoft.trainer.data.thinking import environment_of_templates
 
 LONGEST_S = 20.0  # to write two turns; the slowest of TRL's takes some milliseconds
 MOST_BYTES = 2**30  # of memory for that
+NO_MEMORY = 2
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 FIX = "put the model's own chat_template.jinja in its place"
 
@@ -46,8 +48,11 @@ def _check_syntax(source: str, model: str) -> None:
 
 @lru_cache(8)
 def _ends(tokenizer: Any, _source: str) -> str | None:
-    """Why it does not, in a process of its own, which can be ended; None where it does, or no process can be forked."""
-    if not hasattr(os, "fork"):
+    """Why it does not, in a process of its own, which can be ended; None where it does, or outside Linux.
+
+    There alone a fork is safe beside whatever libraries are loaded.
+    """
+    if sys.platform != "linux":
         return None
     child = os.fork()
     if child == 0:
@@ -62,8 +67,7 @@ def _ends(tokenizer: Any, _source: str) -> str | None:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 child = 0
-                told = f"takes more than {MOST_BYTES // 2**20:,} MiB to write two turns"
-                return told if os.waitstatus_to_exitcode(status) not in (0, 1) else None
+                return _told(os.waitstatus_to_exitcode(status))
             time.sleep(wait_s)
             wait_s = min(0.05, 2 * wait_s)
         return f"does not come to an end within {LONGEST_S:.0f} s"
@@ -73,8 +77,15 @@ def _ends(tokenizer: Any, _source: str) -> str | None:
             os.waitpid(child, 0)
 
 
+def _told(code: int) -> str | None:
+    """What the exit code of `_write` means, or the signal that has ended it."""
+    if code == NO_MEMORY:
+        return f"takes more than {MOST_BYTES // 2**20:,} MiB to write two turns"
+    return f"ends the process that writes it (signal {-code})" if code < 0 else None
+
+
 def _write(tokenizer: Any) -> int:
-    """Exit code: 0 written; 1 refused, of which whoever writes rows tells; 2 for want of memory."""
+    """Exit code: 0 written; 1 refused, of which whoever writes rows tells; or NO_MEMORY."""
     import resource
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -85,7 +96,7 @@ def _write(tokenizer: Any) -> int:
         for turns, asks in ((TURNS, False), (TURNS[:1], True)):
             tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asks)
     except MemoryError:
-        return 2
+        return NO_MEMORY
     except Exception:  # noqa: BLE001 - jinja raises what the template's author wrote
         return 1
     return 0
