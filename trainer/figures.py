@@ -38,11 +38,6 @@ def check_figures(path: Path) -> None:
     _check(parse_json(read_text(path), where=str(path)), str(path))
 
 
-def check_settings(settings: dict[str, Any], where: str) -> None:
-    """Of a configuration that is read already. Raises: ModelError."""
-    _check(settings, where)
-
-
 def _check(value: Any, where: str) -> None:
     for part in value if isinstance(value, list) else []:
         _check(part, where)

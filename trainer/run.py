@@ -197,17 +197,21 @@ class _Telling:
 
     def __init__(self, folder: Path, listener: Listener) -> None:
         self.listener = listener
-        self.record = Recorder(folder / EVENTS, self.warn)
+        # that the record cannot be written is told and not recorded
+        self.record = Recorder(folder / EVENTS, lambda text: self._show(Note(text=text, warning=True)))
 
     def __call__(self, event: Event) -> None:
         self.record(event)
+        self._show(event)
+
+    def warn(self, text: str) -> None:
+        self(Note(text=text, warning=True))
+
+    def _show(self, event: Event) -> None:
         try:
             self.listener(event)
         except (OSError, SystemExit):  # whoever was looking is gone (rich exits for that): that ends no run
             let_go_of_lost_outputs()
-
-    def warn(self, text: str) -> None:
-        self.listener(Note(text=text, warning=True))
 
 
 def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | None) -> RunResult:
