@@ -76,6 +76,9 @@ def judged_on_other_rows(autoft, out: Path, data_file: Path, tmp_path: Path) -> 
     (out / "tokenizer.json").write_text("{", encoding="utf-8")
     done = autoft("eval", out, "--data", other, "--map", "prompt=q,completion=a")
     assert done.code == 2
+    assert f"Error: {out / 'tokenizer.json'}: not the file that the run wrote" in done.err
+    done = autoft("eval", out, "--data", other, "--map", "prompt=q,completion=a", "--accept-changes")
+    assert done.code == 2
     assert f"Error: {out}: its tokenizer cannot be read" in done.err
     (out / "adapter_config.json").unlink()
     assert "its adapter_config.json is gone" in autoft("chat", out, "-p", "hello").err
