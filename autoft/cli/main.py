@@ -8,16 +8,19 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
 from autoft import __version__
 from autoft.cli.options import takes_all_text
-from autoft.errors import AutoftError, DoesNotFit, Interrupted, OptionError, near
+from autoft.errors import AutoftError, DoesNotFit, Interrupted, OptionError, Resumable, near
 
 # Where a command's module is not named after it
 MODULES = {"watch": "follow"}
@@ -93,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     args = list(sys.argv[1:] if argv is None else argv)
     _open_streams()
     _take_any_text()
+    pressed = _remember_ctrl_c()
     try:
         sys.exit(_exit_code(cli.main(args=args, prog_name="autoft", standalone_mode=False)))
     except click.exceptions.NoArgsIsHelpError as error:
@@ -100,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(OptionError.exit_code)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place that catches all
         failure = _as_ours(error, args)
+        if pressed() and not isinstance(failure, Interrupted | Resumable):
+            failure = Interrupted("interrupted")  # a library interrupted in its import makes any kind of error of it
         if "--debug" in args:
             traceback.print_exception(error)
         _report(failure, as_json="--json" in args)
@@ -107,6 +113,20 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         # signal, exit code or not (unhandled_keyboard_interrupt in pythonrun.c); text that ends well makes it forget
         exec("")
         sys.exit(failure.exit_code)
+
+
+def _remember_ctrl_c() -> Callable[[], bool]:
+    """Whether Ctrl-C was pressed since, where it means what it always does: a run has its own meaning for it."""
+    seen: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, handle)
+    return lambda: bool(seen)
 
 
 def _open_streams() -> None:
