@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from autoft.errors import ModelError
+from autoft.errors import FileFormatError, ModelError
 from autoft.schema import parse_json, read_text
 
 # (least, most) of a figure, wherever it stands in a configuration. The most is far above any published model's: it is
@@ -33,9 +33,19 @@ BOUNDS: dict[str, tuple[int, int]] = {
 }
 
 
-def check_figures(path: Path) -> None:
-    """Of a config.json. Raises: ModelError for a figure that no model has; FileFormatError for a file that is none."""
-    _check(parse_json(read_text(path), where=str(path)), str(path))
+def read_settings(path: Path) -> dict[str, Any]:
+    """What a config.json says. Raises: ModelError for a file that is none, and for a figure that no model has."""
+    try:
+        told = parse_json(read_text(path), where=str(path))
+    except FileFormatError as error:
+        reason = error.what.removeprefix(f"{path}:").strip()
+        raise ModelError(
+            f"{path}: cannot be read as a model configuration: {reason}", fix="download the file anew"
+        ) from None
+    if not isinstance(told, dict):
+        raise ModelError(f"{path}: cannot be read as a model configuration: no object", fix="download the file anew")
+    _check(told, str(path))
+    return told
 
 
 def _check(value: Any, where: str) -> None:

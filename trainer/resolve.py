@@ -17,9 +17,8 @@ from typing import Any, Literal, TypeVar
 
 from autoft.errors import HubError, ModelError, near
 from autoft.profiles.model_catalogue import ModelProfile, find_model, model_profiles
-from autoft.schema import parse_json, read_text
 from autoft.trainer import environment
-from autoft.trainer.figures import check_figures
+from autoft.trainer.figures import read_settings
 from autoft.trainer.weights import check_weights
 
 Say = Callable[[str], None]
@@ -94,7 +93,7 @@ def load_config(ref: ModelRef, weights: Path | None = None) -> Any:
         config = ref.profile.full_config
         return _reading(ref, lambda: AutoConfig.for_model(config.pop("model_type"), **config))
     folder = ref.path or weights or _hub_file(ref, "config.json").parent
-    check_figures(folder / "config.json")
+    read_settings(folder / "config.json")
     return _reading(ref, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False))
 
 
@@ -241,8 +240,8 @@ def _checked_folder(path: Path) -> Path:
             f"{path}: holds a model and an adapter, and transformers would open the adapter's base instead",
             fix="move the adapter_* files to a folder of their own, and give the folder of the model",
         )
-    told = parse_json(read_text(config), where=str(config))
-    if not isinstance(told, dict) or not isinstance(told.get("model_type"), str) or not told["model_type"]:
+    model_type = read_settings(config).get("model_type")
+    if not isinstance(model_type, str) or not model_type:
         raise ModelError(f"{config}: has no model_type", fix="give the config.json of a transformers model")
     return path
 
