@@ -86,7 +86,7 @@ def parse_json(text: str | bytes, *, where: str) -> Any:
         what = f"{where}: JSON nested too deeply"
     except ValueError:  # of Python's limit
         what = f"{where}: a number with too many digits"
-    raise FileFormatError(what, fix="restore the file, or write it anew")
+    raise FileFormatError(what, fix="restore the file, or write it again")
 
 
 def read_text(path: Path) -> str:

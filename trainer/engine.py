@@ -334,7 +334,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
     def save(self) -> bool:
         """A checkpoint of the last whole optimizer step; whether the disk took it.
 
-        Raises: TrainingError where a trained weight is no number any more.
+        Raises: TrainingError where a trained weight is not finite.
         """
         assert self.keeper is not None
         self._check_weights()

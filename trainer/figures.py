@@ -40,10 +40,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     except FileFormatError as error:
         reason = error.what.removeprefix(f"{path}:").strip()
         raise ModelError(
-            f"{path}: cannot be read as a model configuration: {reason}", fix="download the file anew"
+            f"{path}: cannot be read as a model configuration: {reason}", fix="download the file again"
         ) from None
     if not isinstance(told, dict):
-        raise ModelError(f"{path}: cannot be read as a model configuration: no object", fix="download the file anew")
+        raise ModelError(f"{path}: cannot be read as a model configuration: no object", fix="download the file again")
     _check(told, str(path))
     return told
 
@@ -55,6 +55,6 @@ def _check(value: Any, where: str) -> None:
         if name in BOUNDS and isinstance(part, int | float) and not isinstance(part, bool):
             least, most = BOUNDS[name]
             if not least <= part <= most or part != int(part):
-                raise ModelError(f"{where}: {name} = {part!r:.40} is no model's", fix="download the file anew")
+                raise ModelError(f"{where}: {name} = {part!r:.40} is no model's", fix="download the file again")
         else:
             _check(part, where)

@@ -57,13 +57,12 @@ def load_trained(folder: Path, result: RunResult, *, for_loss: bool = False) -> 
     """
     recipe = result.job.recipe
     whole = recipe.method == "full"
-    written = "config.json" if whole else "adapter_config.json"
-    if not (folder / written).is_file():
-        raise ModelError(f"{folder}: its {written} is gone", fix="run again, or restore the file")
+    # without its weights PEFT would look for a pickle, and then on the hub
+    for written in ("config.json",) if whole else ("adapter_config.json", ADAPTER):
+        if not (folder / written).is_file():
+            raise ModelError(f"{folder}: its {written} is gone", fix="run again, or restore the file")
     if whole:
         return _load(str(folder.resolve()), result, for_loss=for_loss)
-    if not (folder / ADAPTER).is_file():  # PEFT would look for a pickle, and then on the hub
-        raise ModelError(f"{folder}: its {ADAPTER} is gone", fix="run again, or restore the file")
     model = load_base(result, for_loss=for_loss)
     from peft import PeftModel
     from safetensors import SafetensorError

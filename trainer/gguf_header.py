@@ -42,7 +42,11 @@ def check_header(path: Path) -> None:
         with path.open("rb") as file:
             _Header(file, path.stat().st_size, path).check()
     except (struct.error, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: cut short or damaged", fix="download the file again") from error
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> ModelError:
+    return ModelError(f"{path}: cut short or damaged", fix="download the file again")
 
 
 class _Header:
@@ -96,18 +100,18 @@ class _Header:
                     self._skip(inner, depth + 1)
             self._has_room(0)
         else:
-            raise ModelError(f"{self.path}: cut short or damaged", fix="download the file again")
+            raise _damaged(self.path)
 
     def _bytes(self, most: int) -> bytes:
         length = self._number("<Q")
         if length > most:
-            raise ModelError(f"{self.path}: cut short or damaged", fix="download the file again")
+            raise _damaged(self.path)
         self._has_room(length)
         return self.file.read(length)
 
     def _has_room(self, length: int) -> None:
         if length > self.size - self.file.tell():
-            raise ModelError(f"{self.path}: cut short or damaged", fix="download the file again")
+            raise _damaged(self.path)
 
     def _number(self, form: str) -> int:
         """An integer; of other numbers only their room counts."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from autoft.errors import FileFormatError
+from autoft.schema import parse_json
 from autoft.trainer.checkpoint import FILE, digest_of_values, is_written
 from autoft.trainer.record import EVENTS
 
@@ -106,7 +107,7 @@ def _about(folder: Path) -> dict[str, Any] | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = parse_json(path.read_bytes(), where=str(path))
+    except (OSError, FileFormatError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -93,7 +93,8 @@ def load_config(ref: ModelRef, weights: Path | None = None) -> Any:
         config = ref.profile.full_config
         return _reading(ref, lambda: AutoConfig.for_model(config.pop("model_type"), **config))
     folder = ref.path or weights or _hub_file(ref, "config.json").parent
-    read_settings(folder / "config.json")
+    if ref.path is None:  # of a folder, `resolve` has read it
+        read_settings(folder / "config.json")
     return _reading(ref, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False))
 
 
