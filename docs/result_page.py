@@ -36,10 +36,11 @@ infinite. A field with a default may be missing: it reads as that. None is null.
 `RunResult.from_dict(json.loads(text))` of `autoft.trainer.result` reads a result and checks every field.
 
 ## result.json
-Of a RunResult, what its names alone don't tell: `base` is the hub id of the base model, or its folder. `seconds` is by
-stage: load, rehearse, evaluate_before, train, evaluate_after, save. `tokens` are those that went through the model,
-padding left out, `trained_tokens` those with a loss. `rows_left_out` were too long. `total_params` counts a quantized
-weight once, whatever bits it has. `versions` is by package. `finished_at` is UTC, ISO 8601.
+Of a RunResult, what its names alone don't tell: `base` is the hub id of the base model, or the name of its folder or
+file. `job` too has names where the plan had absolute paths: those are in `local.json`, which stays on this machine.
+`seconds` is by stage: load, rehearse, evaluate_before, train, evaluate_after, save. `tokens` are those that went
+through the model, padding left out, `trained_tokens` those with a loss. `rows_left_out` were too long. `total_params`
+counts a quantized weight once, whatever bits it has. `versions` is by package. `finished_at` is UTC, ISO 8601.
 """
 EVENTS = """## events.jsonl
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +19,7 @@ from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
 from autoft.schema import Record, parse_toml, read_text
 from autoft.trainer.job import Job
+from autoft.trainer.places import private_job, public_name, without_paths
 from autoft.trainer.recipe import Recipe
 
 # Within a version keys are only added, each with a default that means what its absence meant, so older files load the
@@ -75,6 +76,17 @@ class Plan(Record):
         """All devices planned for, in words."""
         return several(self.job.num_gpus, self.target)
 
+    def public(self) -> Plan:
+        """The plan as it may be published: without the paths of this machine and the serial numbers of its GPUs."""
+        told = without_paths(self.to_dict(), self.job)
+        host = told["hardware"]["host"]
+        host["disk_path"] = public_name(host["disk_path"])
+        for disk in host["disks"]:
+            disk["path"] = public_name(disk["path"])
+        for gpu in told["hardware"]["gpus"]:
+            gpu["uuid"] = None
+        return Plan.from_dict(told)
+
     def to_toml(self) -> str:
         """With comments, in the order in which a person wants it."""
         from autoft.planner.plan_text import plan_toml
@@ -88,7 +100,10 @@ def write_plan(plan: Plan, path: Path) -> None:
 
 
 def read_plan(path: Path) -> Plan:
-    """Raises: FileFormatError for a file that is missing, broken, of a newer schema, or wrong (dotted path)."""
+    """The plan in `path`; beside a run, with the paths that the run had here.
+
+    Raises: FileFormatError for a file that is missing, broken, of a newer schema, or wrong (dotted path).
+    """
     where = str(path)
     data = parse_toml(read_text(path), where=where)
     version = data.get("schema_version")
@@ -97,4 +112,5 @@ def read_plan(path: Path) -> Plan:
             f"{where}: schema_version {version} is newer than this autoft reads ({SCHEMA_VERSION})",
             fix="update autoft, or plan again",
         )
-    return Plan.from_dict(data, where=where)
+    plan = Plan.from_dict(data, where=where)
+    return replace(plan, job=private_job(plan.job, path.parent))

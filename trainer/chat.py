@@ -9,7 +9,8 @@ from typing import Any
 
 from autoft.trainer.data.shape import Message
 from autoft.trainer.data.tokens import model_stop_ids, prompt_ids, stop_ids
-from autoft.trainer.finished import check_unchanged, load_run_tokenizer, load_trained, read_result
+from autoft.trainer.finished import load_run_tokenizer, load_trained, open_result
+from autoft.trainer.resolve import Say
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +44,13 @@ class Talker:
         return str(self.tokenizer.decode(out_BS[0, ids_BS.size(1) :], skip_special_tokens=True)).strip()
 
 
-def open_run(folder: Path, *, accept_changes: bool = False) -> Talker:
-    """The model that a run made. accept_changes: although its files are not what the run wrote.
+def open_run(folder: Path, *, accept_changes: bool = False, say: Say = lambda _: None) -> Talker:
+    """The model that a run made. accept_changes: although its files, or its base, are not what they were.
 
-    Raises: ModelError when `folder` holds no finished run, its files have changed, or its base is gone.
+    say: told what takes long.
+    Raises: ModelError when `folder` holds no finished run, its files or its base have changed, or its base is gone.
     """
-    result = read_result(folder)
-    if not accept_changes:
-        check_unchanged(folder, result)
+    result = open_result(folder, accept_changes=accept_changes, say=say)
     model = load_trained(folder, result)
     tokenizer = load_run_tokenizer(folder)
     return Talker(model, tokenizer, stop_ids(tokenizer, model_stop_ids(model)), result.system_prompt)

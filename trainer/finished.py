@@ -12,10 +12,27 @@ from autoft.schema import parse_json, read_text
 from autoft.trainer import environment
 from autoft.trainer.output import unfinished
 from autoft.trainer.ownership import CARD, RESULT
-from autoft.trainer.resolve import fetch, load_config, resolve
+from autoft.trainer.places import LOCAL, private_job, read_places
+from autoft.trainer.recipe import Recipe
+from autoft.trainer.resolve import Say, fetch, load_config, resolve
 from autoft.trainer.result import RunResult
+from autoft.trainer.weights import fingerprint
+from autoft.units import size
 
 ADAPTER = "adapter_model.safetensors"
+TOLD_BYTES = 2**30  # assumption: what is hashed in a second or so
+
+
+def open_result(folder: Path, *, accept_changes: bool = False, say: Say = lambda _: None) -> RunResult:
+    """The result of a run whose files, and whose base, are what they were; accept_changes: whatever they are.
+
+    say: told, in a line, what takes long. Raises: ModelError.
+    """
+    result = read_result(folder)
+    if not accept_changes:
+        _check_files(folder, result, say)
+        _check_base(folder, result)
+    return result
 
 
 def read_result(folder: Path) -> RunResult:
@@ -29,25 +46,56 @@ def read_result(folder: Path) -> RunResult:
     told = parse_json(read_text(folder / RESULT), where=where)
     if not isinstance(told, dict):
         raise ModelError(f"{where}: holds no finished run", fix="give the folder that `autoft run` wrote")
-    return RunResult.from_dict(told, where=where)
+    result = RunResult.from_dict(told, where=where)
+    return replace(result, job=private_job(result.job, folder))
 
 
-def check_unchanged(folder: Path, result: RunResult) -> None:
+def _check_files(folder: Path, result: RunResult, say: Say) -> None:
     """Whether the run's files are what it wrote, byte by byte; people may write into its README.md.
 
     Raises: ModelError naming the first that is gone or another.
     """
-    for name, digest in result.artifacts.items():
-        path = folder / name
-        if name == CARD:
-            continue
+    files = {name: folder / name for name in result.artifacts if name != CARD}
+    for name, path in files.items():
         if not path.is_file():
             raise ModelError(f"{folder}: its {name} is gone", fix="restore the file, or run again")
-        if sha256(path) != digest:
+    num_bytes = sum(path.stat().st_size for path in files.values())
+    if num_bytes > TOLD_BYTES:
+        say(f"checking the SHA-256 of {size(num_bytes)}")
+    for name, path in files.items():
+        if sha256(path) != result.artifacts[name]:
             raise ModelError(
                 f"{path}: not the file that the run wrote: its SHA-256 is another than {RESULT} has",
                 fix="restore the file, run again, or --accept-changes to use it as it is",
             )
+
+
+def _check_base(folder: Path, result: RunResult) -> None:
+    """Raises: ModelError when the base of an adapter is another than it was trained on, as far as samples tell."""
+    if result.base_fingerprint is None or result.job.recipe.method == "full":
+        return
+    base = base_name(folder, result)
+    if fingerprint(fetch(resolve(base))) != result.base_fingerprint:
+        raise ModelError(
+            f"{base}: not the weights that {folder} was trained on",
+            fix="give the run its base back, or --accept-changes to use this one",
+        )
+
+
+def base_name(folder: Path, result: RunResult) -> str:
+    """The base of the run in `folder`, as `resolve` takes it. Raises: ModelError when it is not here."""
+    local = read_places(folder).get("base")
+    for name in (local, result.base):
+        if name and Path(name).is_dir():
+            return name
+    try:
+        resolve(result.job.model)
+    except ModelError as error:
+        raise ModelError(
+            f"{folder}: its base {result.base} is not on this machine",
+            fix=f"""echo '{{"base": "/the/path/to/{result.base}"}}' > {folder / LOCAL}""",
+        ) from error
+    return result.job.model
 
 
 def load_trained(folder: Path, result: RunResult, *, for_loss: bool = False) -> Any:
@@ -62,8 +110,9 @@ def load_trained(folder: Path, result: RunResult, *, for_loss: bool = False) -> 
         if not (folder / written).is_file():
             raise ModelError(f"{folder}: its {written} is gone", fix="run again, or restore the file")
     if whole:
-        return _load(str(folder.resolve()), result, for_loss=for_loss)
-    model = load_base(result, for_loss=for_loss)
+        # its own config.json has the scaling
+        return _load(str(folder.resolve()), replace(recipe, rope_scaling=None), for_loss=for_loss)
+    model = load_base(folder, result, for_loss=for_loss)
     from peft import PeftModel
     from safetensors import SafetensorError
 
@@ -101,9 +150,9 @@ def _check_keys(model: Any, path: Path) -> None:
         )
 
 
-def load_base(result: RunResult, *, for_loss: bool = False) -> Any:
-    """What the run began with. Raises: ModelError when it is gone."""
-    return _load(result.base if Path(result.base).is_dir() else result.job.model, result, for_loss=for_loss)
+def load_base(folder: Path, result: RunResult, *, for_loss: bool = False) -> Any:
+    """What the run in `folder` began with. Raises: ModelError when it is gone."""
+    return _load(base_name(folder, result), result.job.recipe, for_loss=for_loss)
 
 
 def load_run_tokenizer(folder: Path) -> Any:
@@ -119,7 +168,7 @@ def load_run_tokenizer(folder: Path) -> Any:
         ) from error
 
 
-def _load(name: str, result: RunResult, *, for_loss: bool) -> Any:
+def _load(name: str, recipe: Recipe, *, for_loss: bool) -> Any:
     environment.quiet()
     import torch
 
@@ -128,9 +177,6 @@ def _load(name: str, result: RunResult, *, for_loss: bool) -> Any:
     ref = resolve(name)
     weights = fetch(ref)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    recipe = result.job.recipe
-    if recipe.method == "full" and name != result.base:  # its own config.json has the scaling
-        recipe = replace(recipe, rope_scaling=None)
     model = build_whole_base(recipe, load_config(ref, weights), weights, device, for_loss=for_loss).eval()
     model.config.use_cache = True
     return model

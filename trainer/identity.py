@@ -13,6 +13,7 @@ from autoft import __version__
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.job import Job
 from autoft.trainer.prepare import Prepared
+from autoft.trainer.weights import fingerprint
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "datasets")
 # Of the job, what changes no weight
@@ -20,12 +21,13 @@ HARMLESS = ("save_minutes", "save_steps", "keep_checkpoints", "report_to")
 
 
 def identity_of(job: Job, prepared: Prepared, weights: Path) -> dict[str, Any]:
-    """Plain values: the job, digests of what is trained and held out, the base's files by size, versions."""
+    """Plain values: the job, digests of what is trained and held out, sizes and samples of the base, versions."""
     return {
         "job": job.to_dict(),
         "data_sha256": digest_of(prepared.train.examples),
         "eval_data_sha256": digest_of(prepared.heldout),
         "base": {path.name: path.stat().st_size for path in sorted(weights.glob("*.safetensors"))},
+        "base_fingerprint": fingerprint(weights),
         "versions": versions(),
     }
 
@@ -56,7 +58,8 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         found.append(f"the training data ({now['job']['data']}) have changed")
     if before["eval_data_sha256"] != now["eval_data_sha256"]:
         found.append("the held-out rows have changed")
-    if before["base"] != now["base"]:
+    prints = now["base_fingerprint"], before.get("base_fingerprint", now["base_fingerprint"])
+    if before["base"] != now["base"] or prints[0] != prints[1]:
         found.append(f"the weights of {now['job']['model']} have changed")
     found += [f"{name} was {was} and is {is_}" for name, was, is_ in _differences(before["versions"], now["versions"])]
     return found

@@ -16,7 +16,7 @@ from autoft.trainer.data.shape import Row
 from autoft.trainer.data.split import row_key
 from autoft.trainer.data.tokens import Example, model_stop_ids, stop_ids, tokenize
 from autoft.trainer.data.written import chat_of
-from autoft.trainer.finished import check_unchanged, load_base, load_run_tokenizer, load_trained, read_result
+from autoft.trainer.finished import base_name, load_base, load_run_tokenizer, load_trained, open_result
 from autoft.trainer.job import Job
 from autoft.trainer.memory import free_memory, is_out_of_memory
 from autoft.trainer.resolve import load_stops, resolve
@@ -56,16 +56,16 @@ def judge(
     and how many are. tell: told what else the user should know.
     Raises: ModelError without a finished run; DataError, OptionError for its data; OutOfMemory.
     """
-    result = read_result(folder)
-    if not accept_changes:
-        check_unchanged(folder, result)
+    result = open_result(folder, accept_changes=accept_changes, say=tell)
     job = result.job
     rows, notes = _rows(folder, job, data, mapping, job.eval_rows if most is None else most)
     for note in notes:
         tell(note)
     environment.quiet()
     tokenizer = load_run_tokenizer(folder)
-    held = tokenize(rows, tokenizer, max_tokens=job.recipe.seq_len, stops=_stops(result))
+    held = tokenize(
+        rows, tokenizer, max_tokens=job.recipe.seq_len, stops=load_stops(resolve(base_name(folder, result)))
+    )
     if held.too_long:
         notes.append(
             f"{len(held.too_long)} rows are longer than {job.recipe.seq_len} tokens, the first at {held.too_long[0]}: "
@@ -88,11 +88,6 @@ def judge(
         samples=samples(rows, was, now, chat_of(tokenizer).expected),
         notes=tuple(notes),
     )
-
-
-def _stops(result: RunResult) -> list[int]:
-    """The tokens at which the run's base stops. Raises: ModelError when it is gone."""
-    return load_stops(resolve(result.base if Path(result.base).is_dir() else result.job.model))
 
 
 def _rows(folder: Path, job: Job, data: str | None, mapping: str | None, most: int) -> tuple[list[Row], list[str]]:
@@ -150,7 +145,7 @@ def _both(
         )
 
     if result.job.recipe.method == "full":
-        before = judged(load_base(result, for_loss=True), "before")
+        before = judged(load_base(folder, result, for_loss=True), "before")
         free_memory()
         return before, judged(load_trained(folder, result, for_loss=True), "after")
     model = load_trained(folder, result, for_loss=True)

@@ -16,12 +16,14 @@ from autoft.trainer.data.written import chat_of
 from autoft.trainer.identity import versions
 from autoft.trainer.job import Job
 from autoft.trainer.ownership import CARD, NOT_HASHED, REPORT, RESULT, is_of_training
+from autoft.trainer.places import forget_host, public_job, without_paths, write_places
 from autoft.trainer.progress import Progress
 from autoft.trainer.report import report_html
 from autoft.trainer.resolve import base_reference, hub_name, licence, load_config
 from autoft.trainer.result import Evaluation, Measured, Predicted, RunResult
 from autoft.trainer.samples import samples
 from autoft.trainer.suitable import auto_class
+from autoft.trainer.weights import fingerprint
 
 if TYPE_CHECKING:
     from autoft.trainer.load import Loaded
@@ -51,6 +53,8 @@ def finish(
     data_sha256: str,
 ) -> RunResult:
     """Save the model, its card and result.json in `folder`. name: of the run. Raises: OSError when the disk is full."""
+    write_places(folder, job, loaded.weights)
+    forget_host(folder)
     _save(job, loaded, folder)
     prepared = loaded.prepared
     rate = progress.seconds or 1.0
@@ -59,7 +63,7 @@ def finish(
     shown = samples(prepared.splits.heldout, before[1], after[1], expected) if job.max_new_tokens else ()
     result = RunResult(
         autoft_version=__version__,
-        job=job,
+        job=public_job(job),
         base=base_reference(loaded.ref, loaded.weights),
         auto_class=auto_class(load_config(loaded.ref, loaded.weights)).__name__,
         finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -89,14 +93,15 @@ def finish(
         hardware=_hardware(job),
         versions=versions(),
         artifacts={},
-        notes=tuple(prepared.notes(job.recipe.seq_len)),
+        notes=without_paths(tuple(prepared.notes(job.recipe.seq_len)), job),
         memory=tuple(progress.memory),
         evaluations=progress.evaluated(),
         best_step=progress.best_step,
         phases=progress.phases,
-        events=tuple(progress.events),
+        events=without_paths(tuple(progress.events), job),
         samples=shown,
         data_sha256=data_sha256,
+        base_fingerprint=fingerprint(loaded.weights),
     )
     write_text(folder / CARD, model_card(result, name, hub_name(loaded.ref), licence(loaded.ref)))
     result = replace(result, artifacts=_hashes(folder))

@@ -11,6 +11,7 @@ from typing import Any
 from autoft.errors import FileFormatError
 from autoft.schema import parse_json
 from autoft.trainer.checkpoint import FILE, digest_of_values, is_written
+from autoft.trainer.places import IGNORE, LOCAL
 from autoft.trainer.record import EVENTS
 
 RESULT = "result.json"
@@ -21,7 +22,7 @@ REPORT = "report.html"
 CARD = "README.md"
 TENSORBOARD = "tensorboard"
 NOT_FINITE = "not-finite.json"
-NOT_HASHED = (EVENTS, RUN, RESULT, REPORT)  # written to, or removed, after the hashing
+NOT_HASHED = (EVENTS, RUN, RESULT, REPORT, LOCAL, IGNORE)  # written to, or removed, after the hashing; or not published
 # What a write that was cut short leaves: autoft's own, safetensors', and files that systems put into every folder
 LITTER = (".*.aside", ".tmp??????", ".DS_Store", "Thumbs.db", "desktop.ini")
 # What an unfinished run may hold besides its checkpoints; while it saves, PEFT's and transformers' files too

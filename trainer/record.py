@@ -37,11 +37,15 @@ class Recorder:
 
     A disk that is full or gone does not end the run: what cannot be written is left out, `tell` is called with a
     sentence once, and the next event is tried again. A line that a killed run left half-written is cut off.
+    public: takes out of an event what is not to be published.
     """
 
-    def __init__(self, path: Path, tell: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, path: Path, tell: Callable[[str], None] = lambda _: None, public: Callable[[Any], Any] = lambda data: data
+    ) -> None:
         self.path = path
         self._tell = tell
+        self._public = public
         self._lost = 0
         self._tail_is_whole = False
 
@@ -51,7 +55,7 @@ class Recorder:
         try:
             # Opened for each line: the folder may be renamed between two, which an open file forbids on Windows
             with self.path.open("a+b", buffering=0) as file:
-                self._append(file, f"{as_line(event)}\n".encode())
+                self._append(file, f"{as_line(event, self._public)}\n".encode())
         except OSError as error:
             self._lost += 1
             self._tail_is_whole = False
@@ -74,10 +78,10 @@ class Recorder:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def as_line(event: Event) -> str:
+def as_line(event: Event, public: Callable[[Any], Any] = lambda data: data) -> str:
     """The event as a line of the record, without the line's end. A number that is none, or infinite, is null."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    data = {"event": type(event).__name__.lower(), "at": now, **event.to_dict()}
+    data = {"event": type(event).__name__.lower(), "at": now, **public(event.to_dict())}
     try:
         return json.dumps(data, ensure_ascii=False, allow_nan=False)
     except ValueError:

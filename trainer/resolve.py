@@ -19,6 +19,7 @@ from autoft.errors import HubError, ModelError, near
 from autoft.profiles.model_catalogue import ModelProfile, find_model, model_profiles
 from autoft.trainer import environment
 from autoft.trainer.figures import read_settings
+from autoft.trainer.places import public_name
 from autoft.trainer.weights import check_weights
 
 Say = Callable[[str], None]
@@ -208,8 +209,8 @@ def fetch(ref: ModelRef, say: Say = lambda _: None) -> Path:
 
 
 def base_reference(ref: ModelRef, folder: Path) -> str:
-    """What an adapter names as its base: the hub id where the weights came from the hub, else their folder."""
-    return ref.hub_id or str(folder)
+    """What an adapter names as its base: its hub id, else the name of its folder or file, which says no path."""
+    return hub_name(ref) or public_name(str(ref.path or folder))
 
 
 def hub_name(ref: ModelRef) -> str | None:

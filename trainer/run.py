@@ -44,6 +44,7 @@ from autoft.trainer.outcome import finish, trainable_params
 from autoft.trainer.output import output_folder, unfinished_folder
 from autoft.trainer.ownership import CHECKPOINTS, NOT_FINITE, RUN, WORK, about_run
 from autoft.trainer.peers import Peers
+from autoft.trainer.places import without_paths, write_places
 from autoft.trainer.preflight import check_room, preflight
 from autoft.trainer.prepare import Prepared
 from autoft.trainer.progress import Progress
@@ -80,8 +81,9 @@ def run(
         about = {"run_id": uuid.uuid4().hex, "started_in": str(Path.cwd())}
         kept = {**about, "predicted": None if predicted is None else predicted.to_dict()}
         write_text(folder / RUN, json.dumps({**kept, "sha256": digest_of_values(kept)}))
+        write_places(folder, job)
         write_text(folder / "plan.toml", plan_toml)
-        tell = _Telling(folder, listener)
+        tell = _Telling(folder, job, listener)
         session = _Session(job, out, folder, about["run_id"], predicted, stop, tell, peers, force=force)
         return _told(session, lambda: _run(session, prepared, None))
 
@@ -105,7 +107,7 @@ def resume(
         if checkpoint is None:
             raise OutputError(f"{folder}: no whole checkpoint: {skipped[0]}", fix="start again with autoft run --force")
         set_aside(folder / CHECKPOINTS, after=checkpoint.step)
-        tell = _Telling(folder, listener)
+        tell = _Telling(folder, job, listener)
         tell(Resumed(step=checkpoint.step, skipped=tuple(skipped)))
         predicted = about.get("predicted")
         session = _Session(
@@ -195,10 +197,14 @@ class _Session:
 class _Telling:
     """Tells the listener and the record."""
 
-    def __init__(self, folder: Path, listener: Listener) -> None:
+    def __init__(self, folder: Path, job: Job, listener: Listener) -> None:
         self.listener = listener
         # that the record cannot be written is told and not recorded
-        self.record = Recorder(folder / EVENTS, lambda text: self._show(Note(text=text, warning=True)))
+        self.record = Recorder(
+            folder / EVENTS,
+            lambda text: self._show(Note(text=text, warning=True)),
+            lambda event: without_paths(event, job),
+        )
 
     def __call__(self, event: Event) -> None:
         self.record(event)

@@ -106,6 +106,8 @@ def _opening(result: RunResult) -> tuple[str, str]:
     """Python that imports, and Python that makes `model`; around an adapter nothing else tells of a scaled RoPE."""
     recipe, auto = result.job.recipe, result.auto_class
     dtype = f'dtype="{recipe.weights_dtype}"'
+    on_hub = "/" in result.base
+    where = "" if on_hub else "  # its folder"
     if recipe.method == "full":
         return f"from transformers import {auto}, AutoTokenizer", f"model = {auto}.from_pretrained(folder, {dtype})"
     if recipe.rope_scaling is not None:
@@ -113,17 +115,17 @@ def _opening(result: RunResult) -> tuple[str, str]:
             f"from peft import PeftModel\nfrom transformers import AutoConfig, {auto}, AutoTokenizer",
             f"""# trained on rows of up to {recipe.seq_len} tokens, longer than the base takes without this
 {scaling_snippet(recipe.rope_scaling, recipe.seq_len, result.base)}
-base = {auto}.from_pretrained({result.base!r}, config=config, {dtype})
+base = {auto}.from_pretrained({result.base!r}, config=config, {dtype}){where}
 model = PeftModel.from_pretrained(base, folder)""",
         )
-    if auto == "AutoModelForCausalLM":
+    if auto == "AutoModelForCausalLM" and on_hub:
         return (
             "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer",
             f"model = AutoPeftModelForCausalLM.from_pretrained(folder, {dtype})",
         )
     return (
         f"from peft import PeftModel\nfrom transformers import {auto}, AutoTokenizer",
-        f"""base = {auto}.from_pretrained({result.base!r}, {dtype})
+        f"""base = {auto}.from_pretrained({result.base!r}, {dtype}){where}
 model = PeftModel.from_pretrained(base, folder)""",
     )
 

@@ -46,7 +46,7 @@ def command(
     environment.prepare()
     from autoft.trainer.chat import open_run
 
-    talker = open_run(folder, accept_changes=accept_changes)
+    talker = open_run(folder, accept_changes=accept_changes, say=lambda text: click.echo(text, err=True))
     start = _start(system if system is not None else talker.system_prompt)
     if prompt is None:
         _converse(talker, start, max_new_tokens)

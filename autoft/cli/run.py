@@ -155,7 +155,7 @@ def _train(
         return run(
             plan.job,
             out,
-            plan_toml=plan.to_toml(),
+            plan_toml=plan.public().to_toml(),
             predicted=predicted,
             prepared=prepared,
             force=force,

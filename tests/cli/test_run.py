@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from autoft.home import sha256
 from autoft.planner.plan_file import read_plan
+from autoft.trainer.places import forget_host, public_job
 from autoft.trainer.result import RunResult
 
 # What a user does who has never heard of autoft: transformers and peft alone.
@@ -58,7 +61,7 @@ def test_the_folder_is_what_other_tools_open(finished, tiny_model) -> None:
     assert not list(finished.parent.glob("*.unfinished"))
     assert not list(finished.parent.glob(".*lock"))
     config = json.loads((finished / "adapter_config.json").read_text(encoding="utf-8"))
-    assert config["base_model_name_or_path"] == str(tiny_model)
+    assert config["base_model_name_or_path"] == tiny_model.name
     card = (finished / "README.md").read_text(encoding="utf-8")
     assert card.startswith('---\nlibrary_name: "peft"\n')
     assert 'tags: ["autoft", "lora"]\n' in card
@@ -74,15 +77,37 @@ def test_result_json_says_what_happened(finished) -> None:
     assert result.measured.peak_bytes > 0
     assert result.trainable_params < result.total_params
     assert result.artifacts["adapter_model.safetensors"] == sha256(finished / "adapter_model.safetensors")
-    assert set(result.artifacts) == {path.name for path in finished.iterdir()} - {
-        "result.json",
-        "events.jsonl",
-        "report.html",
-    }
-    assert read_plan(finished / "plan.toml").job == result.job
+    unhashed = {"result.json", "events.jsonl", "report.html", "local.json", ".gitignore"}
+    assert set(result.artifacts) == {path.name for path in finished.iterdir()} - unhashed
+    assert public_job(read_plan(finished / "plan.toml").job) == result.job
 
 
-def test_plain_peft_gives_the_same_answers(finished, autoft) -> None:
+def test_what_is_published_names_no_path_of_this_machine(finished, tiny_model, autoft, tmp_path) -> None:
+    private = str(tiny_model.parent), str(Path.home())
+    for path in finished.iterdir():
+        if path.name != "local.json":
+            text = path.read_bytes().decode(errors="replace")
+            assert not [word for word in private if word in text], path.name
+    assert (finished / ".gitignore").read_text().splitlines()[-1] == "local.json"
+    assert read_plan(finished / "plan.toml").job.model == str(tiny_model)  # for this machine they are kept
+    elsewhere = shutil.copytree(finished, tmp_path / "elsewhere", ignore=lambda *_: ["local.json"])
+    done = autoft("chat", elsewhere, "-p", "number 7")
+    assert done.code == 2
+    assert f"its base {tiny_model.name} is not on this machine" in done.err
+    fix = done.err.split("To fix: ")[1].replace(f"/the/path/to/{tiny_model.name}", str(tiny_model))
+    subprocess.run(fix, shell=True, check=True)
+    assert autoft("chat", elsewhere, "-p", "number 7").code == 0
+
+
+def test_the_files_of_tensorboard_forget_the_machine(tmp_path) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    log = tmp_path / "tensorboard" / f"events.out.tfevents.17.{socket.gethostname()}.4.0"
+    log.write_bytes(b"log")
+    forget_host(tmp_path)
+    assert [path.name for path in log.parent.iterdir()] == ["events.out.tfevents.17.host.4.0"]
+
+
+def test_plain_peft_gives_the_same_answers(finished, tiny_model, autoft) -> None:
     questions = ["number 7", "number 123", "something else"]
     prompts = [[{"role": "user", "content": question}] for question in questions]
     done = subprocess.run(
@@ -90,6 +115,7 @@ def test_plain_peft_gives_the_same_answers(finished, autoft) -> None:
         capture_output=True,
         text=True,
         check=False,
+        cwd=tiny_model.parent,  # the adapter has its base by name
     )
     assert done.returncode == 0, done.stderr
     for question, plain in zip(questions, json.loads(done.stdout), strict=True):

@@ -65,12 +65,24 @@ def change_alpha(run: Path) -> None:
     (run / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 1}))
 
 
+def change_base(run: Path) -> None:
+    """Another base of the same shape: a fine-tune of it, say."""
+    from safetensors.torch import load_file, save_file
+
+    places = json.loads((run / "local.json").read_text())
+    base = Path(shutil.copytree(places["base"], run.parent / "base"))
+    weights = load_file(base / "model.safetensors")
+    save_file({name: tensor * 1.5 for name, tensor in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    (run / "local.json").write_text(json.dumps({**places, "base": str(base)}))
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a bit flipped": (flip, ADAPTER),
     "other keys": (rename_keys, ADAPTER),
     "a tensor missing": (drop_a_tensor, ADAPTER),
     "adapter gone": (lambda run: (run / ADAPTER).unlink(), ADAPTER),
     "adapter a pickle": (lambda run: (run / ADAPTER).rename(run / "adapter_model.bin"), ADAPTER),
+    "another base": (change_base, "not the weights that"),
     "alpha changed": (change_alpha, "adapter_config.json"),
     "adapter_config cut": (lambda run: (run / "adapter_config.json").write_text("{"), "adapter_config.json"),
     "tokenizer gone": (lambda run: (run / "tokenizer.json").unlink(), "tokenizer.json"),

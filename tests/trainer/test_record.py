@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 
 from autoft.trainer.events import Evaluated, Event, Note, Progress, Saved, Stage, Step
+from autoft.trainer.job import Job
+from autoft.trainer.recipe import Recipe
 from autoft.trainer.record import EVENTS, KINDS, Recorder, as_line, read_events, read_from
 from autoft.trainer.result import Evaluation
 from autoft.trainer.run import _Telling
+
+JOB = Job(model="tiny", recipe=Recipe())
 
 
 def step(number: int, **changes: float) -> Step:
@@ -183,7 +187,7 @@ def test_a_killed_writer_leaves_lines_that_can_be_read(tmp_path: Path) -> None:
 
 def test_what_a_run_warns_of_is_shown_and_recorded(tmp_path: Path) -> None:
     seen: list[Event] = []
-    tell = _Telling(tmp_path, seen.append)
+    tell = _Telling(tmp_path, JOB, seen.append)
     tell.warn("wandb is not told of the run any more")
     assert [each.event for each in read_events(tmp_path / EVENTS)] == seen
     assert seen == [Note(text="wandb is not told of the run any more", warning=True)]
@@ -191,7 +195,7 @@ def test_what_a_run_warns_of_is_shown_and_recorded(tmp_path: Path) -> None:
 
 def test_a_record_that_cannot_be_written_is_told_of_once(tmp_path: Path) -> None:
     seen: list[Event] = []
-    tell = _Telling(tmp_path / "gone", seen.append)
+    tell = _Telling(tmp_path / "gone", JOB, seen.append)
     tell.warn("one")
     tell.warn("two")
     assert [event.text.partition(":")[2][:12] or event.text for event in seen if isinstance(event, Note)] == [
