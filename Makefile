@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cksum < pyproject.toml | cut -d' ' -f1)-$(shell cksum < constraints.txt | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-cuda standin lint format bench gpu-bundle faults readme
+.PHONY: help setup run test test-fast test-cuda standin lint format bench gpu-bundle faults hostile fuzz readme
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -87,6 +87,13 @@ gpu-bundle: setup ## Put autoft, benchmarks/gpu_evidence.py and their wheels int
 
 faults: setup ## Cause every fault that a run must survive; write the table of docs/faults.md (half an hour)
 	@$(BIN)/python benchmarks/faults.py
+
+hostile: setup ## Try everything in tests/hostile; write the table of docs/hostile.md
+	@$(BIN)/python -m pytest -q tests/hostile --table docs/hostile.md
+
+fuzz: setup ## Let atheris look for a file that autoft does not read or refuse, for ten minutes
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	@$(BIN)/python tests/hostile/fuzz.py
 
 readme: setup ## Regenerate the output blocks of README.md and docs/how-estimates-work.md, docs/catalogue.md, docs/result.md, docs/templates.md and docs/plans.md
 	@$(BIN)/python docs/readme_blocks.py

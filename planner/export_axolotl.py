@@ -50,7 +50,7 @@ def axolotl(source: Source) -> Config:
         "num_epochs": job.epochs,
         "max_steps": job.max_steps,
         "optimizer": OPTIMIZERS.get(recipe.optimizer, recipe.optimizer),
-        "lr_scheduler": job.schedule,
+        "lr_scheduler": job.lr_scheduler,
         "learning_rate": job.learning_rate,
         "warmup_ratio": job.warmup_ratio,
         "weight_decay": job.weight_decay,

@@ -89,7 +89,7 @@ class Source:
     @property
     def warmup_steps(self) -> int | None:
         """As the trainer counts them; None where the number of steps is not known."""
-        return None if self.plan.steps is None else -int(-self.plan.steps * self.job.warmup_ratio // 1)
+        return None if self.plan.steps is None else self.job.warmup_steps(self.plan.steps)
 
     @property
     def target_modules(self) -> list[str] | None:

@@ -51,7 +51,7 @@ def llamafactory(source: Source) -> Config:
         "num_train_epochs": job.epochs,
         "max_steps": job.max_steps,
         "learning_rate": job.learning_rate,
-        "lr_scheduler_type": job.schedule,
+        "lr_scheduler_type": job.lr_scheduler,
         "warmup_steps": source.warmup_steps,
         "warmup_ratio": job.warmup_ratio if source.warmup_steps is None else None,
         "weight_decay": job.weight_decay,

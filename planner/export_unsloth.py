@@ -42,7 +42,7 @@ def unsloth(source: Source) -> Config:
         "num_train_epochs": job.epochs,
         "max_steps": job.max_steps or -1,
         "learning_rate": job.learning_rate,
-        "lr_scheduler_type": job.schedule,
+        "lr_scheduler_type": job.lr_scheduler,
         "warmup_steps": source.warmup_steps or 0,
         "weight_decay": job.weight_decay,
         "max_grad_norm": job.max_grad_norm,

@@ -438,6 +438,11 @@ class Engine(SFTTrainer):  # type: ignore[misc]
             self.optimizer.load_state_dict(self._from["optimizer"])
             self.lr_scheduler.load_state_dict(self._from["schedule"])
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule, with our count of steps to warm up: a ratio of 1 would be one step to transformers."""
+        self.args.warmup_steps = self.job.warmup_steps(num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def _load_scaler(self, checkpoint: Any) -> None:
         if checkpoint is not None and self._from is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(self._from["scaler"])
@@ -458,8 +463,7 @@ def _arguments(job: Job, work_dir: Path) -> SFTConfig:
         num_train_epochs=job.epochs,
         max_steps=job.max_steps or -1,
         learning_rate=job.learning_rate,
-        lr_scheduler_type=job.schedule,
-        warmup_steps=job.warmup_ratio,
+        lr_scheduler_type=job.lr_scheduler,
         max_grad_norm=job.max_grad_norm,
         weight_decay=job.weight_decay,
         seed=job.seed,

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+OFFLINE = "autoft is offline (--offline or HF_HUB_OFFLINE)"
+PANIC = "PanicException"  # of Rust's libraries (tokenizers, safetensors); no Exception
 TRUE = ("1", "ON", "YES", "TRUE")
 # What a user has set stays as it is: only what is missing is filled in.
 DEFAULTS = {
@@ -43,6 +46,11 @@ def prepare() -> None:
         warnings.simplefilter("ignore")
 
 
+def go_offline() -> None:
+    """No hub from here on, in this process and those that it starts. Call before the hub's client is imported."""
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+
 def is_offline(environ: Mapping[str, str] | None = None) -> bool:
     """Whether the user wants no hub: huggingface_hub/constants.py and datasets/config.py, where 0 and "no" mean no."""
     environ = os.environ if environ is None else environ
@@ -66,6 +74,33 @@ def import_bitsandbytes() -> None:
         import bitsandbytes  # noqa: F401
     finally:
         torch.cuda.get_device_capability = get_device_capability
+
+
+@contextmanager
+def held_stderr() -> Iterator[None]:
+    """What comes to the standard error within is passed on at the end, but for a panic of a Rust library.
+
+    Rust writes its own report of it to the descriptor, beside the exception that it raises.
+    """
+    try:
+        saved = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        panicked = False
+        try:
+            yield
+        except BaseException as error:
+            panicked = type(error).__name__ == PANIC
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            aside.seek(0)
+            if not panicked and (held := aside.read()):
+                os.write(2, held)
 
 
 def hide_gpus() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -69,6 +70,15 @@ class Job(Record):
     keep_checkpoints: Annotated[int, Gt(0)] = 2
     report_to: tuple[Tracker, ...] = ()
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
+
+    def warmup_steps(self, total_steps: int) -> int:
+        """Of so many optimizer steps. Never all: the first has a rate of 0, and a run of one would learn nothing."""
+        return max(0, min(math.ceil(total_steps * self.warmup_ratio), total_steps - 1))
+
+    @property
+    def lr_scheduler(self) -> str:
+        """The schedule by the name that transformers has for it; its "constant" would leave the warm-up out."""
+        return "constant_with_warmup" if self.schedule == "constant" else self.schedule
 
     def __post_init__(self) -> None:
         if self.group_by_length and self.recipe.packing:

@@ -35,6 +35,10 @@ def check_output(out: Path, *, force: bool, needed_bytes: int = 0) -> None:
     """Raises: OutputError when a run could not or must not be written to `out`. Changes nothing."""
     if (out.exists() or out.is_symlink()) and not out.is_dir():
         raise OutputError(f"{out}: a file, not a folder", fix="-o another folder")
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:  # from bytes that are none; safetensors writes no file there
+        raise OutputError(f"{out}: a name that is not valid UTF-8", fix="-o another folder") from None
     if Path.cwd().is_relative_to(out.resolve()):
         raise OutputError(f"{out}: the folder that you are in", fix="-o a new folder in it")
     finished = is_finished(out)

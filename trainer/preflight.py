@@ -6,11 +6,12 @@ What can be wrong with driver, card and kernels is the doctor's (trainer/doctor/
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from autoft.errors import DoesNotFit, TrainingError
 from autoft.profiles.hardware import Gpu, Hardware
+from autoft.trainer.claims import Claim
 from autoft.trainer.doctor import compute, cuda
 from autoft.trainer.doctor.finding import Finding, one_line
 from autoft.trainer.job import Job
@@ -24,11 +25,18 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 STATE_8BIT_BYTES = 2 * (1 + 4 / 256)
 
 
-def preflight(job: Job, *, predicted_bytes: int | None, hardware: Hardware, force: bool = False) -> list[str]:
+def preflight(
+    job: Job,
+    *,
+    predicted_bytes: int | None,
+    hardware: Hardware,
+    others: Sequence[Claim] = (),
+    force: bool = False,
+) -> list[str]:
     """Memory, card, driver and kernels. Returns what the user should know, a sentence each.
 
-    predicted_bytes: the plan's peak, as trainer/result.py's Predicted has it. force: memory that is too small is told,
-    not refused.
+    predicted_bytes: the plan's peak, as trainer/result.py's Predicted has it. others: runs on the same device. force:
+    memory that is too small is told, not refused.
     Raises: DoesNotFit when less memory is free than the plan needs; TrainingError when the machine cannot compute.
     """
     if job.device == "cuda" and not hardware.gpus:
@@ -36,14 +44,15 @@ def preflight(job: Job, *, predicted_bytes: int | None, hardware: Hardware, forc
             f"the run is for a GPU, and there is none here: {hardware.no_gpu_reason or 'none found'}",
             fix="run it there, or plan with --gpu cpu",
         )
-    shortage = None if predicted_bytes is None else _shortage(job, predicted_bytes, hardware)
+    shortage = None if predicted_bytes is None else _shortage(job, predicted_bytes, hardware, others)
     if shortage is not None and not force:
-        way = "close other programs" if job.device == "cpu" else "close that"
+        way = "wait for it" if others else "close other programs" if job.device == "cpu" else "close that"
         raise DoesNotFit(shortage, fix=f"{way}, or plan again for what is free; --force runs it all the same")
     for finding in _findings(job, hardware):
         if finding.status == "failed":
             raise TrainingError(f"{finding.name}: {finding.found}", fix=finding.fix)
-    return [shortage] if shortage is not None else []
+    beside = [f"{_named(other)} trains on this device too: both will be slower" for other in others]
+    return [shortage] if shortage is not None else beside
 
 
 def check_room(job: Job, folder: Path, trainable_params: int) -> None:
@@ -74,20 +83,27 @@ def disk_bytes(job: Job, trainable_params: int) -> int:
     return int(trainable_params * (checkpoints * (weight + state) + weight)) + SMALL_FILES_BYTES
 
 
-def _shortage(job: Job, predicted_bytes: int, hardware: Hardware) -> str | None:
+def _shortage(job: Job, predicted_bytes: int, hardware: Hardware, others: Sequence[Claim]) -> str | None:
     """What is missing of the memory, the libraries' own needs left out: None where the plan's peak is free.
 
     Of several GPUs each process sees its own; on a CPU all share one memory.
     """
     if job.device == "cpu":
         predicted_bytes *= job.num_gpus
-        free, what, held = hardware.host.ram_available_bytes, "RAM", ""
+        gpu, free, what, held = None, hardware.host.ram_available_bytes, "RAM", ""
     else:
         gpu = max(hardware.gpus, key=lambda gpu: gpu.free_bytes)
         free, what, held = gpu.free_bytes, gpu.name, _holder(gpu)
-    if free >= predicted_bytes:
+    expected = {other: other.missing_bytes(gpu) for other in others}
+    if free - sum(expected.values()) >= predicted_bytes:
         return None
+    if others:
+        held = "".join(f"; {_named(other)} will take {size(more)} more" for other, more in expected.items())
     return f"the plan needs {size(predicted_bytes)} of {what}, and {size(free)} is free now{held}"
+
+
+def _named(other: Claim) -> str:
+    return f"another run (pid {other.pid}, to {other.out})"
 
 
 def _holder(gpu: Gpu) -> str:

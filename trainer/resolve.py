@@ -257,9 +257,10 @@ def _checked_gguf(path: Path) -> Path:
 
 def _reading(ref: ModelRef, read: Callable[[], T]) -> T:
     try:
-        return read()
+        with environment.held_stderr():
+            return read()
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust: tokenizers
+        if not isinstance(error, Exception) and type(error).__name__ != environment.PANIC:
             raise
         reason = " ".join(str(error).split())[:200]
         if "contains custom code" in reason:  # transformers/dynamic_module_utils.py, resolve_trust_remote_code
@@ -317,7 +318,7 @@ def _from_hub(ref: ModelRef, download: Callable[[], Path]) -> Path:
 def _unreachable(ref: ModelRef) -> tuple[str, str]:
     known = _known_names()
     hint = "" if ref.hub_id in known else near(str(ref.hub_id), known)
-    why = "HF_HUB_OFFLINE is set" if environment.is_offline() else "the hub cannot be reached"
+    why = environment.OFFLINE if environment.is_offline() else "the hub cannot be reached"
     return (
         f"{ref.hub_id}: no folder here, not in the hub's local cache, and {why}",
         f"connect to the network, or give a local folder.{hint}",

@@ -31,6 +31,7 @@ from autoft.trainer.checkpoint import (
     open_checkpoint,
     set_aside,
 )
+from autoft.trainer.claims import Claim, claimed, devices_of
 from autoft.trainer.energy import energy_meter
 from autoft.trainer.events import Evaluated, Event, Finished, Listener, Note, Rehearsed, Resumed, Stage, Stopped
 from autoft.trainer.events import Progress as Done
@@ -41,7 +42,7 @@ from autoft.trainer.load import Loaded, find_sources, load
 from autoft.trainer.memory import PeakMemory, is_device_lost, is_out_of_memory
 from autoft.trainer.metrics import better
 from autoft.trainer.outcome import finish, trainable_params
-from autoft.trainer.output import output_folder, unfinished_folder
+from autoft.trainer.output import output_folder, unfinished, unfinished_folder
 from autoft.trainer.ownership import CHECKPOINTS, NOT_FINITE, RUN, WORK, about_run
 from autoft.trainer.peers import Peers
 from autoft.trainer.places import without_paths, write_places
@@ -77,14 +78,20 @@ def run(
     and can be taken up again; Interrupted when it was stopped before there was anything to take up. `out` is then as
     it was, and what there is of the run is beside it.
     """
-    with output_folder(out, force=force) as folder, listening() as stop, Peers(gpus) as peers:
+    peak = None if predicted is None else predicted.peak_bytes
+    with (
+        output_folder(out, force=force) as folder,
+        claimed(out, devices_of(job, gpus), peak) as others,
+        listening() as stop,
+        Peers(gpus) as peers,
+    ):
         about = {"run_id": uuid.uuid4().hex, "started_in": str(Path.cwd())}
         kept = {**about, "predicted": None if predicted is None else predicted.to_dict()}
         write_text(folder / RUN, json.dumps({**kept, "sha256": digest_of_values(kept)}))
         write_places(folder, job)
         write_text(folder / "plan.toml", plan_toml)
         tell = _Telling(folder, job, listener)
-        session = _Session(job, out, folder, about["run_id"], predicted, stop, tell, peers, force=force)
+        session = _Session(job, out, folder, about["run_id"], predicted, stop, tell, peers, others, force=force)
         return _told(session, lambda: _run(session, prepared, None))
 
 
@@ -101,7 +108,15 @@ def resume(
     accept_changes: go on although data, plan or versions are not what they were. gpus: as `run` has them.
     Raises: as `run`; OutputError when there is no whole checkpoint; OptionError when something has changed.
     """
-    with unfinished_folder(out) as folder, listening() as stop, Peers(gpus) as peers:
+    known = about_run(unfinished(out)).get("predicted")
+    predicted = None if known is None else Predicted.from_dict(known)
+    peak = None if predicted is None else predicted.peak_bytes
+    with (
+        unfinished_folder(out) as folder,
+        claimed(out, devices_of(job, gpus), peak) as others,
+        listening() as stop,
+        Peers(gpus) as peers,
+    ):
         about = about_run(folder)
         checkpoint, skipped = newest_checkpoint(folder / CHECKPOINTS, run_id=about.get("run_id"))
         if checkpoint is None:
@@ -109,16 +124,16 @@ def resume(
         set_aside(folder / CHECKPOINTS, after=checkpoint.step)
         tell = _Telling(folder, job, listener)
         tell(Resumed(step=checkpoint.step, skipped=tuple(skipped)))
-        predicted = about.get("predicted")
         session = _Session(
             job,
             out,
             folder,
             checkpoint.run_id,
-            None if predicted is None else Predicted.from_dict(predicted),
+            predicted,
             stop,
             tell,
             peers,
+            others,
             accept_changes=accept_changes,
             force=True,
         )
@@ -152,7 +167,7 @@ def _told(session: _Session, go: Callable[[], RunResult]) -> RunResult:
 
 @dataclass(slots=True)
 class _Session:
-    """One process's part of a run. accept_changes: as `resume` has it; force: as `run` has it."""
+    """One process's part of a run. others: that use the device. accept_changes: as `resume` has it; force: as `run`."""
 
     job: Job
     out: Path
@@ -162,6 +177,7 @@ class _Session:
     stop: StopRequest
     tell: _Telling
     peers: Peers
+    others: Sequence[Claim] = ()
     accept_changes: bool = False
     force: bool = False
     progress: Progress = field(default_factory=Progress)
@@ -269,7 +285,11 @@ def _load(session: _Session, prepared: Prepared | None) -> Loaded:
     job, tell = session.job, session.tell
     check_trackers(job)
     for note in preflight(
-        job, predicted_bytes=session.peak_bytes, hardware=detect(session.folder), force=session.force
+        job,
+        predicted_bytes=session.peak_bytes,
+        hardware=detect(session.folder),
+        others=session.others,
+        force=session.force,
     ):
         tell(Note(text=note, warning=True))
     sources = find_sources(job, tell, prepared)

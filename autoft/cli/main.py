@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import click
 
 from autoft import __version__
-from autoft.cli.options import takes_all_text
+from autoft.cli.options import OFFLINE, takes_all_text
 from autoft.errors import AutoftError, DoesNotFit, Interrupted, OptionError, Resumable, near
 
 # Where a command's module is not named after it
@@ -83,6 +83,7 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="autoft %(version)s")
+@OFFLINE
 def cli() -> None:
     """Find the best fine-tune of a language model that this machine can really run, and run it.
 

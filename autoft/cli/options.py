@@ -16,9 +16,10 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def command(help_text: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """A click command with -h, --json and --debug. `--json` arrives as `as_json`."""
+    """A click command with -h, --json, --offline and --debug. `--json` arrives as `as_json`."""
 
     def wrap(function: Callable[..., Any]) -> click.Command:
+        function = OFFLINE(function)
         function = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(
             function
         )
@@ -26,6 +27,22 @@ def command(help_text: str) -> Callable[[Callable[..., Any]], click.Command]:
         return click.command(help=help_text, context_settings={"help_option_names": ["-h", "--help"]})(function)
 
     return wrap
+
+
+def _go_offline() -> None:
+    from autoft.trainer.environment import go_offline
+
+    go_offline()
+
+
+OFFLINE = click.option(
+    "--offline",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, param, value: _go_offline() if value else None,
+    help="Never use the network: models and datasets must be here already.",
+)
 
 
 class Choice(click.Choice[str]):

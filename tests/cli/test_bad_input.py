@@ -187,7 +187,7 @@ def test_no_network_and_no_cache_for_a_hub_model(own_home, tmp_path):
     done = run_apart(own_home, "plan", "Qwen/Qwen2.5-0.5B-Instrct", cwd=tmp_path, HF_HOME=str(tmp_path / "hf"))
     assert_refused(
         done,
-        "Qwen/Qwen2.5-0.5B-Instrct: no folder here, not in the hub's local cache, and HF_HUB_OFFLINE is set",
+        "Qwen/Qwen2.5-0.5B-Instrct: no folder here, not in the hub's local cache, and autoft is offline",
         "connect to the network",
         "Did you mean Qwen/Qwen2.5-0.5B-Instruct",
     )

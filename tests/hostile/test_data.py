@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.test_inputs import DEEP, assert_refused
+from tests.hostile.answers import assert_refused
+from tests.hostile.test_inputs import DEEP
 
 GOOD = "".join(json.dumps({"prompt": f"n {n}", "completion": f"yes {n}"}) + "\n" for n in range(40))
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.test_inputs import DEEP, assert_refused
+from tests.hostile.answers import assert_refused
+from tests.hostile.test_inputs import DEEP
 
 ADAPTER = "adapter_model.safetensors"
 RUN = ("--gpu", "cpu", "--set", "max_steps=1", "--set", "max_new_tokens=2")

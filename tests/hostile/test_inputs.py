@@ -11,21 +11,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import Done
+from tests.hostile.answers import assert_refused
 
 DEEP = 3_000  # brackets within each other; Python's own limit is 1,000
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1288\n"
-
-
-def assert_refused(done: Done, *words: str, code: int = 2) -> None:
-    """One Error line with all of `words`, one To fix line, no byte that would steer a terminal."""
-    assert done.code == code, done.err[-2000:]
-    lines = [line for line in done.err.splitlines() if line.startswith(("Error:", "To fix:"))]
-    assert [line.split(":")[0] for line in lines] == ["Error", "To fix"], done.err
-    assert "unexpected" not in done.err
-    assert "Traceback" not in done.err
-    assert "\x1b" not in done.out + done.err
-    for word in words:
-        assert word in " ".join(lines), done.err
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.test_inputs import assert_refused
+from autoft.trainer.job import Job
+from autoft.trainer.recipe import Recipe
+from tests.hostile.answers import assert_refused
 
 
 def test_weights_that_are_no_numbers_are_not_a_finished_run(autoft, tiny_model, data_file, tmp_path) -> None:
@@ -24,6 +26,24 @@ def test_evaluations_without_rows_are_refused_before_training(autoft, tiny_model
     done = autoft("run", tiny_model, "--data", data_file, "--gpu", "cpu", *settings, "-o", tmp_path / "out")
     assert_refused(done, "eval_rows")
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_run_of_one_step_learns(autoft, tiny_model, data_file, tmp_path) -> None:
+    """Its one step would be the first of the warm-up, whose rate is 0."""
+    from safetensors.torch import load_file
+
+    settings = ("--set", "max_steps=1", "--set", "max_new_tokens=0")
+    done = autoft("run", tiny_model, "--data", data_file, "--gpu", "cpu", *settings, "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert all(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "steps", "warmup"), [(0.03, 1, 0), (0.03, 2, 1), (0.03, 100, 3), (1.0, 10, 9), (0.0, 9, 0), (0.5, 0, 0)]
+)
+def test_the_warm_up_never_takes_the_whole_run(ratio: float, steps: int, warmup: int) -> None:
+    assert Job(model="tiny", recipe=Recipe(), warmup_ratio=ratio).warmup_steps(steps) == warmup
 
 
 @pytest.mark.parametrize("words", [("estimate", "MODEL", "--gpu", "cpu"), ("plan", "nope"), ("--version",), ()])

@@ -89,7 +89,7 @@ def test_trl_s_own_parser_reads_it_and_finds_the_data(tmp_path: Path, change: st
     assert (args.max_length, args.packing, args.pad_to_multiple_of) == (256, recipe.packing, 16)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (1, 3)
     assert (args.num_train_epochs, args.max_steps, args.learning_rate) == (3.0, 7, 2e-4)
-    assert (args.lr_scheduler_type, args.warmup_steps, args.optim) == ("cosine", 0.03, recipe.optimizer)
+    assert (args.lr_scheduler_type, args.warmup_steps, args.optim) == ("cosine", 1, recipe.optimizer)
     assert (args.bf16, args.fp16) == (change in ("lora", "qlora", "offloaded", "full"), change == "int8")
     assert args.gradient_checkpointing == recipe.gradient_checkpointing
     assert args.assistant_only_loss == (rows == "turns")

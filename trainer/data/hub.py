@@ -83,7 +83,7 @@ def _load(path: str, name: str, config: str | None) -> Any:
             fix=f"check the name ({FORM}), or set HF_TOKEN",
         ) from None
     except ConnectionError:
-        why = "HF_HUB_OFFLINE is set" if environment.is_offline() else "the hub cannot be reached"
+        why = environment.OFFLINE if environment.is_offline() else "the hub cannot be reached"
         raise DataError(
             f"{path}: no such file or folder here, no dataset in the hub's local cache, and {why}",
             fix="check the path, or connect to the network",

@@ -142,7 +142,7 @@ def training_step(workers: Workers) -> Finding:
 def hub(workers: Workers) -> Finding:
     """The hub answers, or is not wanted."""
     if environment.is_offline():
-        return Finding(name="hub", status="ok", found="not asked: HF_HUB_OFFLINE is set, models must be here already")
+        return Finding(name="hub", status="ok", found="not asked: offline, so models must be here already")
     address = places.endpoint()
     try:
         status = workers.ask(f"{HERE}.places:hub_status", address, timeout_s=6 * places.HUB_TIMEOUT_S)

@@ -96,7 +96,7 @@ def hub(address: str, status: int | None, reason: str = "") -> Finding:
         name="hub",
         status="failed",
         found=f"{where} {said}",
-        fix="check network, proxy and HF_ENDPOINT; or set HF_HUB_OFFLINE=1 and use models that are here already",
+        fix="check network, proxy and HF_ENDPOINT; or --offline with models that are here already",
     )
 
 
