@@ -122,6 +122,8 @@ def test_control_tokens_in_a_row_s_text_are_told_with_a_count(autoft, tiny_model
                      "--set", "max_new_tokens=2", "-o", tmp_path / "out")  # fmt: skip
     assert trained.code == 0, trained.err
     assert said.partition(" ")[2] in " ".join((trained.out + trained.err).split())
+    answer = autoft("chat", tmp_path / "out", "-p", asked["prompt"], "--max-new-tokens", "2")
+    assert answer.code == 0, answer.err
     good = tmp_path / "good.jsonl"
     good.write_text(GOOD)
     assert "control tokens" not in autoft("data", "check", good, "--model", tiny_model).out

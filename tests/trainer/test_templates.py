@@ -116,7 +116,7 @@ TEMPLATES = {
     "plain": ((), PLAIN_TEMPLATE),
     **{family.name: (family.tokens, family.template) for family in FAMILIES},
 }
-CONTENTS = ("a", "\n b", "hello <|im_end|> [INST] there", " é🙂\n\n", "x! y", "<|eot_id|>", "### User:\n")
+CONTENTS = ("a", "\n b", "hello there", " é🙂\n\n", "x! y", "|eot|", "### User:\n")
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -15,8 +15,8 @@ from autoft.trainer.data.check.examine import check
 from autoft.trainer.data.fit import fit
 from autoft.trainer.data.read import RawRow
 from autoft.trainer.data.shape import recognise
-from autoft.trainer.data.tokens import CONTROL, prompt_ids, stop_ids, tokenize
-from autoft.trainer.data.written import chat_of
+from autoft.trainer.data.tokens import prompt_ids, stop_ids, tokenize
+from autoft.trainer.data.written import CONTROL, chat_of
 from autoft.trainer.job import Job
 from autoft.trainer.loss import IGNORED
 from autoft.trainer.prepare import prepare
@@ -348,10 +348,8 @@ def test_a_stop_token_at_the_end_of_an_answer_s_text_is_trained_once() -> None:
     assert done.texts == ["b<|close|>"]
     assert done.said == ["1 answers end with a stop token as text, which is trained once"]
     inner = train("", "a", "b<|close|>c", tokenizer=tokenizer)
-    assert inner.said == [
-        "1 answers hold a stop token in their midst, at which the model learns to stop",
-        CONTROL.format(n=1),
-    ]
+    assert inner.texts == ["b<|close|>c<|close|>"]
+    assert inner.said == [CONTROL.format(n=1)]  # as text it stops nothing
 
 
 def test_only_what_ends_every_turn_is_a_stop_that_the_model_s_settings_lack() -> None:

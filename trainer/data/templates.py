@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from autoft.trainer.data.plain import special_texts
+
 PLAIN = "plain"
 # Only characters and the tokenizer's own stop token: no new tokens needed.
 PLAIN_TEMPLATE = (
@@ -74,7 +76,7 @@ def supply_template(tokenizer: Any) -> str | None:
     """
     if tokenizer.chat_template:
         return None
-    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special = special_texts(tokenizer)
     family = next((family for family in FAMILIES if special.issuperset(family.tokens)), None)
     template = family.template if family else PLAIN_TEMPLATE
     begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,17 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autoft.errors import DataError
+from autoft.trainer.data.plain import SPLIT, Pieces, encoded, joined
 from autoft.trainer.data.shape import Message, Row, said_in
-from autoft.trainer.data.written import STOPPED, Answer, Written, chat_of
+from autoft.trainer.data.written import Answer, Written, chat_of
 from autoft.trainer.loss import IGNORED
 
 CHUNK_CHARACTERS = 2_000_000  # rendered at once: 500,000 tokens or so, which the tokenizer holds in some 100 MB
 CHUNK_ROWS = 1000
 UNSPELT = "the tokenizer cannot spell {n} answers exactly: they are trained as it writes them"
-CONTROL = (
-    "{n} rows hold the model's own control tokens in their text, and the model reads them as such: what follows one "
-    "may count as another's turn"
-)
 _threads_of: int | None = None  # the process that has shared a batch among cores
 
 
@@ -101,14 +97,12 @@ def tokenize(
 
 def prompt_ids(messages: Sequence[Message], tokenizer: Any, tools: Sequence[Any] = ()) -> list[int]:
     """Tokens of a conversation up to where the assistant's answer begins: what the model is given to answer."""
-    ids: list[int] = tokenizer(chat_of(tokenizer).prompt(messages, tools), add_special_tokens=False)["input_ids"]
-    return ids
+    return encoded(chat_of(tokenizer).prompt(messages, tools), tokenizer)
 
 
 def asked_ids(row: Row, tokenizer: Any, stops: Sequence[int] = ()) -> list[int]:
     """Tokens that ask for the last trained answer of a row."""
-    ids: list[int] = tokenizer(chat_of(tokenizer, stops).asked(row), add_special_tokens=False)["input_ids"]
-    return ids
+    return encoded(chat_of(tokenizer, stops).asked(row), tokenizer)
 
 
 def stop_ids(tokenizer: Any, model_stop_ids: Sequence[int] = ()) -> list[int]:
@@ -122,12 +116,6 @@ def model_stop_ids(model: Any) -> list[int]:
     return [] if stops is None else stops if isinstance(stops, list) else [stops]
 
 
-def _control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
-    """Finds the texts that the tokenizer reads as its control tokens wherever they stand."""
-    known = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special and str(token).strip()}
-    return re.compile("|".join(re.escape(token) for token in sorted(known, key=len, reverse=True))) if known else None
-
-
 class _Encoder:
     """Makes the examples of a chunk of rows with few calls of a tokenizer, which cost more than all the rest."""
 
@@ -136,7 +124,6 @@ class _Encoder:
         self.model_stops = stops
         self.special = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
         self.said: dict[str, list[str]] = {}  # facts of rows, by where
-        self.control = _control_tokens(tokenizer)
 
     def examples(self, rows: Sequence[Row], max_tokens: int | None) -> list[list[Example]]:
         """The examples of each row: one of a conversation, one or more of a text."""
@@ -152,21 +139,24 @@ class _Encoder:
         chat = chat_of(self.tokenizer, self.model_stops)
         written = [chat.write(row) for row in rows]
         encodings = self._encode([each.text for each in written])
+        for at, (row, each) in enumerate(zip(rows, written, strict=True)):
+            if SPLIT in each.text:
+                encodings[at] = self._in_pieces(row, each.text)
         examples, spans = [], []
         for row, each, encoding in zip(rows, written, encodings, strict=True):
-            facts = list(each.facts)
-            if STOPPED not in facts and self._holds_control(row):
-                facts.append(CONTROL)
-            if facts:
-                self.said[row.where] = facts
+            if each.facts:
+                self.said[row.where] = list(each.facts)
             example, proofs = self._example(row, each, encoding)
             examples.append(example)
             spans += proofs
         self._prove(spans)
         return examples
 
-    def _holds_control(self, row: Row) -> bool:
-        return self.control is not None and any(self.control.search(said_in(turn)) for turn in row.messages)
+    def _in_pieces(self, row: Row, text: str) -> Pieces:
+        try:
+            return Pieces(text, self.tokenizer)
+        except DataError as error:
+            raise DataError(f"{row.where}: {error.what}", fix=error.fix) from None
 
     def _example(self, row: Row, written: Written, encoding: Any) -> tuple[Example, list[tuple[str, list[int], str]]]:
         """(the example; for each answer its place, the tokens that are trained but for the stop, and their text)."""
@@ -183,7 +173,7 @@ class _Encoder:
             begin = answer.start
             if first < last and ids[first] in self.special and hasattr(encoding, "token_to_chars"):
                 begin = min(begin, encoding.token_to_chars(first)[0])
-            proofs.append((row.where, ids[first:last], written.text[begin:place]))
+            proofs.append((row.where, ids[first:last], joined(written.text[begin:place])))
         return Example(array("i", ids), labels), proofs
 
     def _demand_end(self, row: Row, answer: Answer, text: str, encoding: Any, ids: list[int], last: int) -> None:

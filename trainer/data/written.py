@@ -20,6 +20,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from autoft.errors import DataError
+from autoft.trainer.data.plain import SPLIT, control_pattern, encoded, special_texts, split_control
 from autoft.trainer.data.shape import Message, Row
 from autoft.trainer.data.thinking import REASONING_KEYS, THOUGHT, Reads, reads_of, state_of
 
@@ -37,7 +38,7 @@ TRIMMED = "the chat template trims spaces and line breaks around {n} answers"
 TEXT_OF_CALL = "the chat template drops the text beside {n} calls of tools"
 TOOLS = "the chat template has no place for descriptions of tools: those of {n} rows are left out"
 SYSTEM = "the chat template drops the system turn of {n} rows"
-INNER = "{n} answers hold a stop token in their midst, at which the model learns to stop"
+CONTROL = "{n} rows hold the model's own control tokens in their text: they are encoded as plain text"
 STOPPED = "{n} answers end with a stop token as text, which is trained once"
 NO_END = "the chat template writes no stop token after {n} answers: END is trained there"
 TURN_END = (
@@ -162,6 +163,8 @@ class Chat:
         self.stops = {text: token for token in known if (text := self._token_text(token))}
         self.turn_end: int | None = None
         self.ending = self._find_ending()
+        tags = {tag for pair in self.reads.tags for tag in pair}
+        self.control = control_pattern((special_texts(tokenizer) | self.stops.keys()) - tags)
         words = sorted(self.stops, key=len, reverse=True)
         self._stop = re.compile("|".join(map(re.escape, words)))
         self._empty = re.compile(
@@ -340,7 +343,7 @@ class Chat:
             return self.spoken(message["content"])
         written = self.write(row)
         last = written.answers[-1]
-        ids = self.tokenizer(written.text[last.start : last.stop_at], add_special_tokens=False)["input_ids"]
+        ids = encoded(written.text[last.start : last.stop_at], self.tokenizer)
         return self.spoken(str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip())
 
     def spoken(self, answer: str) -> str:
@@ -373,6 +376,8 @@ class Chat:
             answers = [self._earlier(row, messages, at, prompt, (parts, places), facts) for at in earlier]
         text, last = self._last(row, messages, prompt, whole, (parts, second), facts)
         answers.append(last)
+        if SPLIT in text:
+            facts.append(CONTROL)
         if self.turn_end is not None:
             end = TURN_END.replace("END", self._token_text(self.turn_end))
             facts += [end for answer in answers if answer.stop == self.turn_end]
@@ -548,8 +553,11 @@ class Chat:
                     )
 
     def _normal(self, messages: Sequence[Message], facts: list[str]) -> list[dict[str, Any]]:
-        """The turns with their reasoning where the template looks for it, and each stop token once."""
-        return [self._answer(m, facts) if m["role"] == "assistant" else dict(m) for m in messages]
+        """The turns with their reasoning where the template looks for it, each stop token once."""
+        return [
+            self._answer(m, facts) if m["role"] == "assistant" else split_control(dict(m), self.control)
+            for m in messages
+        ]
 
     def _answer(self, message: Message, facts: list[str]) -> dict[str, Any]:
         turn: dict[str, Any] = {name: value for name, value in message.items() if name != "train"}
@@ -560,8 +568,7 @@ class Chat:
                 content = content.rstrip().removesuffix(stop)
                 facts.append(STOPPED)
                 break
-        if any(stop in content for stop in self.stops):
-            facts.append(INNER)
+        content, reasoning = split_control([content, reasoning], self.control)
         if not reasoning and (self.reasoning_key or self.thought == "closed") and (thought := THOUGHT.match(content)):
             reasoning, content = thought[2].strip(), thought[3].lstrip()
         if reasoning and self.thought == "closed":
@@ -575,7 +582,9 @@ class Chat:
         if self.doubles:
             content = content.lstrip().removeprefix("<think>").lstrip("\n")
         turn["content"] = content
-        return self._call_turn(turn) if turn.get("tool_calls") else turn
+        if not turn.get("tool_calls"):
+            return turn
+        return self._call_turn({**turn, "tool_calls": split_control(turn["tool_calls"], self.control)})
 
     # --- marks ------------------------------------------------------------------------------------------------------
 
@@ -653,7 +662,7 @@ class Chat:
         self, messages: Sequence[Any], tools: Sequence[Any] = (), *, asks: bool = False, where: str | None = None
     ) -> str:
         turns = [_in_parts(message) for message in messages] if self.in_parts else list(messages)
-        given: dict[str, Any] = {"tools": list(tools)} if tools else {}
+        given: dict[str, Any] = {"tools": split_control(list(tools), self.control)} if tools else {}
         try:
             return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asks, **given))
         except Exception as error:  # jinja raises what the template's author wrote
