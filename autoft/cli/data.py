@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -48,6 +49,12 @@ def command() -> None:
     "--map", "mapping", multiple=True, metavar="ROLE=COLUMN", help="Which column is what, as for `autoft plan`."
 )
 @click.option(
+    "--thinking",
+    type=options.Choice(["auto", "on", "off"]),
+    metavar="auto|on|off",
+    help="Whether the model's chat template thinks before answers, as --set thinking=... has it for a run.",
+)
+@click.option(
     "--fix",
     "out",
     type=click.Path(path_type=Path),
@@ -55,8 +62,16 @@ def command() -> None:
     help="Write a cleaned copy, and OUT.report.json that says what was dropped and why.",
 )
 def check(
-    path: str, model: str | None, eval_data: str | None, mapping: tuple[str, ...], out: Path | None, as_json: bool
+    path: str,
+    model: str | None,
+    eval_data: str | None,
+    mapping: tuple[str, ...],
+    thinking: Literal["auto", "on", "off"] | None,
+    out: Path | None,
+    as_json: bool,
 ) -> int:
+    if thinking is not None and model is None:
+        raise OptionError("--thinking is of a model's chat template", fix=f"autoft data check {path} --model MODEL")
     from autoft.trainer import environment
 
     environment.prepare()
@@ -68,7 +83,14 @@ def check(
         check_target(out)
     with render.console(stderr=True).status("reading", spinner="line") as status:
         words = ",".join(mapping) or None
-        checked = examine(path, eval_data, model, words, lambda rows: status.update(f"reading, {rows:,} rows"))
+        checked = examine(
+            path,
+            eval_data,
+            model,
+            words,
+            lambda rows: status.update(f"reading, {rows:,} rows"),
+            thinking=thinking or "auto",
+        )
         report = checked.report
         if out is not None:
             status.update(f"writing {out}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -415,6 +416,18 @@ def test_check_says_what_a_run_says_and_the_saved_tokenizer_asks_as_it_was_train
         saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
         asked = saved.decode(prompt_ids([{"role": "user", "content": "a"}], saved))
         assert asked.endswith("assistant\n<think>\n" if thinking else "<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize(
+    ("thinking", "value"), [("on", None), ("off", "enable_thinking=false"), ("auto", "enable_thinking=false")]
+)
+def test_check_takes_the_setting_of_a_run(autoft, tmp_path, thinking: str, value: str | None) -> None:
+    model = thinking_model(tmp_path / "model")
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": f"{n}", "completion": f" {n}"} for n in range(30)])
+    done = autoft("data", "check", path, "--model", model, "--thinking", thinking, "--json")
+    said = [each["what"] for each in json.loads(done.out)["findings"] if each["kind"] == "thinking"]
+    assert [value in what for what in said] == ([True] if value else [])
+    assert autoft("data", "check", path, "--thinking", thinking).code == 2
 
 
 def test_the_model_s_own_stops_are_those_of_its_generation_settings(tmp_path) -> None:

@@ -15,6 +15,7 @@ from autoft.trainer.data.check.report import Example, Lengths, Report
 from autoft.trainer.data.check.scan import Progress, Scan, Verdict
 from autoft.trainer.data.mapping import parse_mapping
 from autoft.trainer.data.read import open_data
+from autoft.trainer.job import Thinking
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,14 @@ def check(
     model: str | None = None,
     mapping: str | None = None,
     progress: Progress = lambda _: None,
+    thinking: Thinking = "auto",
 ) -> Checked:
     """Check the rows of `data`, and whether those of `eval_data` are among them.
 
     data: what `autoft plan` takes, or "starter" for the bundled task. eval_data: the same, of which its own held-out
     split is taken where it has one; without it that of data. model: with it lengths are in its tokens. mapping: which
     column is what, as --map words it.
-    progress: told, now and then, how many rows of a split are read.
+    progress: told, now and then, how many rows of a split are read. thinking: as a Job has it, of the model's template.
     Time and memory are linear in the rows; a row costs about 250 bytes, whatever its length.
     Raises: DataError where there is nothing to read, ModelError, OptionError.
     """
@@ -48,7 +50,7 @@ def check(
 
         train, heldout_file = write(home() / "data")
         data, eval_data = str(train), eval_data or str(heldout_file)
-    meter = meter_of(model) if model is not None else None
+    meter = meter_of(model, thinking) if model is not None else None
     columns = parse_mapping(mapping) if mapping else None
     source = open_data(data)
     given = open_data(eval_data) if eval_data is not None else None

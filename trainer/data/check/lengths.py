@@ -12,6 +12,7 @@ from autoft.errors import DataError, ModelError
 from autoft.trainer.data.check.report import Bin, Lengths, Limit, Place, Spread
 from autoft.trainer.data.check.tally import Places
 from autoft.trainer.data.shape import Row, said_in
+from autoft.trainer.job import Thinking
 
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 FIRST_LIMIT = 256
@@ -30,7 +31,7 @@ class Meter:
     """A model's tokenizer and its longest sequence.
 
     template: the name of the chat template that it was given if it had none. stops: tokens at which the model stops.
-    notes: what the template does with answers, as a run says it; facts: the same with counts.
+    notes: what the template does with answers, as a run says it; facts: the same with counts. thinking: a Job's.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Meter:
     notes: list[str] = field(default_factory=list)
     facts: dict[str, tuple[int, str]] = field(default_factory=dict)
     fitted: bool = False
+    thinking: Thinking = "auto"
 
     def fit(self, rows: Sequence[Row]) -> None:
         """Make the template ready for these rows, as a run does, once. Raises: ModelError."""
@@ -49,7 +51,8 @@ class Meter:
         if self.fitted:
             return
         self.fitted = True
-        self.notes.extend(fit(self.tokenizer, rows, stops=self.stops, model=self.model))
+        notes = fit(self.tokenizer, rows, stops=self.stops, thinking=self.thinking, model=self.model)
+        self.notes.extend(notes)
 
     def measure(self, rows: Sequence[Row]) -> list[tuple[int, int] | DataError]:
         """(tokens, trained tokens) of each row, or why it cannot be trained."""
@@ -68,7 +71,7 @@ class Meter:
         return [(len(example.input_ids), example.trained_tokens) for example in tokenized.examples]
 
 
-def meter_of(model: str) -> Meter:
+def meter_of(model: str, thinking: Thinking = "auto") -> Meter:
     """Raises: ModelError where there is no such model, or no tokenizer that can stop."""
     from autoft.trainer.data.template_gate import check_template
     from autoft.trainer.data.templates import supply_template
@@ -84,7 +87,7 @@ def meter_of(model: str) -> Meter:
         )
     context = getattr(load_config(ref).get_text_config(), "max_position_embeddings", None)
     check_template(tokenizer, model)
-    return Meter(model, tokenizer, context, supply_template(tokenizer), tuple(load_stops(ref)))
+    return Meter(model, tokenizer, context, supply_template(tokenizer), tuple(load_stops(ref)), thinking=thinking)
 
 
 def estimated_tokens(row: Row) -> int:
