@@ -29,8 +29,8 @@ def test_the_page_of_the_catalogue_is_what_the_profiles_say() -> None:
 
 @pytest.mark.slow
 def test_the_page_of_plans_is_what_the_planner_answers() -> None:
-    """A small, a middling and a large model, and a mixture of experts; `make readme` makes it whole."""
-    models = ("qwen2.5-0.5b-instruct", "llama-3.1-8b-instruct", "qwen3-30b-a3b", "llama-3.1-70b-instruct")
+    """A small and a middling model; `make readme` makes it whole."""
+    models = ("qwen2.5-0.5b-instruct", "llama-3.1-8b-instruct")
     words = [sys.executable, str(ROOT / "docs" / "plan_table.py"), "--check", *models]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -48,9 +48,12 @@ def autoft(env: dict[str, str], *words: object) -> dict[str, object]:
     return found
 
 
-def test_thirty_steps_teach_it_json_and_chat_speaks_it(starter_env: dict[str, str], tmp_path: Path) -> None:
+SMALL_STEPS = ("--set", "micro_batch=1", "--set", "accumulation=4")  # a quarter of the plan's
+
+
+def test_a_few_steps_teach_it_json_and_chat_speaks_it(starter_env: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = autoft(starter_env, "run", "-o", out, "--set", "max_steps=30", "--set", "eval_rows=10")
+    result = autoft(starter_env, "run", "-o", out, *SMALL_STEPS, "--set", "max_steps=24", "--set", "eval_rows=5")
     before, after = result["before"], result["after"]
     assert before["json_valid"] <= 0.1  # type: ignore[index]
     assert after["json_valid"] >= 0.8  # type: ignore[index]
@@ -61,7 +64,7 @@ def test_thirty_steps_teach_it_json_and_chat_speaks_it(starter_env: dict[str, st
 
 
 def test_qlora_trains_the_same_model_in_four_bits(starter_env: dict[str, str], tmp_path: Path) -> None:
-    words = ("--method", "qlora", "--set", "max_steps=12", "--set", "eval_rows=4", "--set", "max_new_tokens=0")
-    result = autoft(starter_env, "run", "-o", tmp_path / "out", *words)
+    words = ("--method", "qlora", "--set", "max_steps=10", "--set", "eval_rows=4", "--set", "max_new_tokens=0")
+    result = autoft(starter_env, "run", "-o", tmp_path / "out", *SMALL_STEPS, *words)
     assert result["job"]["recipe"]["quant_type"] == "nf4"  # type: ignore[index]
     assert result["after"]["loss"] < 0.5 * result["before"]["loss"]  # type: ignore[index]
