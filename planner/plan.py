@@ -153,7 +153,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     """
     recipe_pins, job_pins = parse_settings(request.settings)
     words = _words(request, recipe_pins)
-    seq_len = request.seq_len or recipe_pins.pop("seq_len", None)
+    seq_len = _pinned_length(request, recipe_pins)
     preset = preset_of(request, {*recipe_pins, *job_pins}, seq_len)
     whole = _target(request, hardware)
     limits = Limits(hours=request.max_hours, energy_kwh=request.max_energy_kwh, memory_gib=request.max_memory_gib)
@@ -297,7 +297,7 @@ def make_estimate(request: Request, hardware: Hardware) -> Answer:
         )
     target = _target(request, hardware)
     estimator = Estimator(request.model, load_config(resolve(request.model)), target)
-    seq_len = request.seq_len or pins.get("seq_len")
+    seq_len = _pinned_length(request, pins)
     scaling = pins.get("rope_scaling")
     seq_len = seq_len or _seq_len(None, estimator.shape, Defaults(), scaling)
     check_length(seq_len, estimator, scaling, word=f"--seq-len {seq_len}", error=OptionError)
@@ -339,6 +339,14 @@ def _unsuited(job: dict[str, Any], prepared: Prepared | None) -> str | None:
     if rows and metric not in applicable(expected):
         return f"{metric.replace('_', ' ')} tells nothing of the held-out answers"
     return None
+
+
+def _pinned_length(request: Request, pins: dict[str, Any]) -> int | None:
+    """seq_len as --seq-len or --set has it, taken out of the pins. Raises: OptionError when they differ."""
+    length: int | None = pins.pop("seq_len", None)
+    if None not in (length, request.seq_len) and length != request.seq_len:
+        raise OptionError(f"--seq-len {request.seq_len} and --set seq_len={length} differ", fix="remove one of them")
+    return request.seq_len or length
 
 
 def _seq_len(workload: Workload | None, shape: ModelShape, preset: Defaults, scaling: RopeScaling | None) -> int:

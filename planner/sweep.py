@@ -91,12 +91,12 @@ def members(model: str, family: str | None = None) -> tuple[str, list[ModelProfi
     families = sorted({family_of(name) for name in known})
     if family:
         raise OptionError(
-            f"--model-sweep {family}: no family of the catalogue.{near(family, families)}",
+            f"{family}: no model family of the catalogue.{near(family, families)}",
             fix=f"one of: {', '.join(families)}",
         )
     raise OptionError(
-        f"--model-sweep: the catalogue knows no family of {model}",
-        fix=f"name one after --model-sweep: {', '.join(families)}",
+        f"{model}: of no model family in the catalogue",
+        fix=f"autoft fit {model} --family with one of: {', '.join(families)}",
     )
 
 

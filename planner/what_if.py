@@ -76,7 +76,7 @@ def find_limit(frame: Frame, quantity: Quantity) -> Limit:
             f"nothing fits {frame.target.name}, of which {size(closest.estimate.available_bytes)} can be used, at any "
             f"{in_words(quantity)}. Closest: {describe(closest.recipe)}, {values[0]} {unit(quantity)}, "
             f"{size(closest.estimate.device_bytes)}",
-            fix="a smaller model, or a card with more memory (--fit-all-gpus lists them)",
+            fix="a smaller model, or a card with more memory (autoft fit MODEL --cards lists them)",
         )
     return Limit(
         model=frame.request.model,

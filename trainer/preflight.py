@@ -46,12 +46,14 @@ def preflight(
         )
     shortage = None if predicted_bytes is None else _shortage(job, predicted_bytes, hardware, others)
     if shortage is not None and not force:
-        way = "wait for it" if others else "close other programs" if job.device == "cpu" else "close that"
+        way = (
+            "wait until it has finished" if others else "close other programs" if job.device == "cpu" else "close that"
+        )
         raise DoesNotFit(shortage, fix=f"{way}, or plan again for what is free; --force runs it all the same")
     for finding in _findings(job, hardware):
         if finding.status == "failed":
             raise TrainingError(f"{finding.name}: {finding.found}", fix=finding.fix)
-    beside = [f"{_named(other)} trains on this device too: both will be slower" for other in others]
+    beside = [f"{_named(other)} uses the same device: both will be slower" for other in others]
     return [shortage] if shortage is not None else beside
 
 
@@ -98,12 +100,12 @@ def _shortage(job: Job, predicted_bytes: int, hardware: Hardware, others: Sequen
     if free - sum(expected.values()) >= predicted_bytes:
         return None
     if others:
-        held = "".join(f"; {_named(other)} will take {size(more)} more" for other, more in expected.items())
+        held = "".join(f"; {_named(other)} will allocate {size(more)} more" for other, more in expected.items())
     return f"the plan needs {size(predicted_bytes)} of {what}, and {size(free)} is free now{held}"
 
 
 def _named(other: Claim) -> str:
-    return f"another run (pid {other.pid}, to {other.out})"
+    return f"another autoft run (pid {other.pid}, {other.out})"
 
 
 def _holder(gpu: Gpu) -> str:

@@ -17,14 +17,19 @@ if TYPE_CHECKING:
 
 
 @options.command(
-    "Talk to the model in DIR, a folder that `autoft run` wrote.\n\n"
-    "With -p, or a text on stdin, it answers once; else it is a conversation, ended by an empty line or Ctrl-D."
+    "Talk to the model in DIR, a folder written by `autoft run`.\n\n"
+    "Answers once with -p or text on stdin; otherwise a conversation, ended by an empty line or Ctrl-D.",
+    examples=("autoft chat my-adapter", 'autoft chat my-adapter -p "Hello!"', "autoft chat my-adapter < question.txt"),
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("-p", "--prompt", metavar="TEXT", help="Answer this and stop.")
-@click.option("--system", metavar="TEXT", help="System prompt. Default: the one of the training data, if it had one.")
+@click.option("-p", "--prompt", metavar="TEXT", help="Answer this once.")
+@click.option("--system", metavar="TEXT", help="System prompt (default: that of the training data).")
 @click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), default=512, metavar="N", help="Longest answer. Default: 512."
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    metavar="N",
+    help="Longest answer in tokens (default: 512).",
 )
 @options.ACCEPT_CHANGES
 def command(

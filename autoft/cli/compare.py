@@ -19,18 +19,24 @@ NARROW_COLUMN = 21  # of a method; where three such have no room the methods com
 
 
 @options.command(
-    "Compare LoRA on the 16-bit base, on the 8-bit base, and QLoRA on this machine: memory, time, sizes, and when to "
-    "choose which.\n\n"
-    "MODEL is a hub id, a local folder, a .gguf file, a name from `autoft profiles models`, or starter."
+    "Compare LoRA on a 16-bit base, on an 8-bit base, and QLoRA.\n\n"
+    "Shows memory, time and sizes of each, and when to choose which. MODEL is as for `autoft plan`.",
+    examples=(
+        "autoft compare qwen2.5-7b-instruct --data mine.jsonl",
+        "autoft compare llama-3.1-8b-instruct --gpu rtx-4090",
+        "autoft compare starter --measure --steps 5",
+    ),
 )
 @click.argument("model")
 @planning.add(*planning.DATA, *planning.DEVICE, *planning.SETTINGS)
 @click.option(
     "--measure",
     is_flag=True,
-    help="Run a few real steps of each here; with weights at hand and --data, also what quantization costs in loss.",
+    help="Run a few real steps of each on this machine.",
 )
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps to measure, after a first. Default: 3.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), metavar="N", help="Steps to time after one warm-up step (default: 3)."
+)
 def command(model: str, measure: bool, steps: int | None, as_json: bool, **words: Any) -> int:
     if steps is not None and not measure:
         raise OptionError("--steps: nothing is measured", fix="add --measure, or leave it out")

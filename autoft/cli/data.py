@@ -29,7 +29,7 @@ class Actions(click.Group):
 
 @click.group(
     cls=Actions,
-    help="Look at training data before it is trained. Every action takes --json and --debug.",
+    help="Check training data before a run. Every action takes --json, --offline and --debug.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 def command() -> None:
@@ -37,29 +37,31 @@ def command() -> None:
 
 
 @options.command(
-    "Check training data: broken rows with file:line, lengths, duplicates, rows in both splits, odd turns and "
-    "characters, languages, keys and personal data (counted and located, never shown), and one row as the model sees "
-    "it.\n\n"
-    "PATH is what `autoft run` takes as --data. Exits with 2 where a run would stop or be spoilt."
+    "Check training data before a run, and write a cleaned copy.\n\n"
+    "Finds broken rows by file:line, duplicates, rows in both splits, odd characters, keys and personal data (counted, "
+    "never shown), and shows one example as the model sees it. Exits with 2 if a run would fail or be spoilt.",
+    examples=(
+        "autoft data check mine.jsonl",
+        "autoft data check mine.jsonl --model qwen2.5-7b-instruct",
+        "autoft data check mine.jsonl --fix clean.jsonl",
+    ),
 )
 @click.argument("path")
-@click.option("--model", metavar="M", help="Count real tokens, under this model's chat template.")
-@click.option("--eval-data", metavar="PATH", help="Held-out rows: are any of them in PATH too?")
-@click.option(
-    "--map", "mapping", multiple=True, metavar="ROLE=COLUMN", help="Which column is what, as for `autoft plan`."
-)
+@click.option("--model", metavar="M", help="Count this model's tokens, under its chat template.")
+@click.option("--eval-data", metavar="PATH", help="Evaluation data; its rows are looked for in PATH.")
+@click.option("--map", "mapping", multiple=True, metavar="ROLE=COLUMN", help="Map columns, as for `autoft plan`.")
 @click.option(
     "--thinking",
     type=options.Choice(["auto", "on", "off"]),
     metavar="auto|on|off",
-    help="Whether the model's chat template thinks before answers, as --set thinking=... has it for a run.",
+    help="Thinking mode of the chat template (default: auto).",
 )
 @click.option(
     "--fix",
     "out",
     type=click.Path(path_type=Path),
     metavar="OUT",
-    help="Write a cleaned copy, and OUT.report.json that says what was dropped and why.",
+    help="Write a cleaned copy and a report of dropped rows.",
 )
 def check(
     path: str,

@@ -18,8 +18,9 @@ STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "failed": "bold
 
 
 @options.command(
-    "Check what ruins an evening by doing it: driver, torch, 4-bit, a training step, versions, folders, hub.\n\n"
-    "Exits with 1 when something failed; each such line says what to do."
+    "Check your setup: driver, PyTorch, CUDA kernels, versions, disk, Hugging Face access.\n\n"
+    "Each check is a real operation, and each failure has a fix. Exits with 1 if a check failed.",
+    examples=("autoft doctor", "autoft doctor --offline", "autoft doctor --json"),
 )
 def command(as_json: bool) -> int:
     from autoft.profiles.detect import detect

@@ -22,20 +22,24 @@ TRACES = (".html", ".svg")
 
 
 @options.command(
-    "Memory and time of one exact recipe for MODEL.\n\n"
-    "What no option sets takes the trainer's own default for the device. "
-    "Exits with 3 when it does not fit."
+    "Estimate memory and time of one exact recipe for MODEL.\n\n"
+    "Settings that are not given take the trainer's defaults for the device. Exits with 3 if the recipe does not fit.",
+    examples=(
+        "autoft estimate qwen2.5-7b-instruct --method qlora --seq-len 2048 --gpu rtx-3060",
+        "autoft estimate llama-3.1-8b-instruct --micro-batch 4 --explain --gpu rtx-4090",
+        "autoft estimate --cases recipes.jsonl --gpu t4",
+    ),
 )
 @click.argument("model", required=False)
-@click.option("--cases", metavar="FILE", help="Many recipes: one JSON object a line, each with its model.")
+@click.option("--cases", metavar="FILE", help="Estimate many recipes: one JSON object per line.")
 @planning.add(*planning.DEVICE, *planning.RECIPE)
 @click.option("--rank", type=click.IntRange(min=1), metavar="N", help="Rank of the adapter.")
-@click.option("--micro-batch", type=click.IntRange(min=1), metavar="N", help="Sequences in one forward and backward.")
-@click.option("--checkpointing/--no-checkpointing", default=None, help="Recompute activations in the backward.")
-@click.option("--explain", is_flag=True, help="Say how each figure comes about.")
-@click.option("--trace", metavar="FILE", help="Draw what lives when: a page (.html) or a drawing (.svg).")
+@click.option("--micro-batch", type=click.IntRange(min=1), metavar="N", help="Sequences per forward and backward pass.")
+@click.option("--checkpointing/--no-checkpointing", default=None, help="Recompute activations in the backward pass.")
+@click.option("--explain", is_flag=True, help="Show where each figure comes from.")
+@click.option("--trace", metavar="FILE", help="Save a memory timeline (.html or .svg).")
 @options.FORCE
-@click.option("--no-cache", is_flag=True, help="Rehearse anew, even what was asked before, and keep nothing.")
+@click.option("--no-cache", is_flag=True, help="Ignore cached estimates.")
 def command(
     model: str | None,
     cases: str | None,

@@ -14,14 +14,21 @@ MODELS = {"before": "the base", "after": "the trained model"}
 
 
 @options.command(
-    "Evaluate the model in DIR, a folder that `autoft run` wrote, and its base beside it.\n\n"
-    "On the rows that the run held out, or on those of --data."
+    "Evaluate the model in DIR, a folder written by `autoft run`, beside its base.\n\n"
+    "Uses the rows that the run held out, or those of --data.",
+    examples=(
+        "autoft eval my-adapter",
+        "autoft eval my-adapter --data test.jsonl",
+        "autoft eval my-adapter --rows 50 --json",
+    ),
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--data", metavar="PATH|ID", help="Other rows: anything that `autoft run --data` takes.")
-@click.option("--map", "mapping", multiple=True, metavar="ROLE=COLUMN", help="Which column of --data is what.")
+@click.option("--data", metavar="PATH|ID", help="Evaluate on these rows instead.")
 @click.option(
-    "--rows", type=click.IntRange(min=1), metavar="N", help="At most so many. Default: as many as the run had."
+    "--map", "mapping", multiple=True, metavar="ROLE=COLUMN", help="Map columns of --data, as for `autoft run`."
+)
+@click.option(
+    "--rows", type=click.IntRange(min=1), metavar="N", help="Evaluate at most N rows (default: as many as the run)."
 )
 @options.ACCEPT_CHANGES
 def command(

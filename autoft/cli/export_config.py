@@ -14,17 +14,22 @@ TOOLS = ("axolotl", "llamafactory", "trl", "unsloth")
 
 
 @options.command(
-    "Write what another trainer needs to train PLAN, a plan.toml: its configuration and, in a folder beside it, the "
-    "data as autoft reads and splits it. Comments at the top tell what the tool does otherwise or cannot express."
+    "Export PLAN, a plan.toml, as another trainer's configuration and data.\n\n"
+    "Comments at the top list what that trainer does differently or cannot express.",
+    examples=(
+        "autoft export-config plan.toml --to axolotl -o axolotl.yaml",
+        "autoft export-config plan.toml --to trl",
+        "autoft export-config plan.toml --to unsloth -o train.py",
+    ),
 )
 @click.argument("plan", type=click.Path(path_type=Path))
-@click.option("--to", "tool", type=options.Choice(TOOLS), required=True, help=f"One of {', '.join(TOOLS)}.")
+@click.option("--to", "tool", type=options.Choice(TOOLS), required=True, help=f"The trainer: {', '.join(TOOLS)}.")
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Where to. Without it the configuration is printed, and no data is written.",
+    help="Write to FILE, data beside it (default: print the configuration).",
 )
 @options.FORCE
 def command(plan: Path, tool: str, output: Path | None, force: bool, as_json: bool) -> None:

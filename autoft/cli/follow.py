@@ -26,12 +26,12 @@ RESUMABLE = 4
 
 
 @options.command(
-    "Follow a run from another terminal, until it ends or Ctrl-C, which leaves the run alone.\n\n"
-    "DIR is the folder of a run, or one with runs in it, of which the newest is followed. Default: runs. "
-    "With --json, each event is a line.\n\n"
-    "Exit code: 0 when the run is finished, 4 when it has stopped and can be resumed, 1 when it is dead."
+    "Follow a run from another terminal; Ctrl-C leaves the run alone.\n\n"
+    "DIR is a run's folder, or a folder of runs, whose newest is followed (default: runs). With --json, each event is "
+    "a line. Exits with 0 if the run has finished, 4 if it can be resumed, 1 if it died.",
+    examples=("autoft watch", "autoft watch my-adapter", "autoft watch my-adapter --json"),
 )
-@click.argument("where", metavar="DIR", default="runs", type=click.Path(path_type=Path))
+@click.argument("where", metavar="[DIR]", default="runs", type=click.Path(path_type=Path))
 def command(where: Path, as_json: bool) -> int:
     run = Run(find(where))
     try:

@@ -30,15 +30,15 @@ MIN_COLUMN = 10
 
 
 @options.command(
-    "List what earlier runs were predicted to take and what they took, newest first.\n\n"
-    "Later plans on the same device show it beside their prediction. It is kept in AUTOFT_HOME/history.sqlite and goes "
-    "nowhere else."
+    "Show predicted and measured memory and speed of past runs, newest first.\n\n"
+    "Later plans on the same device show them too. Kept in AUTOFT_HOME/history.sqlite, never sent anywhere.",
+    examples=("autoft history", "autoft history --device 3060", "autoft history --export runs.csv"),
 )
-@click.option("--device", metavar="NAME", help="Only runs on devices with this in their name.")
-@click.option("--export", metavar="FILE", help="Write the runs to FILE instead: .json or .csv.")
+@click.option("--device", metavar="NAME", help="Only runs on devices whose name contains NAME.")
+@click.option("--export", metavar="FILE", help="Write the runs to FILE (.json or .csv).")
 @options.FORCE
-@click.option("--clear", is_flag=True, help="Delete the runs; asks first.")
-@click.option("--yes", is_flag=True, help="With --clear: do not ask.")
+@click.option("--clear", is_flag=True, help="Delete all runs, after a question.")
+@click.option("--yes", is_flag=True, help="Do not ask before --clear.")
 def command(device: str | None, export: str | None, force: bool, clear: bool, yes: bool, as_json: bool) -> None:
     if clear and export is not None:
         raise OptionError("--export and --clear: one at a time", fix=f"autoft history --export {export}, then --clear")

@@ -35,23 +35,33 @@ ELSEWHERE = {
     "inference": ("chat",),
     "evaluate": ("eval",),
 }
-# Name, and the line that `autoft --help` shows: kept here so that help imports no command.
-COMMANDS = {
-    "probe": "Show what this machine is: GPUs, memory, disk, processor.",
-    "doctor": "Check what ruins an evening: driver, torch, kernels, versions, folders, hub.",
-    "plan": "Find the best fine-tune of a model that this machine can run, and say why.",
-    "compare": "LoRA on 16 bits, on 8, and QLoRA, side by side.",
-    "estimate": "Memory and time of one exact recipe.",
-    "run": "Plan, train, evaluate and save, in one shot.",
-    "resume": "Take up a run that was stopped, where its newest whole checkpoint is.",
-    "watch": "Follow a run from another terminal.",
-    "export-config": "Write a plan as the configuration of axolotl, LLaMA-Factory, TRL or unsloth.",
-    "eval": "Evaluate a model that autoft trained, beside its base.",
-    "chat": "Talk to a model that autoft trained.",
-    "data": "Check training data, and write a cleaned copy of it.",
-    "history": "List, export or clear what earlier runs were predicted to take, and took.",
-    "profiles": "List the GPUs and models that autoft knows by name.",
+# By what one does first, next and later: name, and the line that `autoft --help` shows, so that help imports no command
+SECTIONS = {
+    "Start": {
+        "doctor": "Check your setup: driver, PyTorch, CUDA kernels, versions, disk, hub.",
+        "plan": "Find the best settings to fine-tune a model on this machine.",
+        "run": "Plan, train, evaluate and save, in one step.",
+        "chat": "Talk to a model that autoft trained.",
+    },
+    "Look closer": {
+        "data": "Check training data, and write a cleaned copy.",
+        "probe": "Show this machine: GPUs, memory, disk, CPU.",
+        "fit": "Find the longest sequence, largest batch, GPUs or models that fit.",
+        "compare": "Compare LoRA on a 16-bit base, on an 8-bit base, and QLoRA.",
+        "estimate": "Estimate memory and time of one exact recipe.",
+        "eval": "Evaluate a model that autoft trained, beside its base.",
+    },
+    "Runs": {
+        "watch": "Follow a run from another terminal.",
+        "resume": "Resume an interrupted run from its latest valid checkpoint.",
+        "history": "Show predicted and measured memory and speed of past runs.",
+    },
+    "More": {
+        "profiles": "List the GPUs, models and presets that autoft knows by name.",
+        "export-config": "Export a plan to axolotl, LLaMA-Factory, TRL or unsloth.",
+    },
 }
+COMMANDS = {name: line for section in SECTIONS.values() for name, line in section.items()}
 
 
 class LazyGroup(click.Group):
@@ -77,15 +87,16 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()))
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="autoft %(version)s")
 @OFFLINE
 def cli() -> None:
-    """Find the best fine-tune of a language model that this machine can really run, and run it.
+    """Fine-tune a language model on the hardware you have: autoft finds settings that fit, explains them, and trains.
 
     Start with `autoft run`: it trains a real 135M model on a bundled task, with or without a GPU.
     """

@@ -15,7 +15,47 @@ from autoft.errors import OptionError, OutputError, near
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def command(help_text: str) -> Callable[[Callable[..., Any]], click.Command]:
+# The sections of --help, in their order, and the options of each by their names in Python
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Data": ("data", "eval_data", "mapping", "rows", "model", "thinking", "cases"),
+    "Model and method": (
+        "method", "preset", "prefer", "seq_len", "settings", "rank", "micro_batch", "checkpointing", "prompt", "system",
+        "max_new_tokens", "tool",
+    ),
+    "Device": ("gpu", "vram_gib", "device"),
+    "Limits": ("max_hours", "max_memory_gib", "max_energy_kwh", "min_rank"),
+    "Question": ("max_seq", "max_rank", "max_batch", "fit_all_gpus", "model_sweep"),
+    "Output": ("output", "out", "trace", "export", "explain", "diff", "force", "as_json"),
+    "Other": ("accept_changes", "no_cache", "debug"),
+}  # fmt: skip
+_SECTION_OF = {name: section for section, names in SECTIONS.items() for name in names}
+
+
+class Command(click.Command):
+    """Shows its options by section, and examples of its use."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.examples = examples
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        records: dict[str, list[tuple[str, str]]] = {section: [] for section in ("Options", *SECTIONS)}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                section = "Other" if param.is_eager else _SECTION_OF.get(param.name or "", "Options")
+                records[section].append(record)
+        for section, lines in records.items():
+            if lines:
+                with formatter.section(section):
+                    formatter.write_dl(lines)
+        if self.examples:
+            with formatter.section("Examples"):
+                for example in self.examples:
+                    formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+
+
+def command(help_text: str, examples: Sequence[str] = ()) -> Callable[[Callable[..., Any]], click.Command]:
     """A click command with -h, --json, --offline and --debug. `--json` arrives as `as_json`."""
 
     def wrap(function: Callable[..., Any]) -> click.Command:
@@ -23,8 +63,11 @@ def command(help_text: str) -> Callable[[Callable[..., Any]], click.Command]:
         function = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(
             function
         )
-        function = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(function)
-        return click.command(help=help_text, context_settings={"help_option_names": ["-h", "--help"]})(function)
+        function = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout.")(function)
+        make = click.command(
+            cls=Command, help=help_text, examples=examples, context_settings={"help_option_names": ["-h", "--help"]}
+        )
+        return make(function)
 
     return wrap
 
@@ -41,7 +84,7 @@ OFFLINE = click.option(
     is_eager=True,
     expose_value=False,
     callback=lambda ctx, param, value: _go_offline() if value else None,
-    help="Never use the network: models and datasets must be here already.",
+    help="Work offline: use only local or cached models and datasets.",
 )
 
 
@@ -60,9 +103,9 @@ class Choice(click.Choice[str]):
 
 
 ACCEPT_CHANGES = click.option(
-    "--accept-changes", is_flag=True, help="Use the run although its files are not what it wrote."
+    "--accept-changes", is_flag=True, help="Open the run even if its files or its base have changed."
 )
-FORCE = click.option("--force", is_flag=True, help="Write over a file that is there already.")
+FORCE = click.option("--force", is_flag=True, help="Overwrite an existing file.")
 
 
 def check_free(path: Path, option: str, *, force: bool) -> None:

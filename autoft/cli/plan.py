@@ -18,15 +18,20 @@ if TYPE_CHECKING:
 
 
 @options.command(
-    "Find the best fine-tune of MODEL that this machine can run, and say why.\n\n"
-    "MODEL is a hub id, a local folder, a .gguf file, a name from `autoft profiles models`, or starter."
+    "Find the best settings to fine-tune MODEL on this machine, and explain them.\n\n"
+    "MODEL is a hub id, a local folder, a .gguf file, a name from `autoft profiles models`, or starter.",
+    examples=(
+        "autoft plan qwen2.5-7b-instruct --data mine.jsonl",
+        "autoft plan qwen2.5-7b-instruct --gpu rtx-3060 --seq-len 2048",
+        "autoft plan llama-3.1-8b-instruct --gpu rtx-4090 --explain",
+    ),
 )
 @click.argument("model", required=False)
 @planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS, *what_if.OPTIONS)
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan as TOML.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan to FILE (TOML).")
 @options.FORCE
-@click.option("--explain", is_flag=True, help="Say how each figure comes about, and what earlier runs here measured.")
-@click.option("--no-cache", is_flag=True, help="Plan anew, even what was asked before, and keep nothing.")
+@click.option("--explain", is_flag=True, help="Show where each figure comes from, and earlier measurements.")
+@click.option("--no-cache", is_flag=True, help="Ignore the plan cache.")
 @click.option("--diff", type=click.Path(path_type=Path), nargs=2, metavar="A B", help="Compare two plan files.")
 def command(
     model: str | None,

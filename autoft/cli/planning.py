@@ -29,26 +29,26 @@ DEVICE = (
     click.option(
         "--gpu",
         metavar="NAME[xN]",
-        help='Plan for this card of the catalogue, here or not, or for several ("RTX 3090 x2"); cpu plans without one.',
+        help='GPU to plan for, here or not ("RTX 3090", "RTX 3090 x2", cpu).',
     ),
-    click.option("--vram", "vram_gib", type=float, metavar="GIB", help="Plan for so much device memory."),
+    click.option("--vram", "vram_gib", type=float, metavar="GIB", help="GPU memory to assume, in GiB."),
 )
 SETTINGS = (
     click.option(
         "--seq-len",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Longest sequence in tokens; longer rows are left out.",
+        help="Longest sequence in tokens; longer examples are skipped and counted.",
     ),
     click.option(
-        "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Pin any field of the recipe or job. Repeatable."
+        "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any field of the recipe or job (repeatable)."
     ),
 )
 RECIPE = (
     click.option(
         "--method",
         type=options.Choice(METHODS),
-        help="lora keeps the base in 16 bits, qlora holds it in 4; full trains every weight.",
+        help="lora (16-bit base), qlora (4-bit base) or full (all weights).",
     ),
     *SETTINGS,
 )
@@ -56,32 +56,30 @@ DATA = (
     click.option(
         "--data",
         metavar="PATH|ID",
-        help="Training data: a file (JSON, JSONL, CSV, TSV, Parquet, Arrow, text), a folder, a glob in quotes, or a "
-        "hub dataset (owner/name).",
+        help="Training data: file, folder, quoted glob or hub dataset (owner/name).",
     ),
-    click.option(
-        "--eval-data", metavar="PATH|ID", help="Held-out rows; without it a part of --data, or its own test split."
-    ),
+    click.option("--eval-data", metavar="PATH|ID", help="Evaluation data (default: held out of --data)."),
     click.option(
         "--map",
         "mapping",
         multiple=True,
         metavar="ROLE=COLUMN",
-        help="Which column is what: prompt=question,completion=answer, or system, text, messages, chosen. "
-        'A template joins columns: text="{title}\\n{body}". Repeatable.',
+        help="Map columns: prompt=question,completion=answer; see docs/data.md (repeatable).",
     ),
     click.option(
         "--prefer",
         type=options.Choice(PREFERENCES),
-        help="What to look at first. Default: balanced.",
+        help="What to optimize for (default: balanced).",
     ),
-    click.option("--preset", metavar="NAME", help="Defaults for a purpose, such as chatbot, code or edge."),
+    click.option("--preset", metavar="NAME", help="Use defaults for a purpose: chatbot, code, edge, ..."),
 )
 LIMITS = (
-    click.option("--max-hours", type=float, metavar="H", help="Only plans that take no longer, at their slowest."),
-    click.option("--max-memory", "max_memory_gib", type=float, metavar="GIB", help="Take no more of the device."),
-    click.option("--max-energy-kwh", type=float, metavar="KWH", help="Only plans that draw no more, at their most."),
-    click.option("--min-rank", type=click.IntRange(min=1), metavar="N", help="No smaller adapter than this."),
+    click.option("--max-hours", type=float, metavar="H", help="Reject plans whose worst-case time exceeds H hours."),
+    click.option("--max-memory", "max_memory_gib", type=float, metavar="GIB", help="Use at most this much GPU memory."),
+    click.option(
+        "--max-energy-kwh", type=float, metavar="KWH", help="Reject plans whose worst-case energy exceeds this."
+    ),
+    click.option("--min-rank", type=click.IntRange(min=1), metavar="N", help="Smallest adapter rank to accept."),
 )
 
 
@@ -114,7 +112,7 @@ def request(
     max_energy_kwh: float | None = None,
     min_rank: int | None = None,
 ) -> Request:
-    """The Request that the options make; the named ones are shorthand for --set and win over it."""
+    """The Request that the options make; the named ones are shorthand for --set."""
     from autoft.planner.request import Request
 
     pins = (*settings, *([f"method={method}"] if method else []))

@@ -11,16 +11,15 @@ from autoft.errors import OptionError
 from autoft.profiles.detect import detect
 
 
-@options.command("Show what this machine is: GPUs with their memory and who holds it, driver, processor, memory, disk.")
-@click.option("--bench", is_flag=True, help="Measure what it does in a second, within 30 s; plans then use that.")
-@click.option("--seconds", type=float, metavar="S", help="Of --bench: how long it may take in all. Default: 30.")
-@click.option(
-    "--watch", is_flag=True, help="Follow memory, power and temperature until Ctrl-C; with --json, a line each."
+@options.command(
+    "Show this machine: GPUs, GPU memory and its users, driver, CPU, RAM, disk.",
+    examples=("autoft probe", "autoft probe --bench", "autoft probe --watch --interval 2"),
 )
-@click.option(
-    "--interval", type=float, metavar="SECONDS", help="Of --watch: time from one look to the next. Default: 1."
-)
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Of --watch: end after so many looks.")
+@click.option("--bench", is_flag=True, help="Measure speed for up to 30 s; plans then use it.")
+@click.option("--seconds", type=float, metavar="S", help="Time limit of --bench (default: 30).")
+@click.option("--watch", is_flag=True, help="Follow memory, power and temperature until Ctrl-C.")
+@click.option("--interval", type=float, metavar="SECONDS", help="Seconds between updates of --watch (default: 1).")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop --watch after N updates.")
 def command(
     bench: bool, seconds: float | None, watch: bool, interval: float | None, count: int | None, as_json: bool
 ) -> None:

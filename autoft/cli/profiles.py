@@ -86,17 +86,20 @@ KINDS = {
 
 
 @options.command(
-    "The GPUs, models and presets that autoft knows by name, and your own in AUTOFT_HOME/profiles, which add to them "
-    "or override them.\n\n"
-    f"KIND is {', '.join(KINDS)}; left out, all. ACTION is list (the default), show NAME, add FILE or check "
-    "[FILE...]: show tells each figure with its source, add checks a file and keeps it, check reads built-in files and "
-    "yours."
+    "List, show, add or check GPU, model and preset profiles.\n\n"
+    f"KIND is {', '.join(KINDS)} (default: all). ACTION is list (default), show NAME, add FILE or check [FILE...]. "
+    "Your own profiles in AUTOFT_HOME/profiles add to the built-in ones or override them.",
+    examples=(
+        "autoft profiles models",
+        "autoft profiles gpus show rtx-4090",
+        "autoft profiles add --from-probe",
+    ),
 )
 @click.argument("kind", required=False)
 @click.argument("action", required=False)
 @click.argument("names", nargs=-1, metavar="[NAME | FILE...]")
-@click.option("--from-probe", is_flag=True, help="add: write a file for the GPU of this machine.")
-@click.option("--force", is_flag=True, help="add: replace a file of yours that is there already.")
+@click.option("--from-probe", is_flag=True, help="With add: write a profile of this machine's GPU.")
+@click.option("--force", is_flag=True, help="With add: replace an existing profile of yours.")
 def command(
     kind: str | None, action: str | None, names: tuple[str, ...], from_probe: bool, force: bool, as_json: bool
 ) -> int:

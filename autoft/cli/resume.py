@@ -12,14 +12,19 @@ from autoft.cli import options
 
 
 @options.command(
-    "Take up the run to DIR where its newest whole checkpoint is, as if it had never stopped.\n\n"
-    "Checkpoints that are damaged or cut short are passed over, with a line for each."
+    "Resume an interrupted run from its latest valid checkpoint, bit for bit.\n\n"
+    "Damaged checkpoints are skipped and named.",
+    examples=(
+        "autoft resume my-adapter",
+        "autoft resume runs/starter --json",
+        "autoft resume my-adapter --accept-changes",
+    ),
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--accept-changes",
     is_flag=True,
-    help="Go on although data, plan or versions are not what they were; the result is then another.",
+    help="Resume even if data, plan, base or versions have changed.",
 )
 def command(folder: Path, accept_changes: bool, as_json: bool) -> None:
     from autoft.trainer import environment

@@ -27,9 +27,14 @@ RUNS = Path("runs")
 
 
 @options.command(
-    "Plan, train, evaluate and save, in one shot.\n\n"
-    "WHAT is a plan.toml, or a MODEL as for `autoft plan` with --data. Without it, the starter: a real 135M model "
-    "learns a bundled task in minutes, on CPU or GPU."
+    "Plan, train, evaluate and save, in one step.\n\n"
+    "WHAT is a plan.toml, or a MODEL as for `autoft plan` together with --data. By default the starter: a real 135M "
+    "model learns a bundled task in minutes, on CPU or GPU.",
+    examples=(
+        "autoft run",
+        "autoft run qwen2.5-7b-instruct --data mine.jsonl",
+        "autoft run plan.toml -o my-adapter",
+    ),
 )
 @click.argument("what", default="starter")
 @planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS)
@@ -38,12 +43,12 @@ RUNS = Path("runs")
     "--output",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder for the result. Default: a new one in runs/.",
+    help="Folder for the result (default: a new one in runs/).",
 )
 @click.option(
     "--force",
     is_flag=True,
-    help="Replace a finished run in the output folder; run a plan file although it no longer fits.",
+    help="Replace a finished run, or run a plan that may not fit.",
 )
 def command(what: str, output: Path | None, force: bool, as_json: bool, **words: Any) -> None:
     from autoft.trainer import environment

@@ -1,4 +1,4 @@
-"""The what-if questions of `autoft plan`: their options, and their answers for people."""
+"""The questions of `autoft fit`, which `autoft plan` takes too: their options, and their answers for people."""
 
 from __future__ import annotations
 
@@ -25,19 +25,29 @@ OWN_FAMILY = "*"
 Line = tuple[bool, tuple[str, ...]]  # of a table: whether it fits, its cells
 LEAST_COLUMNS = 5  # of a table that has a line a row
 
-OPTIONS = (
-    click.option("--max-seq", is_flag=True, help="What if? The longest sequence that fits."),
-    click.option("--max-rank", is_flag=True, help="What if? The highest rank that fits."),
-    click.option("--max-batch", is_flag=True, help="What if? The largest micro-batch that fits."),
-    click.option("--fit-all-gpus", is_flag=True, help="What if? The best plan on every card of the catalogue."),
-    click.option(
-        "--model-sweep",
-        is_flag=False,
-        flag_value=OWN_FAMILY,
-        metavar="[FAMILY]",
-        help="What if? Which models of MODEL's family fit, or of another one, such as qwen2.5.",
-    ),
-)
+_HELP = {
+    "max_seq": "Print the longest sequence that fits.",
+    "max_rank": "Print the highest rank that fits.",
+    "max_batch": "Print the largest micro-batch that fits.",
+    "fit_all_gpus": "Print the best plan on every known GPU.",
+    "model_sweep": "Print which models of a family fit (default: MODEL's own).",
+}
+
+
+def _questions(*flags: str, hidden: bool) -> tuple[options.Decorator, ...]:
+    """The questions, in the order of _HELP, under these names."""
+    made = []
+    for flag, (name, text) in zip(flags, _HELP.items(), strict=True):
+        kind: dict[str, Any] = {"is_flag": True}
+        if name == "model_sweep":
+            kind = {"is_flag": False, "flag_value": OWN_FAMILY, "metavar": "[FAMILY]"}
+        made.append(click.option(flag, name, help=text, hidden=hidden, **kind))
+    return tuple(made)
+
+
+QUESTIONS = _questions("--longest", "--rank", "--batch", "--cards", "--family", hidden=False)
+# As options of `autoft plan`, which they were before `autoft fit`
+OPTIONS = _questions("--max-seq", "--max-rank", "--max-batch", "--fit-all-gpus", "--model-sweep", hidden=True)
 # What a question varies itself: the options and the setting that would say it already
 _TAKEN: dict[str, tuple[tuple[str, ...], str]] = {
     "max_seq": (("seq_len",), "seq_len"),
@@ -60,7 +70,7 @@ def answer(model: str, words: dict[str, Any], *, output: object, explain: bool, 
         return None
     if len(asked) > 1:
         raise OptionError(
-            f"{' and '.join(_flag(name) for name in asked)}: two questions at once",
+            f"{' and '.join(_flag(name) for name in asked)}: two questions",
             fix="ask one after the other; a value that is pinned (--seq-len, --set rank=...) holds in the next",
         )
     [(name, value)] = asked.items()
@@ -276,7 +286,8 @@ def _refuse_contradiction(name: str, words: dict[str, Any], output: object) -> N
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    """The question as the command in hand calls it."""
+    return next(param.opts[0] for param in click.get_current_context().command.params if param.name == name)
 
 
 def _counted(limit: Limit, value: int | None) -> str:

@@ -40,6 +40,26 @@ def test_a_run_of_one_step_learns(autoft, tiny_model, data_file, tmp_path) -> No
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("plan", "--seq-len", "64", "--set", "seq_len=32"), "--seq-len 64 and --set seq_len=32 differ"),
+        (("estimate", "--seq-len", "64", "--set", "seq_len=32"), "--seq-len 64 and --set seq_len=32 differ"),
+        (("plan", "--method", "lora", "--set", "method=qlora"), "method has two values: qlora and lora"),
+        (("estimate", "--rank", "8", "--set", "rank=4"), "rank has two values: 4 and 8"),
+        (("plan", "--set", "packing=true", "--set", "packing=false"), "packing has two values: True and False"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_setting_with_two_values_is_refused(autoft, tiny_model, words: tuple[str, ...], said: str) -> None:
+    assert_refused(autoft(words[0], tiny_model, "--gpu", "cpu", *words[1:]), said)
+
+
+def test_a_setting_may_be_given_twice_with_one_value(autoft, tiny_model) -> None:
+    done = autoft("estimate", tiny_model, "--gpu", "cpu", "--seq-len", "64", "--set", "seq_len=64", "--json")
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize(
     ("ratio", "steps", "warmup"), [(0.03, 1, 0), (0.03, 2, 1), (0.03, 100, 3), (1.0, 10, 9), (0.0, 9, 0), (0.5, 0, 0)]
 )
 def test_the_warm_up_never_takes_the_whole_run(ratio: float, steps: int, warmup: int) -> None:

@@ -47,10 +47,10 @@ def test_a_run_that_loads_is_counted_with_all_that_it_will_take(first, tmp_path:
         assert [other.pid for other in others] == [first.pid]
         with pytest.raises(DoesNotFit) as refused:
             preflight(job(), predicted_bytes=20 * GIB, hardware=roomy, others=others)
-        assert f"; another run (pid {first.pid}, to /srv/first) will take 6" in refused.value.what
-        assert str(refused.value.fix).startswith("wait for it")
+        assert f"; another autoft run (pid {first.pid}, /srv/first) will allocate 6" in refused.value.what
+        assert str(refused.value.fix).startswith("wait until it has finished")
         [note] = preflight(job(), predicted_bytes=10 * GIB, hardware=roomy, others=others)
-        assert note == f"another run (pid {first.pid}, to /srv/first) trains on this device too: both will be slower"
+        assert note == f"another autoft run (pid {first.pid}, /srv/first) uses the same device: both will be slower"
     with claimed(tmp_path, ["GPU-1"], GIB) as elsewhere:
         assert elsewhere == []
 
