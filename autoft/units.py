@@ -24,6 +24,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
+def pace(ratio: float) -> str:
+    """A time in parts of another: 1.16x faster, 4% slower, equally fast."""
+    change = max(ratio, 1 / ratio)
+    if change < 1.005:
+        return "equally fast"
+    word = "slower" if ratio > 1 else "faster"
+    return f"{change - 1:.0%} {word}" if change < 1.1 else f"{change:.2f}x {word}"
+
+
 def energy(kwh: float) -> str:
     """0.3 Wh, 45 Wh, 1.2 kWh, 340 kWh."""
     value, unit = (kwh, "kWh") if kwh >= 1 else (1000 * kwh, "Wh")

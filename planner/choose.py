@@ -13,7 +13,7 @@ from autoft.planner.plan_file import Alternative
 from autoft.planner.request import Prefer
 from autoft.planner.search import Candidate, Pruned
 from autoft.trainer.recipe import Recipe
-from autoft.units import size
+from autoft.units import pace, size
 
 # balanced: how many times as long a plan may take to keep the base whole. Checkpointing makes at most half as many
 # passes again (three instead of two through each layer), so 16 bits stay while that alone makes them fit. There is
@@ -38,18 +38,18 @@ NOTCHES_OF_STATE, NOTCHES_OF_OFFLOAD = 1, 2
 # more memory, which only adds candidates, never leads to one that comes later.
 _ORDER: dict[str, tuple[str, Callable[[Candidate], tuple[float, ...]]]] = {
     "balanced": (
-        f"the shortest time, that of a 4-bit base taken {PRICE[4]:g} times",
+        f"the fastest plan that fits; a 4-bit base must be {PRICE[4]:g}x faster to win",
         lambda c: (_pace(c, PRICE[base_bits(c.recipe)]),),
     ),
     "quality": (
-        "the most bits in the base, then the shortest time",
+        "the base with the most bits, then the fastest plan",
         lambda c: (-base_bits(c.recipe), c.recipe.experts_4bit, _pace(c)),
     ),
     "speed": (
-        "the shortest time, then the most bits in the base",
+        "the fastest plan, then the base with the most bits",
         lambda c: (_pace(c), -base_bits(c.recipe)),
     ),
-    "memory": ("the least memory, then the shortest time", lambda c: (c.estimate.device_bytes, _pace(c))),
+    "memory": ("the least memory, then the fastest plan", lambda c: (c.estimate.device_bytes, _pace(c))),
 }
 PREFERENCES = tuple(_ORDER)
 
@@ -102,11 +102,12 @@ def choose(
 
 def _reasons(best: Candidate, ranked: list[Candidate], pruned: Sequence[Pruned], prefer: Prefer) -> tuple[str, ...]:
     recipe, estimate = best.recipe, best.estimate
-    free = size(estimate.available_bytes)
-    reasons = [f"{describe(recipe)} needs {size(estimate.device_bytes)} of the {free} that can be used"]
+    share = estimate.device_bytes / estimate.available_bytes
+    free = f"{size(estimate.available_bytes)} ({share:.0%})"
+    reasons = [f"{describe(recipe)} fits: {size(estimate.device_bytes)} of {free}"]
     if len(ranked) == 1 and not pruned:
-        return (*reasons, "it is the only candidate that the settings leave")
-    reasons.append(f"prefer {prefer} takes, of what fits: {_ORDER[prefer][0]}")
+        return (*reasons, "the settings leave no other candidate")
+    reasons.append(f"--prefer {prefer}: {_ORDER[prefer][0]}")
     compared = (_of_base(best, ranked, pruned), _of_checkpointing(best, ranked), _of_state(best, ranked))
     return (*reasons, *(reason for reason in compared if reason))
 
@@ -117,24 +118,23 @@ def _of_base(best: Candidate, ranked: list[Candidate], pruned: Sequence[Pruned])
     if bits == 16:
         four = _first(ranked, lambda c: base_bits(c.recipe) == 4 and c.estimate.fits == "yes")
         if four is None:
-            return "the base stays whole: it fits, so nothing is given up to quantization"
+            return "unquantized base: it fits, so quantization would only cost quality"
         return (
-            f"the base stays whole: in 4 bits ({describe(four.recipe)}) a row would take {_times(four, best)} the "
-            f"time, and the step {size(four.estimate.device_bytes)}"
+            f"unquantized base: {describe(four.recipe)} would be {_pace_beside(four, best)} "
+            f"({size(four.estimate.device_bytes)})"
         )
     whole = _first(ranked, lambda c: base_bits(c.recipe) == 16 and c.estimate.fits == "yes")
     if whole is not None:
         return (
-            f"{bits} bits buy time or memory: with 16 ({describe(whole.recipe)}) a row takes {_times(whole, best)} the "
-            f"time, and the step {size(whole.estimate.device_bytes)}"
+            f"{bits}-bit base: {describe(whole.recipe)} would be {_pace_beside(whole, best)} "
+            f"({size(whole.estimate.device_bytes)})"
         )
     least = min((c for c in ranked if base_bits(c.recipe) == 16), key=lambda c: c.estimate.device_bytes, default=None)
     if least is None:
         heavy = next((group.text for group in pruned if base_bits(group.recipe) == 16), None)
-        return f"{bits} bits buy the fit: {heavy}" if heavy else None
-    return (
-        f"{bits} bits buy the fit: with 16 the least is {describe(least.recipe)}, {size(least.estimate.device_bytes)}"
-    )
+        return f"{bits}-bit base, needed to fit: {heavy}" if heavy else None
+    need = size(least.estimate.device_bytes)
+    return f"{bits}-bit base, needed to fit: the smallest unquantized one, {describe(least.recipe)}, takes {need}"
 
 
 def _of_checkpointing(best: Candidate, ranked: list[Candidate]) -> str | None:
@@ -145,14 +145,14 @@ def _of_checkpointing(best: Candidate, ranked: list[Candidate]) -> str | None:
     fitting = _first(plain, lambda c: c.estimate.fits == "yes")
     if fitting is not None:
         return (
-            f"checkpointing buys the larger micro-batch: without it {describe(fitting.recipe)} is the most that fits, "
-            f"and a row takes {_times(fitting, best)} the time"
+            "gradient checkpointing, for the larger micro-batch: without it, the largest that fits is "
+            f"{describe(fitting.recipe)}, {_pace_beside(fitting, best)}"
         )
     least = min(plain, key=lambda c: c.estimate.device_bytes, default=None)
     if least is None:
         return None
     need = size(least.estimate.device_bytes)
-    return f"checkpointing buys the fit: without it micro-batch {least.recipe.micro_batch} needs {need}"
+    return f"gradient checkpointing, needed to fit: without it, micro-batch {least.recipe.micro_batch} takes {need}"
 
 
 def _of_state(best: Candidate, ranked: list[Candidate]) -> str | None:
@@ -161,8 +161,8 @@ def _of_state(best: Candidate, ranked: list[Candidate]) -> str | None:
     if state_bits(best.recipe) == 32 or heavy is None:
         return None
     return (
-        f"the optimizer's state in 8 bits learns as well as in 32 (arXiv:2110.02861): with {heavy.recipe.optimizer} "
-        f"this micro-batch needs {size(heavy.estimate.device_bytes)}"
+        f"optimizer state in 8 bits, which learns as well as 32 (arXiv:2110.02861): with {heavy.recipe.optimizer} this "
+        f"micro-batch takes {size(heavy.estimate.device_bytes)}"
     )
 
 
@@ -176,7 +176,7 @@ def _other(candidate: Candidate, best: Candidate) -> Alternative:
     gains: list[str] = []
     losses: list[str] = []
     (gains if less > 0 else losses).append(f"{size(abs(less))} {'less' if less > 0 else 'more'} memory")
-    (gains if row_time(candidate) < row_time(best) else losses).append(f"{_times(candidate, best)} the time")
+    (gains if row_time(candidate) < row_time(best) else losses).append(_pace_beside(candidate, best))
     bits = base_bits(candidate.recipe)
     if bits != base_bits(best.recipe):
         (gains if bits > base_bits(best.recipe) else losses).append(f"a base in {bits} bits")
@@ -192,7 +192,7 @@ def _rejected(candidate: Candidate, limit: str | None) -> Alternative:
         + (
             f"{size(estimate.device_bytes - estimate.available_bytes)} more than can be used"
             if estimate.fits == "no"
-            else "and fits only as cached blocks are given back at the limit, which is slow and near the edge"
+            else "borderline: fits only if the allocator frees its cache in every step (slow)"
         )
     )
     return alternative("rejected", candidate, reason)
@@ -208,8 +208,8 @@ def _first(ranked: Sequence[Candidate], wanted: Callable[[Candidate], bool]) -> 
     return next((c for c in ranked if wanted(c)), None)
 
 
-def _times(candidate: Candidate, best: Candidate) -> str:
-    return f"{row_time(candidate) / row_time(best):.2f} times"
+def _pace_beside(candidate: Candidate, best: Candidate) -> str:
+    return pace(row_time(candidate) / row_time(best))
 
 
 def _pace(candidate: Candidate, price: float = 1.0) -> int:

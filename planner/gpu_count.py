@@ -12,6 +12,7 @@ from autoft.planner.plan_file import Alternative
 from autoft.planner.question import Question
 from autoft.planner.search import Candidate, Search
 from autoft.planner.target import Target, several
+from autoft.units import pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +99,8 @@ def _reasons(best: Candidate, others: list[Candidate], question: Question, name:
     one = next((other for other in others if other.estimate.num_gpus == 1), None)
     more = min((other for other in others if other.estimate.num_gpus > num_gpus), key=row_time, default=None)
     if num_gpus == 1 and more is not None:
-        times = f"{row_time(more) / row_time(best):.2f} times the time"
-        return [f"1 of the GPUs: with {more.estimate.num_gpus}, {describe(more.recipe)}, a row would take {times}"]
+        several_gpus = f"{more.estimate.num_gpus} ({describe(more.recipe)})"
+        return [f"1 of the GPUs: {several_gpus} would be {pace(row_time(more) / row_time(best))}"]
     if num_gpus == 1:
         return []
     accumulation = question.replicas(best.recipe).accumulation
@@ -107,13 +108,12 @@ def _reasons(best: Candidate, others: list[Candidate], question: Question, name:
     share = f"each has the whole model and {rows} of a step's {num_gpus * rows} rows"
     told = f"{several(num_gpus, name)}, data parallel: {share}"
     if one is not None:
-        told += f"; a row takes {row_time(best) / row_time(one):.2f} times the time of one GPU ({describe(one.recipe)})"
+        told += f"; {pace(row_time(best) / row_time(one))} than one GPU ({describe(one.recipe)})"
     return [told]
 
 
 def _other(other: Candidate, best: Candidate) -> Alternative:
-    times = row_time(other) / row_time(best)
-    return alternative("runner_up", other, f"fits: {times:.2f} times the time")
+    return alternative("runner_up", other, f"fits: {pace(row_time(other) / row_time(best))}")
 
 
 def _refuse_more(target: Target, wanted: int) -> None:

@@ -120,7 +120,7 @@ def _plan_of(asked: Asked, request: Request, hardware: Hardware) -> Plan:
 def _not_tried(job: Job, estimate: Estimate, search: Search) -> list[str]:
     """What the plan has not looked at, and why."""
     recipe = job.recipe
-    found = ["torch.compile: its step would no longer be the one that was rehearsed"]
+    found = ["torch.compile: not supported, the memory estimate would not apply"]
     if job.device == "cuda" and recipe.attention == "sdpa" and not recipe.packing:
         found.append("flash_attention_2: on padded rows PyTorch's own flash kernel is the same; it is for packed ones")
     if recipe.method == "full":
@@ -363,7 +363,7 @@ def _seq_len(workload: Workload | None, shape: ModelShape, preset: Defaults, sca
 
 def _notes(prepared: Prepared | None, seq_len: int) -> tuple[str, ...]:
     if prepared is None:
-        return (f"no data given: planned for sequences of {seq_len} tokens; name the data with --data",)
+        return (f"no --data: assuming sequences of {seq_len:,} tokens",)
     return tuple(prepared.notes(seq_len))
 
 

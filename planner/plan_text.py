@@ -68,13 +68,13 @@ KNOBS = {
     "seq_len": {"seq_len"},
     "rank": {"rank", "alpha"},
 }
-# Reasons that begin otherwise than with their key
+# Reasons that begin otherwise than with their key, those of earlier versions' files too
 BEGINS = {
     "epochs": r"[\d.]+ epochs?: ",
-    "accumulation": r"\d+ rows a step",
+    "accumulation": r"batch of \d+|\d+ rows a step",
     "group_by_length": r"rows of like length ",
-    "method": r"the base stays whole|\d+ bits buy ",
-    "gradient_checkpointing": r"checkpointing buys ",
+    "method": r"unquantized base|\d+-bit base|the base stays whole|\d+ bits buy ",
+    "gradient_checkpointing": r"gradient checkpointing|checkpointing buys ",
     "num_gpus": r"\d+ x .*, data parallel: |1 of the GPUs: ",
 }
 
@@ -104,7 +104,7 @@ def plan_toml(plan: Plan) -> str:
 
 def _header(plan: Plan) -> str:
     estimate, recipe = plan.estimate, plan.job.recipe
-    memory = f"{size(estimate.device_bytes)} of the {size(estimate.available_bytes)} that can be used"
+    memory = f"{size(estimate.device_bytes)} of {size(estimate.available_bytes)}"
     time = ""
     if plan.steps is not None and plan.run_time_s is not None:
         time = f"; {plan.steps} steps, {duration(plan.run_time_s.lower)} to {duration(plan.run_time_s.upper)}"

@@ -197,6 +197,6 @@ def check_limits(limits: Limits, *, has_data: bool, power_known: bool) -> None:
         if not 0 < value < float("inf"):
             raise OptionError(f"{option} {value:g} is no limit", fix="give a number above 0")
         if option != "--max-memory" and not has_data:
-            raise OptionError(f"{option}: without data nobody knows how long a run takes", fix="name it with --data")
+            raise OptionError(f"{option} needs the data to estimate the run", fix="--data FILE")
     if limits.energy_kwh is not None and not power_known:
         raise OptionError("--max-energy-kwh: the power of this device is not known", fix="use --max-hours")

@@ -148,9 +148,9 @@ def _refuse_another_model(planned: Plan, shape: ModelShape, where: str) -> None:
     now, then = shape.to_dict(), planned.shape.to_dict()
     different = [key for key in now if key != "name" and now[key] != then[key]]
     if different:
-        figures = ", ".join(f"{key} {now[key]} instead of {then[key]}" for key in different[:3])
+        figures = ", ".join(f"{key} is {now[key]} here, {then[key]} in the plan" for key in different[:3])
         raise ModelError(
-            f"{where}: planned for another model than {planned.job.model}, which has {figures}",
+            f"{where}: made for a different model than {planned.job.model}: {figures}",
             fix=f"plan again with {planned.job.model}, or set job.model to the model that was planned",
         )
 

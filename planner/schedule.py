@@ -109,8 +109,8 @@ def schedule(
         "learning_rate": f"{rate}{tried if starter else paper}",
         "warmup_ratio": WARMUP,
         "epochs": f"{epochs:g} epoch{'s' if epochs > 1 else ''}: {why_epochs}",
-        "accumulation": f"{per_step} rows a step, about {per_step * mean:,.0f} tokens: the QLoRA paper's batch of "
-        f"{MAX_ROWS_PER_STEP} rows and {MAX_TOKENS_PER_STEP:,} tokens at most, and where possible {MIN_STEPS} steps",
+        "accumulation": f"batch of {per_step}, about {per_step * mean:,.0f} tokens a step: at most {MAX_ROWS_PER_STEP} "
+        f"sequences or {MAX_TOKENS_PER_STEP:,} tokens (QLoRA paper), and if possible {MIN_STEPS} steps",
     }
 
 

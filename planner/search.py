@@ -108,7 +108,7 @@ class Search:
             self._near_misses(family)
             if best is not None and best.recipe is family.recipes[-1]:
                 if savings[number + 1 :]:
-                    text = f"{name} with more savings than {describe(best.recipe)}: it fits, they only cost time"
+                    text = f"{name} with more memory savings: not needed, {describe(best.recipe)} fits"
                     self.pruned.append(Pruned(savings[number + 1].recipes[0], text))
                 return
 

@@ -391,7 +391,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
         if len(set(self.group.gather_values(digest.hexdigest()))) > 1:
             raise TrainingError(
-                "the processes have come to weights that differ: one of the GPUs, or what joins them, computes wrongly",
+                "weights differ between processes after the last step: a GPU or the interconnect is faulty",
                 fix="autoft doctor; --set num_gpus=1 trains on one",
             )
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 OFFLINE = "autoft is offline (--offline or HF_HUB_OFFLINE)"
 PANIC = "PanicException"  # of Rust's libraries (tokenizers, safetensors); no Exception
+NO_NETWORK = "AUTOFT_OFFLINE"  # as --offline sets it
 TRUE = ("1", "ON", "YES", "TRUE")
 # What a user has set stays as it is: only what is missing is filled in.
 DEFAULTS = {
@@ -47,8 +48,13 @@ def prepare() -> None:
 
 
 def go_offline() -> None:
-    """No hub from here on, in this process and those that it starts. Call before the hub's client is imported."""
-    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    """No network from here on, in this process and those that it starts. Call before the hub's client is imported."""
+    os.environ[NO_NETWORK] = os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+
+def is_without_network() -> bool:
+    """Whether not even the package index may be asked."""
+    return bool(os.environ.get(NO_NETWORK))
 
 
 def is_offline(environ: Mapping[str, str] | None = None) -> bool:

@@ -219,8 +219,8 @@ def _neighbours_are_apart(
         first, second = _loss(model, row, pad_id, recipe), _loss(model, other, pad_id, recipe)
         if not abs(first - second) <= part * _tolerance([examples[at]], recipe, reference):
             raise TrainingError(
-                f"packed examples see each other: with other tokens {name} it in its row the loss of an example is "
-                f"{second:.4f} instead of {first:.4f}",
+                f"packed examples attend to each other: changing the one {name} it changed an example's loss from "
+                f"{first:.4f} to {second:.4f}",
                 fix="--set packing=false",
             )
 

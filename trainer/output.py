@@ -45,9 +45,7 @@ def check_output(out: Path, *, force: bool, needed_bytes: int = 0) -> None:
     if finished and not force:
         raise OutputError(f"{out}: holds a finished run", fix="-o another folder, or --force to replace it")
     if has_checkpoints(unfinished(out) / CHECKPOINTS) and not force:
-        raise OutputError(
-            f"{out}: a run to there was not finished", fix=f"autoft resume {out}, or --force to start it anew"
-        )
+        raise OutputError(f"{out}: holds an unfinished run", fix=f"autoft resume {out}, or --force to start over")
     if out.is_dir() and not finished and any(out.iterdir()):
         raise OutputError(f"{out}: a folder with other files in it", fix="-o a new or empty folder")
     for folder in (out, unfinished(out), _replaced(out)):

@@ -204,7 +204,7 @@ class _Session:
                 reason,
                 fix="--set micro_batch=1, --set gradient_checkpointing=true, --method qlora or a shorter --seq-len",
             )
-        return TrainingError(reason, fix="mend that, and run again")
+        return TrainingError(reason, fix="fix the cause, then run the same command again")
 
     def tick(self, done: int, total: int) -> None:
         self.tell(Done(done=done, total=total))

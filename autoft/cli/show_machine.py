@@ -50,7 +50,7 @@ def _section(console: Console, title: str, rows: Rows) -> None:
 
 def gpu_facts(gpu: Gpu) -> Rows:
     """A GPU, row by row."""
-    rows = [("Memory", _memory(gpu)), ("Held by", "\n".join(_holders(gpu)) or "nobody that the driver tells of")]
+    rows = [("Memory", _memory(gpu)), ("Used by", "\n".join(_holders(gpu)) or "no process reported")]
     rows += [("Compute", _compute(gpu))]
     if gpu.status is not None:
         rows += _status_facts(gpu.status)

@@ -276,12 +276,11 @@ def _refuse_contradiction(name: str, words: dict[str, Any], output: object) -> N
     for option in taken:
         if words[option] is not None:
             raise OptionError(
-                f"{_OPTION[option]} and {_flag(name)}: the question is what the option says",
-                fix="leave one of them out",
+                f"{_OPTION[option]} and {_flag(name)}: both set what the question varies", fix="remove one of them"
             )
     if setting and any(word.partition("=")[0].strip() == setting for word in words["settings"]):
         raise OptionError(
-            f"--set {setting} and {_flag(name)}: the question is what the setting says", fix="leave one of them out"
+            f"--set {setting} and {_flag(name)}: both set what the question varies", fix="remove one of them"
         )
 
 

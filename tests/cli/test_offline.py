@@ -53,7 +53,7 @@ def test_a_model_that_is_not_here_is_refused_without_asking(tmp_path, own_home, 
 def test_the_starter_that_is_not_here_is_refused_without_asking(tmp_path, own_home) -> None:
     done, sockets = run(tmp_path, own_home, "run", "--offline")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-2].startswith("Error: the starter model is not here yet, and autoft is offline")
+    assert done.stderr.splitlines()[-2].startswith("Error: the starter model is not here yet, and --offline")
     assert sockets == ""
 
 

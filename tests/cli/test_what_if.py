@@ -28,14 +28,14 @@ def in_words(print_to: Callable[[Console], None], width: int) -> str:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--max-seq", "--max-rank"), "--max-seq and --max-rank: two questions at once"),
-        (("--max-seq", "--seq-len", "64"), "--seq-len and --max-seq: the question is what the option says"),
-        (("--max-rank", "--set", "rank=4"), "--set rank and --max-rank: the question is what the setting says"),
+        (("--max-seq", "--max-rank"), "--max-seq and --max-rank: two questions"),
+        (("--max-seq", "--seq-len", "64"), "--seq-len and --max-seq: both set what the question varies"),
+        (("--max-rank", "--set", "rank=4"), "--set rank and --max-rank: both set what the question varies"),
         (("--max-batch", "--set", "micro_batch = 4"), "--set micro_batch and --max-batch"),
         (("--fit-all-gpus", "--gpu", "t4"), "--gpu and --fit-all-gpus"),
         (("--fit-all-gpus", "--vram", "8"), "--vram and --fit-all-gpus"),
         (("--max-seq", "-o", "plan.toml"), "-o: --max-seq makes no plan to write"),
-        (("--model-sweep", "smolm2", "--gpu", "t4"), "--model-sweep smolm2: no family of the catalogue"),
+        (("--model-sweep", "smolm2", "--gpu", "t4"), "smolm2: no model family of the catalogue"),
     ],
 )
 def test_what_contradicts_itself_is_refused_in_a_line(autoft, tmp_path, monkeypatch, words, said) -> None:

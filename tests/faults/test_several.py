@@ -264,7 +264,7 @@ def test_data_that_change_while_they_are_read_are_refused(make_job, tmp_path, mo
 def test_weights_that_have_come_apart_are_no_result(make_job, tmp_path, monkeypatch):
     last = at_backward(1 + STEPS, "next(p for p in model.parameters() if p.requires_grad).data.add_(1)")
     in_the_second(monkeypatch, tmp_path / "site", last)
-    with pytest.raises(TrainingError, match="weights that differ"):
+    with pytest.raises(TrainingError, match="weights differ between processes"):
         run(of_two(make_job), tmp_path / "out", plan_toml="")
     assert not (tmp_path / "out").exists()
 

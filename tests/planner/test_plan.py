@@ -167,7 +167,7 @@ def test_each_preference_takes_something_that_fits(prefer: str) -> None:
 def test_sixteen_bits_where_they_fit_else_four_then_a_reason_for_each() -> None:
     roomy, _ = make_plan(Request(model=TINYLLAMA, gpu="rtx-4090", seq_len=512), CPU)
     assert roomy.job.recipe.method == "lora"
-    assert any(reason.startswith("the base stays whole") for reason in roomy.reasons)
+    assert any(reason.startswith("unquantized base") for reason in roomy.reasons)
     tight, _ = make_plan(Request(model=TINYLLAMA, vram_gib=4, seq_len=512), CPU)
     rejected = [a for a in tight.alternatives if a.role == "rejected"]
     assert rejected

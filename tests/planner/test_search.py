@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from autoft.planner.choose import PREFERENCES, choose, order
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.search import Candidate, Search
 from autoft.trainer.recipe import Recipe
+from autoft.units import pace
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
 FAMILIES = [
@@ -132,3 +134,18 @@ def test_a_smaller_micro_batch_is_tried_where_it_is_padded_less() -> None:
     best = choose(list(found.found.values()), prefer="speed")
     assert best is not None
     assert best.recipe.micro_batch == 1
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (1.0, "equally fast"),
+        (1.004, "equally fast"),
+        (1.04, "4% slower"),
+        (0.96, "4% faster"),
+        (1.5, "1.50x slower"),
+        (0.5, "2.00x faster"),
+    ],
+)
+def test_a_time_beside_another_is_said_in_words(ratio: float, words: str) -> None:
+    assert pace(ratio) == words

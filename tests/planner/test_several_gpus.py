@@ -284,7 +284,7 @@ def test_a_plan_says_what_several_gpus_gain(two: Plan) -> None:
     rows = two.job.accumulation * two.job.recipe.micro_batch
     assert two.reasons[0].startswith(
         f"2 x NVIDIA GeForce RTX 3060, data parallel: each has the whole model and {rows} of a step's {2 * rows} rows; "
-        "a row takes 0.5"
+        "1."
     )
     (one,) = (a for a in two.alternatives if a.num_gpus == 1)
     assert one.reason.startswith("fits: 1.")
@@ -319,7 +319,7 @@ def test_a_model_that_waits_for_its_host_stays_on_one(tiny_model: Path) -> None:
     assert plan.job.num_gpus == 1
     (more,) = (a for a in plan.alternatives if a.num_gpus == 2)
     times = more.reason.removeprefix("fits: ")
-    assert plan.reasons[0] == f"1 of the GPUs: with 2, {describe(more.recipe)}, a row would take {times}"
+    assert plan.reasons[0] == f"1 of the GPUs: 2 ({describe(more.recipe)}) would be {times}"
 
 
 def test_parts_of_one_card_stay_alone() -> None:

@@ -176,5 +176,5 @@ def test_a_family_is_planned_from_small_to_large(profiles_of_my_own) -> None:
     assert found[0].recipe == found[1].recipe == plan.job.recipe
     assert found[2].over_bytes is not None
     assert found[2].over_bytes > 0
-    with pytest.raises(OptionError, match=r"--model-sweep toi: no family of the catalogue\. Did you mean toy"):
+    with pytest.raises(OptionError, match=r"toi: no model family of the catalogue\. Did you mean toy"):
         members("toy-1b", "toi")

@@ -198,8 +198,8 @@ def test_a_prompt_whose_last_space_joins_the_answer_is_refused(tmp_path) -> None
     with pytest.raises(ModelError) as refused:
         prepared_with(joins, path)
     assert refused.value.what == (
-        "tiny: the last token of a prompt is another one once the answer follows, in 4 of 4 rows, "
-        f"{path}:1 for one: answers would be asked for in another way than they were trained"
+        "tiny: the chat template's prompt ends in another token once an answer follows (4 of 4 rows, "
+        f"first {path}:1): training and inference prompts would not match"
     )
     write_jsonl(path, [{"prompt": f"{n}", "completion": "yes" if n == 2 else "no"} for n in range(4)])
     check_data(prepared_with(joins, path), job())  # one answer alone begins so
@@ -320,7 +320,9 @@ def test_packed_examples_that_see_each_other_are_refused(tiny_model, prepared, s
     without_adapter(model).register_forward_pre_hook(drop, with_kwargs=True)
     with pytest.raises(TrainingError) as refused:
         check_model(model, prepared, job(**settings))
-    assert refused.value.what.startswith("packed examples see each other: with other tokens before it in its row the l")
+    assert refused.value.what.startswith(
+        "packed examples attend to each other: changing the one before it changed an exam"
+    )
     assert refused.value.fix == "--set packing=false"
 
 

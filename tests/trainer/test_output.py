@@ -64,7 +64,7 @@ def test_a_run_that_fails_after_its_first_checkpoint_stays_and_is_not_started_ov
         run_that_fails(out, error, first=f"{CHECKPOINTS}/step-00000000")
     assert [p.name for p in tmp_path.iterdir()] == ["out.unfinished"]
     assert {find_unfinished(out), find_unfinished(unfinished(out))} == {out}
-    with pytest.raises(OutputError, match="was not finished") as refused:
+    with pytest.raises(OutputError, match="holds an unfinished run") as refused:
         check_output(out, force=False)
     assert f"autoft resume {out}" in str(refused.value.fix)
     with output_folder(out, force=True) as folder:

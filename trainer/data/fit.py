@@ -18,7 +18,7 @@ from autoft.trainer.data.written import chat_of
 from autoft.trainer.job import Thinking
 from autoft.trainer.loss import IGNORED
 
-OTHER_PROMPT = "answers would be asked for in another way than they were trained"
+OTHER_PROMPT = "training and inference prompts would not match"
 SEEN_ROWS = 1000  # among which thoughts are looked for
 SAMPLED_ROWS = 32  # whose prompts are tokenized again
 
@@ -43,8 +43,8 @@ def fit(
                 others.append(row)
     if 2 * len(others) > seen:  # single answers may begin with what the tokenizer joins to the prompt
         raise ModelError(
-            f"{model}: the last token of a prompt is another one once the answer follows, in {len(others)} of "
-            f"{seen} rows, {others[0].where} for one: {OTHER_PROMPT}",
+            f"{model}: the chat template's prompt ends in another token once an answer follows "
+            f"({len(others)} of {seen} rows, first {others[0].where}): {OTHER_PROMPT}",
             fix="change chat_template.jinja beside the model: no space or line break where its generation prompt ends",
         )
     return notes
