@@ -132,10 +132,9 @@ def lighter(recipe: Recipe, device: Device, pinned: dict[str, Any]) -> Recipe | 
 
 
 def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`key=value` words as (fields of the Recipe, fields of the Job), values read as TOML, else as text.
+    """`key=value` words as (fields of the Recipe, fields of the Job), values read as TOML, else as text; the last wins.
 
-    Raises: OptionError for a word without "=", an unknown key and a key with two values, FileFormatError for a wrong
-    value.
+    Raises: OptionError for a word without "=" and for an unknown key, FileFormatError for a wrong value.
     """
     recipe_keys = {field.name for field in dataclasses.fields(Recipe)}
     job_keys = {field.name for field in dataclasses.fields(Job)} - set(NOT_PINNABLE)
@@ -155,9 +154,7 @@ def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str,
             value = "on" if value else "off"
         if key in LISTS:
             value = tuple(value if isinstance(value, list) else [each.strip() for each in str(value).split(",")])
-        fields = recipe if key in recipe_keys else job
-        if fields.setdefault(key, value) != value:
-            raise OptionError(f"{key} has two values: {fields[key]} and {value}", fix="remove one of them")
+        (recipe if key in recipe_keys else job)[key] = value
     for key, value in recipe.items():
         if key not in COUPLED:
             Recipe.from_dict({key: value}, where="--set")

@@ -67,8 +67,7 @@ def command(
     if model is None:
         raise OptionError("no model given", fix="autoft estimate MODEL, or --cases FILE")
     named = {"rank": rank, "micro_batch": micro_batch, "gradient_checkpointing": checkpointing}
-    pins = tuple(f"{key}={str(value).lower()}" for key, value in named.items() if value is not None)
-    wanted = planning.request(model, settings=(*settings, *pins), **words)
+    wanted = planning.request(model, settings=planning.pinned(settings, named), **words)
     hardware = detect()
     with planning.rehearsing():
         path = None if trace is None else _trace_file(trace, force=force)

@@ -14,7 +14,7 @@ import click
 
 from autoft import render
 from autoft.cli import options
-from autoft.errors import OutputError
+from autoft.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
     from autoft.planner.plan_file import Plan
@@ -115,7 +115,7 @@ def request(
     """The Request that the options make; the named ones are shorthand for --set."""
     from autoft.planner.request import Request
 
-    pins = (*settings, *([f"method={method}"] if method else []))
+    pins = pinned(settings, {"method": method})
     return Request(
         model=model,
         data=data,
@@ -132,6 +132,17 @@ def request(
         max_energy_kwh=max_energy_kwh,
         min_rank=min_rank,
     )
+
+
+def pinned(settings: tuple[str, ...], named: dict[str, Any]) -> tuple[str, ...]:
+    """The words of --set, and those that options stand for. Raises: OptionError where both set a field, and differ."""
+    pins = {key: str(value).lower() for key, value in named.items() if value is not None}
+    set_to = {key.strip(): value.strip() for key, _, value in (word.partition("=") for word in settings)}
+    for key, value in pins.items():
+        if set_to.get(key, value) != value:
+            option = f"--{key.replace('_', '-')} {value}"
+            raise OptionError(f"{option} and --set {key}={set_to[key]} differ", fix="remove one of them")
+    return (*settings, *(f"{key}={value}" for key, value in pins.items()))
 
 
 def kept_plan(wanted: Request, *, no_cache: bool) -> Plan:
