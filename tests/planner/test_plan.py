@@ -272,7 +272,7 @@ def test_limits_rule_out_what_may_go_beyond_them(tiny_model, data_file) -> None:
         make_plan(replace(request, max_hours=hours / 100), CPU)
     with pytest.raises(DoesNotFit, match="--max-energy-kwh"):
         make_plan(replace(request, max_energy_kwh=free.run_energy_kwh.upper / 100), CPU)
-    with pytest.raises(OptionError, match="--max-hours: without data"):
+    with pytest.raises(OptionError, match="--max-hours needs the data"):
         make_plan(Request(model=TINYLLAMA, gpu="rtx-4090", max_hours=1), CPU)
     with pytest.raises(OptionError, match="power of this device is not known"):
         make_plan(replace(request, gpu="cpu", max_energy_kwh=1), CPU)
