@@ -190,9 +190,9 @@ def test_a_folder_under_such_a_name_that_no_run_has_made_is_left_alone(tmp_path,
     kept = tmp_path / folder / name
     kept.parent.mkdir(parents=True)
     kept.write_text("years")
-    with pytest.raises(OutputError, match=f"did not write {name}|not finished") as refused:
+    with pytest.raises(OutputError, match=f"did not write {name}|unfinished run") as refused:
         check_output(tmp_path / "notes", force=force)
-    assert folder in refused.value.what or "not finished" in refused.value.what
+    assert folder in refused.value.what or "unfinished run" in refused.value.what
     assert kept.read_text() == "years"
 
 

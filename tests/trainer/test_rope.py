@@ -112,8 +112,8 @@ def test_a_run_beyond_the_context_is_opened_the_same_by_its_readme(
     talker = open_run(out)
     made: dict[str, object] = {}
     code = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    monkeypatch.chdir(out)
-    exec(code[1], made)
+    monkeypatch.chdir(short_model.parent)  # it has the base by its folder's name
+    exec(code[1].replace('folder = "."', f"folder = {str(out)!r}"), made)
     ids = torch.arange(3, 103).unsqueeze(0)
     with torch.inference_mode():
         ours, theirs = talker.model(input_ids=ids).logits, made["model"].eval()(input_ids=ids).logits

@@ -18,7 +18,9 @@ from tests.trainer.wrappers import TEXT_ALONE, WRAPPERS, wrapper_config
 
 
 @pytest.mark.parametrize(("number", "name"), [*enumerate(WRAPPERS)], ids=list(WRAPPERS))
-def test_text_trains_the_language_model_alone_and_plain_peft_opens_it(number, name, tmp_path, data_file) -> None:
+def test_text_trains_the_language_model_alone_and_plain_peft_opens_it(
+    number, name, tmp_path, data_file, monkeypatch
+) -> None:
     tokenizer = make_tokenizer()
     config = wrapper_config(name, tokenizer)
     torch.manual_seed(0)
@@ -46,6 +48,7 @@ def test_text_trains_the_language_model_alone_and_plain_peft_opens_it(number, na
     left = towers(opened.get_base_model())
     assert bool(left) == (name not in ("qwen3.5", "llama-4"))
     assert not any(name.startswith(f"base_model.model.{part}.") for name in trained for part in left)
+    monkeypatch.chdir(base.parent)  # the snippet has the base by its folder's name
     places: dict[str, object] = {}
     code = snippet(result).replace('folder = "."', f"folder = {str(out)!r}").replace("print(", "answer = (")
     exec(compile(code, "snippet", "exec"), places)
