@@ -89,6 +89,15 @@ def parse_json(text: str | bytes, *, where: str) -> Any:
     raise FileFormatError(what, fix="restore the file, or write it again")
 
 
+def object_in(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where the file is gone, damaged or holds something else."""
+    try:
+        found = parse_json(path.read_bytes(), where=str(path))
+    except (OSError, FileFormatError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def read_text(path: Path) -> str:
     """Raises: FileFormatError when the file is missing, a folder, unreadable, or not UTF-8."""
     try:

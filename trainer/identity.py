@@ -58,8 +58,8 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         found.append(f"the training data ({now['job']['data']}) have changed")
     if before["eval_data_sha256"] != now["eval_data_sha256"]:
         found.append("the held-out rows have changed")
-    prints = now["base_fingerprint"], before.get("base_fingerprint", now["base_fingerprint"])
-    if before["base"] != now["base"] or prints[0] != prints[1]:
+    known = before.get("base_fingerprint", now["base_fingerprint"])  # not in checkpoints from before it
+    if (before["base"], known) != (now["base"], now["base_fingerprint"]):
         found.append(f"the weights of {now['job']['model']} have changed")
     found += [f"{name} was {was} and is {is_}" for name, was, is_ in _differences(before["versions"], now["versions"])]
     return found

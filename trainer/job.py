@@ -72,7 +72,7 @@ class Job(Record):
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
 
     def warmup_steps(self, total_steps: int) -> int:
-        """Of so many optimizer steps. Never all: the first has a rate of 0, and a run of one would learn nothing."""
+        """In a run of total_steps. Never all: the first has a rate of 0, and a run of one step would learn nothing."""
         return max(0, min(math.ceil(total_steps * self.warmup_ratio), total_steps - 1))
 
     @property

@@ -23,7 +23,6 @@ from autoft.trainer.resolve import base_reference, hub_name, licence, load_confi
 from autoft.trainer.result import Evaluation, Measured, Predicted, RunResult
 from autoft.trainer.samples import samples
 from autoft.trainer.suitable import auto_class
-from autoft.trainer.weights import fingerprint
 
 if TYPE_CHECKING:
     from autoft.trainer.load import Loaded
@@ -50,9 +49,12 @@ def finish(
     *,
     folder: Path,
     name: str,
-    data_sha256: str,
+    identity: dict[str, Any],
 ) -> RunResult:
-    """Save the model, its card and result.json in `folder`. name: of the run. Raises: OSError when the disk is full."""
+    """Save the model, its card and result.json in `folder`. name: of the run; identity: as `identity_of` has it.
+
+    Raises: OSError when the disk is full.
+    """
     write_places(folder, job, loaded.weights)
     forget_host(folder)
     _save(job, loaded, folder)
@@ -100,8 +102,8 @@ def finish(
         phases=progress.phases,
         events=without_paths(tuple(progress.events), job),
         samples=shown,
-        data_sha256=data_sha256,
-        base_fingerprint=fingerprint(loaded.weights),
+        data_sha256=identity["data_sha256"],
+        base_fingerprint=identity["base_fingerprint"],
     )
     write_text(folder / CARD, model_card(result, name, hub_name(loaded.ref), licence(loaded.ref)))
     result = replace(result, artifacts=_hashes(folder))

@@ -8,8 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from autoft.errors import FileFormatError
-from autoft.schema import parse_json
+from autoft.schema import object_in
 from autoft.trainer.checkpoint import FILE, digest_of_values, is_written
 from autoft.trainer.places import IGNORE, LOCAL
 from autoft.trainer.record import EVENTS
@@ -96,19 +95,11 @@ def _files(folder: Path) -> Iterator[str]:
 
 def _artifacts(folder: Path) -> set[str] | None:
     """What the result.json of a finished run says it has written; None where none is there."""
-    found = _json(folder / RESULT)
+    found = object_in(folder / RESULT)
     artifacts = found.get("artifacts")
     return set(artifacts) if isinstance(artifacts, dict) and "autoft_version" in found else None
 
 
 def _about(folder: Path) -> dict[str, Any] | None:
-    about = _json(folder / RUN)
+    about = object_in(folder / RUN)
     return about if about and about.pop("sha256", None) == digest_of_values(about) else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = parse_json(path.read_bytes(), where=str(path))
-    except (OSError, FileFormatError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autoft.errors import FileFormatError
 from autoft.home import write_text
-from autoft.schema import parse_json
+from autoft.schema import object_in
 from autoft.trainer.job import Job
 
 LOCAL = "local.json"
@@ -50,11 +49,7 @@ def write_places(folder: Path, job: Job, base: Path | None = None) -> None:
 
 def read_places(folder: Path) -> dict[str, str]:
     """The paths that the run in `folder` had here; empty where the file is gone or damaged."""
-    try:
-        found = parse_json((folder / LOCAL).read_bytes(), where=LOCAL)
-    except (OSError, FileFormatError):
-        return {}
-    return {name: path for name, path in found.items() if isinstance(path, str)} if isinstance(found, dict) else {}
+    return {name: path for name, path in object_in(folder / LOCAL).items() if isinstance(path, str)}
 
 
 def private_job(job: Job, folder: Path) -> Job:

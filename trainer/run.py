@@ -108,7 +108,8 @@ def resume(
     accept_changes: go on although data, plan or versions are not what they were. gpus: as `run` has them.
     Raises: as `run`; OutputError when there is no whole checkpoint; OptionError when something has changed.
     """
-    known = about_run(unfinished(out)).get("predicted")
+    about = about_run(unfinished(out))
+    known = about.get("predicted")
     predicted = None if known is None else Predicted.from_dict(known)
     peak = None if predicted is None else predicted.peak_bytes
     with (
@@ -117,7 +118,6 @@ def resume(
         listening() as stop,
         Peers(gpus) as peers,
     ):
-        about = about_run(folder)
         checkpoint, skipped = newest_checkpoint(folder / CHECKPOINTS, run_id=about.get("run_id"))
         if checkpoint is None:
             raise OutputError(f"{folder}: no whole checkpoint: {skipped[0]}", fix="start again with autoft run --force")
@@ -264,7 +264,7 @@ def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | 
         session.tell(Stage(name="save"))
         result = finish(
             job, loaded, progress, session.predicted, (before, answers_before), (after, answers_after),
-            folder=folder, name=session.out.name, data_sha256=identity["data_sha256"],
+            folder=folder, name=session.out.name, identity=identity,
         )  # fmt: skip
     session.tell(Finished(steps=result.steps, seconds=round(time.perf_counter() - began, 2)))
     return result
