@@ -60,9 +60,7 @@ class _Header:
             )
         version = self._number("<I")
         if version not in VERSIONS:
-            raise ModelError(
-                f"{self.path}: GGUF version {version}, of which autoft reads {VERSIONS}", fix="convert it anew"
-            )
+            raise ModelError(f"{self.path}: GGUF version {version}; autoft reads {VERSIONS}", fix="convert it again")
         tensors, settings = self._number("<Q"), self._number("<Q")
         self._has_room(tensors * LEAST_TENSOR_BYTES)
         self._has_room(settings)
