@@ -92,7 +92,33 @@ class Question:
 
     def search(self) -> Search:
         """What was rehearsed to answer it."""
-        found = Search(
+        found = self._new_search()
+        wanted, slow = self._families_by_speed()
+        if slow:
+            found.pruned.append(Pruned(slow[0].recipes[0], NO_8_BIT))
+        for_memory = self.prefer == "memory"
+        (found.smallest if for_memory else found.largest)(wanted)
+        found.settle(wanted, lambda candidate: order(candidate, self.prefer), step=1 if for_memory else -1)
+        return found
+
+    def least(self) -> Search:
+        """What was rehearsed to tell whether anything fits at all."""
+        found = self._new_search()
+        wanted, _ = self._families_by_speed()
+        room = self.target.available_bytes
+        found.least([family for family in wanted if self.weights_bytes(family.recipes[0]) <= room])
+        return found
+
+    def _families_by_speed(self) -> tuple[list[Family], list[Family]]:
+        """(those to look at, those of 8-bit bases, which are left out as too slow)."""
+        wanted = self.families()
+        slow = [family for family in wanted if base_bits(family.recipes[0]) == 8]
+        if len(slow) == len(wanted) or self.prefer == "quality":
+            return wanted, []
+        return [family for family in wanted if family not in slow], slow
+
+    def _new_search(self) -> Search:
+        return Search(
             estimate=self.estimate,
             available_bytes=self.target.available_bytes,
             context_bytes=self.target.device_bytes(0, self.num_gpus),
@@ -101,15 +127,6 @@ class Question:
             lighter=self.lighter,
             gpu=self.target.device == "cuda",
         )
-        wanted = self.families()
-        slow = [family for family in wanted if base_bits(family.recipes[0]) == 8]
-        if slow and len(slow) < len(wanted) and self.prefer != "quality":
-            found.pruned.append(Pruned(slow[0].recipes[0], NO_8_BIT))
-            wanted = [family for family in wanted if family not in slow]
-        for_memory = self.prefer == "memory"
-        (found.smallest if for_memory else found.largest)(wanted)
-        found.settle(wanted, lambda candidate: order(candidate, self.prefer), step=1 if for_memory else -1)
-        return found
 
     def choose(self, found: Search) -> Choice | None:
         """The best that fits and keeps to the limits."""

@@ -1,4 +1,7 @@
-"""When nothing fits: what was closest, and what would help. Each way out has been planned, not guessed."""
+"""When nothing fits: what was closest, and what would help. Each way out has been rehearsed, not guessed.
+
+A way out is tried with the recipe of each base that saves most memory: what fits then is told, with what that needs.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autoft.errors import AutoftError, DoesNotFit, InputError, OptionError
-from autoft.planner.candidates import describe
+from autoft.planner.candidates import describe, describe_base
+from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
 from autoft.planner.question import Limits, Question
 from autoft.planner.search import Candidate, Search
@@ -20,7 +24,8 @@ from autoft.trainer.resolve import load_config, resolve
 from autoft.units import count, size
 
 SHORTEST = 128  # tokens: less holds hardly a question with its answer
-MOST_MODELS, MOST_CARDS = 6, 4  # that are planned for in search of one that fits
+MOST_MODELS, MOST_CARDS = 6, 4  # that are rehearsed in search of one that fits
+LEAST_BYTES = 0.5  # of a weight, in 4 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +43,17 @@ def nothing_fits(question: Question, found: Search, words: dict[str, str]) -> Au
     DoesNotFit with the closest candidate, what it misses and where, and the ways out; OptionError where two of the
     user's own words exclude each other and either without the other would do.
     """
-    free = [(word, fitting) for word, looser in _looser(question, words) if (fitting := _fitting(looser)) is not None]
+    free = [(word, fit) for word, looser in _looser(question, words) if (fit := _least(looser)) is not None]
     if len(free) > 1:
         (first, without_first), (second, without_second) = free[:2]
         return OptionError(
             f"{first} and {second} exclude each other on {question.target.name}",
             fix=f"leave out {first} ({_needs(without_first)}) or {second} ({_needs(without_second)})",
         )
-    if not found.found:  # the weights alone are too much
-        found.smallest([min(reversed(question.families()), key=lambda f: question.weights_bytes(f.recipes[0]))])
-    closest = min(found.found.values(), key=lambda c: c.estimate.device_bytes)
+    least = question.least()
+    if not least.found:  # the weights alone are too much
+        least.least([min(reversed(question.families()), key=lambda f: question.weights_bytes(f.recipes[0]))])
+    closest = min((found.found | least.found).values(), key=lambda c: c.estimate.device_bytes)
     ways = [Remedy(f"without {word}: {_needs(c)}", None, c.estimate.device_bytes) for word, c in free]
     ways += _ways_out(question, closest)
     return _error(question, closest, ways)
@@ -106,25 +112,32 @@ def _energy(limits: Limits) -> str | None:
     return None if limits.energy_kwh is None else f"--max-energy-kwh {limits.energy_kwh:g}"
 
 
-def _fitting(question: Question) -> Candidate | None:
-    """What would be chosen, None if nothing."""
+def _least(question: Question) -> Candidate | None:
+    """What fits with the least memory and keeps to the limits, None if nothing does.
+
+    Under a limit of time or energy the plan itself: what needs the least memory is the slowest.
+    """
     try:
-        found = question.search()
+        if (question.limits.hours, question.limits.energy_kwh) != (None, None):
+            found = question.search()
+            choice = question.choose(found)
+            return None if choice is None else found.found[choice.recipe]
+        rehearsed = question.least().found.values()
     except InputError:
         return None
-    choice = question.choose(found)
-    return None if choice is None else found.found[choice.recipe]
+    fitting = [candidate for candidate in rehearsed if candidate.estimate.fits == "yes"]
+    return min(fitting, key=lambda candidate: candidate.estimate.device_bytes, default=None)
 
 
 def _needs(candidate: Candidate) -> str:
-    return f"{describe(candidate.recipe)}, {size(candidate.estimate.device_bytes)}"
+    return f"{describe_base(candidate.recipe)} fits, from {size(candidate.estimate.device_bytes)}"
 
 
 def _ways_out(question: Question, closest: Candidate) -> Iterator[Remedy]:
     """The cheapest first: what is open on the card, a shorter sequence, a smaller model, another card."""
     if closest.estimate.fits != "yes":
         yield from _closing_processes(question)
-        yield from _shorter(question)
+        yield from _shorter(question, closest)
     yield from _smaller_model(question)
     if question.target.device == "cuda":
         yield from _another_card(question, closest)
@@ -136,20 +149,22 @@ def _closing_processes(question: Question) -> Iterator[Remedy]:
         return
     held = sum(process.used_bytes or 0 for process in gpu.processes)
     freed = min(gpu.total_bytes, gpu.free_bytes + held)
-    fitting = _fitting(question.on(replace(question.whole, available_bytes=usable_bytes(freed))))
-    if fitting is not None:
+    least = _least(question.on(replace(question.whole, available_bytes=usable_bytes(freed))))
+    if least is not None:
         holders = sorted(gpu.processes, key=lambda p: -(p.used_bytes or 0))[:3]
         names = ", ".join(f"{p.name or 'process'} ({p.pid})" for p in holders)
-        yield Remedy(f"close {names}, which hold {size(held)} of the card", None, fitting.estimate.device_bytes)
+        yield Remedy(f"close {names}, which hold {size(held)} of the card", None, least.estimate.device_bytes)
 
 
-def _shorter(question: Question) -> Iterator[Remedy]:
-    """The longest sequence that fits, found by halving; what is longer is left out of the data."""
+def _shorter(question: Question, closest: Candidate) -> Iterator[Remedy]:
+    """The longest sequence at which the closest fits, found by halving; what is longer is left out of the data."""
 
-    def fitting(tokens: int) -> Candidate | None:
-        shorter = replace(question, seq_len=tokens, prefer="memory", rows=None)
-        return _fitting(shorter)
+    def fitting(tokens: int) -> Estimate | None:
+        estimate = question.estimate(replace(closest.recipe, seq_len=tokens))
+        return estimate if estimate.fits == "yes" else None
 
+    if question.weights_bytes(closest.recipe) > question.target.available_bytes:
+        return
     stretched = "rope_scaling" in question.pinned  # which is for more than the model's own context
     shortest = question.estimator.shape.max_position + PAD_MULTIPLE if stretched else SHORTEST
     low, high = shortest // PAD_MULTIPLE, question.seq_len // PAD_MULTIPLE
@@ -159,13 +174,13 @@ def _shorter(question: Question) -> Iterator[Remedy]:
     step = max(1, (high - low) // 16)
     while high - low > step:
         middle = (low + high) // 2
-        found = fitting(middle * PAD_MULTIPLE)
-        low, high, best = (middle, high, found) if found else (low, middle, best)
+        estimate = fitting(middle * PAD_MULTIPLE)
+        low, high, best = (middle, high, estimate) if estimate else (low, middle, best)
     tokens = low * PAD_MULTIPLE
     left_out = ""
     if question.rows is not None and not question.rows.packing:
         left_out = f", leaving out {sum(length > tokens for length in question.rows.lengths):,} rows"
-    need = best.estimate.device_bytes
+    need = best.device_bytes
     yield Remedy(f"--seq-len {tokens} (needs {size(need)}{left_out})", f"--seq-len {tokens}", need)
 
 
@@ -176,7 +191,9 @@ def _smaller_model(question: Question) -> Iterator[Remedy]:
         (
             profile
             for profile in model_profiles().values()
-            if profile.config["model_type"] == shape.model_type and (profile.parameters or 0) < shape.total_params
+            if profile.config["model_type"] == shape.model_type
+            and (profile.parameters or 0) < shape.total_params
+            and (profile.parameters or 0) * LEAST_BYTES <= question.target.available_bytes
         ),
         key=lambda profile: (-_likeness(profile, shape.name), -(profile.parameters or 0)),
     )
@@ -184,10 +201,10 @@ def _smaller_model(question: Question) -> Iterator[Remedy]:
         estimator = Estimator(profile.name, load_config(resolve(profile.name)), question.target)
         if estimator.shape.max_position < question.seq_len:
             continue
-        fitting = _fitting(replace(question, estimator=estimator, run_takes_memo={}))
-        if fitting is not None:
-            need = fitting.estimate.device_bytes
-            what = f"{profile.name} ({count(estimator.shape.total_params)} weights, needs {size(need)})"
+        least = _least(replace(question, estimator=estimator, run_takes_memo={}))
+        if least is not None:
+            need = least.estimate.device_bytes
+            what = f"{profile.name} ({count(estimator.shape.total_params)} weights, from {size(need)})"
             yield Remedy(what, profile.name, need)
             return
 
@@ -208,9 +225,9 @@ def _another_card(question: Question, closest: Candidate) -> Iterator[Remedy]:
         if target.available_bytes <= room or tried == MOST_CARDS:
             continue
         tried, room = tried + 1, target.available_bytes
-        fitting = _fitting(question.on(target))
-        if fitting is not None:
-            need = fitting.estimate.device_bytes
+        least = _least(question.on(target))
+        if least is not None:
+            need = least.estimate.device_bytes
             card = profile.name if question.num_gpus == 1 else f"{profile.name}x{question.num_gpus}"
-            yield Remedy(f"a {card} (needs {size(need)} there)", f"--gpu {card}", need)
+            yield Remedy(f"a larger card: {card} (from {size(need)} there)", f"--gpu {card}", need)
             return

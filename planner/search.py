@@ -59,11 +59,23 @@ class Search:
 
     def smallest(self, families: Sequence[Family]) -> None:
         """Rehearse the smallest micro-batch of each family: what needs the least memory is among them."""
-        for family in families:
-            recipe: Recipe | None = family.recipes[0]
-            while recipe is not None:
-                self._try(recipe)
-                recipe = self.lighter(recipe)
+        for _, savings in groupby(families, key=lambda family: family.base):
+            for number, family in enumerate(savings):
+                if number == 0 and self._too_heavy(family.recipes[0]):
+                    break
+                recipe: Recipe | None = family.recipes[0]
+                while recipe is not None:
+                    self._try(recipe)
+                    recipe = self.lighter(recipe)
+
+    def least(self, families: Sequence[Family]) -> None:
+        """Rehearse one recipe of each base, the one that saves most: where it does not fit, nothing does."""
+        last_of = {family.base: family for family in families}
+        for family in last_of.values():
+            recipe = family.recipes[0]
+            while (with_less_state := self.lighter(recipe)) is not None:
+                recipe = with_less_state
+            self._try(recipe)
 
     def largest(self, families: Sequence[Family]) -> None:
         """Rehearse what may be the quickest of each family that fits, and what shows why others do not.
@@ -98,11 +110,9 @@ class Search:
         return alone.found, alone.pruned
 
     def _explore(self, savings: list[Family]) -> None:
-        first = savings[0].recipes[0]
-        name, least = describe_base(first), self.weights_bytes(first)
-        if least > self.available_bytes:
-            self.pruned.append(Pruned(first, f"{name}: its weights alone take {size(least)}"))
+        if self._too_heavy(savings[0].recipes[0]):
             return
+        name = describe_base(savings[0].recipes[0])
         for number, family in enumerate(savings):
             best = self._family(family)
             self._near_misses(family)
@@ -111,6 +121,13 @@ class Search:
                     text = f"{name} with more memory savings: not needed, {describe(best.recipe)} fits"
                     self.pruned.append(Pruned(savings[number + 1].recipes[0], text))
                 return
+
+    def _too_heavy(self, recipe: Recipe) -> bool:
+        """Whether its base's weights alone are more than the device has: then it is pruned."""
+        least = self.weights_bytes(recipe)
+        if least > self.available_bytes:
+            self.pruned.append(Pruned(recipe, f"{describe_base(recipe)}: its weights alone take {size(least)}"))
+        return least > self.available_bytes
 
     def _family(self, family: Family) -> Candidate | None:
         """The quickest that fits, None if none does."""
