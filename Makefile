@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cksum < pyproject.toml | cut -d' ' -f1)-$(shell cksum < constraints.txt | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-cuda standin lint format bench gpu-bundle faults hostile fuzz readme
+.PHONY: help setup run test test-fast test-cuda standin lint format bench gpu-bundle faults hostile fuzz readme docs
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -95,7 +95,11 @@ fuzz: setup ## Let atheris look for a file that autoft does not read or refuse, 
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	@$(BIN)/python tests/hostile/fuzz.py
 
-readme: setup ## Regenerate the output blocks of README.md and docs/how-estimates-work.md, docs/catalogue.md, docs/result.md, docs/templates.md and docs/plans.md
+docs: setup ## Build the site of docs/ into build/site; a broken link is an error
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+readme: setup ## Regenerate what README.md and docs/ show of commands and results, docs/catalogue.md, docs/result.md, docs/templates.md and docs/plans.md
 	@$(BIN)/python docs/readme_blocks.py
 	@$(BIN)/python docs/catalogue.py
 	@$(BIN)/python docs/result_page.py

@@ -1,10 +1,10 @@
-"""Regenerate the output blocks of README.md and docs/how-estimates-work.md: what stands between
-`<!-- output of: NAME -->` and the block's end.
+"""Regenerate what README.md and docs/ show: blocks after `<!-- output of: NAME -->`, tables after
+`<!-- table of: NAME -->`, and the picture docs/plan.svg.
 
-    python docs/readme_blocks.py            rewrites both
+    python docs/readme_blocks.py            rewrites them
     python docs/readme_blocks.py --check    exits with 1 where one is not what the commands print
 
-Every block is made from facts in the repository, so it is the same on every machine.
+All of it is made from facts in the repository, so it is the same on every machine.
 """
 
 from __future__ import annotations
@@ -24,9 +24,22 @@ os.environ.update({"COLUMNS": "100", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"})
 from autoft.cli.main import main as autoft
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "how-estimates-work.md")
+PAGES = tuple(
+    ROOT / name for name in ("README.md", "docs/quickstart.md", "docs/machine.md", "docs/how-estimates-work.md")
+)
+PICTURE = ROOT / "docs" / "plan.svg"
+PICTURED = "autoft plan qwen2.5-3b-instruct --gpu rtx-4060 --seq-len 2048"
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- output of: (?P<name>.+?) -->\n```text\n)(?P<text>.*?)(```\n)", re.DOTALL)
+TABLE = re.compile(r"(<!-- table of: (?P<name>.+?) -->\n)(?P<text>(?:\|.*\n)*)")
+MODELS = ("qwen2.5-1.5b-instruct", "llama-3.2-3b-instruct", "llama-3.1-8b-instruct", "phi-4", "qwen2.5-32b-instruct")
+CARDS = {
+    "rtx-4060": "RTX 4060 8 GB",
+    "rtx-3060": "RTX 3060 12 GB",
+    "rtx-4080": "RTX 4080 16 GB",
+    "rtx-4090": "RTX 4090 24 GB",
+}
+CSS_FONT = re.compile(r"\s*@font-face \{.*?\n    \}", re.DOTALL)
 
 
 def command(line: str) -> str:
@@ -35,6 +48,31 @@ def command(line: str) -> str:
     with redirect_stdout(printed), suppress(SystemExit):
         autoft(line.split()[1:])
     return printed.getvalue()
+
+
+def picture(line: str) -> str:
+    """The command and what it prints above its reasons, in color, as an SVG that fetches nothing."""
+    from rich.console import Console
+    from rich.text import Text
+
+    colors = {"FORCE_COLOR": "1", "COLORTERM": "truecolor", "TERM": "xterm-256color", "COLUMNS": "88"}
+    before = dict(os.environ)
+    os.environ.update(colors)
+    os.environ.pop("NO_COLOR", None)
+    try:
+        printed = Text.from_ansi(command(line))
+        console = Console(record=True, width=88, file=io.StringIO(), force_terminal=True)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    lines = printed.split("\n")
+    ends = [number for number, text in enumerate(lines) if text.plain.strip() == "Why"]
+    console.print(Text(f"$ {line}", style="bold"))
+    for text in lines[: ends[0] if ends else len(lines)]:
+        text.rstrip()
+        console.print(text)
+    drawn = CSS_FONT.sub("", console.export_svg(title="autoft plan", unique_id="plan"))
+    return "".join(f"{line.rstrip()}\n" for line in drawn.splitlines())
 
 
 def starter_result() -> str:
@@ -214,8 +252,30 @@ OTHERS: dict[str, Callable[[], str]] = {
 }
 
 
+def will_it_fit() -> str:
+    """Some rows of docs/plans.md side by side: method and memory, or why nothing fits."""
+    page = (ROOT / "docs" / "plans.md").read_text(encoding="utf-8")
+    lines = [f"| | {' | '.join(CARDS.values())} |", "|---" * (len(CARDS) + 1) + "|"]
+    for model in MODELS:
+        section = page.split(f"## {model}\n")[1].split("\n## ")[0]
+        plans = dict(re.findall(r"^\| (\S+) \| (.+) \|$", section, re.MULTILINE))
+        cells = (plan_in_short(plans[card].split("|")) for card in CARDS)
+        lines.append(f"| `{model}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plan_in_short(cells: list[str]) -> str:
+    """A line of docs/plans.md as method and memory."""
+    method, memory = cells[0].strip(), cells[5].strip()
+    names = {"lora": "LoRA", "qlora": "QLoRA"}
+    return f"{names[method]}, {memory}" if method in names else "no"
+
+
+TABLES: dict[str, Callable[[], str]] = {"docs/plans.md": will_it_fit}
+
+
 def regenerated(text: str) -> str:
-    """A page with every block made anew."""
+    """A page with every block and table made again."""
 
     def block(match: re.Match[str]) -> str:
         name = match["name"]
@@ -223,15 +283,14 @@ def regenerated(text: str) -> str:
         lines = "\n".join(line.rstrip() for line in made.rstrip().splitlines())
         return f"{match[1]}{lines}\n{match[4]}"
 
-    return BLOCK.sub(block, text)
+    return TABLE.sub(lambda match: f"{match[1]}{TABLES[match['name']]()}\n", BLOCK.sub(block, text))
 
 
 def main() -> None:
     stale = []
-    for page in PAGES:
-        old = page.read_text(encoding="utf-8")
-        new = regenerated(old)
-        if new != old:
+    texts = [(page, regenerated(page.read_text(encoding="utf-8"))) for page in PAGES]
+    for page, new in [*texts, (PICTURE, picture(PICTURED))]:
+        if not page.exists() or new != page.read_text(encoding="utf-8"):
             stale.append(page.name)
             if "--check" not in sys.argv:
                 page.write_text(new, encoding="utf-8")

@@ -1,17 +1,22 @@
-"""README.md and the pages in docs/ show what the commands print, and name what is there."""
+"""README.md and the pages in docs/ show what the commands print, and name what is there; their links lead somewhere."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+QUICKSTART = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ESTIMATES = (ROOT / "docs" / "how-estimates-work.md").read_text(encoding="utf-8")
 PLANS = (ROOT / "docs" / "plans.md").read_text(encoding="utf-8")
 
 
@@ -56,11 +61,75 @@ def _plan(model: str, card: str) -> list[str]:
 
 
 def test_no_block_is_empty() -> None:
-    assert "```text\n```" not in README + ESTIMATES
+    assert "```text\n```" not in "".join(page.read_text(encoding="utf-8") for page in PAGES)
+
+
+def test_the_readme_is_short_and_has_both_commands_on_its_first_screen() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 130
+    assert {line.split("#")[0].strip() for line in lines[:10]} >= {"make run", "make test"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"^\[[^\]]+\]: (\S+)", text, re.MULTILINE)
+    for target in targets:
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.is_file(), target
+        assert not anchor or anchor in _anchors(file), target
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them of plain titles."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_page_of_docs_is_in_the_index_and_in_the_site() -> None:
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in PAGES if page.parent != ROOT]
+    assert [name for name in pages if f": {name}\n" not in site] == []
+    assert [name for name in pages if "/" not in name and name != "index.md" and f"({name})" not in index] == []
+
+
+def test_the_program_prints_every_message_of_troubleshooting() -> None:
+    """`...` stands for what is filled in. Literals that Python joins are joined here."""
+    folders = ("autoft/cli", "planner", "trainer", "profiles")
+    sources = (file.read_text(encoding="utf-8") for folder in folders for file in (ROOT / folder).rglob("*.py"))
+    code = re.sub(r"\"\s*\n\s*f?\"", "", "\n".join(sources))
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(messages) >= 30
+    for message in messages:
+        pieces = [piece.strip() for piece in message.split("...")]
+        pattern = r"[^\n]*?".join(re.escape(piece) for piece in pieces if piece)
+        assert re.search(pattern, code), message
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_quickstart_work_as_written(
+    autoft: Callable[..., Any], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check, plan, run, chat and eval, with the page's own data and a tiny model in the place of MODEL."""
+    section = QUICKSTART.split("## Your data\n")[1].split("\n## ")[0]
+    monkeypatch.chdir(tmp_path)
+    Path("mine.jsonl").write_text(section.split("```json\n")[1].split("```")[0], encoding="utf-8")
+    lines = re.findall(r"^\$ autoft (.+)", section, re.MULTILINE)
+    assert [line.split()[0] for line in lines] == ["data", "plan", "run", "chat", "eval"]
+    for line in lines:
+        words = [str(tiny_model) if word == "MODEL" else word for word in shlex.split(line, comments=True)]
+        done = autoft(*words)
+        assert done.code == 0, done.err
 
 
 def test_every_file_of_the_tree_is_there() -> None:
-    tree = README.split("## What is where\n```\n")[1].split("```")[0]
+    tree = CONTRIBUTING.split("## What is where\n```\n")[1].split("```")[0]
     for line in tree.splitlines():
         folder, *words = line.split()
         assert (ROOT / folder).is_dir(), folder
@@ -68,13 +137,20 @@ def test_every_file_of_the_tree_is_there() -> None:
             assert list((ROOT / folder).glob(name)), f"{folder}{name}"
 
 
-def test_every_command_of_the_readme_is_known() -> None:
+def test_every_command_of_the_pages_is_known() -> None:
     from autoft.cli.main import COMMANDS
 
-    assert set(re.findall(r"^\$ autoft (\w+)", README, re.MULTILINE)) <= set(COMMANDS)
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert set(re.findall(r"^\$ autoft ([\w-]+)", text, re.MULTILINE)) <= set(COMMANDS)
 
 
 def test_every_make_target_of_the_readme_and_contributing_is_there() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^    make ([a-z-]+)", named, re.MULTILINE)) <= targets
+    assert set(re.findall(r"^    make ([a-z-]+)", README + CONTRIBUTING, re.MULTILINE)) <= targets
+
+
+def test_the_changelog_has_the_version_and_a_section_for_what_comes_next() -> None:
+    from autoft import __version__
+
+    titles = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert titles[:2] == ["Unreleased", __version__]
