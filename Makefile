@@ -62,10 +62,11 @@ standin: $(STANDIN)/.built ## Make .venv-cuda and build the stand-in for CUDA th
 test-cuda: standin ## Run tests/cuda on described cards; write benchmarks/results/test_cuda.json
 	@$(CUDA_BIN)/python benchmarks/cuda_tests.py
 
-lint: setup ## Check style and types
+lint: setup ## Check style, types and prose
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python tests/prose.py
 
 format: setup ## Rewrite the code in the project's style
 	@$(BIN)/ruff check --fix .
