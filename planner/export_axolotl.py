@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from autoft.planner.export_config import Config, Source, only_if, whole, yaml_text
+from autoft.planner.export_config import Config, Source, only_if, thought_left_open, whole, yaml_text
 
 OPTIMIZERS = {"adamw_8bit": "adamw_bnb_8bit"}
 
@@ -34,6 +34,7 @@ def axolotl(source: Source) -> Config:
         "bnb_config_kwargs": quantization if four_bit else None,
         **only_if(source.has_adapter, adapter),
         "chat_template": "tokenizer_default" if source.form != "text" else None,
+        "chat_template_kwargs": source.switched.variables or None,
         "datasets": [_dataset(source, source.train_file)],
         "test_datasets": [{**_dataset(source, source.test_file), "split": "train"}] if source.heldout else None,
         "val_set_size": 0.0,
@@ -99,4 +100,4 @@ def _differs(source: Source) -> list[str]:
         notes.append(f"the weights are {recipe.base_dtype}: autoft trains them in {recipe.weights_dtype}")
     if source.job.device == "cpu":
         notes.append("axolotl is made for GPUs: there is no key for the CPU")
-    return notes
+    return [*notes, *thought_left_open(source)]

@@ -20,6 +20,7 @@ from autoft.planner.inputs import job_digest
 from autoft.planner.plan_file import Plan
 from autoft.trainer.data.load import load_data
 from autoft.trainer.data.shape import Row
+from autoft.trainer.data.thinking import Switched
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.resolve import hub_name, resolve
@@ -34,7 +35,7 @@ TOLD = frozenset({
     "model", "data", "eval_data", "mapping", "recipe", "device", "num_gpus", "eval_rows", "epochs", "max_steps",
     "accumulation", "learning_rate", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "seed", "method",
     "base_dtype", "quant_type", "rank", "alpha", "dropout", "target_modules", "micro_batch", "seq_len", "packing",
-    "gradient_checkpointing", "attention", "optimizer", "autocast", "loss", "adapter_dtype", "max_new_tokens",
+    "gradient_checkpointing", "attention", "optimizer", "autocast", "loss", "adapter_dtype", "max_new_tokens", "thinking",
 })  # fmt: skip
 COLUMNS = 100
 
@@ -92,6 +93,14 @@ class Source:
         return None if self.plan.steps is None else self.job.warmup_steps(self.plan.steps)
 
     @property
+    def switched(self) -> Switched:
+        """What the plan's data made of the chat template's thinking."""
+        workload = self.plan.workload
+        if workload is None or self.form == "text":
+            return Switched()
+        return Switched(workload.template_value, workload.thought_end)
+
+    @property
     def target_modules(self) -> list[str] | None:
         """None is every linear layer but the head."""
         names = self.recipe.target_modules
@@ -103,7 +112,7 @@ class Config:
     """text: of the file that the tool reads, without its comments. command: what runs it.
 
     differs: what the tool does otherwise or cannot express. told: fields of Job and Recipe beyond TOLD that it takes.
-    beside: more files of the data folder, by name.
+    beside: more files of the data folder, by name. columns: what every row has beside its turns.
     """
 
     text: str
@@ -111,6 +120,7 @@ class Config:
     differs: tuple[str, ...]
     told: frozenset[str] = frozenset()
     beside: dict[str, str] = dataclasses.field(default_factory=dict)
+    columns: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +161,9 @@ def export_config(plan: Plan, tool: Tool, out: Path, *, where: str) -> Export:
     )
     command = config.command.format(file=shlex.quote(str(out)))
     files = {out: _comments(plan, tool, command, notes) + config.text}
-    files[source.data / "train.jsonl"] = _jsonl(splits.train, form)
+    files[source.data / "train.jsonl"] = _jsonl(splits.train, form, config.columns)
     if splits.heldout:
-        files[source.data / "test.jsonl"] = _jsonl(splits.heldout, form)
+        files[source.data / "test.jsonl"] = _jsonl(splits.heldout, form, config.columns)
     files |= {source.data / name: text for name, text in config.beside.items()}
     return Export(files, command, notes)
 
@@ -211,8 +221,8 @@ def _form(rows: Iterable[Row], tool: Tool) -> Form:
     return "prompt_completion" if tool in ("trl", "unsloth") and answers == {1} else "messages"
 
 
-def _jsonl(rows: Iterable[Row], form: Form) -> str:
-    return "".join(json.dumps(_row(row, form), ensure_ascii=False) + "\n" for row in rows)
+def _jsonl(rows: Iterable[Row], form: Form, columns: dict[str, Any]) -> str:
+    return "".join(json.dumps(_row(row, form) | columns, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _row(row: Row, form: Form) -> dict[str, Any]:
@@ -244,9 +254,40 @@ def _notes(source: Source, *, gguf: bool) -> list[str]:
         notes.append("the model is a GGUF file, which this tool does not train: name a folder of safetensors")
     if source.plan.workload is not None and source.plan.workload.template_supplied:
         notes.append("the tokenizer has no chat template: autoft brings one, this tool needs it given")
+    if source.form != "text":
+        notes += _of_template(source)
     if recipe.adapter_dtype != "float32":
         notes.append(f"adapter_dtype {recipe.adapter_dtype} is not written")
     return notes
+
+
+def _of_template(source: Source) -> list[str]:
+    """What autoft does to the text of the chat template, of which no tool has a word."""
+    workload, thinking = source.plan.workload, source.job.thinking
+    if workload is None:
+        return [
+            f"the data were not read under the chat template: what thinking = {thinking} makes of it is not written"
+        ]
+    notes = []
+    if workload.asked_otherwise:
+        notes.append(
+            f"{workload.asked_otherwise} answers are trained by autoft behind the prompt that asks for them, which the "
+            "chat template writes otherwise once they are there: this tool trains what the template writes"
+        )
+    if workload.ended_otherwise:
+        notes.append(
+            f"{workload.ended_otherwise} answers are trained by autoft with a stop token that the chat template does not "
+            "write: this tool may teach no end"
+        )
+    return notes
+
+
+def thought_left_open(source: Source) -> list[str]:
+    """For tools that cannot change the text of the template."""
+    end = source.switched.end
+    if end is None:
+        return []
+    return [f"the chat template opens a thought, which autoft closes at once ({end}): this tool leaves it open"]
 
 
 def _untold(job: Job, told: frozenset[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from autoft.planner.export_config import Config, Source, only_if, whole, yaml_text
+from autoft.planner.export_config import Config, Source, only_if, thought_left_open, whole, yaml_text
 
 ATTENTION = {"sdpa": "sdpa", "flash_attention_2": "fa2", "eager": "disabled"}
 NAMES = {"train": "autoft_train", "test": "autoft_test"}
@@ -42,6 +42,7 @@ def llamafactory(source: Source) -> Config:
         "eval_dataset": NAMES["test"] if source.heldout else None,
         "eval_strategy": "epoch" if source.heldout else "no",
         "per_device_eval_batch_size": recipe.micro_batch if source.heldout else None,
+        "enable_thinking": source.switched.variables.get("enable_thinking"),
         "cutoff_len": recipe.seq_len,
         "packing": recipe.packing,
         "neat_packing": True if recipe.packing and not text else None,
@@ -105,9 +106,22 @@ def _differs(source: Source) -> list[str]:
             "no template is named: the tokenizer's own chat template is parsed for where an answer begins; "
             "name LLaMA-Factory's for the family where that goes wrong"
         )
+        notes += _of_thinking(source)
         notes.append("a conversation in which user and assistant do not alternate is skipped")
     if recipe.loss != "logits":
         notes.append("all logits are built, 12 to 14 bytes x vocabulary a token")
     if source.has_adapter and source.mixed is None and recipe.base_dtype != "float32":
         notes.append("without bf16 or fp16 the base is loaded in float32")
     return notes
+
+
+def _of_thinking(source: Source) -> list[str]:
+    switched = source.switched
+    if "enable_thinking" in switched.variables:
+        return [
+            f"the data set {switched.value} in the chat template: LLaMA-Factory heeds enable_thinking only where "
+            "template names one of its own that reasons"
+        ]
+    if switched.value is not None:
+        return [f"the data set {switched.value} in the chat template, which has no key here"]
+    return thought_left_open(source)

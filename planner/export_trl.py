@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autoft.planner.export_config import Config, Source, only_if, whole, yaml_text
+from autoft.planner.export_config import Config, Source, only_if, thought_left_open, whole, yaml_text
 
 
 def trl(source: Source) -> Config:
@@ -62,7 +62,9 @@ def trl(source: Source) -> Config:
     }
     told = frozenset({"double_quant", "use_rslora", "use_dora", "group_by_length"})
     command = "trl sft --config {file}" + (f" --num_processes {n}" if (n := source.num_gpus) > 1 else "")
-    return Config(yaml_text(values), command, (*rounded, *_differs(source)), told)
+    variables = source.switched.variables
+    columns = only_if(bool(variables), {"chat_template_kwargs": variables})
+    return Config(yaml_text(values), command, (*rounded, *_differs(source)), told, columns=columns)
 
 
 def _differs(source: Source) -> list[str]:
@@ -79,4 +81,4 @@ def _differs(source: Source) -> list[str]:
         notes.append(f"the loss is TRL's fused one and not autoft's {recipe.loss!r}")
     if recipe.packing and recipe.attention != "flash_attention_2":
         notes.append("packed rows are flattened, and only FlashAttention keeps the examples in them apart cheaply")
-    return notes
+    return [*notes, *thought_left_open(source)]

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from autoft.planner.export_config import Config, Source
+from autoft.trainer.data.thinking import Switched
 
 # What unsloth's own default is, written out: it has no word for all of them
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -55,6 +56,7 @@ def unsloth(source: Source) -> Config:
         "report_to": "none",
     }
     files = {"train": source.train_file, **({"test": source.test_file} if source.heldout else {})}
+    template = _template(source.switched)
     adapted = f"model = FastLanguageModel.get_peft_model(\n    model,{_keywords(adapter)})\n"
     text = f"""
 from unsloth import FastLanguageModel  # first: it changes what the others do
@@ -62,7 +64,7 @@ from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer
 
 model, tokenizer = FastLanguageModel.from_pretrained({_keywords(loading)})
-{adapted if source.has_adapter else ""}data = load_dataset("json", data_files={_literal(files)})
+{template}{adapted if source.has_adapter else ""}data = load_dataset("json", data_files={_literal(files)})
 arguments = SFTConfig({_keywords(arguments)})
 trainer = SFTTrainer(
     model=model,
@@ -78,6 +80,15 @@ tokenizer.save_pretrained({_literal(source.output)})
     told = frozenset({"double_quant", "offload_checkpoints", "use_rslora"})
     command = f"torchrun --nproc_per_node {n} {{file}}" if (n := source.num_gpus) > 1 else "python {file}"
     return Config(text.lstrip("\n"), command, tuple(_differs(source)), told)
+
+
+def _template(switched: Switched) -> str:
+    """As autoft's own runs change the tokenizer's template."""
+    if not switched.before and not switched.behind:
+        return ""
+    own = 'tokenizer.chat_template.removesuffix("\\n")' if switched.behind else "tokenizer.chat_template"
+    whole = f"{_literal(switched.before)} + {own} + {_literal(switched.behind)}"
+    return f"tokenizer.chat_template = {whole}  # as the data need it\n"
 
 
 def _keywords(values: dict[str, Any]) -> str:

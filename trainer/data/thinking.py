@@ -39,6 +39,9 @@ SWITCHES: dict[str, tuple[Any, Any]] = {
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")  # of a turn, as templates read them
 THOUGHT = re.compile(r"\A(\s*<think>)?(.*?)</think>(.*)\Z", re.DOTALL)
 CLOSING = "\n{}\n\n"  # an opened thought closed at once, as the templates of Qwen 3 write an empty one
+# What _default and _closing write
+_DEFAULT = re.compile(r"\{%- if (\w+) is not defined %\}\{%- set \1 = (true|false|'[^']*') %\}\{%- endif %\}\{\{ '' \}\}")
+_CLOSED = re.compile(r"\{\{ '\\n([^']+)\\n\\n' if add_generation_prompt else '' \}\}\Z")
 PROBE = ({"role": "user", "content": "a"},)
 
 
@@ -121,6 +124,43 @@ def state(tokenizer: Any, **values: Any) -> State:
     return state_of(prompt, prompt[same:], reads_of(tokenizer).tags)
 
 
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """What data made of a chat template's thinking.
+
+    value: the variable that it is given, as NAME=VALUE with jinja's constant. end: of the thought that it would open and
+    that is closed at once. None for what was not done.
+    """
+
+    value: str | None = None
+    end: str | None = None
+
+    @property
+    def variables(self) -> dict[str, bool | str]:
+        """The variable and its value, as apply_chat_template takes them."""
+        if self.value is None:
+            return {}
+        name, _, constant = self.value.partition("=")
+        return {name: constant == "true" if constant in ("true", "false") else constant.strip("'")}
+
+    @property
+    def before(self) -> str:
+        """What comes before the template's own text."""
+        return "".join(_default(name, value) for name, value in self.variables.items())
+
+    @property
+    def behind(self) -> str:
+        """What comes behind the template's own text, which then ends without a line break."""
+        return _closing(self.end) if self.end is not None else ""
+
+
+def switched(tokenizer: Any) -> Switched:
+    """Read back from a tokenizer's chat template what `settle` made of it."""
+    template = str(tokenizer.chat_template and tokenizer.get_chat_template())
+    value, end = _DEFAULT.match(template), _CLOSED.search(template)
+    return Switched(f"{value[1]}={value[2]}" if value else None, end[1] if end else None)
+
+
 def settle(
     tokenizer: Any, rows: Iterable[Row], thinking: Thinking, model: str, *, keeps: Callable[[], bool]
 ) -> list[str]:
@@ -176,11 +216,7 @@ def _switch_off(tokenizer: Any, reads: Reads, now: State, *, demanded: bool) -> 
         ]
     if now == "open":
         end = next(end for begin, end in reads.tags if begin.rstrip("\n") in reads.source)
-        closing = CLOSING.format(end)
-        _change(
-            tokenizer,
-            lambda text: text.removesuffix("\n") + f"{{{{ {_jinja(closing)} if add_generation_prompt else '' }}}}",
-        )
+        _change(tokenizer, lambda text: text.removesuffix("\n") + _closing(end))
         return [
             f"thinking is off: the chat template opens a thought and has no switch, so the run's copy closes it ({end})"
         ]
@@ -207,8 +243,16 @@ def _changes(tokenizer: Any, values: dict[str, Any]) -> bool:
 
 
 def _set_default(tokenizer: Any, name: str, value: Any) -> None:
-    start = f"{{%- if {name} is not defined %}}{{%- set {name} = {_jinja(value)} %}}{{%- endif %}}{{{{ '' }}}}"
+    start = _default(name, value)
     _change(tokenizer, lambda text: start + text)
+
+
+def _default(name: str, value: Any) -> str:
+    return f"{{%- if {name} is not defined %}}{{%- set {name} = {_jinja(value)} %}}{{%- endif %}}{{{{ '' }}}}"
+
+
+def _closing(end: str) -> str:
+    return f"{{{{ {_jinja(CLOSING.format(end))} if add_generation_prompt else '' }}}}"
 
 
 def _change(tokenizer: Any, edit: Any) -> None:

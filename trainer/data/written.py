@@ -141,6 +141,12 @@ class _Parts:
         return f"{before}\ue000{number}\ue001{behind}"
 
 
+def is_other_end(fact: str) -> bool:
+    """Whether a fact says that answers end with a token which the template does not write."""
+    before, after = NO_END.split("END")
+    return fact.startswith(before) and fact.endswith(after)
+
+
 class Chat:
     """The chat template of a tokenizer.
 
