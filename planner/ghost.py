@@ -30,6 +30,12 @@ from autoft.trainer.loss import compute_loss
 from autoft.trainer.recipe import Recipe
 
 aten = torch.ops.aten
+# Inputs that code asks for by name where it is given text alone
+OTHER_INPUTS = {
+    "pixel_values": "an image",
+    "input_features": "a sound",
+    "mm_token_type_ids": "the input mm_token_type_ids",
+}
 KEPT_MODELS, KEPT_EVALUATIONS = 8, 64
 
 
@@ -91,9 +97,10 @@ def rehearse(
         raise ValueError("its layers do not join")
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ImportError, NameError) as error:
         reason = " ".join(str(error).split())[:200]
-        if "pixel_values" in reason:
+        other = next((other for name, other in OTHER_INPUTS.items() if name in reason), None)
+        if other is not None:
             raise ModelError(
-                f"a {config.model_type} model takes no text without an image, and autoft trains on text",
+                f"a {config.model_type} model takes no text without {other}, and autoft trains on text",
                 fix="choose another model",
             ) from error
         if "meta" in reason:

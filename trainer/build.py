@@ -117,6 +117,8 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
             f"transformers cannot build a causal {config.model_type} model with {recipe.attention} attention: {reason}",
             fix="choose another model, or --set attention=eager",
         ) from error
+    if not base.can_generate():
+        raise ModelError(f"{type(base).__name__} writes no text, and autoft trains on text", fix="choose another model")
     if recipe.quant_type is not None:
         _demand_quantized_layers(base, recipe)
         _forbid_repacking(base)
@@ -441,7 +443,7 @@ def _add_fused_head(base: PreTrainedModel) -> None:
     if base.base_model is base:  # Llama 4's text model gives the name of a part that only the whole of it has
         parts = (name for name, part in base.named_children() if isinstance(part, PreTrainedModel))
         base.base_model_prefix = next(parts, "")
-    if base.base_model is base:
+    if base.base_model is base or base.base_model.get_output_embeddings() is not None:
         raise ModelError(f"{type(base).__name__} has no backbone beside its head to fuse", fix="--set loss=logits")
     add_fused_lm_head(base, outputs=("log_probs",))
 
@@ -525,7 +527,7 @@ def _linear_layers(base: PreTrainedModel) -> list[str]:
 
     Of a vision-language model those of the language model alone, and none that PEFT refuses.
 
-    Routers are of classes of that name. PEFT's own "all-linear" takes those that are a Linear, and breaks Phi-3.5 MoE
+    Routers are of classes of that name, grouped projections are no product of one input. PEFT's own "all-linear" takes those that are a Linear, and breaks Phi-3.5 MoE
     and Llama 4, where they return a tuple.
     """
     import torch
@@ -538,11 +540,17 @@ def _linear_layers(base: PreTrainedModel) -> list[str]:
     taken, left = [], set()
     for name, module in base.named_modules():
         linear = isinstance(module, (torch.nn.Linear, Conv1D)) and name.rsplit(".", 1)[-1] not in refused
+        linear = linear and not _is_grouped(module)
         if linear and module is not head and not f"{name}.".startswith(left_out):
             taken.append(name)
         else:
             left.add(name.rsplit(".", 1)[-1])
     return sorted({name if (last := name.rsplit(".", 1)[-1]) in left else last for name in taken})
+
+
+def _is_grouped(module: Any) -> bool:
+    """Whether a Linear multiplies groups of its input by blocks of its weights (DeepSeek V4): no adapter fits beside."""
+    return "GroupedLinear" in type(module).__name__
 
 
 def _leave_experts(config: Any, base: PreTrainedModel, *, named: bool) -> None:

@@ -34,8 +34,10 @@ def refuse_unsuitable(config: Any) -> None:
         )
     auto_class(config)
     if _sees_the_future(config):
+        # PaliGemma's text sees all of the prompt, and it writes
+        what = f"the tokens of {name}" if has_towers(config) else f"{name} is an encoder: its tokens"
         raise ModelError(
-            f"{name} is an encoder: its tokens see those after them, and autoft trains causal language models",
+            f"{what} see those after them, and autoft trains causal language models",
             fix="choose a decoder-only model",
         )
     quantized = getattr(config, "quantization_config", None)
@@ -51,7 +53,9 @@ def _sees_the_future(config: Any) -> bool:
     """BERT and its kin speak only where their configuration says so; embedding models of Gemma's say it another way."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False
+    # BertGeneration has no masked head: it is made of a BERT. GPT-NeoX has is_decoder too, and heeds it nowhere
+    encoders = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation"}
+    encoder = config.model_type in encoders and getattr(config, "is_decoder", None) is False
     return encoder or getattr(config.get_text_config(), "use_bidirectional_attention", None) in (True, "all")
 
 

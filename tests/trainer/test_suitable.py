@@ -11,6 +11,7 @@ from transformers import (
 )
 
 from autoft.errors import ModelError
+from autoft.planner.depth import shortened
 from autoft.trainer.build import build_model
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.resolve import load_config, resolve
@@ -36,6 +37,9 @@ def refusal(config) -> ModelError:
         ({"model_type": "t5"}, "t5 is an encoder-decoder, and"),
         ({"model_type": "whisper"}, "whisper is an encoder-decoder, and"),
         ({"model_type": "bert"}, "bert is an encoder: its tokens see those after them"),
+        ({"model_type": "bert-generation"}, "bert-generation is an encoder: its tokens see those after them"),
+        ({"model_type": "paligemma"}, "the tokens of paligemma see those after them, and"),
+        ({"model_type": "pi0"}, "PI0ForConditionalGeneration writes no text, and autoft trains on text"),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "gemma3_text is an encoder"),
         ({"model_type": "vit"}, "vit is not a causal language model that transformers knows"),
     ],
@@ -60,3 +64,20 @@ def test_mamba_s_mixers_keep_what_peft_refuses() -> None:
     adapted = {name.split(".lora_A")[0].rsplit(".", 1)[-1] for name, _ in model.named_parameters() if "lora_A" in name}
     assert {"q_proj", "in_proj", "down_proj"} <= adapted
     assert "out_proj" not in adapted
+
+
+def test_a_grouped_projection_gets_no_adapter() -> None:
+    """Its input is cut into groups, each with weights of its own: DeepSeek V4 could not be trained with one beside."""
+    config = shortened(AutoConfig.for_model("deepseek_v4"), 2)
+    model = build_model(Recipe(attention="eager"), config=config, weights=None, device="meta")
+    adapted = {name.split(".lora_A")[0].rsplit(".", 1)[-1] for name, _ in model.named_parameters() if "lora_A" in name}
+    assert {"q_b_proj", "o_b_proj"} <= adapted
+    assert "o_a_proj" not in adapted
+
+
+def test_a_loss_that_needs_a_backbone_is_refused_where_a_whole_model_is_inside() -> None:
+    config = AutoConfig.for_model("kosmos-2.5")
+    with pytest.raises(ModelError, match="has no backbone beside its head to fuse") as refused:
+        build_model(Recipe(), config=config, weights=None, device="meta")
+    assert refused.value.fix == "--set loss=logits"
+    build_model(Recipe(loss="logits"), config=config, weights=None, device="meta")
