@@ -35,7 +35,8 @@ TOLD = frozenset({
     "model", "data", "eval_data", "mapping", "recipe", "device", "num_gpus", "eval_rows", "epochs", "max_steps",
     "accumulation", "learning_rate", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "seed", "method",
     "base_dtype", "quant_type", "rank", "alpha", "dropout", "target_modules", "micro_batch", "seq_len", "packing",
-    "gradient_checkpointing", "attention", "optimizer", "autocast", "loss", "adapter_dtype", "max_new_tokens", "thinking",
+    "gradient_checkpointing", "attention", "optimizer", "autocast", "loss", "adapter_dtype", "max_new_tokens",
+    "thinking",
 })  # fmt: skip
 COLUMNS = 100
 

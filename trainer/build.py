@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from autoft.errors import ModelError
 from autoft.trainer.recipe import Attention, Dtype, Recipe
 from autoft.trainer.rope import scaled_config
-from autoft.trainer.suitable import auto_class, has_towers, refuse_unsuitable
+from autoft.trainer.suitable import auto_class, has_towers, missing_library, refuse_unsuitable
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +110,7 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
     try:
         base = _ghost_base(recipe, config) if weights is None else _load_base(recipe, config, weights, device)
     except ImportError as error:
-        raise _missing_library(config, error) from error
+        raise missing_library(f"a {config.model_type} model", error) from error
     except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
@@ -133,16 +133,6 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
     if getattr(text_config, "output_router_logits", False):
         text_config.output_router_logits = False  # the loss is cross entropy alone, without experts' balance
     return base
-
-
-def _missing_library(config: Any, error: ImportError) -> ModelError:
-    """transformers tells in prose which library a model needs, and how to install it."""
-    reason = " ".join(str(error).split())
-    library, install = re.search(r"requires the (\S+) library", reason), re.search(r"`(pip install [^`]+)`", reason)
-    what = f"needs the library {library[1]}, which is not installed" if library else f"cannot be built: {reason[:200]}"
-    return ModelError(
-        f"a {config.model_type} model {what}", fix=install[1] if install else "install what its model card names"
-    )
 
 
 def base_of(config: Any) -> tuple[Attention, PreTrainedModel]:
@@ -527,8 +517,8 @@ def _linear_layers(base: PreTrainedModel) -> list[str]:
 
     Of a vision-language model those of the language model alone, and none that PEFT refuses.
 
-    Routers are of classes of that name, grouped projections are no product of one input. PEFT's own "all-linear" takes those that are a Linear, and breaks Phi-3.5 MoE
-    and Llama 4, where they return a tuple.
+    Routers are of classes of that name. PEFT's own "all-linear" takes those that are a Linear, and breaks Phi-3.5 MoE
+    and Llama 4, where they return a tuple. Grouped projections have no one input for an adapter beside them.
     """
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -549,7 +539,7 @@ def _linear_layers(base: PreTrainedModel) -> list[str]:
 
 
 def _is_grouped(module: Any) -> bool:
-    """Whether a Linear multiplies groups of its input by blocks of its weights (DeepSeek V4): no adapter fits beside."""
+    """Whether a Linear multiplies groups of its input by blocks of its weights, as in DeepSeek V4."""
     return "GroupedLinear" in type(module).__name__
 
 

@@ -20,6 +20,7 @@ from autoft.profiles.model_catalogue import ModelProfile, find_model, model_prof
 from autoft.trainer import environment
 from autoft.trainer.figures import read_settings
 from autoft.trainer.places import public_name
+from autoft.trainer.suitable import missing_library
 from autoft.trainer.weights import check_weights
 
 Say = Callable[[str], None]
@@ -268,6 +269,8 @@ def _reading(ref: ModelRef, read: Callable[[], T]) -> T:
                 f"{ref.name}: the model is built by code in its folder, which autoft never runs",
                 fix="a version of it that transformers knows by itself (often named ...-hf), or another model",
             ) from error
+        if isinstance(error, ImportError):
+            raise missing_library(ref.name, error) from error
         raise ModelError(f"{ref.name}: transformers cannot read it: {reason}", fix="check the model's files") from error
 
 

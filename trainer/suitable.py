@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from autoft.errors import ModelError
@@ -47,6 +48,14 @@ def refuse_unsuitable(config: Any) -> None:
             f"the weights are already quantized ({settings.get('quant_method')}), and training starts from 16-bit ones",
             fix="give the unquantized model",
         )
+
+
+def missing_library(model: str, error: ImportError) -> ModelError:
+    """transformers tells in prose which library a model needs, and how to install it. model: what to call it."""
+    reason = " ".join(str(error).split())
+    library, install = re.search(r"requires the (\S+) library", reason), re.search(r"`(pip install [^`]+)`", reason)
+    what = f"needs the library {library[1]}, which is not installed" if library else f"cannot be built: {reason[:200]}"
+    return ModelError(f"{model} {what}", fix=install[1] if install else "install what its model card names")
 
 
 def _sees_the_future(config: Any) -> bool:

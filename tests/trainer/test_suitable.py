@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import (
 
 from autoft.errors import ModelError
 from autoft.planner.depth import shortened
-from autoft.trainer.build import build_model
+from autoft.trainer.build import base_of, build_model
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.resolve import load_config, resolve
 
@@ -81,3 +82,21 @@ def test_a_loss_that_needs_a_backbone_is_refused_where_a_whole_model_is_inside()
         build_model(Recipe(), config=config, weights=None, device="meta")
     assert refused.value.fix == "--set loss=logits"
     build_model(Recipe(loss="logits"), config=config, weights=None, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("config", "library"),
+    [
+        # without label_names transformers asks timm for them as it reads the file
+        ({"model_type": "timm_wrapper", "architecture": "resnet18"}, "timm"),
+        ({"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text"}}, "PIL"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_library_that_is_missing_is_named_with_its_command(tmp_path, config, library) -> None:
+    if importlib.util.find_spec(library) is not None:
+        pytest.skip(f"{library} is installed here")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"needs the library {library}, which is not installed") as refused:
+        base_of(load_config(resolve(str(tmp_path))))
+    assert refused.value.fix.startswith("pip install ")

@@ -40,7 +40,9 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")  # of
 THOUGHT = re.compile(r"\A(\s*<think>)?(.*?)</think>(.*)\Z", re.DOTALL)
 CLOSING = "\n{}\n\n"  # an opened thought closed at once, as the templates of Qwen 3 write an empty one
 # What _default and _closing write
-_DEFAULT = re.compile(r"\{%- if (\w+) is not defined %\}\{%- set \1 = (true|false|'[^']*') %\}\{%- endif %\}\{\{ '' \}\}")
+_DEFAULT = re.compile(
+    r"\{%- if (\w+) is not defined %\}\{%- set \1 = (true|false|'[^']*') %\}\{%- endif %\}\{\{ '' \}\}"
+)
 _CLOSED = re.compile(r"\{\{ '\\n([^']+)\\n\\n' if add_generation_prompt else '' \}\}\Z")
 PROBE = ({"role": "user", "content": "a"},)
 
@@ -128,8 +130,8 @@ def state(tokenizer: Any, **values: Any) -> State:
 class Switched:
     """What data made of a chat template's thinking.
 
-    value: the variable that it is given, as NAME=VALUE with jinja's constant. end: of the thought that it would open and
-    that is closed at once. None for what was not done.
+    value: the variable that it is given, as NAME=VALUE with jinja's constant. end: of the thought that it would open
+    and that is closed at once. None for what was not done.
     """
 
     value: str | None = None
