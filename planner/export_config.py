@@ -277,8 +277,8 @@ def _of_template(source: Source) -> list[str]:
         )
     if workload.ended_otherwise:
         notes.append(
-            f"{workload.ended_otherwise} answers are trained by autoft with a stop token that the chat template does not "
-            "write: this tool may teach no end"
+            f"{workload.ended_otherwise} answers are trained by autoft with a stop token that the chat template does "
+            "not write: this tool may teach no end"
         )
     return notes
 
