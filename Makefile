@@ -100,9 +100,10 @@ docs: setup ## Build the site of docs/ into build/site; a broken link is an erro
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-readme: setup ## Regenerate what README.md and docs/ show of commands and results, docs/catalogue.md, docs/result.md, docs/templates.md and docs/plans.md
+readme: setup ## Regenerate what README.md and docs/ show of commands and results, and the pages made of tables
 	@$(BIN)/python docs/readme_blocks.py
 	@$(BIN)/python docs/catalogue.py
 	@$(BIN)/python docs/result_page.py
 	@$(BIN)/python docs/templates_table.py
 	@$(BIN)/python docs/plan_table.py
+	@$(BIN)/python docs/models_table.py
