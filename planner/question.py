@@ -92,22 +92,22 @@ class Question:
 
     def search(self) -> Search:
         """What was rehearsed to answer it."""
-        found = self._new_search()
+        search = self._new_search()
         wanted, slow = self._families_by_speed()
         if slow:
-            found.pruned.append(Pruned(slow[0].recipes[0], NO_8_BIT))
+            search.pruned.append(Pruned(slow[0].recipes[0], NO_8_BIT))
         for_memory = self.prefer == "memory"
-        (found.smallest if for_memory else found.largest)(wanted)
-        found.settle(wanted, lambda candidate: order(candidate, self.prefer), step=1 if for_memory else -1)
-        return found
+        (search.smallest if for_memory else search.largest)(wanted)
+        search.settle(wanted, lambda candidate: order(candidate, self.prefer), step=1 if for_memory else -1)
+        return search
 
     def least(self) -> Search:
         """What was rehearsed to tell whether anything fits at all."""
-        found = self._new_search()
+        search = self._new_search()
         wanted, _ = self._families_by_speed()
         room = self.target.available_bytes
-        found.least([family for family in wanted if self.weights_bytes(family.recipes[0]) <= room])
-        return found
+        search.least([family for family in wanted if self.weights_bytes(family.recipes[0]) <= room])
+        return search
 
     def _families_by_speed(self) -> tuple[list[Family], list[Family]]:
         """(those to look at, those of 8-bit bases, which are left out as too slow)."""
