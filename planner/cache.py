@@ -25,6 +25,7 @@ from autoft.errors import FileFormatError
 from autoft.planner.candidates import parse_settings
 from autoft.planner.estimate import Estimate
 from autoft.planner.exchange import link_of
+from autoft.planner.facts import Assumption
 from autoft.planner.kept import Shelf, digest
 from autoft.planner.request import Request
 from autoft.planner.target import Target, target_of
@@ -121,10 +122,15 @@ def recall(question: Question, *, explained: bool = False) -> Kept | None:
         estimate = replace(estimate, fits="no")
     elif estimate.available_bytes != available:
         return None  # tight or no: only a replay under today's limit can tell
-    notes = estimate.assumptions
     if target.gpu is None and target.bench is None:
-        notes = (*notes, f"time: measured earlier today, {kept.at} UTC; --no-cache measures anew")
-    return replace(kept, estimate=replace(estimate, available_bytes=available, assumptions=notes))
+        text = f"time: measured earlier today, {kept.at} UTC; --no-cache measures anew"
+        earlier = Assumption(kind="time", basis="measured earlier", text=text)
+        estimate = replace(
+            estimate,
+            assumptions=(*estimate.assumptions, text),
+            assumption_records=(*estimate.assumption_records, earlier),
+        )
+    return replace(kept, estimate=replace(estimate, available_bytes=available))
 
 
 def keep(question: Question, known: Kept) -> None:

@@ -10,7 +10,7 @@ from autoft.errors import FileFormatError, OptionError, near
 from autoft.planner.synonyms import setting_called, switch_called
 from autoft.planner.target import Target
 from autoft.trainer.job import Device, Job
-from autoft.trainer.recipe import Attention, Method, Optimizer, Recipe
+from autoft.trainer.recipe import Attention, Dtype, Method, Optimizer, Recipe
 
 METHODS: tuple[Method, ...] = get_args(Method)
 # How the base is held: a method with its quantization. Full fine-tuning is looked at only where it is asked for.
@@ -38,6 +38,7 @@ LIGHTER: dict[Optimizer, Optimizer] = {
 }
 # Of the Job, what the plan decides itself or the command line has an option for.
 NOT_PINNABLE = ("model", "data", "eval_data", "mapping", "recipe", "device")
+SHORT_DTYPES: dict[Dtype, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 ALL_LINEAR = "all-linear"
 LISTS = ("report_to",)  # of several words, with commas between them
 # Of the Recipe, what is right or wrong only beside another field.
@@ -176,16 +177,17 @@ def _unknown(word: str, key: str, value: str, known: list[str]) -> OptionError:
     return OptionError(f"--set {word}: no setting {key!r}.{near(key, known)}", fix=f"one of: {', '.join(known)}")
 
 
-def describe(recipe: Recipe) -> str:
-    """qlora nf4, micro-batch 4, checkpointing, 8-bit optimizer."""
-    saving = ""
+def describe(recipe: Recipe, *, micro_batch: bool = True) -> str:
+    """QLoRA (NF4), micro-batch 4, gradient checkpointing, 8-bit optimizer; or all but the micro-batch."""
+    parts = [describe_base(recipe)]
+    if micro_batch:
+        parts.append(f"micro-batch {recipe.micro_batch}")
     if recipe.gradient_checkpointing:
         every = "" if recipe.checkpoint_every == 1 else f" every {_ordinal(recipe.checkpoint_every)} layer"
-        saving = f", checkpointing{every}{' on the host' if recipe.offload_checkpoints else ''}"
-    states = ""
+        parts.append(f"gradient checkpointing{every}{' in host RAM' if recipe.offload_checkpoints else ''}")
     if state_bits(recipe) == 8 and recipe.method != "full":  # whose base tells
-        states = f", {'paged ' if recipe.optimizer.startswith('paged') else ''}8-bit optimizer"
-    return f"{describe_base(recipe)}, micro-batch {recipe.micro_batch}{saving}{states}"
+        parts.append(f"{'paged ' if recipe.optimizer.startswith('paged') else ''}8-bit optimizer")
+    return ", ".join(parts)
 
 
 def _ordinal(number: int) -> str:
@@ -194,11 +196,13 @@ def _ordinal(number: int) -> str:
 
 
 def describe_base(recipe: Recipe) -> str:
-    """lora on bfloat16, qlora nf4, full on float32 with adamw_8bit."""
+    """LoRA (bf16 base), QLoRA (NF4), full fine-tuning (fp32, adamw_8bit)."""
     if recipe.method == "full":
-        return f"full on {recipe.weights_dtype} with {recipe.optimizer}"
-    experts = " with 4-bit experts" if recipe.experts_4bit else ""
-    return f"qlora {recipe.quant_type}{experts}" if recipe.quant_type else f"lora on {recipe.base_dtype}"
+        return f"full fine-tuning ({SHORT_DTYPES[recipe.weights_dtype]}, {recipe.optimizer})"
+    if recipe.quant_type is None:
+        return f"LoRA ({SHORT_DTYPES[recipe.base_dtype]} base)"
+    experts = ", 4-bit experts" if recipe.experts_4bit else ""
+    return f"QLoRA ({recipe.quant_type.upper()}{experts})"
 
 
 def base_bits(recipe: Recipe) -> int:

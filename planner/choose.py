@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from autoft.planner.candidates import base_bits, describe, saving_of, state_bits
+from autoft.planner import words
+from autoft.planner.candidates import base_bits, saving_of, state_bits
 from autoft.planner.estimate import Estimate
+from autoft.planner.facts import Reason
 from autoft.planner.plan_file import Alternative
 from autoft.planner.request import Prefer
 from autoft.planner.search import Candidate, Pruned
 from autoft.trainer.recipe import Recipe
-from autoft.units import pace, size
 
 # balanced: how many times as long a plan may take to keep the base whole. Checkpointing makes at most half as many
 # passes again (three instead of two through each layer), so 16 bits stay while that alone makes them fit. There is
@@ -58,7 +59,7 @@ PREFERENCES = tuple(_ORDER)
 class Choice:
     recipe: Recipe
     estimate: Estimate
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     alternatives: tuple[Alternative, ...]
 
 
@@ -100,70 +101,51 @@ def choose(
     )
 
 
-def _reasons(best: Candidate, ranked: list[Candidate], pruned: Sequence[Pruned], prefer: Prefer) -> tuple[str, ...]:
-    recipe, estimate = best.recipe, best.estimate
-    share = estimate.device_bytes / estimate.available_bytes
-    free = f"{size(estimate.available_bytes)} ({share:.0%})"
-    reasons = [f"{describe(recipe)} fits: {size(estimate.device_bytes)} of {free}"]
+def _reasons(best: Candidate, ranked: list[Candidate], pruned: Sequence[Pruned], prefer: Prefer) -> tuple[Reason, ...]:
+    reasons = [words.fits(best.recipe, best.estimate)]
     if len(ranked) == 1 and not pruned:
-        return (*reasons, "the settings leave no other candidate")
-    reasons.append(f"--prefer {prefer}: {_ORDER[prefer][0]}")
+        return (*reasons, words.no_other())
+    reasons.append(words.preferred(prefer, _ORDER[prefer][0]))
     compared = (_of_base(best, ranked, pruned), _of_checkpointing(best, ranked), _of_state(best, ranked))
     return (*reasons, *(reason for reason in compared if reason))
 
 
-def _of_base(best: Candidate, ranked: list[Candidate], pruned: Sequence[Pruned]) -> str | None:
+def _of_base(best: Candidate, ranked: list[Candidate], pruned: Sequence[Pruned]) -> Reason | None:
     """What the bits of the base are compared with, in figures."""
     bits = base_bits(best.recipe)
+    other = _first(ranked, lambda c: base_bits(c.recipe) == (4 if bits == 16 else 16) and c.estimate.fits == "yes")
+    if other is not None:
+        return words.base_beside(best.recipe, other.recipe, other.estimate, _times(other, best))
     if bits == 16:
-        four = _first(ranked, lambda c: base_bits(c.recipe) == 4 and c.estimate.fits == "yes")
-        if four is None:
-            return "unquantized base: it fits, so quantization would only cost quality"
-        return (
-            f"unquantized base: {describe(four.recipe)} would be {_pace_beside(four, best)} "
-            f"({size(four.estimate.device_bytes)})"
-        )
-    whole = _first(ranked, lambda c: base_bits(c.recipe) == 16 and c.estimate.fits == "yes")
-    if whole is not None:
-        return (
-            f"{bits}-bit base: {describe(whole.recipe)} would be {_pace_beside(whole, best)} "
-            f"({size(whole.estimate.device_bytes)})"
-        )
-    least = min((c for c in ranked if base_bits(c.recipe) == 16), key=lambda c: c.estimate.device_bytes, default=None)
-    if least is None:
-        heavy = next((group.text for group in pruned if base_bits(group.recipe) == 16), None)
-        return f"{bits}-bit base, needed to fit: {heavy}" if heavy else None
-    need = size(least.estimate.device_bytes)
-    return f"{bits}-bit base, needed to fit: the smallest unquantized one, {describe(least.recipe)}, takes {need}"
+        return words.base_kept()
+    whole = (c for c in ranked if base_bits(c.recipe) == 16)
+    least = min(whole, key=lambda c: c.estimate.device_bytes, default=None)
+    if least is not None:
+        return words.base_needed(best.recipe, least.recipe, least.estimate.device_bytes)
+    heavy = next((g for g in pruned if base_bits(g.recipe) == 16 and g.weights_bytes is not None), None)
+    if heavy is None or heavy.weights_bytes is None:
+        return None
+    return words.base_needed_for_weights(best.recipe, heavy.recipe, heavy.weights_bytes)
 
 
-def _of_checkpointing(best: Candidate, ranked: list[Candidate]) -> str | None:
+def _of_checkpointing(best: Candidate, ranked: list[Candidate]) -> Reason | None:
     if not best.recipe.gradient_checkpointing:
         return None
     bits = base_bits(best.recipe)
     plain = [c for c in ranked if base_bits(c.recipe) == bits and not c.recipe.gradient_checkpointing]
     fitting = _first(plain, lambda c: c.estimate.fits == "yes")
     if fitting is not None:
-        return (
-            "gradient checkpointing, for the larger micro-batch: without it, the largest that fits is "
-            f"{describe(fitting.recipe)}, {_pace_beside(fitting, best)}"
-        )
+        return words.checkpointing_pays(fitting.recipe, _times(fitting, best))
     least = min(plain, key=lambda c: c.estimate.device_bytes, default=None)
-    if least is None:
-        return None
-    need = size(least.estimate.device_bytes)
-    return f"gradient checkpointing, needed to fit: without it, micro-batch {least.recipe.micro_batch} takes {need}"
+    return None if least is None else words.checkpointing_needed(least.recipe, least.estimate.device_bytes)
 
 
-def _of_state(best: Candidate, ranked: list[Candidate]) -> str | None:
+def _of_state(best: Candidate, ranked: list[Candidate]) -> Reason | None:
     """What the optimizer's lighter state is there for."""
     heavy = _first(ranked, lambda c: state_bits(c.recipe) == 32 and _but_for_state(c.recipe, best.recipe))
     if state_bits(best.recipe) == 32 or heavy is None:
         return None
-    return (
-        f"optimizer state in 8 bits, which learns as well as 32 (arXiv:2110.02861): with {heavy.recipe.optimizer} this "
-        f"micro-batch takes {size(heavy.estimate.device_bytes)}"
-    )
+    return words.state_needed(heavy.recipe, heavy.estimate.device_bytes)
 
 
 def _but_for_state(one: Recipe, other: Recipe) -> bool:
@@ -173,43 +155,42 @@ def _but_for_state(one: Recipe, other: Recipe) -> bool:
 def _other(candidate: Candidate, best: Candidate) -> Alternative:
     """One that fits as well: what it would gain and lose."""
     less = best.estimate.device_bytes - candidate.estimate.device_bytes
-    gains: list[str] = []
-    losses: list[str] = []
-    (gains if less > 0 else losses).append(f"{size(abs(less))} {'less' if less > 0 else 'more'} memory")
-    (gains if row_time(candidate) < row_time(best) else losses).append(_pace_beside(candidate, best))
-    bits = base_bits(candidate.recipe)
-    if bits != base_bits(best.recipe):
-        (gains if bits > base_bits(best.recipe) else losses).append(f"a base in {bits} bits")
-    told = ", but ".join(", ".join(words) for words in (gains, losses) if words)
+    bits, chosen = base_bits(candidate.recipe), base_bits(best.recipe)
+    changed = None if bits == chosen else math.copysign(bits, bits - chosen)
+    time_ratio = _times(candidate, best)
     role: Literal["fallback", "runner_up"] = "fallback" if less > 0 else "runner_up"
-    return alternative(role, candidate, f"fits: {told}")
+    reason = f"fits: {words.beside(less, time_ratio, None if changed is None else int(changed))}"
+    return alternative(role, candidate, reason, time_ratio)
 
 
 def _rejected(candidate: Candidate, limit: str | None) -> Alternative:
-    estimate = candidate.estimate
-    reason = limit or (
-        f"needs {size(estimate.device_bytes)}, "
-        + (
-            f"{size(estimate.device_bytes - estimate.available_bytes)} more than can be used"
-            if estimate.fits == "no"
-            else "borderline: fits only if the allocator frees its cache in every step (slow)"
-        )
+    return alternative("rejected", candidate, limit or words.needs(candidate.estimate))
+
+
+def alternative(
+    role: Literal["fallback", "runner_up", "rejected"],
+    candidate: Candidate,
+    reason: str,
+    time_ratio: float | None = None,
+) -> Alternative:
+    """The candidate as a plan tells of it. What its estimate assumes is in sentences alone; the chosen has records."""
+    estimate = replace(candidate.estimate, assumption_records=())
+    return Alternative(
+        role=role,
+        recipe=candidate.recipe,
+        estimate=estimate,
+        reason=reason,
+        num_gpus=estimate.num_gpus,
+        time_ratio=time_ratio,
     )
-    return alternative("rejected", candidate, reason)
-
-
-def alternative(role: Literal["fallback", "runner_up", "rejected"], candidate: Candidate, reason: str) -> Alternative:
-    """The candidate as a plan tells of it."""
-    found = candidate.estimate
-    return Alternative(role=role, recipe=candidate.recipe, estimate=found, reason=reason, num_gpus=found.num_gpus)
 
 
 def _first(ranked: Sequence[Candidate], wanted: Callable[[Candidate], bool]) -> Candidate | None:
     return next((c for c in ranked if wanted(c)), None)
 
 
-def _pace_beside(candidate: Candidate, best: Candidate) -> str:
-    return pace(row_time(candidate) / row_time(best))
+def _times(candidate: Candidate, best: Candidate) -> float:
+    return row_time(candidate) / row_time(best)
 
 
 def _pace(candidate: Candidate, price: float = 1.0) -> int:

@@ -92,8 +92,7 @@ def correction_for(target: Target, estimate: Estimate, recipe: Recipe) -> Correc
         return run.recipe == wanted and run.predicted_peak_bytes == estimate.peak_allocated_bytes
 
     memory = _ratio(past, same, _reserved if cuda else _allocated, estimate.peak_allocated_bytes)
-    basis = history.time_basis(estimate.assumptions)
-    timed = [run for run in past if run.time_basis == basis and (run.steps or 0) >= FEWEST_STEPS]
+    timed = [run for run in past if run.time_basis == estimate.time_basis and (run.steps or 0) >= FEWEST_STEPS]
     time = _ratio(timed, same, _step_time, estimate.peak_allocated_bytes)
     exhausted = _exhausted(past, estimate.device_bytes)
     if memory is None and time is None and not exhausted:
@@ -130,7 +129,7 @@ def warnings(correction: Correction, estimate: Estimate) -> list[str]:
     told = []
     if correction.memory is not None and correction.device_bytes is not None and correction.fits != "yes":
         room, expected = size(estimate.available_bytes), size(correction.device_bytes)
-        what = f"it may need {expected}, more than the {room} that can be used"
+        what = f"it may need {expected}, more than the usable {room}"
         if correction.fits == "tight":
             what = f"it may need {expected} or more, up to {correction.memory.most:.2f} times the prediction, of {room}"
         told.append(f"memory: going by {_runs(correction.memory)} {what}")

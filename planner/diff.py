@@ -44,7 +44,7 @@ def _leaves(plan: Plan) -> Iterator[tuple[str, Any]]:
     host = data["hardware"]["host"]
     kept: dict[str, Any] = {name: data[name] for name in ("target", "prefer", "preset")}
     kept["job"] = data["job"]
-    kept["estimate"] = {name: value for name, value in data["estimate"].items() if name != "assumptions"}
+    kept["estimate"] = {name: value for name, value in data["estimate"].items() if not name.startswith("assumption")}
     kept |= {name: data[name] for name in ("steps", "run_time_s", "run_energy_kwh", "workload", "shape")}
     kept["gpus"] = [gpu["name"] for gpu in data["hardware"]["gpus"]]
     kept["host"] = {name: host[name] for name in ("cpu", "cores", "ram_total_bytes", "system")}

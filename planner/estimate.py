@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from autoft.planner.facts import Assumption
 from autoft.schema import Record
 
 Fits = Literal["yes", "tight", "no"]
@@ -38,6 +39,8 @@ class Estimate(Record):
     share of exchanging the gradients. tokens_per_s: at the middle of that range.
     step_energy_wh: what the device draws in that time; None where its power is not known.
     fits_by_gib: whether it fits a card with the same kernels and so much memory; where it was asked for.
+    assumptions: what it takes for granted, in sentences. assumption_records: the same with kind and basis; none in an
+    alternative, and in a file from before there were any.
     host_bytes, disk_bytes: RAM beside a GPU, and room on the disk, by phase; on a CPU the RAM is device_bytes.
     """
 
@@ -59,3 +62,9 @@ class Estimate(Record):
     fits_by_gib: dict[str, Fits] = field(default_factory=dict)
     host_bytes: dict[str, int] = field(default_factory=dict)
     disk_bytes: dict[str, int] = field(default_factory=dict)
+    assumption_records: tuple[Assumption, ...] = ()
+
+    @property
+    def time_basis(self) -> str | None:
+        """Where its time is from; None where it has no records."""
+        return next((record.basis for record in self.assumption_records if record.kind == "time"), None)

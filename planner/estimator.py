@@ -14,6 +14,7 @@ from autoft.planner.depth import Depth, depth_of, shortened
 from autoft.planner.device import INSTALLED_TORCH, Device
 from autoft.planner.estimate import Estimate, Fits
 from autoft.planner.exchange import ALONE, Replicas, together
+from autoft.planner.facts import Assumption, Figures, sentences
 from autoft.planner.ghost import Kept, Rehearsal, find_depth, rehearse
 from autoft.planner.host import ASSUMPTION as HOST_ASSUMPTION
 from autoft.planner.host import disk_parts, host_parts, totals
@@ -30,7 +31,12 @@ from autoft.units import GIB, size
 
 COMMON_CARDS_GIB = (6, 8, 12, 16, 24, 32, 48, 80)
 KEPT_REHEARSALS = 64  # about a megabyte each
-NCCL = f"memory: {size(NCCL_BYTES)} a GPU are assumed, not measured, for NCCL's buffers, outside of PyTorch's allocator"
+NCCL = Assumption(
+    kind="memory",
+    basis="assumption",
+    text=f"memory: {size(NCCL_BYTES)} a GPU are assumed, not measured, for NCCL's buffers, outside PyTorch's allocator",
+    figures={"bytes": NCCL_BYTES},
+)
 UNKNOWN_CAPABILITY = (8, 0)  # assumption for a card of which only the memory is known
 
 
@@ -130,6 +136,16 @@ class Estimator:
         timing = step_timing(work, rehearsal.managed_bytes, rates, rehearsal.offloaded_bytes)
         if num_gpus > 1:
             timing = together(timing, gradient_bytes(rehearsal), replicas, self.target.gpu, rates)
+        assumptions = (
+            *squeeze,
+            *self.target.assumptions,
+            *_assumptions(recipe),
+            *(self._of_reference_code() if self.device.cuda else ()),
+            *((NCCL,) if self.device.cuda and num_gpus > 1 else ()),
+            timing.basis,
+            *((timing.exchange,) if timing.exchange else ()),
+            *((HOST_ASSUMPTION,) if self.device.cuda else ()),
+        )
         return Estimate(
             method="rehearsal",
             peak_allocated_bytes=memory.allocated,
@@ -144,26 +160,19 @@ class Estimator:
             step_energy_wh=timing.energy_wh,
             trainable_params=rehearsal.trainable_params,
             total_params=self.shape.total_params + sum(w.params for w in rehearsal.weights if w.adapter),
-            assumptions=(
-                *squeeze,
-                *self.target.assumptions,
-                *_assumptions(recipe),
-                *(self._of_reference_code() if self.device.cuda else ()),
-                *((NCCL,) if self.device.cuda and num_gpus > 1 else ()),
-                timing.basis,
-                *((timing.exchange,) if timing.exchange else ()),
-                *((HOST_ASSUMPTION,) if self.device.cuda else ()),
-            ),
+            assumptions=sentences(assumptions),
+            assumption_records=assumptions,
             num_gpus=num_gpus,
             host_bytes=totals(host_parts(rehearsal, self.shape.total_params, num_gpus)) if self.device.cuda else {},
             disk_bytes=totals(disk_parts(rehearsal, self.shape.total_params)),
         )
 
-    def _of_reference_code(self) -> tuple[str, ...]:
+    def _of_reference_code(self) -> tuple[Assumption, ...]:
         if not self.kernel_packages:
             return ()
         packages = " and ".join(self.kernel_packages)
-        return (f"memory and time: some layers are rehearsed in PyTorch's code; with {packages} they take less",)
+        text = f"memory and time: some layers are rehearsed in PyTorch's code; with {packages} they take less"
+        return (Assumption(kind="memory", basis="rehearsal", text=text, figures={"packages": packages}),)
 
     def fits_by_gib(
         self, rehearsal: Rehearsal, device_bytes: int, loop: Loop = OURS, num_gpus: int = 1
@@ -176,7 +185,7 @@ class Estimator:
 
     def _fits(
         self, rehearsal: Rehearsal, loop: Loop, device_bytes: int, available: int, num_gpus: int
-    ) -> tuple[Fits, tuple[str, ...]]:
+    ) -> tuple[Fits, tuple[Assumption, ...]]:
         """(whether it fits, what to tell of it)."""
         if device_bytes <= available:
             return "yes", ()
@@ -188,7 +197,9 @@ class Estimator:
         cost = (
             f"{memory.retries} times a step, {size(memory.given_back)} in all" if memory.retries else "before it trains"
         )
-        return "tight", (f"memory: tight, fits only as PyTorch gives cached blocks back when the limit is met: {cost}",)
+        text = f"memory: tight, fits only as PyTorch gives cached blocks back when the limit is met: {cost}"
+        figures: Figures = {"times": memory.retries, "bytes": memory.given_back}
+        return "tight", (Assumption(kind="memory", basis="rehearsal", text=text, figures=figures),)
 
     def allocator(self, loop: Loop = OURS, limit: int | None = None) -> Allocator | ByteCounter:
         """The device's, empty. limit: bytes that it can reserve."""
@@ -230,11 +241,11 @@ def _device_of(target: Target, torch: tuple[int, int]) -> Device:
     return Device(target.gpu.compute_capability or UNKNOWN_CAPABILITY, target.gpu.multiprocessors, torch)
 
 
-def _assumptions(recipe: Recipe) -> list[str]:
+def _assumptions(recipe: Recipe) -> list[Assumption]:
     """What the memory of a step depends on that only the values tell."""
-    found = []
+    texts = []
     if recipe.quant_type == "int8":
-        found.append("memory: in 8-bit layers one column of a thousand is assumed to have outliers")
+        texts.append("memory: in 8-bit layers one column of a thousand is assumed to have outliers")
     if recipe.packing and recipe.attention == "flash_attention_2":
-        found.append(f"memory: packed examples are assumed to have {TOKENS_PER_EXAMPLE} tokens")
-    return found
+        texts.append(f"memory: packed examples are assumed to have {TOKENS_PER_EXAMPLE} tokens")
+    return [Assumption(kind="memory", basis="assumption", text=text) for text in texts]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from autoft.planner.estimate import Range
+from autoft.planner.facts import Assumption, Figures
 from autoft.planner.time import HOST_LINK_BYTES_PER_S, Rates, Timing
 from autoft.profiles.gpu_catalogue import gpu_profiles
 from autoft.profiles.hardware import Gpu
@@ -70,7 +71,9 @@ def together(timing: Timing, gradients: int, replicas: Replicas, gpu: Gpu | None
     num, step = replicas.num_gpus, timing.step_s
     if gpu is None:
         shared = Range(lower=num * step.lower, upper=num * step.upper)
-        return replace(timing, step_s=shared, exchange=f"exchange: {num} replicas share the CPU, no quicker than one")
+        text = f"exchange: {num} replicas share the CPU, no quicker than one"
+        alone = Assumption(kind="exchange", basis="assumption", text=text, figures={"replicas": num})
+        return replace(timing, step_s=shared, exchange=alone)
     link = link_of(gpu)
     sent = 2 * (num - 1) / num * gradients
     fast, slow = sent / link.upper, sent / link.lower
@@ -81,9 +84,11 @@ def together(timing: Timing, gradients: int, replicas: Replicas, gpu: Gpu | None
         if power
         else None
     )
-    told = (
+    text = (
         f"exchange: gradients of {size(gradients)} are summed over {num} GPUs once an optimizer step, in "
         f"{duration(fast)} to {duration(slow)} at {link.lower / 1e9:.2g} to {link.upper / 1e9:.3g} GB/s ({link.what}, "
         "an assumption)"
     )
-    return Timing(step_s=step, energy_wh=energy, basis=timing.basis, exchange=told)
+    figures: Figures = {"gradient_bytes": gradients, "lower_s": fast, "upper_s": slow}
+    exchange = Assumption(kind="exchange", basis="assumption", text=text, figures=figures)
+    return Timing(step_s=step, energy_wh=energy, basis=timing.basis, exchange=exchange)

@@ -264,7 +264,8 @@ def _device(answer: Answer) -> Figure:
         what += f", of {num_gpus} replicas"
     parts = [Part(bytes=estimate.device_bytes - beside, what=what)]
     if context:
-        basis = "; ".join(a for a in target.assumptions if "context" in a) or "measured on this kind of card"
+        assumed = [assumption.text for assumption in target.assumptions if assumption.kind == "context"]
+        basis = assumed[0] if assumed else "measured on this kind of card"
         parts.append(Part(bytes=context, what="CUDA context", source=basis))
     if beside > context:
         parts.append(Part(bytes=beside - context, what="NCCL's buffers, an assumption", source=NCCL_SOURCE))

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autoft.errors import OptionError
-from autoft.planner.candidates import describe
+from autoft.planner import words
 from autoft.planner.choose import Choice, alternative, order, row_time
+from autoft.planner.facts import Reason
 from autoft.planner.plan_file import Alternative
 from autoft.planner.question import Question
 from autoft.planner.search import Candidate, Search
@@ -94,26 +95,24 @@ def notes_of(question: Question, counts: Sequence[int], wanted: int | None) -> l
     return []
 
 
-def _reasons(best: Candidate, others: list[Candidate], question: Question, name: str) -> list[str]:
+def _reasons(best: Candidate, others: list[Candidate], question: Question, name: str) -> list[Reason]:
     num_gpus = question.num_gpus
     one = next((other for other in others if other.estimate.num_gpus == 1), None)
     more = min((other for other in others if other.estimate.num_gpus > num_gpus), key=row_time, default=None)
-    if num_gpus == 1 and more is not None:
-        several_gpus = f"{more.estimate.num_gpus} ({describe(more.recipe)})"
-        return [f"1 of the GPUs: {several_gpus} would be {pace(row_time(more) / row_time(best))}"]
     if num_gpus == 1:
-        return []
-    accumulation = question.replicas(best.recipe).accumulation
-    rows = best.recipe.micro_batch * accumulation
-    share = f"each has the whole model and {rows} of a step's {num_gpus * rows} rows"
-    told = f"{several(num_gpus, name)}, data parallel: {share}"
-    if one is not None:
-        told += f"; {pace(row_time(best) / row_time(one))} than one GPU ({describe(one.recipe)})"
-    return [told]
+        return [] if more is None else [words.one_gpu(more.estimate.num_gpus, more.recipe, _times(more, best))]
+    rows = best.recipe.micro_batch * question.replicas(best.recipe).accumulation
+    beside = None if one is None else (one.recipe, _times(best, one))
+    return [words.several_gpus(several(num_gpus, name), num_gpus, rows, beside)]
 
 
 def _other(other: Candidate, best: Candidate) -> Alternative:
-    return alternative("runner_up", other, f"fits: {pace(row_time(other) / row_time(best))}")
+    time_ratio = _times(other, best)
+    return alternative("runner_up", other, f"fits: {pace(time_ratio)}", time_ratio)
+
+
+def _times(candidate: Candidate, other: Candidate) -> float:
+    return row_time(candidate) / row_time(other)
 
 
 def _refuse_more(target: Target, wanted: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -53,6 +54,14 @@ CREATE TABLE IF NOT EXISTS runs (
 )
 """
 GPUS = "gpus"  # of circumstances, where a run was on more than one
+# time_basis of rows that were written before there were keys for it: their words, and the key of today
+OLDER_BASES = {
+    "measured just now": "measured now",
+    "from the data sheet": "data sheet",
+    r"from the data sheet and its (\d+) W limit": "data sheet, held to {} W",
+    "assumed": "assumption",
+    r"measured on (\d{4}-\d\d-\d\d), of which .*": "bench of {}",
+}
 AS_JSON = ("circumstances", "versions", "recipe")
 
 
@@ -64,7 +73,8 @@ class PastRun(Record):
     versions: of autoft and its libraries. recipe: the Recipe as a dict, since another version's may have other fields.
     steps: that were made.
     predicted_*: of the Estimate, the steps' time as the RunResult has it; None where the plan was for another device.
-    time_basis: where the predicted time is from. measured_*: of the RunResult; None where the run ran out of memory.
+    time_basis: key of where the predicted time is from.
+    measured_*: of the RunResult; None where the run ran out of memory.
     """
 
     at: str
@@ -120,7 +130,7 @@ def past_run(plan: Plan, predicted: Predicted, hardware: Hardware, result: RunRe
             "predicted_device_bytes": estimate.device_bytes,
             "predicted_step_lower_s": predicted.step_time_lower_s,
             "predicted_step_upper_s": predicted.step_time_upper_s,
-            "time_basis": time_basis(estimate.assumptions),
+            "time_basis": estimate.time_basis,
         }
     measured: dict[str, Any] = {}
     if result is not None:
@@ -149,12 +159,6 @@ def past_run(plan: Plan, predicted: Predicted, hardware: Hardware, result: RunRe
 def installed() -> dict[str, str]:
     """Versions of all that a prediction and a run depend on, by metadata: nothing is imported."""
     return {"autoft": __version__, **{library: installed_version(library) or "" for library in LIBRARIES}}
-
-
-def time_basis(assumptions: tuple[str, ...]) -> str | None:
-    """Where an Estimate's time is from, without the rates: "from the data sheet", "measured just now"."""
-    told = [text for text in assumptions if text.startswith("time: ")]
-    return told[0].rpartition("GB/s, ")[2] if told else None
 
 
 def add(run: PastRun) -> None:
@@ -243,7 +247,7 @@ def _planned_for(plan: Plan, hardware: Hardware, gpu: Gpu | None) -> bool:
         planned, here = plan.hardware.host, hardware.host
         return plan.job.device == "cpu" and (planned.cpu, planned.cores) == (here.cpu, here.cores)
     profile = gpu_for(gpu.name, gpu.total_bytes)
-    return plan.target.rpartition(" (")[0] in (gpu.name, profile.product if profile else None)
+    return plan.card in (gpu.name, profile.product if profile else None)
 
 
 def _connect(mode: str) -> sqlite3.Connection:
@@ -306,4 +310,15 @@ def _run(row: tuple[Any, ...]) -> PastRun | None:
         return None
     if not all(isinstance(values[name], dict) for name in AS_JSON):
         return None
-    return PastRun(**{**values, "finished": bool(values["finished"])})
+    return PastRun(
+        **{**values, "finished": bool(values["finished"]), "time_basis": _basis_of_now(values["time_basis"])}
+    )
+
+
+def _basis_of_now(kept: str | None) -> str | None:
+    """The key of a time basis. Rows from before there were keys have words in its place, which stay as they were."""
+    for words, key in OLDER_BASES.items():
+        match = re.fullmatch(words, kept or "")
+        if match is not None:
+            return key.format(*match.groups())
+    return kept

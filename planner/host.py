@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from autoft.planner.facts import Assumption
 from autoft.planner.ghost import Rehearsal
 from autoft.trainer.outcome import output_bytes
-from autoft.units import GIB
+from autoft.units import GIB, size
 
 # Assumption: Python and the libraries with CUDA's, loaded and initialised.
 RUNTIME_BYTES = 3 * GIB
-ASSUMPTION = "host: Python and its libraries are assumed to take 3 GiB of RAM beside a GPU"
+ASSUMPTION = Assumption(
+    kind="host",
+    basis="assumption",
+    text=f"host: Python and its libraries are assumed to take {size(RUNTIME_BYTES)} of RAM beside a GPU",
+    figures={"bytes": RUNTIME_BYTES},
+)
 
 
 Parts = dict[str, dict[str, int]]  # of each phase: bytes by what they are for

@@ -16,6 +16,7 @@ from autoft.planner.context import check_length, length_notes, longest_row
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
 from autoft.planner.exchange import ALONE, Replicas
+from autoft.planner.facts import Reason, sentences
 from autoft.planner.ghost import Rehearsal
 from autoft.planner.gpu_count import counts_of, notes_of, plan_counts, with_counts
 from autoft.planner.inputs import inputs_of
@@ -27,7 +28,7 @@ from autoft.planner.remedies import nothing_fits
 from autoft.planner.request import Request
 from autoft.planner.schedule import MIN_STEPS, rows_of, schedule, steps_of
 from autoft.planner.search import Search
-from autoft.planner.target import Target, like, target_of, without_memory
+from autoft.planner.target import Target, like, target_of
 from autoft.planner.time import measure_cpu_flops
 from autoft.planner.workload import Workload, measure
 from autoft.profiles.hardware import Hardware
@@ -65,7 +66,7 @@ class Asked:
     preset: Defaults
     prepared: Prepared | None
     workload: Workload | None
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     notes: tuple[str, ...]
     words: dict[str, str]  # how the user pinned fields of the Recipe, by field
     counts: list[int]  # of GPUs, to plan for
@@ -93,15 +94,18 @@ def _plan_of(asked: Asked, request: Request, hardware: Hardware) -> Plan:
     question, found = taken.question, taken.search
     if taken.choice is None:
         raise nothing_fits(question, found, asked.words)
-    choice = with_counts(taken, tried, without_memory(question.target.name))
+    choice = with_counts(taken, tried, question.target.card)
     job = question.job_of(choice.recipe)
+    reasons = (*choice.reasons, *asked.reasons)
     run_time_s, run_energy_kwh = question.run_takes(choice.recipe)
     return Plan(
         autoft_version=__version__,
         target=question.target.name,
+        card=question.target.card,
         prefer=question.prefer,
         preset=asked.preset.name,
-        reasons=(*choice.reasons, *asked.reasons),
+        reasons=sentences(reasons),
+        reason_records=reasons,
         pruned=(*(group.text for group in found.pruned), *_not_tried(job, choice.estimate, found)),
         notes=asked.notes,
         steps=steps_of(job, question.rows),
@@ -221,7 +225,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     )
     counts = counts_of(question, num_gpus)
     reasons = (
-        *(text for name, text in sources.items() if name not in {**job_pins, **recipe_pins}),
+        *(reason for name, reason in sources.items() if name not in {**job_pins, **recipe_pins}),
         *preset.reasons(seq_len_counts=seq_len_counts),
     )
     cut = prepared is not None and bool(prepared.train.too_long) and most == shape.max_position

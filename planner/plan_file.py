@@ -12,6 +12,7 @@ from autoft.errors import FileFormatError
 from autoft.home import write_text
 from autoft.planner.correction import Correction
 from autoft.planner.estimate import Estimate, Range
+from autoft.planner.facts import Reason
 from autoft.planner.inputs import Inputs
 from autoft.planner.target import several
 from autoft.planner.workload import Workload
@@ -29,21 +30,27 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alternative(Record):
-    """A recipe that was not chosen. fallback: it fits in less memory than the chosen one. num_gpus: that it was for."""
+    """A recipe that was not chosen. fallback: it fits in less memory than the chosen one. num_gpus: that it was for.
+
+    time_ratio: of a row, over that of the chosen one; None where it was not compared.
+    """
 
     role: Literal["fallback", "runner_up", "rejected"]
     recipe: Recipe
     estimate: Estimate
     reason: str
     num_gpus: int = 1
+    time_ratio: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan(Record):
     """What to run and why. job is all that the trainer takes; the rest says how it was chosen.
 
-    target: the device planned for, in words; of several GPUs (job.num_gpus), one of them.
+    target: the device planned for, in words; of several GPUs (job.num_gpus), one of them. card: its name alone, the
+    same on every day; "" in a file from before it was kept apart, which read_plan fills in.
     preset: the name of the one it was planned with.
+    reasons: sentences. reason_records: the same with what each is about; none in a file from before there were any.
     pruned: what was not rehearsed, a sentence a group with its reason.
     steps: optimizer steps of the whole run, None without data.
     run_time_s, run_energy_kwh: of all its steps; evaluation is not in them. Energy is the device's, None where unknown.
@@ -54,9 +61,11 @@ class Plan(Record):
     schema_version: Annotated[int, Ge(1)] = SCHEMA_VERSION
     autoft_version: str
     target: str
+    card: str = ""
     prefer: str
     preset: str | None = None
     reasons: tuple[str, ...]
+    reason_records: tuple[Reason, ...] = ()
     pruned: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     steps: int | None = None
@@ -113,4 +122,12 @@ def read_plan(path: Path) -> Plan:
             fix="update autoft, or plan again",
         )
     plan = Plan.from_dict(data, where=where)
+    plan = plan if plan.card else replace(plan, card=_card_of_older(plan.target))
     return replace(plan, job=private_job(plan.job, path.parent))
+
+
+def _card_of_older(target: str) -> str:
+    """The card of an older file's target: "NVIDIA L4 (22.0 GiB)", "CPU (AMD EPYC, 2 cores, 8 GiB free)"."""
+    if target.startswith("CPU ("):
+        return f"{target.partition(',')[0]})"
+    return target.rpartition(" (")[0] or target

@@ -16,7 +16,7 @@ COLUMNS = 100
 INSTEAD = 3  # alternatives told beside a line
 # The sections behind the figures at the top. What is in none of these comes before the inputs.
 ORDER = ("job", "estimate", "run_time_s", "run_energy_kwh", "workload")
-LAST = ("inputs", "shape", "hardware", "alternatives")
+LAST = ("reason_records", "inputs", "shape", "hardware", "alternatives")
 
 SECTIONS = {
     "job": "What is trained, on what and for how long. Each line may be edited.",
@@ -24,6 +24,7 @@ SECTIONS = {
     "estimate": "What a step takes, in bytes and seconds, rehearsed for the device named at the top.",
     "run_time_s": "All steps, evaluation not included.",
     "workload": "The data under the model's tokenizer and chat template, in tokens.",
+    "reason_records": "The reasons at the top with what each is about, and its figures.",
     "inputs": "What the plan was made from: `autoft run` tells what has changed since.",
     "shape": "The model. `autoft run` refuses a model of another shape.",
     "hardware": "The machine that the plan was made on.",
@@ -68,15 +69,6 @@ KNOBS = {
     "seq_len": {"seq_len"},
     "rank": {"rank", "alpha"},
 }
-# Reasons that begin otherwise than with their key, those of earlier versions' files too
-BEGINS = {
-    "epochs": r"[\d.]+ epochs?: ",
-    "accumulation": r"batch of \d+|\d+ rows a step",
-    "group_by_length": r"rows of like length ",
-    "method": r"unquantized base|\d+-bit base|the base stays whole|\d+ bits buy ",
-    "gradient_checkpointing": r"gradient checkpointing|checkpointing buys ",
-    "num_gpus": r"\d+ x .*, data parallel: |1 of the GPUs: ",
-}
 
 
 def plan_toml(plan: Plan) -> str:
@@ -84,7 +76,7 @@ def plan_toml(plan: Plan) -> str:
     import tomli_w
 
     data = without_none(plan.to_dict())
-    literals = {name: value for name, value in data.items() if not _is_table(value)}
+    literals = {name: value for name, value in data.items() if not _is_table(name, value)}
     between = [name for name in data if name not in (*literals, *ORDER, *LAST)]
     parts = [_header(plan), tomli_w.dumps(literals)]
     for name in (*ORDER, *between, *LAST):
@@ -157,14 +149,11 @@ def _instead(plan: Plan) -> dict[str, list[str]]:
 
 
 def _reasons(plan: Plan) -> dict[str, list[str]]:
-    """The plan's reasons that begin with what a key is called ("learning rate 0.0002: ..."), by that key."""
-    begins = {key: rf"{key.replace('_', ' ')} " for key in (*plan.job.to_dict(), *plan.job.recipe.to_dict())} | BEGINS
-    found: dict[str, list[str]] = {}
-    for reason in plan.reasons:
-        key = next((key for key, words in begins.items() if re.match(words, reason)), None)
-        if key is not None:
-            found.setdefault(key, []).append(reason)
-    return found
+    """The plan's reasons by the key that they explain."""
+    by_key: dict[str, list[str]] = {}
+    for reason in plan.reason_records:
+        by_key.setdefault(reason.key, []).append(reason.text)
+    return by_key
 
 
 def _comment(text: str) -> str:
@@ -174,5 +163,8 @@ def _comment(text: str) -> str:
     return "".join(f"# {line}\n" for line in lines)
 
 
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+def _is_table(name: str, value: Any) -> bool:
+    """Whether it stands under a heading of its own: what is short enough may stand in a line among others."""
+    import tomli_w
+
+    return isinstance(value, dict) or tomli_w.dumps({name: value}).startswith("[")

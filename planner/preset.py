@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from autoft.planner.facts import Reason
 from autoft.planner.request import Prefer, Request
 from autoft.profiles.preset_catalogue import Preset, Setting, find_preset
 from autoft.trainer.job import Job
@@ -44,11 +45,11 @@ class Defaults:
     def without_packing(self, why: str) -> Defaults:
         return replace(self, recipe={k: v for k, v in self.recipe.items() if k != "packing"}, unpacked=why)
 
-    def reasons(self, *, seq_len_counts: bool) -> list[str]:
-        """One line a value, with its reason and source. seq_len_counts: the plan took over the length."""
+    def reasons(self, *, seq_len_counts: bool) -> list[Reason]:
+        """One a value, with its reason and source. seq_len_counts: the plan took over the length."""
         if self.preset is None:
             return []
-        lines = [f"preset: {self.preset.name}, {self.preset.summary}"]
+        lines = [Reason(key="preset", text=f"preset: {self.preset.name}, {self.preset.summary}")]
         for name, setting in self.preset.settings.items():
             stands = {
                 "seq_len": seq_len_counts,
@@ -56,7 +57,7 @@ class Defaults:
                 "metric": self.unmeasured is None,
             }
             if name not in self.overruled and stands.get(name, True):
-                lines.append(_line(name, setting))
+                lines.append(Reason(key=name, text=_line(name, setting)))
         return lines
 
     def notes(self) -> list[str]:

@@ -13,10 +13,11 @@ from autoft.planner.correction import correction_for, warnings
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator import Estimator
 from autoft.planner.exchange import Replicas
+from autoft.planner.facts import Reason
 from autoft.planner.inputs import Inputs, inputs_of, job_digest
 from autoft.planner.plan_file import Plan
 from autoft.planner.schedule import mean_length, rows_of, run_takes, steps_of
-from autoft.planner.target import Target, several, target_of, without_memory
+from autoft.planner.target import Target, several, target_of
 from autoft.planner.time import measure_cpu_flops
 from autoft.planner.workload import Workload, measure
 from autoft.profiles.detect import gpu_from_profile
@@ -30,7 +31,7 @@ from autoft.trainer.resolve import load_config, resolve
 from autoft.units import size
 
 LESS_MEMORY = 0.95  # of what could be used when the plan was made; a little comes and goes
-EDITED = "[job] was edited by hand after these reasons were given"
+EDITED = Reason(key="edit", text="[job] was edited by hand after these reasons were given")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,9 @@ def recheck(
     plan = replace(
         planned,
         target=target.name,
-        reasons=((*planned.reasons, EDITED) if edited else planned.reasons),
+        card=target.card,
+        reasons=((*planned.reasons, EDITED.text) if edited else planned.reasons),
+        reason_records=((*planned.reason_records, EDITED) if edited else planned.reason_records),
         steps=steps,
         run_time_s=run_time_s,
         run_energy_kwh=run_energy_kwh,
@@ -138,7 +141,7 @@ def _target(planned: Plan, job: Job, hardware: Hardware, where: str) -> Target:
     if target.gpu is not None and job.num_gpus > target.num_gpus:
         raise ModelError(
             f"{where}: job.num_gpus = {job.num_gpus} is more than there are here of one kind: "
-            f"{several(target.num_gpus, without_memory(target.name))}",
+            f"{several(target.num_gpus, target.card)}",
             fix=f"job.num_gpus = {target.num_gpus}, or plan again",
         )
     return target.using(job.num_gpus)
@@ -184,7 +187,7 @@ def _input_notes(planned: Plan, now: Inputs, workload: Workload) -> list[str]:
 
 def _device_notes(planned: Plan, target: Target) -> list[str]:
     then, now = planned.estimate.available_bytes, target.available_bytes
-    there, here = without_memory(planned.target), without_memory(target.name)
+    there, here = planned.card, target.card
     profile = target.gpu.profile if target.gpu is not None else None
     notes = []
     if there not in (here, gpu_from_profile(profile).name if profile else here):
@@ -195,7 +198,7 @@ def _device_notes(planned: Plan, target: Target) -> list[str]:
         held = ""
         if holder is not None and holder.used_bytes:
             held = f"; {holder.name or 'a process'} (pid {holder.pid}) holds {size(holder.used_bytes)}"
-        notes.append(f"less memory than planned for: {size(now)} can be used now, {size(then)} then{held}")
+        notes.append(f"less memory than planned for: {size(now)} usable now, {size(then)} then{held}")
     return notes
 
 
@@ -203,8 +206,8 @@ def _problem(recipe: Recipe, estimate: Estimate, target: Target) -> str:
     need, room = estimate.device_bytes, estimate.available_bytes
     tight = ", or only just, as PyTorch gives cached blocks back" if estimate.fits == "tight" else ""
     return (
-        f"{describe(recipe)}, {recipe.seq_len} tokens, needs {size(need)}, {size(need - room)} more than can be used "
-        f"of {without_memory(target.name)} ({size(room)}){tight}"
+        f"{describe(recipe)}, {recipe.seq_len} tokens, needs {size(need)}, {size(need - room)} more than usable "
+        f"on {target.card} ({size(room)}){tight}"
     )
 
 

@@ -61,7 +61,7 @@ def nothing_fits(question: Question, found: Search, words: dict[str, str]) -> Au
 
 def _error(question: Question, closest: Candidate, ways: list[Remedy]) -> DoesNotFit:
     room = question.target.available_bytes
-    what = f"nothing fits {question.target.name}, of which {size(room)} can be used"
+    what = f"nothing fits {question.target.name}, {size(room)} usable"
     details: dict[str, Any] = {
         "available_bytes": room,
         "remedies": [{"what": w.what, "option": w.option, "needs_bytes": w.needs_bytes} for w in ways],

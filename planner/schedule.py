@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from autoft.planner.estimate import Estimate, Range
+from autoft.planner.facts import Reason
 from autoft.planner.workload import Workload
 from autoft.trainer.data.pack import pack
 from autoft.trainer.job import Job
@@ -25,13 +26,19 @@ SMALL_DATA_ROWS = 1000  # fewer rows than this are gone over three times
 # was no worse for it (docs/negative-results.md), but nothing else was measured, so that it has to be worth it.
 GROUPING_PAYS = 0.75
 _JOB, _RECIPE = Job.__dataclass_fields__, Recipe.__dataclass_fields__
-RANK = (
-    f"rank {_RECIPE['rank'].default} on all linear layers: with adapters on all of them the rank hardly matters "
-    "(QLoRA, arXiv:2305.14314, appendix A)"
+_RANK: Any = _RECIPE["rank"].default
+_WARMUP_RATIO: Any = _JOB["warmup_ratio"].default
+RANK = Reason(
+    key="rank",
+    text=f"rank {_RANK} on all linear layers: with adapters on all of them the rank hardly matters "
+    "(QLoRA, arXiv:2305.14314, appendix A)",
+    figures={"rank": _RANK},
 )
-WARMUP = (
-    f"warmup ratio {_JOB['warmup_ratio'].default:g} and a {_JOB['schedule'].default}: Stanford Alpaca's recipe "
-    "(github.com/tatsu-lab/stanford_alpaca, README)"
+WARMUP = Reason(
+    key="warmup_ratio",
+    text=f"warmup ratio {_WARMUP_RATIO:g} and a {_JOB['schedule'].default}: Stanford Alpaca's recipe "
+    "(github.com/tatsu-lab/stanford_alpaca, README)",
+    figures={"warmup_ratio": _WARMUP_RATIO},
 )
 MEGA_BATCHES = 50  # steps that transformers' sampler sorts by length at once
 
@@ -73,7 +80,7 @@ def rows_of(prepared: Prepared | None, seq_len: int, *, packing: bool) -> Rows |
 
 def schedule(
     starter: bool, workload: Workload | None, rows: Rows | None, seq_len: int, *, full: bool = False
-) -> tuple[dict[str, Any], dict[str, str]]:
+) -> tuple[dict[str, Any], dict[str, Reason]]:
     """(epochs, learning rate, rows a step and the like; where each comes from, by name).
 
     starter: the bundled task with the starter model, which were tried together. rows: None without data. full: all
@@ -89,15 +96,16 @@ def schedule(
         "learning_rate": (1e-3 if starter else 2e-4) / (FULL_RATE if full else 1),
         "rows_per_step": per_step,
     }
-    sources: dict[str, str] = {}
+    sources: dict[str, Reason] = {}
     if workload is not None:
         found["max_new_tokens"] = _answer_room(workload)
     if rows is not None and not rows.packing:
         alone, together = (rows.padded(per_step, per_step, grouped=grouped) for grouped in (False, True))
         found["group_by_length"] = together < GROUPING_PAYS * alone
         if found["group_by_length"]:
-            fewer = f"{1 - together / alone:.0%} fewer tokens than by chance, padding included"
-            sources["group_by_length"] = f"rows of like length share a step: {fewer}"
+            share = 1 - together / alone
+            fewer = f"rows of like length share a step: {share:.0%} fewer tokens than by chance, padding included"
+            sources["group_by_length"] = Reason(key="group_by_length", text=fewer, figures={"fewer_share": share})
     tried = "tried with the starter model on its task"
     paper = "the QLoRA paper's for models of 7B and 13B (arXiv:2305.14314, table 9)"
     rate = f"learning rate {found['learning_rate']:g}: "
@@ -106,11 +114,23 @@ def schedule(
     why_epochs = tried if starter else _why_epochs(examples, workload)
     return found, sources | {
         **({} if full else {"rank": RANK}),
-        "learning_rate": f"{rate}{tried if starter else paper}",
+        "learning_rate": Reason(
+            key="learning_rate",
+            text=f"{rate}{tried if starter else paper}",
+            figures={"learning_rate": found["learning_rate"]},
+        ),
         "warmup_ratio": WARMUP,
-        "epochs": f"{epochs:g} epoch{'s' if epochs > 1 else ''}: {why_epochs}",
-        "accumulation": f"batch of {per_step}, about {per_step * mean:,.0f} tokens a step: at most {MAX_ROWS_PER_STEP} "
-        f"sequences or {MAX_TOKENS_PER_STEP:,} tokens (QLoRA paper), and if possible {MIN_STEPS} steps",
+        "epochs": Reason(
+            key="epochs",
+            text=f"{epochs:g} epoch{'s' if epochs > 1 else ''}: {why_epochs}",
+            figures={"epochs": epochs, "rows": examples},
+        ),
+        "accumulation": Reason(
+            key="accumulation",
+            text=f"batch of {per_step}, about {per_step * mean:,.0f} tokens a step: at most {MAX_ROWS_PER_STEP} "
+            f"sequences or {MAX_TOKENS_PER_STEP:,} tokens (QLoRA paper), and if possible {MIN_STEPS} steps",
+            figures={"rows": per_step, "tokens": round(per_step * mean)},
+        ),
     }
 
 

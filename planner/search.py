@@ -10,8 +10,8 @@ from typing import Any, Literal
 from autoft.planner.candidates import Family, describe, describe_base
 from autoft.planner.estimate import Estimate
 from autoft.planner.parallel import beside
+from autoft.planner.words import weights_alone
 from autoft.trainer.recipe import Recipe
-from autoft.units import size
 
 # What of the peak grows with the micro-batch, by the trace's kinds
 GROWING = ("inputs", "activations", "logits", "temporaries", "rounding")
@@ -31,10 +31,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """Candidates that were not rehearsed. recipe: one of them."""
+    """Candidates that were not rehearsed. recipe: one of them. weights_bytes: where its weights alone are too much."""
 
     recipe: Recipe
     text: str
+    weights_bytes: int | None = None
 
 
 @dataclass(slots=True)
@@ -126,7 +127,7 @@ class Search:
         """Whether its base's weights alone are more than the device has: then it is pruned."""
         least = self.weights_bytes(recipe)
         if least > self.available_bytes:
-            self.pruned.append(Pruned(recipe, f"{describe_base(recipe)}: its weights alone take {size(least)}"))
+            self.pruned.append(Pruned(recipe, weights_alone(recipe, least), least))
         return least > self.available_bytes
 
     def _family(self, family: Family) -> Candidate | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from autoft.errors import OptionError
+from autoft.planner.facts import Assumption
 from autoft.planner.gpu_rates import gpu_rates
 from autoft.planner.time import Rates, bench_rates, cpu_rates, measure_cpu_bandwidth
 from autoft.profiles.bench_store import Bench, BenchKey, cpu_key, gpu_key, kept
@@ -25,7 +26,6 @@ RAM_USABLE = 0.85
 # Of what is reserved, kept free besides: twice the most by which our trainer passed its prediction on a described card
 # (benchmarks/results/described_cards.json; a test compares; docs/decisions/0018-memory-margin.md).
 GPU_MARGIN = 0.03
-MARGIN_REASON = "on described cards the worst of our runs took 1.4% more than predicted"
 # Assumption: what NCCL takes for its channels beside PyTorch's allocator, the more of two figures that were measured on
 # A100s with NVLink: 544 MB a GPU in a group of two, 688 MB in a larger one (github.com/NVIDIA/nccl, issue 964).
 NCCL_BYTES = 688 * MIB
@@ -33,6 +33,36 @@ NCCL_SOURCE = "github.com/NVIDIA/nccl, issue 964"
 # By compute capability, measured: nvidia-smi's figure less what PyTorch reserved, the same 147,718,144 bytes in 20 runs
 # on a Tesla T4 (torch 2.14, CUDA 13.0; sdist of fitcheck-llm 0.3.1, data/measurements/).
 MEASURED_CONTEXT_BYTES = {(7, 5): 147_718_144}
+RAM_ONLY = Assumption(
+    kind="memory",
+    basis="rehearsal",
+    text="memory: tensors of the step; libraries and the allocator's own share come on top on a CPU",
+)
+WORST_MISS = 0.014  # of our runs on described cards: what one took more than predicted
+MARGIN = Assumption(
+    kind="memory",
+    basis="measured",
+    text=f"memory: {GPU_MARGIN:.0%} is kept free as a margin (worst miss of our runs on described cards: "
+    f"{WORST_MISS:.1%})",
+    figures={"margin": GPU_MARGIN, "worst_miss": WORST_MISS},
+)
+CONTEXT = Assumption(
+    kind="context",
+    basis="assumption",
+    text=f"memory: a CUDA context of {size(CUDA_CONTEXT_BYTES)} is assumed, not measured, for this card",
+    figures={"context_bytes": CUDA_CONTEXT_BYTES},
+)
+NOT_CUDA = Assumption(
+    kind="memory",
+    basis="assumption",
+    text="memory: the rules are those of CUDA's kernels and allocator; on AMD cards nothing was measured",
+)
+UNIFIED = Assumption(
+    kind="memory",
+    basis="assumption",
+    text=f"memory: shared with the host, of which {UNIFIED_FREE:.0%} is assumed to be free",
+    figures={"free_share": UNIFIED_FREE},
+)
 
 
 _bandwidth = functools.cache(measure_cpu_bandwidth)
@@ -40,7 +70,8 @@ _bandwidth = functools.cache(measure_cpu_bandwidth)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """device: where to train. available_bytes: what a run may take of it. half_dtype: its true 16-bit format, if any.
+    """device: where to train. name: for people, with its memory; card: without, the same whenever it is asked.
+    available_bytes: what a run may take of it. half_dtype: its true 16-bit format, if any.
 
     cpu_flops_per_s, cpu_bytes_per_s: measure the CPU's throughput, for a model in a dtype, and its memory's.
     gpu: the card, of several the one that has the least to give; gpus: all that are alike on the machine, the one with
@@ -51,6 +82,7 @@ class Target:
 
     device: Literal["cuda", "cpu"]
     name: str
+    card: str
     available_bytes: int
     half_dtype: Dtype | None
     gpu: Gpu | None = None
@@ -109,24 +141,18 @@ class Target:
         return reserved_bytes + context + (NCCL_BYTES if num_gpus > 1 else 0)
 
     @property
-    def assumptions(self) -> tuple[str, ...]:
+    def assumptions(self) -> tuple[Assumption, ...]:
         """What the memory figures take for granted."""
         if self.gpu is None:
-            return ("memory: tensors of the step; libraries and the allocator's own share come on top on a CPU",)
-        margin = f"memory: {GPU_MARGIN:.0%} is kept free; {MARGIN_REASON}"
-        if self.gpu.compute_capability in MEASURED_CONTEXT_BYTES:
-            return (margin,)
-        notes = [
-            margin,
-            f"memory: a CUDA context of {size(CUDA_CONTEXT_BYTES)} is assumed, not measured, for this card",
-        ]
-        if self.gpu.origin == "profile" and self.gpu.compute_capability is None:
-            notes.append(
-                "memory: the rules are those of CUDA's kernels and allocator; on AMD cards nothing was measured"
-            )
-        if self.gpu.origin == "profile" and self.gpu.free_bytes < self.gpu.total_bytes:
-            notes.append(f"memory: shared with the host, of which {UNIFIED_FREE:.0%} is assumed to be free")
-        return tuple(notes)
+            return (RAM_ONLY,)
+        found = [MARGIN]
+        if self.gpu.compute_capability not in MEASURED_CONTEXT_BYTES:
+            found.append(CONTEXT)
+            if self.gpu.origin == "profile" and self.gpu.compute_capability is None:
+                found.append(NOT_CUDA)
+            if self.gpu.origin == "profile" and self.gpu.free_bytes < self.gpu.total_bytes:
+                found.append(UNIFIED)
+        return tuple(found)
 
 
 def target_of(
@@ -153,6 +179,7 @@ def target_of(
     return Target(
         "cpu",
         name,
+        f"CPU ({host.cpu})",
         int(ram * RAM_USABLE),
         "bfloat16" if host.bf16 else None,
         cpu_flops_per_s=cpu_flops_per_s,
@@ -187,14 +214,7 @@ def _of_gpus(gpus: tuple[Gpu, ...], driver_version: str | None) -> Target:
     half: Dtype = "bfloat16" if gpu.bf16 else "float16"
     name, usable = f"{gpu.name} ({size(gpu.total_bytes)})", usable_bytes(gpu.free_bytes)
     key = gpu_key(gpu, driver_version)
-    return Target("cuda", name, usable, half, gpu=gpu, gpus=gpus, bench=kept(key), key=key)
-
-
-def without_memory(name: str) -> str:
-    """A Target's name without its memory, and a CPU's without what is free."""
-    if name.startswith("CPU ("):
-        return f"{name.partition(',')[0]})"
-    return name.rpartition(" (")[0] or name
+    return Target("cuda", name, gpu.name, usable, half, gpu=gpu, gpus=gpus, bench=kept(key), key=key)
 
 
 def several(num_gpus: int, name: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from autoft.planner.estimate import Range
+from autoft.planner.facts import Assumption
 from autoft.profiles.bench_store import Bench, Reading
 from autoft.profiles.model_shape import ModelShape
 from autoft.trainer.recipe import Dtype
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from autoft.planner.work import Work
 
 Basis = Literal["measured", "data sheet", "assumption"]
+# What a run's time was predicted from, as the history keeps it: another key, and no past run corrects the next.
+BASIS_KEYS: dict[Basis, str] = {"measured": "measured now", "data sheet": "data sheet", "assumption": "assumption"}
 
 # What a step on a CPU gets of what was measured beside it, least and most. Assumptions, met by the 12 steps of
 # benchmarks/step_time.py. Products: small and skinny ones among them. Attention: the kernel has less of the matrix
@@ -113,13 +116,13 @@ class Rates:
 class Timing:
     """step_s: of one micro-batch, forward and backward, and an optimizer step. energy_wh: of the device in it.
 
-    exchange: what several GPUs take to sum their gradients, in words; None for one.
+    basis: what the time is from. exchange: what several GPUs take to sum their gradients; None for one.
     """
 
     step_s: Range
     energy_wh: Range | None
-    basis: str
-    exchange: str | None = None
+    basis: Assumption
+    exchange: Assumption | None = None
 
 
 class _Span(NamedTuple):
@@ -209,18 +212,31 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def _basis(rates: Rates) -> str:
+def _basis(rates: Rates) -> Assumption:
+    """Rates of products and memory, and where they are from: in words, and as a key that past runs are compared by."""
     product, memory = max(rates.products.values(), key=lambda rate: rate.upper), rates.memory
-    known = {"measured": "measured just now", "data sheet": "from the data sheet", "assumption": "assumed"}
-    basis = known[product.basis]
+    key = BASIS_KEYS[product.basis]
+    words = {"measured": "measured just now", "data sheet": "from the data sheet", "assumption": "assumed"}[
+        product.basis
+    ]
     if product.on is not None:
         least, *_, most = _of_products(rates)
-        basis = f"measured on {product.on}, of which a step is taken to get {least:.0%} to {most:.0%}"
+        key = f"bench of {product.on}"
+        words = f"measured on {product.on}, of which a step is taken to get {least:.0%} to {most:.0%}"
     elif rates.held_to_w is not None:
-        basis += f" and its {rates.held_to_w:.0f} W limit"
-    return (
-        f"time: products at {_short(product.lower / 1e12)} to {_short(product.upper / 1e12)} TFLOP/s, memory at "
-        f"{_short(memory.lower / 1e9)} to {_short(memory.upper / 1e9)} GB/s, {basis}"
+        key += f", held to {rates.held_to_w:.0f} W"
+        words += f" and its {rates.held_to_w:.0f} W limit"
+    return Assumption(
+        kind="time",
+        basis=key,
+        text=f"time: {_short(product.lower / 1e12)} to {_short(product.upper / 1e12)} TFLOP/s and "
+        f"{_short(memory.lower / 1e9)} to {_short(memory.upper / 1e9)} GB/s, {words}",
+        figures={
+            "flops_per_s_lower": product.lower,
+            "flops_per_s_upper": product.upper,
+            "bytes_per_s_lower": memory.lower,
+            "bytes_per_s_upper": memory.upper,
+        },
     )
 
 

@@ -73,7 +73,7 @@ def find_limit(frame: Frame, quantity: Quantity) -> Limit:
     if best.value is None:
         closest = min(ceilings, key=lambda c: c.estimate.device_bytes)
         raise DoesNotFit(
-            f"nothing fits {frame.target.name}, of which {size(closest.estimate.available_bytes)} can be used, at any "
+            f"nothing fits {frame.target.name}, {size(closest.estimate.available_bytes)} usable, at any "
             f"{in_words(quantity)}. Closest: {describe(closest.recipe)}, {values[0]} {unit(quantity)}, "
             f"{size(closest.estimate.device_bytes)}",
             fix="a smaller model, or a card with more memory (autoft fit MODEL --cards lists them)",

@@ -171,7 +171,7 @@ def show_limit(limit: Limit, console: Console) -> None:
     ]
     if best.next_estimate is not None:
         over = size(best.next_estimate.device_bytes - best.next_estimate.available_bytes)
-        rows.append(("Beyond", f"{_counted(limit, best.next_value)} would need {over} more than can be used"))
+        rows.append(("Beyond", f"{_counted(limit, best.next_value)} would need {over} more than usable"))
     else:
         rows.append(("Beyond", f"nothing: {limit.bound_by}"))
     console.print(render.facts(rows))
@@ -179,7 +179,9 @@ def show_limit(limit: Limit, console: Console) -> None:
     table = _grid("left", "right", "right")
     for ceiling in limit.ceilings:
         reached = "nothing" if ceiling.value is None else _counted(limit, ceiling.value)
-        table.add_row(f"  {_way(limit, describe(ceiling.recipe))}", reached, size(ceiling.estimate.device_bytes))
+        # without the micro-batch where that is what varies
+        described = describe(ceiling.recipe, micro_batch=limit.quantity != "micro_batch")
+        table.add_row(f"  {described}", reached, size(ceiling.estimate.device_bytes))
     console.print(table)
 
 
@@ -264,8 +266,8 @@ def _print_table(names: tuple[str, ...], lines: list[Line], console: Console) ->
 
 
 def _short(recipe: Recipe) -> str:
-    """qlora nf4, 4 rows, checkpointing."""
-    words = [f"qlora {recipe.quant_type}" if recipe.quant_type else "lora", _rows(recipe.micro_batch)]
+    """QLoRA NF4, 4 rows, checkpointing."""
+    words = [f"QLoRA {recipe.quant_type.upper()}" if recipe.quant_type else "LoRA", _rows(recipe.micro_batch)]
     return ", ".join([*words, *(["checkpointing"] if recipe.gradient_checkpointing else [])])
 
 
@@ -298,13 +300,6 @@ def _counted(limit: Limit, value: int | None) -> str:
 
 def _rows(number: int) -> str:
     return "1 row" if number == 1 else f"{number:,} rows"
-
-
-def _way(limit: Limit, described: str) -> str:
-    """A recipe without its micro-batch where that is what varies."""
-    if limit.quantity != "micro_batch":
-        return described
-    return ", ".join(part for part in described.split(", ") if not part.startswith("micro-batch"))
 
 
 def _step(lower: float, upper: float, tokens_per_s: float) -> str:

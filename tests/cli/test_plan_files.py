@@ -44,7 +44,7 @@ def test_an_edit_that_does_not_fit_is_refused_and_leaves_nothing(autoft, plan_fi
     error, fix = done.err.splitlines()[-2:]
     dtype = read_plan(path).job.recipe.base_dtype  # float32 on a CPU that has no bfloat16
     assert error.startswith(f"Error: {path}: lora on {dtype}, micro-batch 10000000, 512 tokens, needs ")
-    assert " GiB more than can be used of CPU (" in error
+    assert " GiB more than usable on CPU (" in error
     assert "[job] was edited since it was planned: it needs " in error
     assert fix == "To fix: undo the edit, free memory, or plan again; --force runs it all the same"
     assert not list(tmp_path.glob("*out*"))
@@ -63,7 +63,7 @@ def test_force_runs_what_does_not_fit_and_says_so(autoft, plan_file, tmp_path, m
     assert not out.exists()
     done = autoft("run", path, "-o", out, "--force", "--json")
     assert done.code == 0, done.err
-    assert re.search(r"Note: --force: lora on b?float\d\d, [^:]* more than can be used", " ".join(done.err.split()))
+    assert re.search(r"Note: --force: LoRA \((bf16|fp32) base\), [^:]* more than usable", " ".join(done.err.split()))
     assert (out / "result.json").is_file()
 
 

@@ -95,7 +95,7 @@ def test_a_sweep_fits_the_width(autoft, monkeypatch, width, family) -> None:
     done = autoft("plan", SMALL, "--vram", "1.2", "--seq-len", "512", "--model-sweep", family)
     out = " ".join(done.out.split())
     assert max(map(len, done.out.splitlines())) <= width
-    assert " short (qlora nf4, 1 row, checkpointing)" in out
+    assert " short (QLoRA NF4, 1 row, checkpointing)" in out
     if family == "gpt":
         assert done.code == 0, done.err
         assert "Fits 2 of 4 models" in out

@@ -127,7 +127,7 @@ def test_the_child_is_ended_when_its_time_is_up() -> None:
 
 def test_a_card_s_bench_takes_the_place_of_its_data_sheet() -> None:
     before = target(WITH_CARD).rates(["bfloat16"], None)
-    assert "from the data sheet" in _basis(before)
+    assert _basis(before).basis == "data sheet"
     bench_store.keep(of_card())
     here = target(WITH_CARD)
     assert here.bench == of_card()
@@ -142,8 +142,9 @@ def test_a_card_s_bench_takes_the_place_of_its_data_sheet() -> None:
     # FlashAttention is what the bench timed, not the memory-efficient kernel; and the card is this one
     assert rates.efficient == before.efficient
     assert rates.card_s == Range(lower=1.0, upper=1.0)
-    assert _basis(rates) == (
-        "time: products at 14 to 43 TFLOP/s, memory at 210 to 375 GB/s, measured on 2026-11-25, "
+    assert _basis(rates).basis == "bench of 2026-11-25"
+    assert _basis(rates).text == (
+        "time: 14 to 43 TFLOP/s and 210 to 375 GB/s, measured on 2026-11-25, "
         "of which a step is taken to get 70% to 108%"
     )
 
@@ -195,7 +196,7 @@ def test_a_cpu_with_a_bench_is_not_measured_while_planning() -> None:
         dtype: replace(rate, on="2026-11-25")
         for dtype, rate in cpu_rates(dict.fromkeys(DTYPES, 1e11), (2e10, 5e9)).products.items()
     }
-    assert "measured on 2026-11-25" in _basis(rates)
+    assert "measured on 2026-11-25" in _basis(rates).text
 
 
 def test_a_dtype_that_the_bench_left_out_is_measured_while_planning() -> None:

@@ -16,6 +16,7 @@ from autoft.errors import OutputError
 from autoft.planner import history
 from autoft.planner.correction import FEWEST, Correction, correction_for, warnings, words
 from autoft.planner.estimate import Estimate, Range
+from autoft.planner.facts import Assumption
 from autoft.planner.history import PastRun, add, clear, put_aside, runs
 from autoft.planner.target import Target, target_of
 from autoft.profiles.bench_store import cpu_key, gpu_key
@@ -31,7 +32,7 @@ HOST = Host(
 )
 CARD = replace(gpu_from_profile("rtx-4090"), origin="nvml", index=0, uuid="GPU-1")
 RECIPE = Recipe(base_dtype="float32", seq_len=128)
-BASIS = "time: products at 1 to 2 TFLOP/s, memory at 3 to 4 GB/s, measured just now"
+BASIS = Assumption(kind="time", basis="measured now", text="time: as fast as this was measured to be")
 ESTIMATE = Estimate(
     method="rehearsal",
     peak_allocated_bytes=GIB,
@@ -45,7 +46,8 @@ ESTIMATE = Estimate(
     tokens_per_s=64.0,
     trainable_params=1,
     total_params=2,
-    assumptions=(BASIS,),
+    assumptions=(BASIS.text,),
+    assumption_records=(BASIS,),
 )
 KEY = cpu_key(HOST)
 RUN = PastRun(
@@ -62,7 +64,7 @@ RUN = PastRun(
     predicted_device_bytes=GIB,
     predicted_step_lower_s=1.0,
     predicted_step_upper_s=4.0,
-    time_basis="measured just now",
+    time_basis="measured now",
     measured_peak_bytes=int(1.5 * GIB),
     measured_step_s=4.0,
     measured_tokens_per_s=32.0,
@@ -281,7 +283,7 @@ def test_a_mending_release_and_another_build_are_the_same_software() -> None:
     assert corrected().memory is not None
 
 
-@pytest.mark.parametrize("changes", [{"steps": 3}, {"time_basis": "from the data sheet"}, {"measured_step_s": 0.0}])
+@pytest.mark.parametrize("changes", [{"steps": 3}, {"time_basis": "data sheet"}, {"measured_step_s": 0.0}])
 def test_time_needs_steps_and_a_prediction_of_the_same_basis(changes) -> None:
     add(replace(RUN, **changes))
     found = corrected()
@@ -289,12 +291,35 @@ def test_time_needs_steps_and_a_prediction_of_the_same_basis(changes) -> None:
     assert (found.time, found.step_time_s) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ("measured just now", "measured now"),
+        ("from the data sheet", "data sheet"),
+        ("from the data sheet and its 250 W limit", "data sheet, held to 250 W"),
+        ("measured on 2026-11-25, of which a step is taken to get 70% to 108%", "bench of 2026-11-25"),
+        ("data sheet", "data sheet"),
+        (None, None),
+    ],
+)
+def test_rows_from_before_time_bases_were_keys_read_as_the_key_of_today(words, key) -> None:
+    add(replace(RUN, time_basis=words))
+    assert [run.time_basis for run in runs()] == [key]
+
+
+def test_a_new_wording_of_what_the_time_is_from_keeps_the_corrections() -> None:
+    add(RUN)
+    reworded = replace(BASIS, text="as quick as can be")
+    estimate = replace(ESTIMATE, assumptions=(reworded.text,), assumption_records=(reworded,))
+    assert corrected(estimate).time == corrected().time is not None
+
+
 def test_what_would_not_fit_is_warned_of_and_the_prediction_stays() -> None:
     add(replace(RUN, measured_peak_bytes=3 * GIB))
     found = corrected()
     assert (found.fits, ESTIMATE.fits) == ("no", "yes")
     assert warnings(found, ESTIMATE) == [
-        "memory: going by 1 run of this recipe here it may need 3.0 GiB, more than the 2.0 GiB that can be used"
+        "memory: going by 1 run of this recipe here it may need 3.0 GiB, more than the usable 2.0 GiB"
     ]
 
 

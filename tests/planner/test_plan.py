@@ -141,9 +141,9 @@ def test_two_cards_of_one_name_are_told_apart_by_their_memory() -> None:
 
 
 def test_what_is_taken_for_granted_of_unusual_cards_is_said() -> None:
-    assert any("on AMD cards nothing was measured" in note for note in target("mi300x").assumptions)
+    assert any("on AMD cards nothing was measured" in note.text for note in target("mi300x").assumptions)
     shared = target("dgx-spark")
-    assert any("shared with the host, of which 85% is assumed to be free" in note for note in shared.assumptions)
+    assert any("shared with the host, of which 85% is assumed to be free" in note.text for note in shared.assumptions)
     assert shared.available_bytes < 0.85 * 120 * GIB
     assert len(target("rtx-4090").assumptions) == 2
 
@@ -171,7 +171,7 @@ def test_sixteen_bits_where_they_fit_else_four_then_a_reason_for_each() -> None:
     tight, _ = make_plan(Request(model=TINYLLAMA, vram_gib=4, seq_len=512), CPU)
     rejected = [a for a in tight.alternatives if a.role == "rejected"]
     assert rejected
-    assert all("more than can be used" in a.reason for a in rejected)
+    assert all("more than usable" in a.reason for a in rejected)
     assert all(a.estimate.device_bytes > a.estimate.available_bytes for a in rejected)
     assert all(a.reason for a in tight.alternatives)
 
@@ -197,7 +197,7 @@ def test_nothing_fits_names_the_closest_and_ways_out_that_were_planned() -> None
     with pytest.raises(DoesNotFit) as error:
         make_plan(request, CPU)
     assert error.value.exit_code == 3
-    assert "Closest: qlora nf4, micro-batch 8, checkpointing" in error.value.what
+    assert "Closest: QLoRA (NF4), micro-batch 8, gradient checkpointing" in error.value.what
     found = error.value.details
     assert found["needs_bytes"] - found["available_bytes"] == found["missing_bytes"] > 0
     assert found["phase"]
@@ -252,7 +252,7 @@ def test_experts_in_4_bits_are_a_candidate_where_the_model_has_some(mixture) -> 
     assert pinned.job.recipe == plan.job.recipe
     with pytest.raises(DoesNotFit) as error:
         make_plan(replace(tight, settings=("experts_4bit=false",)), CPU)
-    assert "without --set experts_4bit=false: qlora nf4 with 4-bit experts" in str(error.value.fix)
+    assert "without --set experts_4bit=false: QLoRA (NF4, 4-bit experts)" in str(error.value.fix)
     roomy, _ = make_plan(replace(tight, vram_gib=24, prefer="quality"), CPU)
     assert not roomy.job.recipe.experts_4bit
     dense, _ = make_plan(Request(model=TINYLLAMA, gpu="rtx-4090", seq_len=512), CPU)

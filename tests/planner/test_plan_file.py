@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from autoft.errors import FileFormatError
 from autoft.planner.correction import Correction, Ratio, Source
 from autoft.planner.estimate import Estimate, Range
+from autoft.planner.facts import Assumption, Reason
 from autoft.planner.inputs import Inputs, data_digest, job_digest
 from autoft.planner.plan_file import Alternative, Plan, read_plan, write_plan
 from autoft.planner.schedule import Rows, schedule
@@ -32,6 +33,7 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=30) | st.sampled_from(
 )  # fmt: skip
 WHOLE = st.integers(1, 2**62)
 REAL = st.floats(1e-300, 1e300)
+FIGURES = st.dictionaries(TEXT, st.integers(0, 2**62) | REAL | TEXT, max_size=2)
 RANGES = st.builds(Range, lower=REAL, upper=REAL)
 BYTES = st.dictionaries(TEXT, WHOLE, max_size=3)
 RECIPES = st.one_of(
@@ -56,6 +58,9 @@ ESTIMATES = st.builds(
     step_time_s=RANGES,
     step_energy_wh=st.none() | RANGES,
     assumptions=st.lists(TEXT, max_size=2).map(tuple),
+    assumption_records=st.lists(
+        st.builds(Assumption, kind=st.just("time"), basis=TEXT, text=TEXT, figures=FIGURES), max_size=2
+    ).map(tuple),
     fits=st.sampled_from(["yes", "tight", "no"]),
     device_bytes=WHOLE,
 )
@@ -79,9 +84,11 @@ PLANS = st.builds(
     Plan,
     autoft_version=TEXT,
     target=TEXT,
+    card=TEXT.filter(bool),
     prefer=TEXT,
     preset=st.none() | TEXT,
     reasons=st.lists(TEXT | TEXT.map("rank {}".format), max_size=3).map(tuple),
+    reason_records=st.lists(st.builds(Reason, key=TEXT, text=TEXT, figures=FIGURES), max_size=2).map(tuple),
     notes=st.lists(TEXT, max_size=2).map(tuple),
     pruned=st.lists(TEXT, max_size=2).map(tuple),
     steps=st.none() | WHOLE,
@@ -161,7 +168,7 @@ def test_what_a_person_wants_comes_first_with_its_reasons() -> None:
     assert sections[:3] == ["[job]", "[job.recipe]", "[estimate]"]
     assert text.startswith("# starter on NVIDIA GeForce RTX 3060 (12.0 GiB)\n")
     lines = text.splitlines()
-    assert "not qlora nf4, micro-batch 1: fits in 900 MiB" in lines[lines.index('method = "lora"') - 1]
+    assert "not QLoRA (NF4), micro-batch 1: fits in 900 MiB" in lines[lines.index('method = "lora"') - 1]
     assert "accumulation = 4  # micro-batches in an optimizer step: 1 x 4 rows" in lines
     assert "device_bytes = 1124073472  # 1.0 GiB" in lines
     assert max(len(line) for line in lines if line.startswith("#")) <= 100
@@ -174,26 +181,24 @@ def test_a_full_fine_tune_has_no_lines_of_an_adapter() -> None:
     assert recipe["method"] == "full"
 
 
-@pytest.mark.parametrize(
-    ("key", "reason"),
-    [
-        ("learning_rate", "learning rate 0.0002: half of it diverged\n(source)"),
-        ("rank", "rank 16: enough (source)"),
-        ("epochs", "3 epochs: 36 rows are few"),
-        ("accumulation", "batch of 16, about 900 tokens a step"),
-        ("accumulation", "16 rows a step, about 900 tokens"),
-        ("method", "unquantized base: it fits"),
-        ("method", "4-bit base, needed to fit: the smallest is too much"),
-        ("gradient_checkpointing", "gradient checkpointing, needed to fit: without it too much is needed"),
-        ("method", "the base stays whole: it fits"),
-        ("method", "4 bits buy the fit: with 16 the least is too much"),
-        ("gradient_checkpointing", "checkpointing buys the fit: without it too much is needed"),
-    ],
-)
-def test_a_reason_stands_at_the_line_that_it_is_about(key: str, reason: str) -> None:
-    lines = replace(PLAN, reasons=(reason,), alternatives=()).to_toml().splitlines()
+@pytest.mark.parametrize("text", ["half of it\ndiverged (source)", "4-bit base, needed to fit: it is not about that"])
+@pytest.mark.parametrize("key", ["learning_rate", "rank", "epochs", "method", "gradient_checkpointing"])
+def test_a_reason_stands_at_the_line_that_its_key_names_whatever_its_words(key: str, text: str) -> None:
+    reason = Reason(key=key, text=text)
+    lines = replace(PLAN, reasons=(text,), reason_records=(reason,), alternatives=()).to_toml().splitlines()
     at = next(n for n, line in enumerate(lines) if line.startswith(f"{key} = "))
-    assert lines[at - 1] == f"# {' '.join(reason.split())}"
+    assert lines[at - 1] == f"# {' '.join(text.split())}"
+    assert [line for line in lines if line.startswith("# ") and " ".join(text.split()) in line] == [lines[at - 1]]
+
+
+@pytest.mark.parametrize("name", ["plan-v1.toml", "plan-v1-sentences.toml"])
+def test_files_from_before_there_were_records_load_with_their_card(name: str) -> None:
+    plan = read_plan(OLD.with_name(name))
+    assert plan.reasons
+    assert plan.estimate.assumptions
+    assert (plan.reason_records, plan.estimate.assumption_records) == ((), ())
+    assert plan.card == "NVIDIA GeForce RTX 3060"
+    assert Plan.from_toml(plan.to_toml()) == plan
 
 
 @pytest.mark.parametrize("rows", [2000, 36])
@@ -202,7 +207,7 @@ def test_the_planner_s_own_reasons_find_their_lines(rows: int) -> None:
     lengths = tuple(40 + n % 200 for n in range(rows))
     _, sources = schedule(False, workload, Rows(lengths, 256, False), 256)
     assert set(sources) >= {"learning_rate", "epochs", "accumulation"}
-    lines = replace(PLAN, reasons=tuple(sources.values()), alternatives=()).to_toml().splitlines()
+    lines = replace(PLAN, reason_records=tuple(sources.values()), alternatives=()).to_toml().splitlines()
     for key in sources:
         at = next(n for n, line in enumerate(lines) if line.startswith(f"{key} = "))
         assert lines[at - 1].startswith("# "), key

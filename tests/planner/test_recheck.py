@@ -70,7 +70,7 @@ def test_an_edit_that_fits_is_told_and_goes_on(planned: Plan) -> None:
     assert note.startswith("[job] was edited since it was planned: it needs ")
     assert checked.plan.estimate.trainable_params == 2 * planned.estimate.trainable_params
     assert (planned.steps, checked.plan.steps) == (108, 36)
-    assert checked.plan.reasons[-1] == EDITED
+    assert (checked.plan.reasons[-1], checked.plan.reason_records[-1]) == (EDITED.text, EDITED)
     # what the run's folder gets is a plan in its own right
     assert again(checked.plan).notes == ()
 
@@ -82,11 +82,11 @@ def test_an_edit_that_no_longer_fits_is_refused_with_the_figure(planned: Plan) -
     estimate = again(plan, force=True).plan.estimate
     gib, over = estimate.device_bytes / GIB, (estimate.device_bytes - int(8 * GIB * 0.85)) / GIB
     assert error.value.what.startswith(
-        f"plan.toml: lora on float32, micro-batch 4096, 512 tokens, needs {gib:.1f} GiB, {over:.1f} GiB more than can "
-        "be used of CPU (a CPU) (6.8 GiB); [job] was edited since it was planned: "
+        f"plan.toml: LoRA (fp32 base), micro-batch 4096, 512 tokens, needs {gib:.1f} GiB, {over:.1f} GiB more than "
+        "usable on CPU (a CPU) (6.8 GiB); [job] was edited since it was planned: "
     )
     assert "--force" in str(error.value.fix)
-    assert again(plan, force=True).notes[-1].startswith("--force: lora on float32, micro-batch 4096")
+    assert again(plan, force=True).notes[-1].startswith("--force: LoRA (fp32 base), micro-batch 4096")
 
 
 @pytest.mark.parametrize(
@@ -143,16 +143,14 @@ def on_gpu(plan: Plan, **fields: Any) -> Plan:
 def test_another_gpu_and_less_memory_are_named_and_who_holds_it(planned: Plan) -> None:
     holder = GpuProcess(pid=4321, name="python", used_bytes=5 * GIB)
     gpu = replace(RTX, free_bytes=6 * GIB, processes=(GpuProcess(pid=1, used_bytes=GIB), holder))
-    notes = again(on_gpu(planned, target="NVIDIA L4 (22.0 GiB)"), Hardware(host=HOST, gpus=(gpu,))).notes
+    notes = again(on_gpu(planned, card="NVIDIA L4"), Hardware(host=HOST, gpus=(gpu,))).notes
     assert "planned for NVIDIA L4, and this is NVIDIA GeForce RTX 3060" in notes
-    assert (
-        "less memory than planned for: 5.8 GiB can be used now, 11.5 GiB then; python (pid 4321) holds 5.0 GiB" in notes
-    )
+    assert "less memory than planned for: 5.8 GiB usable now, 11.5 GiB then; python (pid 4321) holds 5.0 GiB" in notes
 
 
 def test_the_same_card_under_nvml_s_name_and_with_its_usual_memory_is_no_other(planned: Plan) -> None:
     gpu = replace(RTX, name="RTX 3060 as NVML calls it", free_bytes=RTX.free_bytes - 100 * 2**20)
-    notes = again(on_gpu(planned, target=f"{RTX.name} (12.0 GiB)"), Hardware(host=HOST, gpus=(gpu,))).notes
+    notes = again(on_gpu(planned, card=RTX.name), Hardware(host=HOST, gpus=(gpu,))).notes
     assert not [note for note in notes if "this is" in note or "less memory" in note]
 
 

@@ -50,7 +50,7 @@ def test_a_step_has_as_many_rows_as_tokens_and_steps_allow(lengths: tuple[int, .
     assert found["rows_per_step"] == rows_per_step
     assert rows_per_step == 1 or rows_per_step * lengths[0] <= MAX_TOKENS_PER_STEP
     assert rows_per_step == 1 or len(lengths) * found["epochs"] // rows_per_step >= MIN_STEPS
-    assert sources["accumulation"].startswith(f"batch of {rows_per_step}, ")
+    assert sources["accumulation"].text.startswith(f"batch of {rows_per_step}, ")
 
 
 def test_rows_are_grouped_where_that_saves_padding() -> None:
@@ -64,5 +64,5 @@ def test_full_fine_tuning_learns_at_a_tenth_of_the_rate() -> None:
     adapter, _ = schedule(False, None, None, 512)
     full, sources = schedule(False, None, None, 512, full=True)
     assert full["learning_rate"] == adapter["learning_rate"] / 10
-    assert "LoRA Without Regret" in sources["learning_rate"]
+    assert "LoRA Without Regret" in sources["learning_rate"].text
     assert "rank" not in sources

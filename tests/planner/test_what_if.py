@@ -109,7 +109,10 @@ def test_pins_hold_and_nothing_is_an_answer_too(model) -> None:
     assert {(c.recipe.micro_batch, c.recipe.rank) for c in limit.ceilings} == {(3, 4)}
     with pytest.raises(DoesNotFit) as error:
         find_limit(make_frame(replace(pinned, vram_gib=0.55), CPU), "seq_len")
-    assert "at any sequence length. Closest: qlora nf4, micro-batch 3, checkpointing, 64 tokens" in error.value.what
+    assert (
+        "at any sequence length. Closest: QLoRA (NF4), micro-batch 3, gradient checkpointing, 64 tokens"
+        in error.value.what
+    )
 
 
 def test_every_card_gets_the_plan_that_it_would_get_alone(tmp_path) -> None:

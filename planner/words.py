@@ -1,0 +1,152 @@
+"""The sentences of a plan, made of its figures. Nothing reads them but people: a new wording changes nothing else."""
+
+from __future__ import annotations
+
+from autoft.planner.candidates import base_bits, describe, describe_base
+from autoft.planner.estimate import Estimate
+from autoft.planner.facts import Figures, Reason
+from autoft.trainer.recipe import Recipe
+from autoft.units import pace, size
+
+
+def fits(recipe: Recipe, estimate: Estimate) -> Reason:
+    """How much of what is usable it takes."""
+    used, usable = estimate.device_bytes, estimate.available_bytes
+    return Reason(
+        key="fit",
+        text=f"{describe(recipe)} fits: {size(used)} of {size(usable)} usable ({used / usable:.0%})",
+        figures={"device_bytes": used, "available_bytes": usable},
+    )
+
+
+def no_other() -> Reason:
+    return Reason(key="prefer", text="the settings leave no other candidate")
+
+
+def preferred(prefer: str, order: str) -> Reason:
+    return Reason(key="prefer", text=f"--prefer {prefer}: {order}", figures={"prefer": prefer})
+
+
+def base_kept() -> Reason:
+    """Where no 4-bit base was worth a rehearsal, or none fits."""
+    return Reason(key="method", text="unquantized base: it fits, so quantization would only cost quality")
+
+
+def base_beside(recipe: Recipe, other: Recipe, estimate: Estimate, time_ratio: float) -> Reason:
+    """A base beside one of other bits that fits too. estimate: of the other; time_ratio: its time over the chosen."""
+    bits = base_bits(recipe)
+    return Reason(
+        key="method",
+        text=f"{_of_bits(bits)}: {describe(other)} would be {pace(time_ratio)} ({size(estimate.device_bytes)})",
+        figures={"bits": bits, "time_ratio": time_ratio, "device_bytes": estimate.device_bytes},
+    )
+
+
+def base_needed(recipe: Recipe, other: Recipe, device_bytes: int) -> Reason:
+    """Fewer bits, as the smallest recipe of a whole base takes too much."""
+    bits = base_bits(recipe)
+    return Reason(
+        key="method",
+        text=f"{bits}-bit base, needed to fit: the smallest unquantized one, {describe(other)}, "
+        f"takes {size(device_bytes)}",
+        figures={"bits": bits, "device_bytes": device_bytes},
+    )
+
+
+def base_needed_for_weights(recipe: Recipe, other: Recipe, weights_bytes: int) -> Reason:
+    """Fewer bits, as a whole base's weights alone take too much."""
+    bits = base_bits(recipe)
+    return Reason(
+        key="method",
+        text=f"{bits}-bit base, needed to fit: {weights_alone(other, weights_bytes)}",
+        figures={"bits": bits, "weights_bytes": weights_bytes},
+    )
+
+
+def weights_alone(recipe: Recipe, weights_bytes: int) -> str:
+    return f"{describe_base(recipe)}: its weights alone take {size(weights_bytes)}"
+
+
+def checkpointing_pays(without: Recipe, time_ratio: float) -> Reason:
+    """Checkpointing where something fits without. time_ratio: of that over the chosen."""
+    return Reason(
+        key="gradient_checkpointing",
+        text="gradient checkpointing, for the larger micro-batch: without it, the largest that fits is "
+        f"{describe(without)}, {pace(time_ratio)}",
+        figures={"micro_batch": without.micro_batch, "time_ratio": time_ratio},
+    )
+
+
+def checkpointing_needed(without: Recipe, device_bytes: int) -> Reason:
+    return Reason(
+        key="gradient_checkpointing",
+        text="gradient checkpointing, needed to fit: without it, "
+        f"micro-batch {without.micro_batch} takes {size(device_bytes)}",
+        figures={"micro_batch": without.micro_batch, "device_bytes": device_bytes},
+    )
+
+
+def state_needed(heavier: Recipe, device_bytes: int) -> Reason:
+    """Optimizer state of 8 bits. device_bytes: with the heavier optimizer."""
+    return Reason(
+        key="optimizer",
+        text="optimizer state in 8 bits, which learns as well as 32 (arXiv:2110.02861): with "
+        f"{heavier.optimizer} this micro-batch takes {size(device_bytes)}",
+        figures={"device_bytes": device_bytes},
+    )
+
+
+def beside(less_bytes: int, time_ratio: float, bits: int | None = None) -> str:
+    """Gain and loss of an alternative that fits: "2.9 GiB less memory, but 12% slower".
+
+    less_bytes: that it takes less than the chosen; time_ratio: its time over the chosen's. bits: of its base, positive
+    where they are more than the chosen's, negative where they are fewer; None where they are the same.
+    """
+    gains: list[str] = []
+    losses: list[str] = []
+    (gains if less_bytes > 0 else losses).append(
+        f"{size(abs(less_bytes))} {'less' if less_bytes > 0 else 'more'} memory"
+    )
+    (gains if time_ratio < 1 else losses).append(pace(time_ratio))
+    if bits is not None:
+        (gains if bits > 0 else losses).append(f"a base in {abs(bits)} bits")
+    return ", but ".join(", ".join(words) for words in (gains, losses) if words)
+
+
+def needs(estimate: Estimate) -> str:
+    """Of what does not fit, or only just."""
+    over = size(estimate.device_bytes - estimate.available_bytes)
+    why = f"{over} more than usable"
+    if estimate.fits == "tight":
+        why = "borderline: fits only if the allocator frees its cache in every step (slow)"
+    return f"needs {size(estimate.device_bytes)}, {why}"
+
+
+def one_gpu(num_gpus: int, other: Recipe, time_ratio: float) -> Reason:
+    """One of several GPUs. num_gpus, other: the quickest that takes more; time_ratio: of that over the chosen."""
+    return Reason(
+        key="num_gpus",
+        text=f"1 of the GPUs: {num_gpus} ({describe(other)}) would be {pace(time_ratio)}",
+        figures={"num_gpus": num_gpus, "time_ratio": time_ratio},
+    )
+
+
+def several_gpus(place: str, num_gpus: int, rows: int, one: tuple[Recipe, float] | None) -> Reason:
+    """Data parallel. rows: of a step, on each GPU. one: what one GPU would do, and the chosen's time over its."""
+    text = f"{place}, data parallel: each has the whole model and {rows} of a step's {num_gpus * rows} rows"
+    figures: Figures = {"num_gpus": num_gpus, "rows": rows}
+    if one is not None:
+        recipe, time_ratio = one
+        text += f"; {than(time_ratio, 'one GPU')} ({describe(recipe)})"
+        figures["time_ratio"] = time_ratio
+    return Reason(key="num_gpus", text=text, figures=figures)
+
+
+def than(time_ratio: float, other: str) -> str:
+    """1.8x faster than one GPU; as fast as one GPU."""
+    words = pace(time_ratio)
+    return f"as fast as {other}" if words == pace(1.0) else f"{words} than {other}"
+
+
+def _of_bits(bits: int) -> str:
+    return "unquantized base" if bits == 16 else f"{bits}-bit base"
