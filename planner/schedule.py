@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from autoft.planner import words
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.facts import Reason
 from autoft.planner.workload import Workload
@@ -108,7 +109,7 @@ def schedule(
             sources["group_by_length"] = Reason(key="group_by_length", text=fewer, figures={"fewer_share": share})
     tried = "tried with the starter model on its task"
     paper = "the QLoRA paper's for models of 7B and 13B (arXiv:2305.14314, table 9)"
-    rate = f"learning rate {found['learning_rate']:g}: "
+    rate = f"learning rate {words.rate(found['learning_rate'])}: "
     if full:
         rate += f"a {FULL_RATE}th of an adapter's (LoRA Without Regret, Thinking Machines Lab, 2025), which is "
     why_epochs = tried if starter else _why_epochs(examples, workload)
@@ -127,8 +128,8 @@ def schedule(
         ),
         "accumulation": Reason(
             key="accumulation",
-            text=f"batch of {per_step}, about {per_step * mean:,.0f} tokens a step: at most {MAX_ROWS_PER_STEP} "
-            f"sequences or {MAX_TOKENS_PER_STEP:,} tokens (QLoRA paper), and if possible {MIN_STEPS} steps",
+            text=f"batch of {per_step}, about {per_step * mean:,.0f} tokens: at most {MAX_ROWS_PER_STEP} sequences or "
+            f"{MAX_TOKENS_PER_STEP:,} tokens per step (QLoRA paper), and at least {MIN_STEPS} steps if possible",
             figures={"rows": per_step, "tokens": round(per_step * mean)},
         ),
     }

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from autoft.planner.candidates import base_bits, describe, describe_base
 from autoft.planner.estimate import Estimate
 from autoft.planner.facts import Figures, Reason
+from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
-from autoft.units import pace, size
+from autoft.units import GIB, pace, size
+
+if TYPE_CHECKING:
+    from autoft.planner.plan_file import Alternative
+
+# Shares of the usable memory, our own: a run that needs more than EDGE has no room for what was not foreseen
+CLOSE, EDGE = 0.85, 0.95
 
 
 def fits(recipe: Recipe, estimate: Estimate) -> Reason:
@@ -14,9 +23,50 @@ def fits(recipe: Recipe, estimate: Estimate) -> Reason:
     used, usable = estimate.device_bytes, estimate.available_bytes
     return Reason(
         key="fit",
-        text=f"{describe(recipe)} fits: {size(used)} of {size(usable)} usable ({used / usable:.0%})",
+        text=f"{describe(recipe)} fits: {of_usable(estimate)}",
         figures={"device_bytes": used, "available_bytes": usable},
     )
+
+
+def of_usable(estimate: Estimate) -> str:
+    """7.46 of 7.53 GiB usable (99%)."""
+    used, usable = estimate.device_bytes, estimate.available_bytes
+    amounts = f"{used / GIB:.2f} of {usable / GIB:.2f} GiB" if used >= GIB else f"{size(used)} of {size(usable)}"
+    return f"{amounts} usable ({used / usable:.0%})"
+
+
+def closeness(estimate: Estimate) -> str:
+    """How near the limit it runs, the margin left aside, which is kept free in any case."""
+    share = estimate.device_bytes / estimate.available_bytes
+    if share > 1:
+        return "does not fit"
+    if share > EDGE:
+        return "at the edge"
+    return "close" if share > CLOSE else "comfortable"
+
+
+def batch(job: Job) -> str:
+    """4 sequences x 2,048 tokens (1 x 4 accumulation)."""
+    recipe = job.recipe
+    rows = job.num_gpus * recipe.micro_batch * job.accumulation
+    gpus = f"{job.num_gpus} GPUs x " if job.num_gpus > 1 else ""
+    plural = "s" * (rows != 1)
+    return (
+        f"{rows} sequence{plural} x {recipe.seq_len:,} tokens ({gpus}{recipe.micro_batch} x {job.accumulation} "
+        "accumulation)"
+    )
+
+
+def rate(learning_rate: float) -> str:
+    """2e-4."""
+    digits, _, power = f"{learning_rate:e}".partition("e")
+    return f"{float(digits):g}e{int(power)}"
+
+
+def modules(recipe: Recipe) -> str:
+    """The layers that get an adapter."""
+    names = recipe.target_modules
+    return names if isinstance(names, str) else ", ".join(names)
 
 
 def no_other() -> Reason:
@@ -35,9 +85,11 @@ def base_kept() -> Reason:
 def base_beside(recipe: Recipe, other: Recipe, estimate: Estimate, time_ratio: float) -> Reason:
     """A base beside one of other bits that fits too. estimate: of the other; time_ratio: its time over the chosen."""
     bits = base_bits(recipe)
+    only = "only " if bits == 16 and time_ratio < 1 else ""  # too little for what fewer bits cost
+    times = f"{only}{pace(time_ratio)}" if pace(time_ratio) != pace(1.0) else pace(1.0)
     return Reason(
         key="method",
-        text=f"{_of_bits(bits)}: {describe(other)} would be {pace(time_ratio)} ({size(estimate.device_bytes)})",
+        text=f"{_of_bits(bits)}: {describe(other)} would be {times} ({size(estimate.device_bytes)})",
         figures={"bits": bits, "time_ratio": time_ratio, "device_bytes": estimate.device_bytes},
     )
 
@@ -111,6 +163,14 @@ def beside(less_bytes: int, time_ratio: float, bits: int | None = None) -> str:
     if bits is not None:
         (gains if bits > 0 else losses).append(f"a base in {abs(bits)} bits")
     return ", but ".join(", ".join(words) for words in (gains, losses) if words)
+
+
+def instead(alternative: Alternative, chosen: Estimate) -> str:
+    """Gain and loss in short, "12% slower, 2.9 GiB less"; of what does not fit why not."""
+    if alternative.role == "rejected" or alternative.time_ratio is None:
+        return alternative.reason
+    less = chosen.device_bytes - alternative.estimate.device_bytes
+    return f"{pace(alternative.time_ratio)}, {size(abs(less))} {'less' if less > 0 else 'more'}"
 
 
 def needs(estimate: Estimate) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS, *what_if.OPTIONS)
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan to FILE (TOML).")
 @options.FORCE
-@click.option("--explain", is_flag=True, help="Show where each figure comes from, and earlier measurements.")
+@click.option("--explain", is_flag=True, help="Show every reason, assumption, alternative and figure.")
 @click.option("--no-cache", is_flag=True, help="Ignore the plan cache.")
 @click.option("--diff", type=click.Path(path_type=Path), nargs=2, metavar="A B", help="Compare two plan files.")
 def command(
@@ -71,15 +71,19 @@ def command(
     if as_json:
         options.print_json({**plan.to_dict(), "explanation": figures} if explain else plan.to_dict())
         return None
-    from autoft.cli.show import show_explanation, show_plan
+    from autoft.cli.show import show_explanation
     from autoft.cli.show_correction import show_sources
+    from autoft.cli.show_plan import show_details, show_plan
 
     console = render.console()
     show_plan(plan, console)
     if explain:
+        show_details(plan, console)
         show_explanation(figures, console)
         show_sources(plan, console)
     console.print(f"Next: {_next(model, output, words)}", style="bold", markup=False)
+    if not explain:
+        console.print("More: --explain (every reason, assumption and alternative)", style="dim", markup=False)
     return None
 
 

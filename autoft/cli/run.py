@@ -82,7 +82,7 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
     check_output(out, force=force, needed_bytes=output_bytes(plan.estimate.trainable_params, bytes_each=each))
     gpus = take_devices(plan)
     if not as_json:
-        from autoft.cli.show import show_plan
+        from autoft.cli.show_plan import show_plan
 
         show_plan(plan, console)
     predicted = _predicted(plan)

@@ -1,4 +1,4 @@
-"""A plan, an estimate and a result for people: what, how much memory, how long, why."""
+"""An estimate and a result for people: what, how much memory, how long."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from autoft.cli import event_words
-from autoft.cli.show_correction import show_correction
 from autoft.planner.candidates import describe
 from autoft.planner.estimate import Estimate
-from autoft.planner.plan_file import Alternative, Plan
 from autoft.planner.target import several
 from autoft.render import facts
 from autoft.trainer import wording
@@ -29,31 +27,9 @@ if TYPE_CHECKING:
     from autoft.trainer.judge import Judgement
 
 BAR_COLORS = ("blue", "cyan", "green", "magenta", "yellow", "red", "white")
-SHOWN_ALTERNATIVES = 8
 SHOWN_EVENTS = 12  # of a run; result.json has them all
-LEAST_SHOWN = 0.01  # of the run's memory, for a part to be named beside the bar
 SIDE_BY_SIDE = 80  # columns, for three answers beside each other
 SHOWN_PARTS = 12  # of a figure that is explained; --json has them all
-
-
-def show_plan(plan: Plan, console: Console) -> None:
-    """The plan in one screen: the choice, its memory and time, why, and what else was looked at."""
-    job, recipe = plan.job, plan.job.recipe
-    console.print(Text(f"{job.model} on {plan.place}", style="bold"))
-    console.print(facts([("Plan", describe(recipe)), *_job_facts(plan)]))
-    console.print(memory_bar(plan.estimate, console.width))
-    console.print(_legend(plan.estimate))
-    show_correction(plan, console)
-    console.print(Text("Why", style="bold"))
-    for reason in plan.reasons:
-        console.print(Text(f"- {reason}"))
-    for note in (*plan.notes, *plan.estimate.assumptions):
-        console.print(Text(f"Note: {note}", style="dim"))
-    if plan.alternatives:
-        console.print(Text("Not chosen", style="bold"))
-        console.print(_alternatives(plan.alternatives, job.num_gpus))
-    if plan.pruned:
-        console.print(Text(f"Not tried: {'; '.join(plan.pruned)}", style="dim"))
 
 
 def show_estimate(recipe: Recipe, estimate: Estimate, target: str, console: Console) -> None:
@@ -63,7 +39,7 @@ def show_estimate(recipe: Recipe, estimate: Estimate, target: str, console: Cons
     rows = [
         ("Fits", f"{estimate.fits}: {size(estimate.device_bytes)} of {size(estimate.available_bytes)} usable"),
         ("Trained", f"{count(estimate.trainable_params)} of {count(estimate.total_params)} weights"),
-        ("Step", _step_time(estimate)),
+        ("Step", step_time(estimate)),
         ("Peaks", ", ".join(f"{phase.replace('_', ' ')} {size(peak)}" for phase, peak in estimate.phases.items())),
         *_beside(estimate),
         *_other_cards(estimate),
@@ -130,7 +106,7 @@ def show_result(result: RunResult, out: str, console: Console) -> None:
 
 
 def memory_bar(estimate: Estimate, width: int) -> Text:
-    """One line: each component in proportion to what can be used, then what stays free."""
+    """One line: each component in proportion to what is usable, then what stays free."""
     room = max(estimate.available_bytes, estimate.device_bytes)
     cells = max(10, min(60, width - 4))
     bar = Text("  ")
@@ -143,57 +119,6 @@ def memory_bar(estimate: Estimate, width: int) -> Text:
     bar.append("▒" * max(0, taken - round(used / room * cells)), style="dim")
     bar.append("·" * max(0, cells - taken), style="dim")
     return bar
-
-
-def _legend(estimate: Estimate) -> Text:
-    """What the colors of the bar are, the smallest parts aside."""
-    legend = Text("  ")
-    for color, (name, part) in zip(itertools.cycle(BAR_COLORS), estimate.components.items(), strict=False):
-        if part >= LEAST_SHOWN * estimate.device_bytes:
-            legend.append("█ ", style=color).append(f"{name.replace('_', ' ')} {size(part)}  ")
-    if estimate.device_bytes > estimate.peak_allocated_bytes:
-        legend.append("▒ ", style="dim").append("reserved beside and context  ")
-    return legend.append("· ", style="dim").append("free")
-
-
-def _job_facts(plan: Plan) -> list[tuple[str, str]]:
-    job, estimate, work = plan.job, plan.estimate, plan.workload
-    recipe = job.recipe
-    gpus = f"{job.num_gpus} GPUs x " if job.num_gpus > 1 else ""
-    trained = f"{count(estimate.trainable_params)} of {count(estimate.total_params)} weights"
-    rows = [
-        ("Trained", trained)
-        if recipe.method == "full"
-        else ("Adapter", f"rank {recipe.rank} on {recipe.target_modules}, {trained}"),
-        (
-            "Batch",
-            f"{gpus}{recipe.micro_batch} x {job.accumulation} rows of up to {recipe.seq_len} tokens, "
-            f"learning rate {job.learning_rate:g}",
-        ),
-    ]
-    if work is not None:
-        rows.append(
-            (
-                "Data",
-                f"{work.rows:,} rows, {work.mean_tokens:.0f} tokens on average, "
-                f"{work.trained_share:.0%} of them trained; {work.heldout_rows} held out",
-            )
-        )
-    each = " on each GPU" if job.num_gpus > 1 and job.device == "cuda" else ""
-    rows.append(("Memory", f"{size(estimate.device_bytes)} of {size(estimate.available_bytes)} usable{each}"))
-    if plan.steps is not None:
-        rows.append(("Time", _run_time(plan, plan.steps)))
-    else:
-        rows.append(("Step", _step_time(estimate)))
-    return rows
-
-
-def _run_time(plan: Plan, steps: int) -> str:
-    parts = [f"{steps} steps"]
-    for span, unit in ((plan.run_time_s, duration), (plan.run_energy_kwh, energy)):
-        if span is not None:
-            parts.append(f"{unit(span.lower)} to {unit(span.upper)}")
-    return ", ".join(parts)
 
 
 def _beside(estimate: Estimate) -> list[tuple[str, str]]:
@@ -210,7 +135,8 @@ def _other_cards(estimate: Estimate) -> list[tuple[str, str]]:
     return [("Similar cards", words)] if words else []
 
 
-def _step_time(estimate: Estimate) -> str:
+def step_time(estimate: Estimate) -> str:
+    """A step's range, and the tokens of a second in its middle."""
     span = estimate.step_time_s
     return f"{duration(span.lower)} to {duration(span.upper)}, about {estimate.tokens_per_s:,.0f} tokens/s"
 
@@ -219,25 +145,6 @@ def _components(estimate: Estimate) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     for color, (name, part) in zip(itertools.cycle(BAR_COLORS), estimate.components.items(), strict=False):
         table.add_row(Text("  █", style=color), Text(name.replace("_", " ")), Text(size(part)))
-    return table
-
-
-def _alternatives(alternatives: tuple[Alternative, ...], num_gpus: int) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(overflow="fold", ratio=1)
-    table.add_column(overflow="fold", ratio=1)
-    rejected = [a for a in alternatives if a.role == "rejected"]
-    others = [a for a in alternatives if a.role != "rejected"]
-    room = SHOWN_ALTERNATIVES - min(len(rejected), SHOWN_ALTERNATIVES // 2)
-    for alternative in (*others[:room], *rejected[: SHOWN_ALTERNATIVES - min(len(others), room)]):
-        style = "red" if alternative.role == "rejected" else ""
-        name = describe(alternative.recipe)
-        if alternative.num_gpus != num_gpus:
-            name += f", {alternative.num_gpus} GPU{'s' * (alternative.num_gpus > 1)}"
-        table.add_row(Text(f"  {name}", style=style), Text(alternative.reason))
-    left = len(alternatives) - table.row_count
-    if left > 0:
-        table.add_row(Text(f"  and {left} more (--json has them all)", style="dim"), Text(""))
     return table
 
 

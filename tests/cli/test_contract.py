@@ -55,7 +55,7 @@ def test_start_up_imports_neither_torch_nor_transformers(words) -> None:
 def test_plan_without_data_explains_itself(autoft) -> None:
     done = autoft("plan", TINYLLAMA, "--gpu", "rtx-3060", "--seq-len", 1024)
     assert done.code == 0
-    for part in ("Why", "Not chosen", "no --data: assuming", "Next: autoft run"):
+    for part in ("Why", "Instead", "no --data: assuming", "Next: autoft run", "More: --explain"):
         assert part in done.out
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from autoft.planner.candidates import describe
 from autoft.planner.plan_file import read_plan
 
 OLD = Path(__file__).parent.parent / "data" / "plan-v1.toml"
@@ -42,8 +43,8 @@ def test_an_edit_that_does_not_fit_is_refused_and_leaves_nothing(autoft, plan_fi
     done = autoft("run", path, "-o", out)
     assert done.code == 3, done.err
     error, fix = done.err.splitlines()[-2:]
-    dtype = read_plan(path).job.recipe.base_dtype  # float32 on a CPU that has no bfloat16
-    assert error.startswith(f"Error: {path}: lora on {dtype}, micro-batch 10000000, 512 tokens, needs ")
+    described = describe(read_plan(path).job.recipe)  # in fp32 on a CPU that has no bfloat16
+    assert error.startswith(f"Error: {path}: {described.split(',')[0]}, micro-batch 10000000, 512 tokens, needs ")
     assert " GiB more than usable on CPU (" in error
     assert "[job] was edited since it was planned: it needs " in error
     assert fix == "To fix: undo the edit, free memory, or plan again; --force runs it all the same"
