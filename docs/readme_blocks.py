@@ -51,7 +51,7 @@ def command(line: str) -> str:
 
 
 def picture(line: str) -> str:
-    """The command and what it prints above its reasons, in color, as an SVG that fetches nothing."""
+    """The command and what it prints, in color, as an SVG that fetches nothing."""
     from rich.console import Console
     from rich.text import Text
 
@@ -65,10 +65,8 @@ def picture(line: str) -> str:
     finally:
         os.environ.clear()
         os.environ.update(before)
-    lines = printed.split("\n")
-    ends = [number for number, text in enumerate(lines) if text.plain.strip() == "Why"]
     console.print(Text(f"$ {line}", style="bold"))
-    for text in lines[: ends[0] if ends else len(lines)]:
+    for text in printed.split("\n"):
         text.rstrip()
         console.print(text)
     drawn = CSS_FONT.sub("", console.export_svg(title="autoft plan", unique_id="plan"))

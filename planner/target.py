@@ -60,7 +60,7 @@ NOT_CUDA = Assumption(
 UNIFIED = Assumption(
     kind="memory",
     basis="assumption",
-    text=f"memory: shared with the host, of which {UNIFIED_FREE:.0%} is assumed to be free",
+    text=f"memory: shared with the host; {UNIFIED_FREE:.0%} is assumed to be free",
     figures={"free_share": UNIFIED_FREE},
 )
 
@@ -145,14 +145,14 @@ class Target:
         """What the memory figures take for granted."""
         if self.gpu is None:
             return (RAM_ONLY,)
-        found = [MARGIN]
+        records = [MARGIN]
         if self.gpu.compute_capability not in MEASURED_CONTEXT_BYTES:
-            found.append(CONTEXT)
+            records.append(CONTEXT)
             if self.gpu.origin == "profile" and self.gpu.compute_capability is None:
-                found.append(NOT_CUDA)
+                records.append(NOT_CUDA)
             if self.gpu.origin == "profile" and self.gpu.free_bytes < self.gpu.total_bytes:
-                found.append(UNIFIED)
-        return tuple(found)
+                records.append(UNIFIED)
+        return tuple(records)
 
 
 def target_of(
