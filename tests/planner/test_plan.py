@@ -143,7 +143,7 @@ def test_two_cards_of_one_name_are_told_apart_by_their_memory() -> None:
 def test_what_is_taken_for_granted_of_unusual_cards_is_said() -> None:
     assert any("on AMD cards nothing was measured" in note.text for note in target("mi300x").assumptions)
     shared = target("dgx-spark")
-    assert any("shared with the host, of which 85% is assumed to be free" in note.text for note in shared.assumptions)
+    assert any("shared with the host; 85% is assumed to be free" in note.text for note in shared.assumptions)
     assert shared.available_bytes < 0.85 * 120 * GIB
     assert len(target("rtx-4090").assumptions) == 2
 
