@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 from autoft.errors import ModelError
@@ -12,7 +13,7 @@ from autoft.planner.attention import TOKENS_PER_EXAMPLE, Backend
 from autoft.planner.data_parallel import gradient_bytes, replicated
 from autoft.planner.depth import Depth, depth_of, shortened
 from autoft.planner.device import INSTALLED_TORCH, Device
-from autoft.planner.estimate import Estimate, Fits
+from autoft.planner.estimate import Estimate, Fits, Range
 from autoft.planner.exchange import ALONE, Replicas, together
 from autoft.planner.facts import Assumption, Figures, sentences
 from autoft.planner.ghost import Kept, Rehearsal, find_depth, rehearse
@@ -27,7 +28,7 @@ from autoft.planner.time import step_timing
 from autoft.planner.work import product_dtypes
 from autoft.trainer.build import base_of, build_base, refuse_flash_attention, refuse_offloading
 from autoft.trainer.recipe import Attention, Method, QuantType, Recipe, RopeScaling
-from autoft.units import GIB, size
+from autoft.units import GIB, duration, size
 
 COMMON_CARDS_GIB = (6, 8, 12, 16, 24, 32, 48, 80)
 KEPT_REHEARSALS = 64  # about a megabyte each
@@ -140,7 +141,7 @@ class Estimator:
             *squeeze,
             *self.target.assumptions,
             *_assumptions(recipe),
-            *(self._of_reference_code() if self.device.cuda else ()),
+            *((self._of_reference_code(),) if self._runs_reference_code else ()),
             *((NCCL,) if self.device.cuda and num_gpus > 1 else ()),
             timing.basis,
             *((timing.exchange,) if timing.exchange else ()),
@@ -167,12 +168,45 @@ class Estimator:
             disk_bytes=totals(disk_parts(rehearsal, self.shape.total_params)),
         )
 
-    def _of_reference_code(self) -> tuple[Assumption, ...]:
-        if not self.kernel_packages:
-            return ()
+    def with_kernels(self, recipe: Recipe, estimate: Estimate, replicas: Replicas = ALONE) -> Estimate:
+        """The estimate with a range for its layers whose kernels other packages have; as it is where there are none.
+
+        Its lower end: kernels keep their inputs and outputs alone, and take no time.
+        """
+        if not self._runs_reference_code:
+            return estimate
+        try:
+            least = self.estimate(recipe, loop=replace(OURS, layer_kernels=True), replicas=replicas)
+        except ModelError:
+            return estimate  # said without figures
+        plain, in_figures = self._of_reference_code(), self._of_reference_code(estimate, least)
+        records = tuple(in_figures if record == plain else record for record in estimate.assumption_records)
+        return replace(estimate, assumption_records=records, assumptions=sentences(records))
+
+    @property
+    def _runs_reference_code(self) -> bool:
+        return self.device.cuda and bool(self.kernel_packages)
+
+    def _of_reference_code(self, estimate: Estimate | None = None, least: Estimate | None = None) -> Assumption:
+        """What rehearsing in PyTorch's code means; in figures where the same recipe was rehearsed as with kernels."""
         packages = " and ".join(self.kernel_packages)
-        text = f"memory and time: some layers are rehearsed in PyTorch's code; with {packages} they take less"
-        return (Assumption(kind="memory", basis="rehearsal", text=text, figures={"packages": packages}),)
+        text = "memory and time: some layers are rehearsed in PyTorch's code"
+        if estimate is None or least is None:
+            text += f"; with {packages} installed they take less"
+            return Assumption(kind="memory", basis="rehearsal", text=text, figures={"packages": packages})
+        step_s = Range(lower=least.step_time_s.lower, upper=estimate.step_time_s.upper)
+        text += (
+            f"; with {packages} installed expect {size(least.device_bytes)} to {size(estimate.device_bytes)} and "
+            f"{duration(step_s.lower)} to {duration(step_s.upper)} a step"
+        )
+        figures: Figures = {
+            "packages": packages,
+            "device_bytes_lower": least.device_bytes,
+            "device_bytes_upper": estimate.device_bytes,
+            "step_time_s_lower": step_s.lower,
+            "step_time_s_upper": step_s.upper,
+        }
+        return Assumption(kind="memory", basis="rehearsal", text=text, figures=figures)
 
     def fits_by_gib(
         self, rehearsal: Rehearsal, device_bytes: int, loop: Loop = OURS, num_gpus: int = 1

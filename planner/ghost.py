@@ -263,7 +263,7 @@ class _Step:
             _random_states(trace, self.device),
             _host_copies(trace, self.offloaded),
             older_attention(self.loop),
-            reference_code(self.model),
+            reference_code(self.model, as_kernels=self.loop.layer_kernels),
         ):
             trace.begin("inputs", kind="inputs")
             batch = self._batch()
@@ -320,7 +320,8 @@ class _Step:
             trace.ignore(tensor)
         try:
             kernels = Kernels(self.device, self.backend)
-            with trace, kernels, older_attention(self.loop), reference_code(self.model), torch.no_grad():
+            layers = reference_code(self.model, as_kernels=self.loop.layer_kernels)
+            with trace, kernels, older_attention(self.loop), layers, torch.no_grad():
                 trace.begin("inputs")
                 output = call()
                 trace.begin("after")

@@ -32,7 +32,7 @@ class Loop:
     is copied into float32 (accelerate/utils/operations.py, ConvertOutputsToFp32). half_ends: embeddings and head, which
     k-bit preparation made float32, go back to 16 bits (TRL below 0.20, peft_module_casting_to_bf16). repeats_heads:
     kinds of attention for which grouped keys and values are repeated for all heads first. evaluates: as
-    trainer/evaluate.py does between steps.
+    trainer/evaluate.py does between steps. layer_kernels: with other packages' kernels of layers (reference_code.py).
     """
 
     clip: bool = True
@@ -48,6 +48,7 @@ class Loop:
     half_ends: bool = False
     repeats_heads: tuple[Attention, ...] = ()
     evaluates: bool = True
+    layer_kernels: bool = False
 
 
 OURS = Loop()

@@ -96,6 +96,7 @@ def _plan_of(asked: Asked, request: Request, hardware: Hardware) -> Plan:
         raise nothing_fits(question, found, asked.words)
     choice = with_counts(taken, tried, question.target.card)
     job = question.job_of(choice.recipe)
+    estimate = question.estimator.with_kernels(choice.recipe, choice.estimate, question.replicas(choice.recipe))
     reasons = (*choice.reasons, *asked.reasons)
     run_time_s, run_energy_kwh = question.run_takes(choice.recipe)
     return Plan(
@@ -107,12 +108,12 @@ def _plan_of(asked: Asked, request: Request, hardware: Hardware) -> Plan:
         reasons=sentences(reasons),
         reason_records=reasons,
         pruned=(*(group.text for group in found.pruned), *_not_tried(job, choice.estimate, found)),
-        notes=asked.notes,
+        notes=(*asked.notes, *(record.text for record in estimate.assumption_records if "packages" in record.figures)),
         steps=steps_of(job, question.rows),
         run_time_s=run_time_s,
         run_energy_kwh=run_energy_kwh,
         job=job,
-        estimate=choice.estimate,
+        estimate=estimate,
         shape=question.estimator.shape,
         workload=asked.workload,
         hardware=_lasting(hardware),
@@ -308,7 +309,7 @@ def make_estimate(request: Request, hardware: Hardware) -> Answer:
     recipe = exact(target, seq_len=seq_len, attention=estimator.attention, pinned=pins)
     replicas = ALONE if request.gpu is None else Replicas(target.num_gpus)
     rehearsal = estimator.rehearse(recipe, replicas=replicas)
-    estimate = estimator.estimate_of(recipe, rehearsal, replicas=replicas)
+    estimate = estimator.with_kernels(recipe, estimator.estimate_of(recipe, rehearsal, replicas=replicas), replicas)
     others = estimator.fits_by_gib(rehearsal, estimate.device_bytes, num_gpus=replicas.num_gpus)
     return Answer(recipe, replace(estimate, fits_by_gib=others), target, estimator, rehearsal)
 

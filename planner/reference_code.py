@@ -1,17 +1,24 @@
 """Layers that have kernels of other packages (Mamba, short convolutions, linear attention) run in PyTorch's own code.
 
 A kernel cannot be rehearsed: it takes no tensor without storage. transformers/integrations/hub_kernels.py wraps each
-function that has one, and keeps the reference.
+function that has one, and keeps the reference. What a step takes with the kernels is rehearsed by what they must keep:
+their inputs and outputs.
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from autoft.planner.trace import Trace
 
 
 def kernel_packages(base: Any) -> tuple[str, ...]:
@@ -23,11 +30,15 @@ def kernel_packages(base: Any) -> tuple[str, ...]:
 
 
 @contextmanager
-def reference_code(base: Any) -> Iterator[None]:
-    """Inside, the model's layers run their references, whatever is installed."""
+def reference_code(base: Any, *, as_kernels: bool = False) -> Iterator[None]:
+    """Inside, the model's layers run their references, whatever is installed.
+
+    as_kernels: a reference keeps no more than a kernel would, its inputs and outputs, and takes no time.
+    """
     wrapped = list(_wrapped(base))
     for module, name, function, _ in wrapped:
-        setattr(module, name, function.__wrapped__)
+        reference = function.__wrapped__
+        setattr(module, name, _as_kernel(reference) if as_kernels else reference)
     try:
         yield
     finally:
@@ -45,3 +56,42 @@ def _wrapped(base: Any) -> Iterator[tuple[ModuleType, str, Any, str]]:
                 free = inspect.getclosurevars(function).nonlocals
                 if "is_new_implementation" in free:
                     yield sys.modules[code], name, function, free["package"]
+
+
+def _as_kernel(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The reference as one operation: its forward makes its outputs alone, its backward the gradients of its inputs."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        leaves, inputs = tree_flatten((args, kwargs))
+        places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        outputs: list[Any] = []
+
+        def run(*tensors: torch.Tensor) -> list[Any]:
+            given = list(leaves)
+            for place, tensor in zip(places, tensors, strict=True):
+                given[place] = tensor
+            positional, named = tree_unflatten(given, inputs)
+            results, structure = tree_flatten(reference(*positional, **named))
+            outputs.append(structure)
+            return results
+
+        results = _Opaque.apply(run, *(leaves[place] for place in places))  # type: ignore[no-untyped-call]
+        return tree_unflatten(list(results), outputs[0])
+
+    return call
+
+
+class _Opaque(torch.autograd.Function):
+    """A function of which only the results are seen by the mode that traces."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[..., list[Any]], *tensors: torch.Tensor) -> tuple[Any, ...]:
+        with _disable_current_modes(), Trace({}):  # what is counted inside goes to a trace that nobody reads
+            shapes = run(*tensors)
+        ctx.save_for_backward(*tensors)
+        return tuple(torch.empty_like(each) if isinstance(each, torch.Tensor) else each for each in shapes)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[Any, ...]:
+        wanted = zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
+        return (None, *(torch.empty_like(tensor) if needed else None for tensor, needed in wanted))

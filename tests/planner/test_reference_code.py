@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 from transformers import AutoConfig
 
 from autoft.planner.estimator import Estimator
-from autoft.planner.reference_code import kernel_packages
+from autoft.planner.loop import OURS
+from autoft.planner.reference_code import _as_kernel, kernel_packages
 from autoft.planner.target import target_of
 from autoft.trainer.build import base_of
 from autoft.trainer.recipe import Recipe
@@ -56,8 +59,50 @@ def test_kernels_that_are_installed_are_not_rehearsed() -> None:
 
 
 def test_the_estimate_of_a_hybrid_says_what_was_rehearsed() -> None:
-    said = "memory and time: some layers are rehearsed in PyTorch's code; with causal_conv1d they take less"
+    said = "memory and time: some layers are rehearsed in PyTorch's code; with causal_conv1d installed they take less"
     assert said in estimate()
+
+
+def test_a_hybrid_has_a_range_from_what_its_kernels_must_keep_to_the_reference() -> None:
+    """The reference of the gated delta rule builds matrices of chunk x chunk a head, which its kernel never holds."""
+    estimator = Estimator("tiny", family_config("qwen3_next"), TARGET)
+    recipe = Recipe(seq_len=512, base_dtype="bfloat16", attention=estimator.attention)
+    whole = estimator.estimate(recipe)
+    ranged = estimator.with_kernels(recipe, whole)
+    (record,) = [record for record in ranged.assumption_records if "packages" in record.figures]
+    figures = record.figures
+    assert figures["device_bytes_lower"] < figures["device_bytes_upper"] == whole.device_bytes
+    assert figures["step_time_s_lower"] < whole.step_time_s.lower
+    assert figures["step_time_s_upper"] == whole.step_time_s.upper
+    assert "causal_conv1d and flash-linear-attention installed expect " in record.text
+    assert replace(ranged, assumptions=(), assumption_records=()) == replace(
+        whole, assumptions=(), assumption_records=()
+    )
+
+
+def test_a_model_without_such_layers_is_the_same_with_kernels() -> None:
+    estimator = Estimator("tiny", family_config("llama3"), TARGET)
+    recipe = Recipe(seq_len=64, base_dtype="bfloat16")
+    plain = estimator.estimate(recipe)
+    assert estimator.with_kernels(recipe, plain) is plain
+    assert estimator.estimate(recipe, loop=replace(OURS, layer_kernels=True)) == plain
+
+
+def test_what_stands_for_a_kernel_gives_the_reference_s_shapes_and_every_gradient() -> None:
+    def reference(x, weight, bias=None, *, both=False):
+        wide = (x[..., None] * weight).sum(-1)
+        return (wide.float(), None if bias is None else bias + 1) if both else wide
+
+    x = torch.randn(2, 3, requires_grad=True)
+    weight = torch.randn(3, 4)
+    stands_in = _as_kernel(reference)
+    result, nothing = stands_in(x, weight, both=True)
+    assert (result.shape, result.dtype, nothing) == ((2, 3), torch.float32, None)
+    result.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+    assert weight.grad is None
+    assert stands_in(x.detach(), weight).requires_grad is False
 
 
 @pytest.mark.parametrize(
