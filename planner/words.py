@@ -32,17 +32,20 @@ def of_usable(estimate: Estimate) -> str:
     """7.46 of 7.53 GiB usable (99%)."""
     used, usable = estimate.device_bytes, estimate.available_bytes
     amounts = f"{used / GIB:.2f} of {usable / GIB:.2f} GiB" if used >= GIB else f"{size(used)} of {size(usable)}"
-    return f"{amounts} usable ({used / usable:.0%})"
+    share = f" ({used / usable:.0%})" if usable else ""
+    return f"{amounts} usable{share}"
 
 
 def closeness(estimate: Estimate) -> str:
     """How near the limit it runs, the margin left aside, which is kept free in any case."""
-    share = estimate.device_bytes / estimate.available_bytes
-    if share > 1:
+    used, usable = estimate.device_bytes, estimate.available_bytes
+    if estimate.fits == "tight":
+        return "borderline, fits only if the allocator frees its cache"
+    if used > usable:
         return "does not fit"
-    if share > EDGE:
+    if used > EDGE * usable:
         return "at the edge"
-    return "close" if share > CLOSE else "comfortable"
+    return "close" if used > CLOSE * usable else "comfortable"
 
 
 def batch(job: Job) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autoft.cli import event_words
+from autoft.planner import words
 from autoft.planner.candidates import describe
 from autoft.planner.estimate import Estimate
 from autoft.planner.target import several
@@ -35,9 +36,9 @@ SHOWN_PARTS = 12  # of a figure that is explained; --json has them all
 def show_estimate(recipe: Recipe, estimate: Estimate, target: str, console: Console) -> None:
     """Memory and time of one recipe."""
     where = several(estimate.num_gpus, target)
-    console.print(Text(f"{describe(recipe)}, {recipe.seq_len} tokens, on {where}", style="bold"))
+    console.print(Text(f"{describe(recipe)}, {recipe.seq_len:,} tokens, on {where}", style="bold"))
     rows = [
-        ("Fits", f"{estimate.fits}: {size(estimate.device_bytes)} of {size(estimate.available_bytes)} usable"),
+        ("Memory", f"{words.of_usable(estimate)}: {words.closeness(estimate)}"),
         ("Trained", f"{count(estimate.trainable_params)} of {count(estimate.total_params)} weights"),
         ("Step", step_time(estimate)),
         ("Peaks", ", ".join(f"{phase.replace('_', ' ')} {size(peak)}" for phase, peak in estimate.phases.items())),
@@ -128,11 +129,15 @@ def _beside(estimate: Estimate) -> list[tuple[str, str]]:
 
 
 def _other_cards(estimate: Estimate) -> list[tuple[str, str]]:
-    """Which memory would do, of cards with the same kernels."""
+    """The least memory that would do, of cards with the same kernels."""
     by = estimate.fits_by_gib
-    groups = [(fits, [gib for gib, found in by.items() if found == fits]) for fits in ("no", "tight", "yes")]
-    words = "; ".join(f"{fits} with {', '.join(sizes)} GiB" for fits, sizes in groups if sizes)
-    return [("Similar cards", words)] if words else []
+    if not by:
+        return []
+    least = next((gib for gib, fits in by.items() if fits == "yes"), None)
+    tight = next((gib for gib, fits in by.items() if fits == "tight"), None)
+    needs = f"more than {max(by, key=int)} GiB" if least is None else f"{least} GiB"
+    borderline = "" if tight is None else f" ({tight} GiB is borderline)"
+    return [("Similar cards", f"need {needs}{borderline}")]
 
 
 def step_time(estimate: Estimate) -> str:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from autoft.cli.show import show_estimate
+from autoft.planner.plan_file import read_plan
+from autoft.trainer.recipe import Recipe
 
 WORDS = ("estimate", "smollm2-135m", "--gpu", "rtx-3060", "--seq-len", "256")
 HEAVY = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets")
@@ -137,3 +145,18 @@ def test_what_cannot_be_is_refused_in_a_line_before_anything_is_rehearsed(
     assert first.startswith(f"Error: {said}") or said in first
     assert fix.startswith("To fix: ")
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("fits", "words"),
+    [
+        ({"8": "no", "12": "tight", "16": "yes", "24": "yes"}, "need 16 GiB (12 GiB is borderline)"),
+        ({"8": "yes", "12": "yes"}, "need 8 GiB"),
+        ({"48": "no", "80": "no"}, "need more than 80 GiB"),
+    ],
+)
+def test_the_least_memory_of_similar_cards_is_said(fits, words) -> None:
+    estimate = replace(read_plan(Path(__file__).parents[1] / "data" / "plan-gpu.toml").estimate, fits_by_gib=fits)
+    printed = io.StringIO()
+    show_estimate(Recipe(), estimate, "NVIDIA L4 (22.0 GiB)", Console(file=printed, width=100))
+    assert f"Similar cards  {words}" in printed.getvalue()

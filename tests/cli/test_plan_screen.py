@@ -101,3 +101,10 @@ def test_the_command_ends_with_what_to_type_next_and_where_the_rest_is(autoft, t
     explained = autoft("plan", tiny_model, "--gpu", "rtx-3060", "--seq-len", 64, "--explain").out
     for title in ("Every reason", "What the figures assume", "Not tried", "How each figure comes about"):
         assert title in explained
+
+
+def test_a_full_card_and_a_borderline_plan_are_shown_as_what_they_are() -> None:
+    full = replace(ON_GPU, estimate=replace(ON_GPU.estimate, available_bytes=0, fits="no"))
+    assert "of 0.00 GiB usable: does not fit" in shown(full, 80)
+    tight = replace(ON_GPU, estimate=replace(with_room(1.01).estimate, fits="tight"))
+    assert "(101%): borderline, fits only if the allocator frees its cache" in shown(tight, 120)
