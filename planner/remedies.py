@@ -73,11 +73,11 @@ def _error(question: Question, closest: Candidate, ways: list[Remedy]) -> DoesNo
         need, phases = closest.estimate.device_bytes, closest.estimate.phases
         phase = max(phases, key=lambda name: phases[name])
         what += (
-            f". Closest: {describe(closest.recipe)}, {size(need)}, {size(need - room)} too much, "
-            f"at its most in the phase: {phase.replace('_', ' ')}"
+            f". Closest: {describe(closest.recipe)}, {size(need)}, {size(need - room)} too much "
+            f"(peak: {phase.replace('_', ' ')})"
         )
         if question.whole.num_gpus > 1:
-            what += "; several GPUs do not help: each would hold the whole model, and sharding it is not planned yet"
+            what += ". More GPUs do not help: each holds the whole model, and sharding is not supported yet"
         details |= {
             "closest": closest.recipe.to_dict(),
             "needs_bytes": need,

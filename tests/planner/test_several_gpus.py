@@ -335,7 +335,7 @@ def test_what_fits_no_single_gpu_is_refused_without_sharding(model: Path) -> Non
             NOWHERE,
         )
     assert error.value.exit_code == 3
-    assert "each would hold the whole model, and sharding it is not planned yet" in error.value.what
+    assert "More GPUs do not help: each holds the whole model, and sharding is not supported yet" in error.value.what
 
 
 def test_steps_are_shared_out() -> None:
