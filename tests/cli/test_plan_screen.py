@@ -92,13 +92,14 @@ def test_how_near_the_limit_it_runs_is_said_in_words(share: float, words: str) -
     assert memory.endswith(f"({share:.0%}): {words}")
 
 
-def test_the_command_ends_with_what_to_type_next_and_where_the_rest_is(autoft, tiny_model) -> None:
-    done = autoft("plan", tiny_model, "--gpu", "rtx-3060", "--seq-len", 64)
+def test_the_command_ends_with_what_to_type_next_and_where_the_rest_is(autoft, tiny_model, monkeypatch) -> None:
+    monkeypatch.chdir(tiny_model.parent)  # a long path takes a line more
+    done = autoft("plan", tiny_model.name, "--gpu", "rtx-3060", "--seq-len", 64)
     *_, following, more = done.out.splitlines()
     assert following.startswith("Next: autoft run ")
     assert more.startswith("More: --explain")
     assert len(done.out.splitlines()) <= 24
-    explained = autoft("plan", tiny_model, "--gpu", "rtx-3060", "--seq-len", 64, "--explain").out
+    explained = autoft("plan", tiny_model.name, "--gpu", "rtx-3060", "--seq-len", 64, "--explain").out
     for title in ("Every reason", "What the figures assume", "Not tried", "How each figure comes about"):
         assert title in explained
 
