@@ -29,11 +29,12 @@ def fits(recipe: Recipe, estimate: Estimate) -> Reason:
 
 
 def of_usable(estimate: Estimate) -> str:
-    """7.46 of 7.53 GiB usable (99%)."""
+    """7.46 of 7.53 GiB usable (99%); of several GPUs "usable on each GPU"."""
     used, usable = estimate.device_bytes, estimate.available_bytes
     amounts = f"{used / GIB:.2f} of {usable / GIB:.2f} GiB" if used >= GIB else f"{size(used)} of {size(usable)}"
     share = f" ({used / usable:.0%})" if usable else ""
-    return f"{amounts} usable{share}"
+    each = " on each GPU" if estimate.num_gpus > 1 and estimate.host_bytes else ""  # replicas on a CPU share its RAM
+    return f"{amounts} usable{each}{share}"
 
 
 def closeness(estimate: Estimate) -> str:

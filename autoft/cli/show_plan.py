@@ -122,7 +122,7 @@ def _job_facts(plan: Plan) -> list[tuple[str, str]]:
         ("Trained", trained) if recipe.method == "full" else adapter,
         ("Batch", f"{words.batch(plan.job)}, learning rate {words.rate(plan.job.learning_rate)}"),
         *_data(plan),
-        ("Memory", _memory(plan)),
+        ("Memory", f"{words.of_usable(estimate)}: {words.closeness(estimate)}"),
         ("Step", step_time(estimate)) if plan.steps is None else ("Time", _run_time(plan, plan.steps)),
     ]
 
@@ -136,11 +136,6 @@ def _data(plan: Plan) -> list[tuple[str, str]]:
         f"{work.heldout_rows} held out"
     )
     return [("Data", text)]
-
-
-def _memory(plan: Plan) -> str:
-    each = " on each GPU" if plan.job.num_gpus > 1 and plan.job.device == "cuda" else ""
-    return f"{words.of_usable(plan.estimate)}{each}: {words.closeness(plan.estimate)}"
 
 
 def _run_time(plan: Plan, steps: int) -> str:
