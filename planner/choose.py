@@ -115,7 +115,7 @@ def _of_base(best: Candidate, ranked: list[Candidate], pruned: Sequence[Pruned])
     bits = base_bits(best.recipe)
     other = _first(ranked, lambda c: base_bits(c.recipe) == (4 if bits == 16 else 16) and c.estimate.fits == "yes")
     if other is not None:
-        return words.base_beside(best.recipe, other.recipe, other.estimate, _times(other, best))
+        return words.base_beside(best.recipe, other.recipe, other.estimate, times(other, best))
     if bits == 16:
         return words.base_kept()
     whole = (c for c in ranked if base_bits(c.recipe) == 16)
@@ -135,7 +135,7 @@ def _of_checkpointing(best: Candidate, ranked: list[Candidate]) -> Reason | None
     plain = [c for c in ranked if base_bits(c.recipe) == bits and not c.recipe.gradient_checkpointing]
     fitting = _first(plain, lambda c: c.estimate.fits == "yes")
     if fitting is not None:
-        return words.checkpointing_pays(fitting.recipe, _times(fitting, best))
+        return words.checkpointing_pays(fitting.recipe, times(fitting, best))
     least = min(plain, key=lambda c: c.estimate.device_bytes, default=None)
     return None if least is None else words.checkpointing_needed(least.recipe, least.estimate.device_bytes)
 
@@ -157,7 +157,7 @@ def _other(candidate: Candidate, best: Candidate) -> Alternative:
     less = best.estimate.device_bytes - candidate.estimate.device_bytes
     bits, chosen = base_bits(candidate.recipe), base_bits(best.recipe)
     changed = None if bits == chosen else math.copysign(bits, bits - chosen)
-    time_ratio = _times(candidate, best)
+    time_ratio = times(candidate, best)
     role: Literal["fallback", "runner_up"] = "fallback" if less > 0 else "runner_up"
     reason = f"fits: {words.beside(less, time_ratio, None if changed is None else int(changed))}"
     return alternative(role, candidate, reason, time_ratio)
@@ -189,8 +189,9 @@ def _first(ranked: Sequence[Candidate], wanted: Callable[[Candidate], bool]) -> 
     return next((c for c in ranked if wanted(c)), None)
 
 
-def _times(candidate: Candidate, best: Candidate) -> float:
-    return row_time(candidate) / row_time(best)
+def times(candidate: Candidate, other: Candidate) -> float:
+    """The time of a row, over the other's."""
+    return row_time(candidate) / row_time(other)
 
 
 def _pace(candidate: Candidate, price: float = 1.0) -> int:

@@ -263,7 +263,7 @@ def _notes(source: Source, *, gguf: bool) -> list[str]:
 
 
 def _of_template(source: Source) -> list[str]:
-    """What autoft does to the text of the chat template, of which no tool has a word."""
+    """What autoft changes in the text of the chat template and no tool has a key for."""
     workload, thinking = source.plan.workload, source.job.thinking
     if workload is None:
         return [

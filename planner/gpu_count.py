@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from autoft.errors import OptionError
 from autoft.planner import words
-from autoft.planner.choose import Choice, alternative, order, row_time
+from autoft.planner.choose import Choice, alternative, order, row_time, times
 from autoft.planner.facts import Reason
 from autoft.planner.plan_file import Alternative
 from autoft.planner.question import Question
@@ -100,19 +100,15 @@ def _reasons(best: Candidate, others: list[Candidate], question: Question, name:
     one = next((other for other in others if other.estimate.num_gpus == 1), None)
     more = min((other for other in others if other.estimate.num_gpus > num_gpus), key=row_time, default=None)
     if num_gpus == 1:
-        return [] if more is None else [words.one_gpu(more.estimate.num_gpus, more.recipe, _times(more, best))]
+        return [] if more is None else [words.one_gpu(more.estimate.num_gpus, more.recipe, times(more, best))]
     rows = best.recipe.micro_batch * question.replicas(best.recipe).accumulation
-    beside = None if one is None else (one.recipe, _times(best, one))
+    beside = None if one is None else (one.recipe, times(best, one))
     return [words.several_gpus(several(num_gpus, name), num_gpus, rows, beside)]
 
 
 def _other(other: Candidate, best: Candidate) -> Alternative:
-    time_ratio = _times(other, best)
+    time_ratio = times(other, best)
     return alternative("runner_up", other, f"fits: {pace(time_ratio)}", time_ratio)
-
-
-def _times(candidate: Candidate, other: Candidate) -> float:
-    return row_time(candidate) / row_time(other)
 
 
 def _refuse_more(target: Target, wanted: int) -> None:
