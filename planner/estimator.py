@@ -179,8 +179,8 @@ class Estimator:
             least = self.estimate(recipe, loop=replace(OURS, layer_kernels=True), replicas=replicas)
         except ModelError:
             return estimate  # said without figures
-        plain, in_figures = self._of_reference_code(), self._of_reference_code(estimate, least)
-        records = tuple(in_figures if record == plain else record for record in estimate.assumption_records)
+        in_figures = self._of_reference_code(estimate, least)
+        records = tuple(in_figures if record.kind == "kernels" else record for record in estimate.assumption_records)
         return replace(estimate, assumption_records=records, assumptions=sentences(records))
 
     @property
@@ -193,7 +193,7 @@ class Estimator:
         text = "memory and time: some layers are rehearsed in PyTorch's code"
         if estimate is None or least is None:
             text += f"; with {packages} installed they take less"
-            return Assumption(kind="memory", basis="rehearsal", text=text, figures={"packages": packages})
+            return Assumption(kind="kernels", basis="rehearsal", text=text, figures={"packages": packages})
         step_s = Range(lower=least.step_time_s.lower, upper=estimate.step_time_s.upper)
         text += (
             f"; with {packages} installed expect {size(least.device_bytes)} to {size(estimate.device_bytes)} and "
@@ -206,7 +206,7 @@ class Estimator:
             "step_time_s_lower": step_s.lower,
             "step_time_s_upper": step_s.upper,
         }
-        return Assumption(kind="memory", basis="rehearsal", text=text, figures=figures)
+        return Assumption(kind="kernels", basis="rehearsal", text=text, figures=figures)
 
     def fits_by_gib(
         self, rehearsal: Rehearsal, device_bytes: int, loop: Loop = OURS, num_gpus: int = 1

@@ -28,11 +28,12 @@ class Reason(Record):
 class Assumption(Record):
     """What an Estimate takes for granted.
 
-    kind: the figure that depends on it. basis: where it is from: "measured", "data sheet", "assumption", "rehearsal",
-    or of the time a key that is the same as long as its source is.
+    kind: the figure that depends on it; "kernels" is memory and time, of layers that run in PyTorch's reference code.
+    basis: where it is from: "measured", "data sheet", "assumption", "rehearsal", or of the time a key that is the same
+    as long as its source is.
     """
 
-    kind: Literal["memory", "context", "time", "exchange", "host"]
+    kind: Literal["memory", "context", "time", "exchange", "host", "kernels"]
     basis: str
     text: str
     figures: Figures = field(default_factory=dict)

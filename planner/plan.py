@@ -108,7 +108,7 @@ def _plan_of(asked: Asked, request: Request, hardware: Hardware) -> Plan:
         reasons=sentences(reasons),
         reason_records=reasons,
         pruned=(*(group.text for group in found.pruned), *_not_tried(job, choice.estimate, found)),
-        notes=(*asked.notes, *(record.text for record in estimate.assumption_records if "packages" in record.figures)),
+        notes=(*asked.notes, *(record.text for record in estimate.assumption_records if record.kind == "kernels")),
         steps=steps_of(job, question.rows),
         run_time_s=run_time_s,
         run_energy_kwh=run_energy_kwh,
