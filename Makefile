@@ -104,6 +104,7 @@ readme: setup ## Regenerate what README.md and docs/ show of commands and result
 	@$(BIN)/python docs/readme_blocks.py
 	@$(BIN)/python docs/catalogue.py
 	@$(BIN)/python docs/result_page.py
+	@$(BIN)/python docs/settings_page.py
 	@$(BIN)/python docs/templates_table.py
 	@$(BIN)/python docs/plan_table.py
 	@$(BIN)/python docs/models_table.py

@@ -9,14 +9,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-import types
 import typing
 from pathlib import Path
-from typing import Any, Literal
-
-from annotated_types import Ge, Gt, Le, Lt
+from typing import Any
 
 from autoft.schema import Record
+from autoft.settings import default_of, described, settings_of
 from autoft.trainer import events
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
@@ -47,8 +45,7 @@ EVENTS = """## events.jsonl
 Each line is an object: `event`, which names one of the kinds below, `at`, the time in UTC as ISO 8601, and the fields
 of that kind. `result.json` keeps the ones that mattered in `events`, some of them without `at`.
 """
-NUMBERS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
-BOUNDS = ((Ge, "ge", "at least"), (Gt, "gt", "above"), (Le, "le", "at most"), (Lt, "lt", "below"))
+SETTINGS = (Job, Recipe)  # records whose fields say what they are
 
 
 def page() -> str:
@@ -62,40 +59,19 @@ def page() -> str:
 
 
 def section(kind: type[Record], name: str) -> str:
-    """A record: what its docstring says, and its fields."""
+    """A record: what its docstring says, and its fields, each with what it is where the field says so."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    rows = [
-        f"| `{field.name}` | {described(hints[field.name])} | {default(field)} |"
-        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
-    ]
+    help_of = {name: field.setting.help for name, field in settings_of(kind).items()} if kind in SETTINGS else {}
+    rows = []
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        cells = [f"`{field.name}`", described(hints[field.name]), default(field)]
+        if help_of:
+            cells.append(help_of[field.name])
+        rows.append(f"| {' | '.join(cells)} |")
     about = inspect.getdoc(kind) if not (kind.__doc__ or "").startswith(f"{kind.__name__}(") else ""
-    return "\n".join([f"### {name}\n\n{about}\n", "| Field | Type | Default |", "| --- | --- | --- |", *rows, ""])
-
-
-def described(hint: Any) -> str:
-    """A type, in the words of JSON."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if hint in NUMBERS:
-        return NUMBERS[hint]
-    if origin is typing.Annotated:
-        bounds = [
-            f"{word} {getattr(mark, name):,}"
-            for mark in parts[1:]
-            for bound, name, word in BOUNDS
-            if isinstance(mark, bound)
-        ]
-        return ", ".join([described(parts[0]), *bounds])
-    if origin is Literal:
-        return ", ".join(f'"{value}"' for value in parts)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(described(part) for part in parts)
-    if origin is tuple and parts[-1] is Ellipsis:
-        return f"list of: {described(parts[0])}"
-    if origin is tuple:
-        return f"[{', '.join(described(part) for part in parts)}]"
-    if origin is dict:
-        return "object" if parts[1] is Any else f"object of: {described(parts[1])}"
-    return f"[{hint.__name__}](#{hint.__name__.lower()})"
+    columns = ("Field", "Type", "Default", "What it is") if help_of else ("Field", "Type", "Default")
+    head = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    return "\n".join([f"### {name}\n\n{about}\n", *head, *rows, ""])
 
 
 def default(field: dataclasses.Field[Any]) -> str:
@@ -104,9 +80,7 @@ def default(field: dataclasses.Field[Any]) -> str:
         return f"`{field.default_factory()}`"
     if field.default is dataclasses.MISSING:
         return ""
-    plain = {None: "null", True: "true", False: "false", (): "[]"}
-    is_number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
-    return f"`{field.default if is_number else plain.get(field.default, field.default)}`"
+    return f"`{default_of(field.default)}`"
 
 
 def main() -> None:

@@ -22,12 +22,12 @@ import autoft
 import autoft.profiles
 import autoft.trainer
 from autoft.errors import FileFormatError
-from autoft.planner.candidates import parse_settings
 from autoft.planner.estimate import Estimate
 from autoft.planner.exchange import link_of
 from autoft.planner.facts import Assumption
 from autoft.planner.kept import Shelf, digest
 from autoft.planner.request import Request
+from autoft.planner.set_option import parse_settings
 from autoft.planner.target import Target, target_of
 from autoft.planner.time import measure_cpu_flops
 from autoft.profiles.bench_store import THREADS

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
-from autoft.errors import FileFormatError, OptionError, near
-from autoft.planner.synonyms import setting_called, switch_called
+from autoft.errors import FileFormatError
 from autoft.planner.target import Target
-from autoft.trainer.job import Device, Job
-from autoft.trainer.recipe import Attention, Dtype, Method, Optimizer, Recipe
+from autoft.trainer.job import Device
+from autoft.trainer.recipe import Attention, Dtype, Optimizer, Recipe
 
-METHODS: tuple[Method, ...] = get_args(Method)
 # How the base is held: a method with its quantization. Full fine-tuning is looked at only where it is asked for.
 BASES: tuple[dict[str, Any], ...] = (
     {"method": "lora"},
@@ -36,16 +33,7 @@ LIGHTER: dict[Optimizer, Optimizer] = {
     "adamw_torch_fused": "adamw_8bit",
     "adamw_8bit": "paged_adamw_8bit",
 }
-# Of the Job, what the plan decides itself or the command line has an option for.
-NOT_PINNABLE = ("model", "data", "eval_data", "mapping", "recipe", "device")
 SHORT_DTYPES: dict[Dtype, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-ALL_LINEAR = "all-linear"
-LISTS = ("report_to",)  # of several words, with commas between them
-# Of the Recipe, what is right or wrong only beside another field.
-COUPLED = (
-    "method", "quant_type", "double_quant", "experts_4bit", "autocast", "use_dora", "checkpoint_every",
-    "offload_checkpoints",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,51 +120,6 @@ def lighter(recipe: Recipe, device: Device, pinned: dict[str, Any]) -> Recipe | 
     return None if optimizer is None else replace(recipe, optimizer=optimizer)
 
 
-def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`key=value` words as (fields of the Recipe, fields of the Job), values read as TOML, else as text; the last wins.
-
-    Raises: OptionError for a word without "=" and for an unknown key, FileFormatError for a wrong value.
-    """
-    recipe_keys = {field.name for field in dataclasses.fields(Recipe)}
-    job_keys = {field.name for field in dataclasses.fields(Job)} - set(NOT_PINNABLE)
-    recipe: dict[str, Any] = {}
-    job: dict[str, Any] = {}
-    for word in settings:
-        key, equals, text = word.partition("=")
-        key = key.strip()
-        if not equals:
-            raise OptionError(f"--set {word}: not of the form key=value", fix=f"--set {key or 'rank'}=...")
-        if key not in recipe_keys | job_keys:
-            raise _unknown(word, key, text.strip(), sorted(recipe_keys | job_keys))
-        value = _value(text.strip())
-        if key == "target_modules" and isinstance(value, str) and value != ALL_LINEAR:
-            value = [each.strip() for each in value.split(",") if each.strip()]
-        if key == "thinking" and isinstance(value, bool):
-            value = "on" if value else "off"
-        if key in LISTS:
-            value = tuple(value if isinstance(value, list) else [each.strip() for each in str(value).split(",")])
-        (recipe if key in recipe_keys else job)[key] = value
-    for key, value in recipe.items():
-        if key not in COUPLED:
-            Recipe.from_dict({key: value}, where="--set")
-    Job.from_dict({"model": "", "recipe": {}, **job}, where="--set")
-    if recipe.get("method", "lora") not in METHODS:
-        raise OptionError(
-            f"--set method={recipe['method']}: not known.{near(str(recipe['method']), METHODS)}",
-            fix=f"one of: {', '.join(METHODS)}",
-        )
-    return recipe, job
-
-
-def _unknown(word: str, key: str, value: str, known: list[str]) -> OptionError:
-    ours, switch = setting_called(key), switch_called(key, value)
-    if ours in known:
-        return OptionError(f"--set {word}: the setting is called {ours} here", fix=f"--set {ours}={value}")
-    if ours == "seq_len" or switch is not None:
-        return OptionError(f"--set {word}: no setting {key!r}", fix=switch or f"--seq-len {value}")
-    return OptionError(f"--set {word}: no setting {key!r}.{near(key, known)}", fix=f"one of: {', '.join(known)}")
-
-
 def describe(recipe: Recipe, *, micro_batch: bool = True) -> str:
     """QLoRA (NF4), micro-batch 4, gradient checkpointing, 8-bit optimizer; or all but the micro-batch."""
     parts = [describe_base(recipe)]
@@ -258,15 +201,3 @@ def _micro_batches(rows: int) -> list[int]:
         if rows % 2 == 0:
             rows //= 2
     return sorted(found)
-
-
-def _value(text: str) -> Any:
-    """Read as TOML, else as text. Python's True and False are truth values too."""
-    from autoft.schema import parse_toml
-
-    if text in ("True", "False"):
-        text = text.lower()
-    try:
-        return parse_toml(f"value = {text}", where="--set")["value"]
-    except FileFormatError:
-        return text

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from autoft.errors import ModelError, OptionError
-from autoft.planner.candidates import parse_settings
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.frame import METHOD_KEYS, Frame
 from autoft.planner.ghost import Rehearsal
 from autoft.planner.request import Request
+from autoft.planner.set_option import parse_settings
 from autoft.planner.target import Target, target_of
 from autoft.planner.time import measure_cpu_flops
 from autoft.profiles.gpu_catalogue import gpu_profiles

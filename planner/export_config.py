@@ -18,6 +18,7 @@ from autoft.home import write_text
 from autoft.planner.candidates import describe
 from autoft.planner.inputs import job_digest
 from autoft.planner.plan_file import Plan
+from autoft.settings import Field, settings_of
 from autoft.trainer.data.load import load_data
 from autoft.trainer.data.shape import Row
 from autoft.trainer.data.thinking import Switched
@@ -30,14 +31,6 @@ Tool = Literal["axolotl", "llamafactory", "trl", "unsloth"]
 Form = Literal["messages", "prompt_completion", "text"]
 
 SUFFIXES: dict[Tool, str] = {"axolotl": ".yaml", "llamafactory": ".yaml", "trl": ".yaml", "unsloth": ".py"}
-# What every tool is told, or what autoft itself has settled in the files that it writes
-TOLD = frozenset({
-    "model", "data", "eval_data", "mapping", "recipe", "device", "num_gpus", "eval_rows", "epochs", "max_steps",
-    "accumulation", "learning_rate", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "seed", "method",
-    "base_dtype", "quant_type", "rank", "alpha", "dropout", "target_modules", "micro_batch", "seq_len", "packing",
-    "gradient_checkpointing", "attention", "optimizer", "autocast", "loss", "adapter_dtype", "max_new_tokens",
-    "thinking",
-})  # fmt: skip
 COLUMNS = 100
 
 
@@ -112,7 +105,8 @@ class Source:
 class Config:
     """text: of the file that the tool reads, without its comments. command: what runs it.
 
-    differs: what the tool does otherwise or cannot express. told: fields of Job and Recipe beyond TOLD that it takes.
+    differs: what the tool does otherwise or cannot express. told: fields of Job and Recipe that it takes
+    and not every tool does.
     beside: more files of the data folder, by name. columns: what every row has beside its turns.
     """
 
@@ -293,11 +287,12 @@ def thought_left_open(source: Source) -> list[str]:
 
 def _untold(job: Job, told: frozenset[str]) -> list[str]:
     """What the plan sets otherwise than by default and the tool has no key for."""
-    fields = [(record, field) for record in (job, job.recipe) for field in dataclasses.fields(record)]
+    fields: list[tuple[Job | Recipe, Field]] = [(job, field) for field in settings_of(Job).values()]
+    fields += [(job.recipe, field) for field in settings_of(Recipe).values()]
     return [
         f"{field.name} = {json.dumps(getattr(record, field.name))} has no key here"
         for record, field in fields
-        if field.name not in TOLD | told and getattr(record, field.name) != field.default
+        if not field.setting.exported and field.name not in told and getattr(record, field.name) != field.default
     ]
 
 

@@ -13,6 +13,7 @@ from autoft.planner.plan import Asked, ask
 from autoft.planner.question import Question
 from autoft.planner.request import Request
 from autoft.planner.schedule import run_takes
+from autoft.planner.synonyms import SETTINGS
 from autoft.planner.target import Target
 from autoft.profiles.hardware import Hardware
 from autoft.trainer.prepare import Prepared
@@ -20,7 +21,7 @@ from autoft.trainer.recipe import Recipe
 
 TOKENS_WITHOUT_DATA = 1_000_000
 # Of a Recipe, what decides the method: to pin one of them is to pin no other method in passing
-METHOD_KEYS = frozenset({"method", "quant_type", "double_quant", "experts_4bit"})
+METHOD_KEYS = frozenset(name for name, field in SETTINGS.items() if "method" in (name, field.setting.follows))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from autoft import __version__
 from autoft.errors import HubError, InputError, OptionError
 from autoft.planner import parallel
 from autoft.planner.assumed_tokens import prepare_assumed
-from autoft.planner.candidates import exact, families, parse_settings, state_bits
+from autoft.planner.candidates import exact, families, state_bits
 from autoft.planner.context import check_length, length_notes, longest_row
 from autoft.planner.estimate import Estimate
 from autoft.planner.estimator import Estimator
@@ -28,6 +28,7 @@ from autoft.planner.remedies import nothing_fits
 from autoft.planner.request import Request
 from autoft.planner.schedule import MIN_STEPS, rows_of, schedule, steps_of
 from autoft.planner.search import Search
+from autoft.planner.set_option import parse_settings
 from autoft.planner.target import Target, like, target_of
 from autoft.planner.time import measure_cpu_flops
 from autoft.planner.workload import Workload, measure
@@ -39,7 +40,7 @@ from autoft.trainer.gates import refuse_unknown_tokens
 from autoft.trainer.job import Job
 from autoft.trainer.metrics import applicable
 from autoft.trainer.prepare import Prepared, prepare
-from autoft.trainer.recipe import OF_ADAPTERS, PAD_MULTIPLE, Recipe, RopeScaling
+from autoft.trainer.recipe import PAD_MULTIPLE, Recipe, RopeScaling, of_adapter
 from autoft.trainer.resolve import load_config, resolve
 from autoft.trainer.suitable import has_towers
 from autoft.units import size
@@ -193,7 +194,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
         seq_len = _seq_len(workload, shape, preset, scaling)
         check_length(seq_len, estimator, scaling, word=f"the longest row ({seq_len} tokens)", error=OptionError)
     full = recipe_pins.get("method") == "full"
-    from_preset = {name: value for name, value in preset.recipe.items() if not (full and name in OF_ADAPTERS)}
+    from_preset = {name: value for name, value in preset.recipe.items() if not (full and of_adapter(name))}
     recipe_pins = _with_rank({**from_preset, **recipe_pins}, request.min_rank, words)
     rows = rows_of(prepared, seq_len, packing=bool(recipe_pins.get("packing")))
     starter = (request.model, request.data) == ("starter", "starter")

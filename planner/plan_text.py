@@ -9,7 +9,9 @@ from typing import Any
 from autoft.planner.candidates import describe
 from autoft.planner.plan_file import Plan
 from autoft.schema import without_none
-from autoft.trainer.recipe import OF_ADAPTERS
+from autoft.settings import settings_of
+from autoft.trainer.job import Job
+from autoft.trainer.recipe import Recipe, of_adapter
 from autoft.units import duration, size
 
 COLUMNS = 100
@@ -30,45 +32,6 @@ SECTIONS = {
     "hardware": "The machine that the plan was made on.",
     "alternatives": "What was not chosen, and why.",
 }
-JOB = {
-    "num_gpus": "replicas of the model, each with its own micro-batches",
-    "eval_rows": "held out of data to evaluate on, at most a tenth of it",
-    "mapping": "which column is what, as --map words it",
-    "thinking": "whether the model's chat template thinks before answers; auto: as the data's answers do",
-    "group_by_length": "rows of like length share a step",
-    "learning_rate": "the peak",
-    "warmup_ratio": "part of all steps that leads up to the peak",
-    "max_grad_norm": "gradients are clipped to this norm",
-    "max_new_tokens": "longest answer in the evaluation; 0 evaluates the loss only",
-    "metric": "figure of the evaluation by which the best weights are chosen",
-    "save_minutes": "a checkpoint at least this often",
-    "keep_checkpoints": "the newest so many stay",
-}
-RECIPE = {
-    "double_quant": "the scales of 4-bit blocks are quantized too",
-    "alpha": "updates are scaled by alpha / rank",
-    "use_rslora": "by alpha / sqrt(rank) instead",
-    "use_dora": "lengths of rows are trained apart from their directions",
-    "target_modules": "the layers that get an adapter",
-    "adapter_dtype": "of the trained weights, their gradients and the optimizer's state",
-    "autocast": "a 16-bit step over float32 adapters",
-    "micro_batch": "sequences in one forward and backward",
-    "seq_len": "tokens; longer rows are left out",
-    "packing": "several examples share a row, none sees another",
-    "gradient_checkpointing": "layers run again in the backward, and keep less",
-    "checkpoint_every": "only every so many layers do so",
-    "offload_checkpoints": "what is kept waits in the host's memory",
-    "kbit_upcast": "norms and embeddings of a quantized base in float32",
-    "loss": "fused never builds the logits, selected only those that are trained",
-}
-# The line at which an alternative is told, if it differs in nothing but these fields
-KNOBS = {
-    "method": {"method", "quant_type", "double_quant", "experts_4bit"},
-    "micro_batch": {"micro_batch"},
-    "gradient_checkpointing": {"gradient_checkpointing", "offload_checkpoints", "checkpoint_every"},
-    "seq_len": {"seq_len"},
-    "rank": {"rank", "alpha"},
-}
 
 
 def plan_toml(plan: Plan) -> str:
@@ -85,9 +48,10 @@ def plan_toml(plan: Plan) -> str:
         if name == "job":
             recipe = data["job"].pop("recipe")
             if recipe["method"] == "full":  # the rest is at its defaults, and means nothing
-                recipe = {key: value for key, value in recipe.items() if key not in OF_ADAPTERS}
-            parts.append(_table("job", data["job"], {**JOB, "accumulation": _rows(plan)}, _reasons(plan)))
-            parts.append(_table("job.recipe", recipe, RECIPE, _instead(plan), _reasons(plan)))
+                recipe = {key: value for key, value in recipe.items() if not of_adapter(key)}
+            meanings = {**_meanings(Job), "accumulation": _rows(plan)}
+            parts.append(_table("job", data["job"], meanings, _reasons(plan)))
+            parts.append(_table("job.recipe", recipe, _meanings(Recipe), _instead(plan), _reasons(plan)))
         else:
             text = tomli_w.dumps({name: data[name]})
             parts.append(_comment(SECTIONS.get(name, "")) + (_sized(text) if name == "estimate" else text))
@@ -137,15 +101,20 @@ def _rows(plan: Plan) -> str:
 
 def _instead(plan: Plan) -> dict[str, list[str]]:
     """Of the alternatives that turn one knob, what each would take, by the knob's line."""
-    chosen = plan.job.recipe.to_dict()
-    found: dict[str, list[str]] = {}
+    chosen, fields = plan.job.recipe.to_dict(), settings_of(Recipe)
+    lines_at: dict[str, list[str]] = {}
     for alternative in (a for a in plan.alternatives if a.num_gpus == plan.job.num_gpus):
         other = alternative.recipe.to_dict()
-        changed = {key for key, value in other.items() if value != chosen[key]}
-        knob = next((knob for knob, fields in KNOBS.items() if changed and changed <= fields), None)
-        if knob is not None:
-            found.setdefault(knob, []).append(f"not {describe(alternative.recipe)}: {alternative.reason}")
-    return {knob: lines[:INSTEAD] for knob, lines in found.items()}
+        changed = [key for key, value in other.items() if value != chosen[key]]
+        knobs = {fields[key].setting.follows or key for key in changed}
+        if len(knobs) == 1:
+            line = f"not {describe(alternative.recipe)}: {alternative.reason}"
+            lines_at.setdefault(knobs.pop(), []).append(line)
+    return {knob: lines[:INSTEAD] for knob, lines in lines_at.items()}
+
+
+def _meanings(record: type) -> dict[str, str]:
+    return {name: field.setting.help for name, field in settings_of(record).items()}
 
 
 def _reasons(plan: Plan) -> dict[str, list[str]]:

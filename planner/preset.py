@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
+from autoft.errors import FileFormatError, near
 from autoft.planner.facts import Reason
 from autoft.planner.request import Prefer, Request
-from autoft.profiles.preset_catalogue import Preset, Setting, find_preset
-from autoft.trainer.job import Job
-from autoft.trainer.recipe import Recipe
+from autoft.planner.set_option import check, split
+from autoft.planner.synonyms import SETTINGS, TYPED
+from autoft.profiles.preset_catalogue import Preset, PresetValue, find_preset
 
-# Of a pair the first is nothing without the second: who sets the second sets both.
-TOGETHER = {"alpha": "rank", "max_steps": "epochs"}
+PREFER = "prefer"  # a preset may have it beside fields of Recipe and Job
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,17 +85,11 @@ def defaults(name: str | None, given: Collection[str]) -> Defaults:
     if name is None:
         return Defaults()
     preset = find_preset(name)
-    overruled = {key for key in preset.settings if key in given or TOGETHER.get(key) in given}
+    check_preset(preset, where=f"preset {preset.name}")
+    overruled = {key for key in preset.settings if key in given or _leader(key) in given}
     values = {key: setting.value for key, setting in preset.settings.items() if key not in overruled}
-    prefer, seq_len = values.pop("prefer", "balanced"), values.pop("seq_len", None)
-    recipe_keys, job_keys = ({f.name for f in dataclasses.fields(record)} for record in (Recipe, Job))
-    recipe = {key: value for key, value in values.items() if key in recipe_keys}
-    where = f"preset {preset.name}"
-    for key, value in recipe.items():
-        if key != "method":
-            Recipe.from_dict({key: value}, where=where)
-    job = {key: value for key, value in values.items() if key in job_keys}
-    Job.from_dict({"model": "", "recipe": {}, **job}, where=where)
+    prefer, seq_len = values.pop(PREFER, "balanced"), values.pop("seq_len", None)
+    recipe, job = split(values)
     return Defaults(
         preset=preset,
         prefer=cast(Prefer, prefer),
@@ -105,6 +98,25 @@ def defaults(name: str | None, given: Collection[str]) -> Defaults:
         job=job,
         overruled=tuple(key for key in preset.settings if key in overruled),
     )
+
+
+def check_preset(preset: Preset, *, where: str) -> None:
+    """Whether each value is one of its field. Raises: FileFormatError naming `where` and the first that is not."""
+    values = {name: setting.value for name, setting in preset.settings.items()}
+    prefer = values.pop(PREFER, "balanced")
+    preferences = get_args(Prefer)
+    if prefer not in preferences:
+        raise FileFormatError(f"{where}: prefer = {prefer!r} is not known", fix=f"use one of: {', '.join(preferences)}")
+    for name in values:
+        if name not in TYPED:
+            hint = near(name, [*TYPED, PREFER])
+            raise FileFormatError(f"{where}: unknown key {name}.{hint}", fix="autoft plan --help-settings lists them")
+    check(*split(values), where=where)
+
+
+def _leader(name: str) -> str | None:
+    """The setting that this one says more of."""
+    return SETTINGS[name].setting.follows if name in SETTINGS else None
 
 
 def preset_of(request: Request, pinned: Collection[str], seq_len: int | None) -> Defaults:
@@ -117,7 +129,7 @@ def preset_of(request: Request, pinned: Collection[str], seq_len: int | None) ->
     return replace(preset, prefer=request.prefer or preset.prefer)
 
 
-def _line(name: str, setting: Setting) -> str:
+def _line(name: str, setting: PresetValue) -> str:
     """rank 16: the reason (the source)."""
     return f"{_words(name)} {_shown(setting.value)}: {setting.reason} ({setting.source})"
 

@@ -16,10 +16,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from autoft.errors import AutoftError, InputError
-from autoft.planner.candidates import parse_settings
 from autoft.planner.parallel import cores, end_with_parent
 from autoft.planner.preset import preset_of
 from autoft.planner.request import Request
+from autoft.planner.set_option import parse_settings
 from autoft.planner.shape import max_position
 from autoft.trainer.data.files import PACKED, find
 from autoft.trainer.data.read import COLUMNAR

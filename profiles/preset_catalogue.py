@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
+from typing import Any, Self
 
-from autoft.errors import OptionError, near
+from autoft.errors import FileFormatError, OptionError, near
 from autoft.profiles.catalogue import load
 from autoft.schema import Record
 
@@ -13,7 +13,7 @@ ADVICE = ("export",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Setting(Record):
+class PresetValue(Record):
     """One value of a preset, the reason for it, and the source of the reason."""
 
     value: bool | int | float | str | tuple[str, ...]
@@ -27,44 +27,47 @@ class Setting(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preset(Record):
-    """What a purpose asks for; what it leaves out is decided as without a preset.
+    """What a purpose asks for; what it leaves out is decided as without a preset. In TOML each value is a table.
 
-    prefer: as --prefer. method, rank, alpha, target_modules, packing, seq_len: of the Recipe; seq_len is the length of
-    packed rows, and of a plan without data: no row is left out for it. learning_rate, epochs, max_steps, eval_rows,
-    max_new_tokens, metric: of the Job. export: what to make of the adapter afterwards; nothing acts on that, it is
-    advice.
+    values: by name: fields of Recipe and Job, of which planner/preset.py knows what they are; seq_len is the length of
+    packed rows, and of a plan without data: no row is left out for it. prefer: as --prefer. export: what to make of the
+    adapter afterwards; nothing acts on that, it is advice.
     """
 
     name: str
     summary: str
-    prefer: Setting | None = None
-    method: Setting | None = None
-    rank: Setting | None = None
-    alpha: Setting | None = None
-    target_modules: Setting | None = None
-    learning_rate: Setting | None = None
-    epochs: Setting | None = None
-    max_steps: Setting | None = None
-    packing: Setting | None = None
-    seq_len: Setting | None = None
-    eval_rows: Setting | None = None
-    max_new_tokens: Setting | None = None
-    metric: Setting | None = None
-    export: Setting | None = None
+    values: dict[str, PresetValue]
 
     @property
-    def settings(self) -> dict[str, Setting]:
+    def settings(self) -> dict[str, PresetValue]:
         """What the plan takes over, by its name there."""
-        return {name: setting for name, setting in self._all().items() if name not in ADVICE}
+        return {name: value for name, value in self.values.items() if name not in ADVICE}
 
     @property
-    def advice(self) -> dict[str, Setting]:
+    def advice(self) -> dict[str, PresetValue]:
         """What is only told."""
-        return {name: setting for name, setting in self._all().items() if name in ADVICE}
+        return {name: value for name, value in self.values.items() if name in ADVICE}
 
-    def _all(self) -> dict[str, Setting]:
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Setting)}
+    def to_dict(self) -> dict[str, Any]:
+        values = {name: value.to_dict() for name, value in self.values.items()}
+        return {"name": self.name, "summary": self.summary, **values}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], *, where: str = "") -> Self:
+        prefix = f"{where}: " if where else ""
+        texts, values = {}, {}
+        for name, value in data.items():
+            if name in ("name", "summary"):
+                texts[name] = value
+            elif isinstance(value, dict):
+                values[name] = PresetValue.from_dict(value, where=f"{prefix}[{name}]")
+            else:
+                fix = f"[{name}] with value, reason and source"
+                raise FileFormatError(f"{prefix}{name} = {value!r}: not a table", fix=fix)
+        for name in ("name", "summary"):
+            if not isinstance(texts.get(name), str):
+                raise FileFormatError(f"{prefix}{name}: no text", fix=f'{name} = "..."')
+        return cls(**texts, values=values)
 
 
 def preset_profiles() -> dict[str, Preset]:

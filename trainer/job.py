@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from autoft.schema import Record
+from autoft.settings import Setting
 from autoft.trainer.recipe import Recipe
 
 Device = Literal["cuda", "cpu"]
@@ -20,56 +21,257 @@ Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job(Record):
-    """One run.
+    """One run. Each field says what it is: docs/settings.md."""
 
-    model: a hub id, local folder, .gguf file, catalogue name or "starter".
-    data, eval_data: files, or "starter" for the bundled task; data None is a plan without data; with eval_data None
-        up to eval_rows rows are held out of data.
-    num_gpus: replicas of the model, each on a GPU of its own with its own micro-batches: an optimizer step has
-        num_gpus x micro_batch x accumulation sequences. On a CPU they are processes that share it.
-    mapping: which column of the data is what, as --map words it; None tells it by the columns' names.
-    thinking: whether the model's chat template is to think before answers, where it has a switch for that; auto: as the
-        answers of the data do (trainer/data/thinking.py).
-    accumulation: micro-batches in one optimizer step. learning_rate is the peak; warmup_ratio the part of all steps
-        that leads up to it. max_grad_norm: gradients are clipped to this 2-norm.
-    group_by_length: rows of like length share an optimizer step, so that less is padded: rows are drawn at random, some
-        steps' worth at a time, fifty at most, and these come by length. The first step has the longest row of all.
-    max_steps: stop after so many optimizer steps; None trains all epochs.
-    max_new_tokens: the longest answer that the evaluation generates; 0 evaluates the loss only.
-    eval_steps: evaluate every so many optimizer steps too; None only before and after. The weights of the best
-        evaluation by `metric` are kept then, and early_stopping ends a run after so many without a better one.
-    metric: a figure of trainer/result.py's Evaluation.
-    save_minutes, save_steps: the longest time, and steps, between checkpoints; the last keep_checkpoints stay.
-    report_to: trackers that the run is told to as well, through the callbacks of transformers.
-    """
-
-    model: str
-    recipe: Recipe
-    data: str | None = None
-    device: Device = "cpu"
-    num_gpus: Annotated[int, Ge(1)] = 1
-    eval_data: str | None = None
-    mapping: str | None = None
-    thinking: Thinking = "auto"
-    eval_rows: Annotated[int, Ge(0)] = 100
-    epochs: Annotated[float, Gt(0)] = 1.0
-    group_by_length: bool = False
-    max_steps: Annotated[int, Gt(0)] | None = None
-    accumulation: Annotated[int, Gt(0)] = 1
-    learning_rate: Annotated[float, Gt(0)] = 2e-4
-    schedule: Schedule = "cosine"
-    warmup_ratio: Annotated[float, Ge(0), Le(1)] = 0.03
-    weight_decay: Annotated[float, Ge(0)] = 0.0
-    max_grad_norm: Annotated[float, Gt(0)] = 1.0
-    max_new_tokens: Annotated[int, Ge(0)] = 128
-    eval_steps: Annotated[int, Gt(0)] | None = None
-    metric: Metric = "loss"
-    early_stopping: Annotated[int, Gt(0)] | None = None
-    save_minutes: Annotated[float, Gt(0)] = 10.0
-    save_steps: Annotated[int, Gt(0)] | None = None
-    keep_checkpoints: Annotated[int, Gt(0)] = 2
-    report_to: tuple[Tracker, ...] = ()
-    seed: Annotated[int, Ge(0), Lt(2**32)] = 0
+    model: Annotated[
+        str,
+        Setting(
+            'a hub id, folder, .gguf file, catalogue name or "starter"',
+            group="Data",
+            elsewhere="model_name model_id model_name_or_path base_model pretrained_model hf_model",
+            typed=False,
+            exported=True,
+        ),
+    ]
+    recipe: Annotated[Recipe, Setting("one training step", group="Method", typed=False, exported=True)]
+    data: Annotated[
+        str | None,
+        Setting(
+            'files or a dataset of the hub, or "starter" for the bundled task',
+            group="Data",
+            more="Without it there is a plan, and no run.",
+            typed=False,
+            exported=True,
+        ),
+    ] = None
+    device: Annotated[Device, Setting("where it trains", group="Method", typed=False, exported=True)] = "cpu"
+    num_gpus: Annotated[
+        int,
+        Ge(1),
+        Setting(
+            "copies of the model, each with its own micro-batches",
+            group="Batch and length",
+            more="Each on a GPU of its own: an optimizer step has num_gpus x micro_batch x accumulation sequences. On "
+            "a CPU they are processes that share it.",
+            changes=("time",),
+            elsewhere="gpus n_gpus num_devices devices nproc_per_node",
+            exported=True,
+        ),
+    ] = 1
+    eval_data: Annotated[
+        str | None,
+        Setting(
+            "rows to evaluate on",
+            group="Data",
+            more="Without them up to eval_rows rows are held out of data.",
+            typed=False,
+            exported=True,
+        ),
+    ] = None
+    mapping: Annotated[
+        str | None,
+        Setting(
+            "which column is what, as --map has it",
+            group="Data",
+            more="Without it the columns' names tell.",
+            typed=False,
+            exported=True,
+        ),
+    ] = None
+    thinking: Annotated[
+        Thinking,
+        Setting(
+            "whether the chat template thinks before answers; auto: as the data do",
+            group="Data",
+            more="Where the template has a switch for that.",
+            changes=("quality",),
+            elsewhere="enable_thinking think reasoning",
+            exported=True,
+        ),
+    ] = "auto"
+    eval_rows: Annotated[
+        int,
+        Ge(0),
+        Setting(
+            "rows to hold out of data for the evaluation, at most a tenth",
+            group="Evaluation",
+            changes=("time",),
+            elsewhere="val_size val_set_size eval_size max_eval_samples",
+            exported=True,
+        ),
+    ] = 100
+    epochs: Annotated[
+        float,
+        Gt(0),
+        Setting(
+            "passes over the data",
+            group="Schedule",
+            changes=("time", "quality"),
+            elsewhere="epoch num_epochs num_train_epochs n_epochs train_epochs",
+            exported=True,
+        ),
+    ] = 1.0
+    group_by_length: Annotated[
+        bool,
+        Setting(
+            "put rows of like length in a step",
+            group="Batch and length",
+            more="So that less is padded: rows are drawn at random, some steps' worth at a time, fifty at most, and "
+            "these come by length. The first step has the longest row of all.",
+            changes=("time",),
+            elsewhere="length_grouping group_length",
+        ),
+    ] = False
+    max_steps: Annotated[
+        Annotated[int, Gt(0)] | None,
+        Setting(
+            "stop after n optimizer steps",
+            group="Schedule",
+            changes=("time", "quality"),
+            elsewhere="steps num_steps max_train_steps train_steps iters",
+            follows="epochs",
+            exported=True,
+        ),
+    ] = None
+    accumulation: Annotated[
+        int,
+        Gt(0),
+        Setting(
+            "micro-batches in an optimizer step",
+            group="Batch and length",
+            changes=("time", "quality"),
+            elsewhere="gradient_accumulation_steps gradient_accumulation grad_accumulation grad_accum "
+            "accumulation_steps",
+            exported=True,
+        ),
+    ] = 1
+    learning_rate: Annotated[
+        float,
+        Gt(0),
+        Setting("peak learning rate", group="Schedule", changes=("quality",), elsewhere="lr peak_lr", exported=True),
+    ] = 2e-4
+    schedule: Annotated[
+        Schedule,
+        Setting(
+            "how the learning rate falls after its peak",
+            group="Schedule",
+            changes=("quality",),
+            elsewhere="lr_scheduler_type lr_scheduler scheduler",
+            exported=True,
+        ),
+    ] = "cosine"
+    warmup_ratio: Annotated[
+        float,
+        Ge(0),
+        Le(1),
+        Setting(
+            "share of all steps in which the learning rate rises to its peak",
+            group="Schedule",
+            changes=("quality",),
+            elsewhere="warmup",
+            exported=True,
+        ),
+    ] = 0.03
+    weight_decay: Annotated[
+        float,
+        Ge(0),
+        Setting(
+            "how fast weights shrink by themselves",
+            group="Schedule",
+            changes=("quality",),
+            elsewhere="wd",
+            exported=True,
+        ),
+    ] = 0.0
+    max_grad_norm: Annotated[
+        float,
+        Gt(0),
+        Setting(
+            "clip gradients to this norm",
+            group="Schedule",
+            changes=("quality",),
+            elsewhere="grad_clip gradient_clipping clip_grad_norm max_norm",
+            exported=True,
+        ),
+    ] = 1.0
+    max_new_tokens: Annotated[
+        int,
+        Ge(0),
+        Setting(
+            "longest answer in the evaluation; 0 evaluates the loss only",
+            group="Evaluation",
+            changes=("memory", "time"),
+            elsewhere="max_tokens generation_max_length",
+            exported=True,
+        ),
+    ] = 128
+    eval_steps: Annotated[
+        Annotated[int, Gt(0)] | None,
+        Setting(
+            "evaluate every n optimizer steps too",
+            group="Evaluation",
+            more="The weights of the best evaluation by metric are kept then. Without it the run evaluates before and "
+            "after.",
+            changes=("time", "quality"),
+            elsewhere="eval_interval evaluation_steps",
+        ),
+    ] = None
+    metric: Annotated[
+        Metric,
+        Setting(
+            "figure of the evaluation that picks the best weights",
+            group="Evaluation",
+            changes=("quality",),
+        ),
+    ] = "loss"
+    early_stopping: Annotated[
+        Annotated[int, Gt(0)] | None,
+        Setting(
+            "stop after n evaluations without a better one",
+            group="Evaluation",
+            changes=("time",),
+            elsewhere="patience early_stopping_patience",
+            follows="eval_steps",
+        ),
+    ] = None
+    save_minutes: Annotated[
+        float, Gt(0), Setting("write a checkpoint at least this often", group="Checkpoints", changes=("time",))
+    ] = 10.0
+    save_steps: Annotated[
+        Annotated[int, Gt(0)] | None,
+        Setting(
+            "write a checkpoint at least every n optimizer steps",
+            group="Checkpoints",
+            changes=("time",),
+            elsewhere="save_interval checkpoint_steps",
+        ),
+    ] = None
+    keep_checkpoints: Annotated[
+        int,
+        Gt(0),
+        Setting("how many checkpoints to keep, the newest", group="Checkpoints", elsewhere="save_total_limit"),
+    ] = 2
+    report_to: Annotated[
+        tuple[Tracker, ...],
+        Setting(
+            "trackers to report to as well",
+            group="Checkpoints",
+            more="Through the callbacks of transformers.",
+            elsewhere="logger log_with tracker",
+        ),
+    ] = ()
+    seed: Annotated[
+        int,
+        Ge(0),
+        Lt(2**32),
+        Setting(
+            "for the order of the data and the adapter's first weights",
+            group="Schedule",
+            changes=("quality",),
+            elsewhere="random_state random_seed data_seed",
+            exported=True,
+        ),
+    ] = 0
 
     def warmup_steps(self, total_steps: int) -> int:
         """In a run of total_steps. Never all: the first has a rate of 0, and a run of one step would learn nothing."""

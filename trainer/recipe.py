@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 
 from autoft.schema import Record
+from autoft.settings import Setting, settings_of
 
 Method = Literal["lora", "qlora", "full"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -19,65 +20,284 @@ Loss = Literal["fused", "selected", "logits"]
 RopeScaling = Literal["yarn", "linear"]
 
 PAD_MULTIPLE = 16  # tensor cores want multiples of 8
-OF_ADAPTERS = ("rank", "alpha", "dropout", "use_rslora", "use_dora", "target_modules", "adapter_dtype", "kbit_upcast")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe(Record):
-    """One training step, exactly.
+    """One training step, exactly. Each field says what it is: docs/settings.md."""
 
-    method: lora trains an adapter on a base kept in base_dtype; qlora on a base whose linear layers are held in 4 bits
-        (arXiv:2305.14314), or in 8 with quant_type int8 (LLM.int8, arXiv:2208.07339), and computed in base_dtype.
-        full trains every weight of the model, embeddings and head too, and has no adapter: the weights, gradients and
-        optimizer state are in base_dtype, or with autocast in float32 and only computed in base_dtype.
-    double_quant: the scales of the 4-bit blocks are quantized too, 0.37 bits a weight saved (same source).
-    experts_4bit: hold the experts of a mixture-of-experts model in 4 bits too; without it only linear layers are, and
-        the experts stay in base_dtype.
-    rank, alpha, dropout: of LoRA (arXiv:2106.09685); updates are scaled by alpha / rank.
-    use_rslora: they are scaled by alpha / sqrt(rank), so that a high rank learns as a low one does (arXiv:2312.03732).
-    use_dora: the length of each row of a weight is trained apart from its direction (arXiv:2402.09353). PEFT builds the
-        whole updated weight, dequantized where it is packed, in every forward of every layer that gets an adapter.
-    target_modules: "all-linear" (every linear layer but the head) or the names of the layers that get an adapter.
-    adapter_dtype: of the trained weights and so of gradients and optimizer state.
-    autocast: run the step under torch.autocast in base_dtype, so that float32 adapters meet a 16-bit base.
-    micro_batch: sequences in one forward and backward. seq_len: tokens, the longest sequence that is trained on.
-    rope_scaling: how positions are stretched for rows longer than the model was made for (trainer/rope.py): yarn
-        (arXiv:2309.00071) or linear (arXiv:2306.15595). The factor is seq_len over the model's own length.
-    packing: several examples share a row of exactly seq_len tokens, none of which sees another (trainer/data/pack.py).
-    gradient_checkpointing: a layer keeps its input alone and runs again in the backward (arXiv:1604.06174).
-    checkpoint_every: only every so many layers do so, from the first on; the others keep their activations.
-    offload_checkpoints: these inputs wait in the host's memory (trainer/offload.py).
-    optimizer: AdamW of PyTorch or, with states of 8 bits, of bitsandbytes; paged states leave a full GPU for the host.
-        adamw_torch_fused updates weights in one kernel, without the copies that adamw_torch makes of them on a GPU.
-    kbit_upcast: norms and embeddings of a quantized base go to float32 (PEFT's prepare_model_for_kbit_training).
-    loss: "fused" never builds the logits (TRL's fused head: Triton on a GPU); "selected" builds those of the columns in
-        which some row of the batch trains a token, the quickest on a CPU; "logits" builds all, as Hugging Face's loss.
-    """
-
-    method: Method = "lora"
-    base_dtype: Dtype = "bfloat16"
-    quant_type: QuantType | None = None
-    double_quant: bool = False
-    experts_4bit: bool = False
-    rank: Annotated[int, Gt(0)] = 16
-    alpha: Annotated[float, Gt(0)] = 32.0
-    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    use_rslora: bool = False
-    use_dora: bool = False
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    adapter_dtype: Dtype = "float32"
-    autocast: bool = False
-    micro_batch: Annotated[int, Gt(0)] = 8
-    seq_len: Annotated[int, Gt(0)] = 1024
-    rope_scaling: RopeScaling | None = None
-    packing: bool = False
-    gradient_checkpointing: bool = False
-    checkpoint_every: Annotated[int, Gt(0)] = 1
-    offload_checkpoints: bool = False
-    attention: Attention = "sdpa"
-    optimizer: Optimizer = "adamw_torch"
-    kbit_upcast: bool = False
-    loss: Loss = "fused"
+    method: Annotated[
+        Method,
+        Setting(
+            "train an adapter on a 16-bit base (lora), on a quantized one (qlora), or all weights",
+            group="Method",
+            more="lora trains an adapter on a base in base_dtype; qlora on a base whose linear layers are held in "
+            "4 bits (arXiv:2305.14314) or, with quant_type int8, in 8 (LLM.int8, arXiv:2208.07339) and computed in "
+            "base_dtype. full trains every weight, embeddings and head too: weights, gradients and optimizer state are "
+            "in base_dtype, or with autocast in float32.",
+            changes=("memory", "time", "quality"),
+            alone=False,
+            exported=True,
+        ),
+    ] = "lora"
+    base_dtype: Annotated[
+        Dtype,
+        Setting(
+            "number format of the base's weights and of the arithmetic",
+            group="Method",
+            changes=("memory", "time", "quality"),
+            elsewhere="dtype torch_dtype precision bnb_4bit_compute_dtype compute_dtype mixed_precision",
+            exported=True,
+        ),
+    ] = "bfloat16"
+    quant_type: Annotated[
+        QuantType | None,
+        Setting(
+            "how the base's linear layers are quantized",
+            group="Quantization",
+            changes=("memory", "time", "quality"),
+            elsewhere="bnb_4bit_quant_type quantization quantize quantization_type",
+            follows="method",
+            alone=False,
+            exported=True,
+        ),
+    ] = None
+    double_quant: Annotated[
+        bool,
+        Setting(
+            "quantize the scales of 4-bit blocks too",
+            group="Quantization",
+            more="It saves 0.37 bits a weight (arXiv:2305.14314).",
+            changes=("memory",),
+            elsewhere="bnb_4bit_use_double_quant use_double_quant use_bnb_nested_quant double_quantization "
+            "nested_quant",
+            follows="method",
+            alone=False,
+        ),
+    ] = False
+    experts_4bit: Annotated[
+        bool,
+        Setting(
+            "hold the experts of a mixture in 4 bits too",
+            group="Quantization",
+            more="Without it only linear layers are quantized, and the experts stay in base_dtype.",
+            changes=("memory", "time", "quality"),
+            follows="method",
+            alone=False,
+        ),
+    ] = False
+    rank: Annotated[
+        int,
+        Gt(0),
+        Setting(
+            "size of the adapter: in how many directions it can change each weight",
+            group="Adapter",
+            more="LoRA, arXiv:2106.09685.",
+            changes=("memory", "quality"),
+            elsewhere="r lora_r lora_rank lora_dim rank_dim",
+            exported=True,
+        ),
+    ] = 16
+    alpha: Annotated[
+        float,
+        Gt(0),
+        Setting(
+            "updates are scaled by alpha / rank",
+            group="Adapter",
+            changes=("quality",),
+            elsewhere="lora_alpha",
+            follows="rank",
+            exported=True,
+        ),
+    ] = 32.0
+    dropout: Annotated[
+        float,
+        Ge(0),
+        Lt(1),
+        Setting(
+            "share of the adapter's inputs dropped in training",
+            group="Adapter",
+            changes=("memory", "quality"),
+            elsewhere="lora_dropout",
+            exported=True,
+        ),
+    ] = 0.0
+    use_rslora: Annotated[
+        bool,
+        Setting(
+            "scale updates by alpha / sqrt(rank) instead",
+            group="Adapter",
+            more="A high rank then learns as a low one does (arXiv:2312.03732).",
+            changes=("quality",),
+            elsewhere="rslora",
+        ),
+    ] = False
+    use_dora: Annotated[
+        bool,
+        Setting(
+            "train the lengths of rows apart from their directions",
+            group="Adapter",
+            more="DoRA, arXiv:2402.09353. PEFT builds the whole updated weight, dequantized where it is packed, in "
+            "every forward of every layer that gets an adapter.",
+            changes=("memory", "time", "quality"),
+            elsewhere="dora",
+            alone=False,
+        ),
+    ] = False
+    target_modules: Annotated[
+        Literal["all-linear"] | tuple[str, ...],
+        Setting(
+            "layers that get an adapter",
+            group="Adapter",
+            more='"all-linear" is every linear layer but the head; else names of layers.',
+            changes=("memory", "time", "quality"),
+            elsewhere="lora_target_modules lora_target lora_targets modules targets",
+            exported=True,
+        ),
+    ] = "all-linear"
+    adapter_dtype: Annotated[
+        Dtype,
+        Setting(
+            "number format of the trained weights, gradients and optimizer state",
+            group="Adapter",
+            changes=("memory", "quality"),
+            exported=True,
+        ),
+    ] = "float32"
+    autocast: Annotated[
+        bool,
+        Setting(
+            "compute in 16 bits over float32 adapters",
+            group="Method",
+            more="The step runs under torch.autocast in base_dtype.",
+            changes=("memory", "time"),
+            alone=False,
+            exported=True,
+        ),
+    ] = False
+    micro_batch: Annotated[
+        int,
+        Gt(0),
+        Setting(
+            "sequences in one forward and backward",
+            group="Batch and length",
+            changes=("memory", "time"),
+            elsewhere="batch_size batch bs micro_batch_size train_batch_size per_device_train_batch_size "
+            "device_batch_size",
+            exported=True,
+        ),
+    ] = 8
+    seq_len: Annotated[
+        int,
+        Gt(0),
+        Setting(
+            "longest row in tokens; longer rows are left out",
+            group="Batch and length",
+            changes=("memory", "time", "quality"),
+            elsewhere="max_seq_length max_seq_len max_length max_len cutoff_len sequence_len sequence_length "
+            "seq_length context_length model_max_length block_size",
+            exported=True,
+        ),
+    ] = 1024
+    rope_scaling: Annotated[
+        RopeScaling | None,
+        Setting(
+            "stretch positions for rows longer than the model was made for",
+            group="Batch and length",
+            more="yarn (arXiv:2309.00071) or linear (arXiv:2306.15595). The factor is seq_len over the model's own "
+            "length.",
+            changes=("quality",),
+            elsewhere="rope_scaling_type rope",
+        ),
+    ] = None
+    packing: Annotated[
+        bool,
+        Setting(
+            "put several examples in a row, where none sees another",
+            group="Batch and length",
+            more="Each row then has seq_len tokens.",
+            changes=("memory", "time"),
+            elsewhere="sample_packing pack",
+            exported=True,
+        ),
+    ] = False
+    gradient_checkpointing: Annotated[
+        bool,
+        Setting(
+            "run layers again in the backward pass, to keep less",
+            group="Memory",
+            more="A layer keeps its input alone (arXiv:1604.06174).",
+            changes=("memory", "time"),
+            elsewhere="use_gradient_checkpointing gradient_checkpoint grad_checkpointing checkpointing "
+            "activation_checkpointing",
+            exported=True,
+        ),
+    ] = False
+    checkpoint_every: Annotated[
+        int,
+        Gt(0),
+        Setting(
+            "run only every n-th layer again",
+            group="Memory",
+            more="From the first on; the others keep their activations.",
+            changes=("memory", "time"),
+            follows="gradient_checkpointing",
+            alone=False,
+        ),
+    ] = 1
+    offload_checkpoints: Annotated[
+        bool,
+        Setting(
+            "keep what checkpointing keeps in host RAM",
+            group="Memory",
+            changes=("memory", "time"),
+            follows="gradient_checkpointing",
+            alone=False,
+        ),
+    ] = False
+    attention: Annotated[
+        Attention,
+        Setting(
+            "which kernels compute attention",
+            group="Memory",
+            changes=("memory", "time"),
+            elsewhere="attn_implementation attn flash_attention flash_attn",
+            exported=True,
+        ),
+    ] = "sdpa"
+    optimizer: Annotated[
+        Optimizer,
+        Setting(
+            "AdamW of PyTorch, or of bitsandbytes with 8-bit state",
+            group="Memory",
+            more="adamw_torch_fused updates weights in one kernel, without the copies that adamw_torch makes of them "
+            "on a GPU. A paged state leaves a full GPU for the host.",
+            changes=("memory", "time"),
+            elsewhere="optim",
+            exported=True,
+        ),
+    ] = "adamw_torch"
+    kbit_upcast: Annotated[
+        bool,
+        Setting(
+            "keep norms and embeddings of a quantized base in float32",
+            group="Quantization",
+            more="As PEFT's prepare_model_for_kbit_training has them.",
+            changes=("memory",),
+        ),
+    ] = False
+    loss: Annotated[
+        Loss,
+        Setting(
+            "fused never builds the logits; selected builds only the trained ones",
+            group="Memory",
+            more="fused is TRL's fused head, which needs Triton on a GPU; selected builds the logits of the columns in "
+            "which some row of the batch trains a token, the quickest on a CPU; logits builds all, as Hugging Face's "
+            "loss does.",
+            changes=("memory", "time"),
+            exported=True,
+        ),
+    ] = "fused"
 
     def __post_init__(self) -> None:
         if (self.method == "qlora") != (self.quant_type is not None):
@@ -103,9 +323,8 @@ class Recipe(Record):
             raise ValueError("autocast needs a 16-bit base_dtype")
 
     def _check_full(self) -> None:
-        fields = type(self).__dataclass_fields__
-        for name in OF_ADAPTERS:
-            if getattr(self, name) != fields[name].default:
+        for name, field in settings_of(Recipe).items():
+            if of_adapter(name) and getattr(self, name) != field.default:
                 raise ValueError(f"method full trains the weights themselves and has no adapter: leave {name} out")
         if self.base_dtype == "float16" and not self.autocast:
             raise ValueError("method full cannot train float16 weights: set autocast, for weights in float32")
@@ -119,3 +338,8 @@ class Recipe(Record):
     def pad_multiple(self) -> int:
         """Batches are padded to a multiple of so many tokens: few shapes, so memory stays what the first steps took."""
         return math.gcd(self.seq_len, PAD_MULTIPLE)
+
+
+def of_adapter(name: str) -> bool:
+    """Whether a field of the Recipe means nothing in full fine-tuning: it is of adapters, or of a quantized base."""
+    return settings_of(Recipe)[name].setting.group in ("Adapter", "Quantization")

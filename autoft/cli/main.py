@@ -197,7 +197,7 @@ def _proposal(error: click.ClickException, args: Sequence[str]) -> str | None:
     if not isinstance(error, click.NoSuchOption):
         extra = re.search(r"extra argument \((.+)\)$", error.format_message())
         return f"--data {shlex.quote(extra[1])}" if extra and re.search(r"[./\\]", extra[1]) else None
-    called = option_called(error.option_name, _value_after(error.option_name, args), _settings())
+    called = option_called(error.option_name, _value_after(error.option_name, args))
     known = {word for option in ctx.command.params for word in option.opts}
     return called if called is None or called.split()[0] in known or not called.startswith("--") else None
 
@@ -210,15 +210,6 @@ def _value_after(option: str, args: Sequence[str]) -> str | None:
             following = args[at + 1] if at + 1 < len(args) else "-"
             return value if equals else None if following.startswith("-") else following
     return None
-
-
-def _settings() -> frozenset[str]:
-    from dataclasses import fields
-
-    from autoft.trainer.job import Job
-    from autoft.trainer.recipe import Recipe
-
-    return frozenset(field.name for record in (Recipe, Job) for field in fields(record))
 
 
 def _report(failure: AutoftError, *, as_json: bool) -> None:

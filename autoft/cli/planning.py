@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from autoft import render
-from autoft.cli import options
+from autoft.cli import options, show_settings
 from autoft.errors import OptionError, OutputError
+from autoft.planner.request import Prefer
+from autoft.trainer.recipe import Method
 
 if TYPE_CHECKING:
     from autoft.planner.plan_file import Plan
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
     from autoft.profiles.hardware import Hardware
     from autoft.trainer.prepare import Prepared
 
-METHODS = ("lora", "qlora", "full")
-PREFERENCES = ("balanced", "quality", "speed", "memory")
+METHODS: tuple[str, ...] = get_args(Method)
+PREFERENCES: tuple[str, ...] = get_args(Prefer)
 
 DEVICE = (
     click.option(
@@ -43,6 +45,7 @@ SETTINGS = (
     click.option(
         "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any field of the recipe or job (repeatable)."
     ),
+    show_settings.OPTION,
 )
 RECIPE = (
     click.option(

@@ -19,7 +19,7 @@ from autoft.home import write_text
 from autoft.profiles.catalogue import Figure, own_folder, parse, problems_of, shelf
 from autoft.profiles.gpu_catalogue import GpuProfile, find_gpu
 from autoft.profiles.model_catalogue import ModelProfile, find_model
-from autoft.profiles.preset_catalogue import Preset, find_preset
+from autoft.profiles.preset_catalogue import Preset, find_preset, preset_profiles
 from autoft.schema import Record, read_text
 
 WIDE = 60
@@ -291,6 +291,8 @@ def _check(kind: str | None, files: tuple[str, ...], *, as_json: bool) -> int:
         count, wrong = _problems_in(files, known.record) if files else problems_of(name, known.record)
         checked += count
         problems += wrong
+        if known.record is Preset and not files:
+            problems += _wrong_settings()
     if as_json:
         options.print_json(
             {"checked": checked, "problems": [{"what": problem.what, "fix": problem.fix} for problem in problems]}
@@ -306,7 +308,25 @@ def _problems_in(files: tuple[str, ...], record: type[Any]) -> tuple[int, list[F
     problems = []
     for file in files:
         try:
-            parse(read_text(Path(file)), record, where=file)
+            profile = parse(read_text(Path(file)), record, where=file)
+            if isinstance(profile, Preset):
+                _check_settings(profile, file)
         except FileFormatError as problem:
             problems.append(problem)
     return len(files), problems
+
+
+def _wrong_settings() -> list[FileFormatError]:
+    problems = []
+    for preset in preset_profiles().values():
+        try:
+            _check_settings(preset, f"preset {preset.name}")
+        except FileFormatError as problem:
+            problems.append(problem)
+    return problems
+
+
+def _check_settings(preset: Preset, where: str) -> None:
+    from autoft.planner.preset import check_preset
+
+    check_preset(preset, where=where)

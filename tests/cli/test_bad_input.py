@@ -452,7 +452,7 @@ def edited_plan(autoft, tiny_model, data_file, tmp_path) -> Callable[[str, str],
         path = tmp_path / "plan.toml"
         done = autoft("plan", tiny_model, "--data", data_file, "--gpu", "cpu", "--set", "max_steps=1", "-o", path)
         assert done.code == 0, done.err
-        changed, count = re.subn(rf"(?m)^{re.escape(old)}$", new, path.read_text(), count=1)
+        changed, count = re.subn(rf"(?m)^{re.escape(old)}(  # .*)?$", new, path.read_text(), count=1)
         assert count == 1
         path.write_text(changed)
         return path

@@ -168,7 +168,8 @@ def test_what_a_person_wants_comes_first_with_its_reasons() -> None:
     assert sections[:3] == ["[job]", "[job.recipe]", "[estimate]"]
     assert text.startswith("# starter on NVIDIA GeForce RTX 3060 (12.0 GiB)\n")
     lines = text.splitlines()
-    assert "not QLoRA (NF4), micro-batch 1: fits in 900 MiB" in lines[lines.index('method = "lora"') - 1]
+    method = next(n for n, line in enumerate(lines) if line.startswith('method = "lora"  # '))
+    assert "not QLoRA (NF4), micro-batch 1: fits in 900 MiB" in lines[method - 1]
     assert "accumulation = 4  # micro-batches in an optimizer step: 1 x 4 rows" in lines
     assert "device_bytes = 1124073472  # 1.0 GiB" in lines
     assert max(len(line) for line in lines if line.startswith("#")) <= 100

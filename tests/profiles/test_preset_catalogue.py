@@ -7,6 +7,7 @@ import pytest
 
 from autoft.errors import FileFormatError, OptionError
 from autoft.planner.choose import PREFERENCES
+from autoft.planner.preset import check_preset
 from autoft.profiles.preset_catalogue import ADVICE, Preset, find_preset, preset_profiles
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
@@ -23,7 +24,7 @@ def test_the_presets() -> None:
 
 
 def test_a_preset_has_only_keys_that_the_plan_knows() -> None:
-    keys = {field.name for field in dataclasses.fields(Preset)} - {"name", "summary"}
+    keys = {name for preset in PRESETS.values() for name in preset.values}
     assert keys - set(ADVICE) - {"prefer"} <= RECIPE | JOB
 
 
@@ -50,15 +51,37 @@ def test_a_preset_survives_its_own_toml() -> None:
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        ("[lr]\nvalue = 1e-4\nreason = 'r'\nsource = 's'", "unknown key lr"),
-        ("[rank]\nvalue = 8\nreason = ' '\nsource = 's'", "rank: reason and source must say something"),
-        ("[rank]\nvalue = 8\nreason = 'r'", "rank.source is missing"),
-        ("[rank]\nvalue = 8\nreason = 'r'\nsource = 's'\nbasis = 'b'", "unknown key rank.basis"),
+        ("[rank]\nvalue = 8\nreason = ' '\nsource = 's'", "[rank]: reason and source must say something"),
+        ("[rank]\nvalue = 8\nreason = 'r'", "[rank]: source is missing"),
+        ("[rank]\nvalue = 8\nreason = 'r'\nsource = 's'\nbasis = 'b'", "[rank]: unknown key basis"),
+        ("rank = 8", "rank = 8: not a table"),
     ],
 )
 def test_wrong_presets_are_refused(toml: str, message: str) -> None:
     with pytest.raises(FileFormatError, match=re.escape(message)):
         Preset.from_toml(f"name = 'x'\nsummary = 'y'\n{toml}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("lr", "1e-4", "x.toml: unknown key lr."),
+        ("rank", "-8", "x.toml: rank = -8: input should be greater than 0"),
+        ("method", "'qlra'", "x.toml method=qlra: not known. Did you mean qlora"),
+        ("prefer", "'cheap'", "x.toml: prefer = 'cheap' is not known"),
+        ("model", "'m'", "x.toml: unknown key model."),
+        ("weight_decay", "'much'", "x.toml: weight_decay = 'much'"),
+    ],
+)
+def test_a_preset_s_values_are_those_of_its_fields(name: str, value: str, message: str) -> None:
+    preset = Preset.from_toml(f"name = 'x'\nsummary = 'y'\n[{name}]\nvalue = {value}\nreason = 'r'\nsource = 's'")
+    with pytest.raises(FileFormatError, match=re.escape(message)):
+        check_preset(preset, where="x.toml")
+
+
+def test_a_preset_may_have_any_setting() -> None:
+    text = "name = 'x'\nsummary = 'y'\n[weight_decay]\nvalue = 0.1\nreason = 'r'\nsource = 's'"
+    check_preset(Preset.from_toml(text), where="x.toml")
 
 
 def test_presets_are_found_by_name() -> None:

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from autoft.errors import DataError, ModelError
-from autoft.planner.candidates import parse_settings
+from autoft.planner.set_option import parse_settings
 from autoft.trainer.data.check.examine import check
 from autoft.trainer.data.fit import fit
 from autoft.trainer.data.read import RawRow
