@@ -288,8 +288,9 @@ class Engine(SFTTrainer):  # type: ignore[misc]
     def rehearse(self) -> int:
         """One whole optimizer step on the longest micro-batch, in the job's way; returns its padded tokens.
 
-        With accumulation there are two backwards, since gradients live through the forward of the second. Weights,
-        optimizer and random numbers are others afterwards: `restore` brings them back.
+        With accumulation there are two backwards, since gradients live through the forward of the second; in float16
+        gradients are scaled as in training. Weights, optimizer and random numbers are others afterwards: `restore`
+        brings them back.
         Raises: OutOfMemory, NonFinite.
         """
         self.current_gradient_accumulation_steps = 1
@@ -305,15 +306,17 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         rows = (longest * self.fallbacks.micro_batch)[: self.fallbacks.micro_batch]
         inputs = self._prepare_inputs(self.data_collator([self.train_dataset[row] for row in rows]))
         self.model.train()
+        scaler = torch.amp.GradScaler(self.args.device.type, enabled=self.args.fp16)
         parts = split(inputs, self.fallbacks.micro_batch, self.fallbacks.row_tokens)
         for part in parts * min(2, self.job.accumulation):
             loss = self.compute_loss(self.model, part)
             if not math.isfinite(float(loss.detach())):
                 self._inputs = [part]
                 self._refuse(self.model, float(loss.detach()), 0.0, Group())  # each process has met it
-            loss.backward()
+            scaler.scale(loss).backward()
+        scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.job.max_grad_norm)
-        self.optimizer.step()
+        self.optimizer.step()  # by itself: the scaler leaves out a first step that overflows, and its state with it
         return max(int(part["input_ids"].numel()) for part in parts)
 
     def _clear(self) -> None:

@@ -7,9 +7,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoft.errors import OutOfMemory, Resumable
 from autoft.trainer import engine
+from autoft.trainer.engine import Engine
 from autoft.trainer.events import Recovered
 from autoft.trainer.memory import is_out_of_memory
 from autoft.trainer.output import unfinished
@@ -149,3 +151,31 @@ def test_another_error_is_not_taken_for_it(make_job, tmp_path, monkeypatch):
         run(make_job(), tmp_path / "out", plan_toml="")
     assert unfinished(tmp_path / "out").exists()
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+class Operations(TorchDispatchMode):
+    """The names of all that PyTorch computes while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("dtype", "scaled"), [("float16", True), ("bfloat16", False)])
+def test_the_rehearsal_scales_gradients_where_training_does(make_job, tmp_path, monkeypatch, dtype, scaled):
+    operations = Operations()
+    step = Engine._rehearse_step
+
+    def recorded(engine):
+        with operations:
+            return step(engine)
+
+    monkeypatch.setattr(Engine, "_rehearse_step", recorded)
+    recipe = {"dropout": 0.0, "base_dtype": dtype, "autocast": True}
+    result = run(make_job(recipe=recipe, max_steps=1), tmp_path / "out", plan_toml="")
+    assert result.steps == 1
+    assert ("aten::_amp_foreach_non_finite_check_and_unscale_" in operations.names) == scaled
