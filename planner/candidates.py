@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from autoft.errors import FileFormatError
 from autoft.planner.target import Target
 from autoft.trainer.job import Device
+from autoft.trainer.optimizers import spec_of
 from autoft.trainer.recipe import Attention, Dtype, Optimizer, Recipe
 
 # How the base is held: a method with its quantization. Full fine-tuning is looked at only where it is asked for.
@@ -19,6 +20,7 @@ BASES: tuple[dict[str, Any], ...] = (
     {"method": "full"},
     {"method": "full", "optimizer": "adamw_8bit"},
     {"method": "full", "optimizer": "paged_adamw_8bit"},
+    {"method": "full", "optimizer": "adafactor"},
 )
 # What is done to keep less of the forward, each saving more and taking longer than the one before
 SAVINGS: tuple[dict[str, Any], ...] = (
@@ -27,12 +29,6 @@ SAVINGS: tuple[dict[str, Any], ...] = (
     {"gradient_checkpointing": True},
     {"gradient_checkpointing": True, "offload_checkpoints": True},
 )
-# For where a step misses by no more than its optimizer's state: which one has less of it on the card
-LIGHTER: dict[Optimizer, Optimizer] = {
-    "adamw_torch": "adamw_8bit",
-    "adamw_torch_fused": "adamw_8bit",
-    "adamw_8bit": "paged_adamw_8bit",
-}
 SHORT_DTYPES: dict[Dtype, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
@@ -116,8 +112,8 @@ def lighter(recipe: Recipe, device: Device, pinned: dict[str, Any]) -> Recipe | 
     """The same with less optimizer state on the card. Full fine-tuning has bases of its own for that."""
     if device == "cpu" or recipe.method == "full" or "optimizer" in pinned:
         return None
-    optimizer = LIGHTER.get(recipe.optimizer)
-    return None if optimizer is None else replace(recipe, optimizer=optimizer)
+    optimizer = spec_of(recipe.optimizer).lighter
+    return None if optimizer is None else replace(recipe, optimizer=cast(Optimizer, optimizer))
 
 
 def describe(recipe: Recipe, *, micro_batch: bool = True) -> str:
@@ -128,8 +124,9 @@ def describe(recipe: Recipe, *, micro_batch: bool = True) -> str:
     if recipe.gradient_checkpointing:
         every = "" if recipe.checkpoint_every == 1 else f" every {_ordinal(recipe.checkpoint_every)} layer"
         parts.append(f"gradient checkpointing{every}{' in host RAM' if recipe.offload_checkpoints else ''}")
-    if state_bits(recipe) == 8 and recipe.method != "full":  # whose base tells
-        parts.append(f"{'paged ' if recipe.optimizer.startswith('paged') else ''}8-bit optimizer")
+    label = spec_of(recipe.optimizer).label
+    if label and recipe.method != "full":  # whose base tells
+        parts.append(label)
     return ", ".join(parts)
 
 
@@ -154,8 +151,8 @@ def base_bits(recipe: Recipe) -> int:
 
 
 def state_bits(recipe: Recipe) -> int:
-    """Of a number in the optimizer's state: 8, or 32, which stands for the weights' own."""
-    return 8 if recipe.optimizer.endswith("8bit") else 32
+    """Of a number in the optimizer's state: 8, or 32 for the weights' own, or 0 where it keeps hardly any."""
+    return spec_of(recipe.optimizer).state_bits
 
 
 def _bases(pinned: dict[str, Any]) -> list[dict[str, Any]]:

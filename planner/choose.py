@@ -145,7 +145,7 @@ def _of_state(best: Candidate, ranked: list[Candidate]) -> Reason | None:
     heavy = _first(ranked, lambda c: state_bits(c.recipe) == 32 and _but_for_state(c.recipe, best.recipe))
     if state_bits(best.recipe) == 32 or heavy is None:
         return None
-    return words.state_needed(heavy.recipe, heavy.estimate.device_bytes)
+    return words.state_needed(best.recipe, heavy.recipe, heavy.estimate.device_bytes)
 
 
 def _but_for_state(one: Recipe, other: Recipe) -> bool:
@@ -197,7 +197,7 @@ def times(candidate: Candidate, other: Candidate) -> float:
 def _pace(candidate: Candidate, price: float = 1.0) -> int:
     """The time of a row, in steps of SAME_TIME; price: how many times it counts."""
     recipe = candidate.recipe
-    notches = NOTCHES_OF_STATE * (state_bits(recipe) == 8) + NOTCHES_OF_OFFLOAD * recipe.offload_checkpoints
+    notches = NOTCHES_OF_STATE * (state_bits(recipe) < 32) + NOTCHES_OF_OFFLOAD * recipe.offload_checkpoints
     return round(math.log(row_time(candidate) * price) / math.log(SAME_TIME)) + notches
 
 

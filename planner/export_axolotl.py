@@ -6,8 +6,6 @@ from typing import Any
 
 from autoft.planner.export_config import Config, Source, only_if, thought_left_open, whole, yaml_text
 
-OPTIMIZERS = {"adamw_8bit": "adamw_bnb_8bit"}
-
 
 def axolotl(source: Source) -> Config:
     job, recipe = source.job, source.recipe
@@ -50,7 +48,7 @@ def axolotl(source: Source) -> Config:
         "gradient_accumulation_steps": job.accumulation,
         "num_epochs": job.epochs,
         "max_steps": job.max_steps,
-        "optimizer": OPTIMIZERS.get(recipe.optimizer, recipe.optimizer),
+        "optimizer": source.optimizer("axolotl"),
         "lr_scheduler": job.lr_scheduler,
         "learning_rate": job.learning_rate,
         "warmup_ratio": job.warmup_ratio,

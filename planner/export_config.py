@@ -23,6 +23,7 @@ from autoft.trainer.data.load import load_data
 from autoft.trainer.data.shape import Row
 from autoft.trainer.data.thinking import Switched
 from autoft.trainer.job import Job
+from autoft.trainer.optimizers import spec_of
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.resolve import hub_name, resolve
 from autoft.units import size
@@ -72,6 +73,10 @@ class Source:
     def mixed(self) -> str | None:
         """The 16-bit format that the step runs in over float32 adapters; None without."""
         return self.recipe.base_dtype if self.recipe.autocast else None
+
+    def optimizer(self, tool: Tool) -> str:
+        """What the tool calls it."""
+        return spec_of(self.recipe.optimizer).elsewhere.get(tool, self.recipe.optimizer)
 
     @property
     def num_gpus(self) -> int:

@@ -57,7 +57,7 @@ def llamafactory(source: Source) -> Config:
         "warmup_ratio": job.warmup_ratio if source.warmup_steps is None else None,
         "weight_decay": job.weight_decay,
         "max_grad_norm": job.max_grad_norm,
-        "optim": recipe.optimizer,
+        "optim": source.optimizer("llamafactory"),
         "bf16": source.mixed == "bfloat16",
         "fp16": source.mixed == "float16",
         "use_cpu": job.device == "cpu",

@@ -48,7 +48,7 @@ def trl(source: Source) -> Config:
         "warmup_steps": job.warmup_ratio if source.warmup_steps is None else source.warmup_steps,
         "weight_decay": job.weight_decay,
         "max_grad_norm": job.max_grad_norm,
-        "optim": recipe.optimizer,
+        "optim": source.optimizer("trl"),
         "bf16": source.mixed == "bfloat16",
         "fp16": source.mixed == "float16",
         "use_cpu": job.device == "cpu",

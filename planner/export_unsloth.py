@@ -47,7 +47,7 @@ def unsloth(source: Source) -> Config:
         "warmup_steps": source.warmup_steps or 0,
         "weight_decay": job.weight_decay,
         "max_grad_norm": job.max_grad_norm,
-        "optim": recipe.optimizer,
+        "optim": source.optimizer("unsloth"),
         "bf16": source.mixed == "bfloat16",
         "fp16": source.mixed == "float16",
         "eval_strategy": "epoch" if source.heldout else "no",

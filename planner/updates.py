@@ -17,6 +17,7 @@ from autoft.planner.kernels import scratch
 from autoft.planner.trace import KIND, Made, Trace
 from autoft.planner.work import Work
 from autoft.trainer.optim import build_optimizer
+from autoft.trainer.optimizers import spec_of
 from autoft.trainer.recipe import Optimizer, Recipe
 
 CLIP_NORM = 1.0  # any norm: what is clipped does not change what is allocated
@@ -40,7 +41,8 @@ def optimizer_events(
         trace.ignore(parameter.grad)
     optimizer = build_optimizer(parameters, recipe, learning_rate=1e-4, foreach=device.cuda or None)
     managed = 0
-    if name == "paged_adamw_8bit" and device.cuda:
+    spec = spec_of(name)
+    if spec.paged and device.cuda:
         paged_optimizer: Any = optimizer
         on_device = paged_optimizer.get_state_buffer
 
@@ -55,7 +57,7 @@ def optimizer_events(
             return paged
 
         paged_optimizer.get_state_buffer = state_buffer
-    if name in ("adamw_8bit", "paged_adamw_8bit"):
+    if spec.state_bits == 8:
         _keep_on_meta(optimizer)
     steps = []
     with trace, _fused_on_meta():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autoft.planner.candidates import base_bits, describe, describe_base
+from autoft.planner.candidates import base_bits, describe, describe_base, state_bits
 from autoft.planner.estimate import Estimate
 from autoft.planner.facts import Figures, Reason
 from autoft.trainer.job import Job
@@ -142,12 +142,14 @@ def checkpointing_needed(without: Recipe, device_bytes: int) -> Reason:
     )
 
 
-def state_needed(heavier: Recipe, device_bytes: int) -> Reason:
-    """Optimizer state of 8 bits. device_bytes: with the heavier optimizer."""
+def state_needed(recipe: Recipe, heavier: Recipe, device_bytes: int) -> Reason:
+    """An optimizer with less state. device_bytes: with the heavier one."""
+    why = "optimizer state in 8 bits, which learns as well as 32 (arXiv:2110.02861)"
+    if state_bits(recipe) == 0:
+        why = "Adafactor, which keeps a number a row and a column instead of two a weight (arXiv:1804.04235)"
     return Reason(
         key="optimizer",
-        text="optimizer state in 8 bits, which learns as well as 32 (arXiv:2110.02861): with "
-        f"{heavier.optimizer} this micro-batch takes {size(device_bytes)}",
+        text=f"{why}: with {heavier.optimizer} this micro-batch takes {size(device_bytes)}",
         figures={"device_bytes": device_bytes},
     )
 

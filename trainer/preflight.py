@@ -15,6 +15,7 @@ from autoft.trainer.claims import Claim
 from autoft.trainer.doctor import compute, cuda
 from autoft.trainer.doctor.finding import Finding, one_line
 from autoft.trainer.job import Job
+from autoft.trainer.optimizers import spec_of
 from autoft.trainer.outcome import SMALL_FILES_BYTES
 from autoft.trainer.output import check_disk
 from autoft.trainer.recipe import Dtype
@@ -22,7 +23,6 @@ from autoft.units import size
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Of an optimizer's state in 8 bits: two moments of a byte, each block of 256 with a scale in float32 (arXiv:2110.02861)
-STATE_8BIT_BYTES = 2 * (1 + 4 / 256)
 
 
 def preflight(
@@ -75,12 +75,12 @@ def check_room(job: Job, folder: Path, trainable_params: int) -> None:
 def disk_bytes(job: Job, trainable_params: int) -> int:
     """The most that a run has on its disk: the checkpoints kept, that of the best step, one in the writing, the result.
 
-    A checkpoint holds the trained weights and the optimizer's state: of AdamW two moments a weight in its dtype.
+    A checkpoint holds the trained weights and the optimizer's state.
     """
     recipe = job.recipe
     dtype: Dtype = recipe.weights_dtype if recipe.method == "full" else recipe.adapter_dtype
     weight = BYTES[dtype]
-    state = STATE_8BIT_BYTES if "8bit" in recipe.optimizer else 2 * weight
+    state = spec_of(recipe.optimizer).state_bytes(weight)
     checkpoints = job.keep_checkpoints + 2
     return int(trainable_params * (checkpoints * (weight + state) + weight)) + SMALL_FILES_BYTES
 

@@ -15,7 +15,7 @@ Method = Literal["lora", "qlora", "full"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 QuantType = Literal["nf4", "fp4", "int8"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
-Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"]
+Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor"]
 Loss = Literal["fused", "selected", "logits"]
 RopeScaling = Literal["yarn", "linear"]
 
@@ -268,10 +268,11 @@ class Recipe(Record):
     optimizer: Annotated[
         Optimizer,
         Setting(
-            "AdamW of PyTorch, or of bitsandbytes with 8-bit state",
+            "AdamW of PyTorch, AdamW of bitsandbytes with 8-bit state, or Adafactor",
             group="Memory",
             more="adamw_torch_fused updates weights in one kernel, without the copies that adamw_torch makes of them "
-            "on a GPU. A paged state leaves a full GPU for the host.",
+            "on a GPU. A paged state leaves a full GPU for the host. adafactor (arXiv:1804.04235) keeps a number a row "
+            "and a column of each weight.",
             changes=("memory", "time"),
             elsewhere="optim",
             exported=True,

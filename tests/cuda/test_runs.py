@@ -61,6 +61,9 @@ KINDS = {
     "full fine-tuning": Kind(
         card="a100", words=("--method", "full"), settings={"base_dtype": "bfloat16"}, full=True, kernels=(FLASH,)
     ),
+    "full fine-tuning with Adafactor": Kind(
+        card="rtx3060", words=("--method", "full"), settings={"optimizer": "adafactor"}, full=True
+    ),
     "full fine-tuning under autocast": Kind(
         card="t4",
         words=("--method", "full"),

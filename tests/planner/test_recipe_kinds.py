@@ -50,6 +50,8 @@ REAL: dict[str, tuple[str, dict[str, Any]]] = {
         FULL | CHECKPOINTED | {"autocast": True, "loss": "logits", "checkpoint_every": 2},
     ),
     "full-bfloat16-8-bit-optimizer": ("llama", FULL | {"loss": "fused", "optimizer": "adamw_8bit"}),
+    "full-bfloat16-adafactor": ("llama", FULL | {"loss": "fused", "optimizer": "adafactor"}),
+    "adafactor-float32": ("llama", FLOAT32 | {"optimizer": "adafactor"}),
     "full-experts": ("mixtral", FULL | {"base_dtype": "float32", "loss": "selected"}),
 }
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoft.planner.candidates import BASES, LIGHTER, SAVINGS, Family, base_bits, lighter
+from autoft.planner.candidates import BASES, SAVINGS, Family, base_bits, lighter
 from autoft.planner.choose import PREFERENCES, choose, order
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.search import Candidate, Search
+from autoft.trainer.optimizers import optimizers
 from autoft.trainer.recipe import Recipe
 from autoft.units import pace
 
@@ -39,6 +40,8 @@ worlds = st.fixed_dictionaries(
     }
 )
 
+LIGHTER = {spec.lighter for spec in optimizers().values() if spec.lighter}
+
 
 def estimate(world: dict[str, Any], recipe: Recipe) -> Estimate:
     heavy = replace(recipe, optimizer="adamw_torch") if recipe.method != "full" else recipe
@@ -46,7 +49,9 @@ def estimate(world: dict[str, Any], recipe: Recipe) -> Estimate:
     bits = base_bits(recipe)
     weights, rows = world["weights"] * bits, recipe.micro_batch * world["row"]
     growing = rows >> (2 * saving)
-    state = {"adamw_8bit": world["state"] // 4, "paged_adamw_8bit": 0}.get(recipe.optimizer, world["state"])
+    state = {"adamw_8bit": world["state"] // 4, "paged_adamw_8bit": 0, "adafactor": 0}.get(
+        recipe.optimizer, world["state"]
+    )
     need = max(weights + growing + state, weights + world["early"])
     time = recipe.micro_batch * (1 + 0.5 * saving + (16 - bits) / 40) + world["launch"]
     return Estimate(
@@ -71,7 +76,7 @@ def search(world: dict[str, Any]) -> Search:
 
 def everything(world: dict[str, Any]) -> list[Candidate]:
     recipes = [recipe for family in FAMILIES for recipe in family.recipes]
-    light = [replace(r, optimizer=name) for r in recipes if r.method != "full" for name in set(LIGHTER.values())]
+    light = [replace(r, optimizer=name) for r in recipes if r.method != "full" for name in LIGHTER]
     found = [(recipe, estimate(world, recipe)) for recipe in (*recipes, *light)]
     return [Candidate(recipe, need, need.step_time_s.middle / recipe.micro_batch) for recipe, need in found]
 
