@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from autoft.errors import FileFormatError
 from autoft.planner.target import Target
+from autoft.trainer.adapters import kind_of
 from autoft.trainer.job import Device
 from autoft.trainer.optimizers import spec_of
 from autoft.trainer.recipe import Attention, Dtype, Optimizer, Recipe
@@ -139,10 +140,13 @@ def describe_base(recipe: Recipe) -> str:
     """LoRA (bf16 base), QLoRA (NF4), full fine-tuning (fp32, adamw_8bit)."""
     if recipe.method == "full":
         return f"full fine-tuning ({SHORT_DTYPES[recipe.weights_dtype]}, {recipe.optimizer})"
-    if recipe.quant_type is None:
-        return f"LoRA ({SHORT_DTYPES[recipe.base_dtype]} base)"
-    experts = ", 4-bit experts" if recipe.experts_4bit else ""
-    return f"QLoRA ({recipe.quant_type.upper()}{experts})"
+    base = f"{SHORT_DTYPES[recipe.base_dtype]} base"
+    if recipe.quant_type is not None:
+        experts = ", 4-bit experts" if recipe.experts_4bit else ""
+        base = f"{recipe.quant_type.upper()}{experts}"
+    if recipe.adapter == "lora":
+        return f"{'LoRA' if recipe.quant_type is None else 'QLoRA'} ({base})"
+    return f"{kind_of(recipe).title(recipe)} ({base})"
 
 
 def base_bits(recipe: Recipe) -> int:

@@ -17,6 +17,7 @@ from autoft.planner.recording import SECTIONS, Recording
 from autoft.planner.target import NCCL_SOURCE
 from autoft.planner.trace import KIND, Made, Scratch
 from autoft.schema import Record
+from autoft.trainer.adapters import kind_of
 from autoft.units import MIB
 
 ALLOCATOR = "c10/cuda/CUDACachingAllocator.cpp"
@@ -147,8 +148,9 @@ def _stored(name: str, num_bytes: int, answer: Answer) -> list[Part]:
         if not weight.state:
             what = f"{{elements}} elements x {weight.dtype.itemsize} bytes ({dtype}) in {{n}} tensors"
         if name == "adapter":
-            layers = sum(".lora_A." in w.name for w in answer.rehearsal.weights)
-            what = f"rank {recipe.rank} on {layers} layers: {what}"
+            kind = kind_of(recipe)
+            layers = sum(kind.once in w.name for w in answer.rehearsal.weights)
+            what = f"{kind.size(recipe) or kind.title(recipe)} on {layers} layers: {what}"
         groups.setdefault(what, []).append((weight.params, weight.size))
     parts = [
         Part(

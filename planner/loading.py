@@ -14,6 +14,7 @@ from autoft.planner.assembly import Assembly
 from autoft.planner.depth import Depth, as_events
 from autoft.planner.loop import Loop, Phase
 from autoft.planner.trace import KIND, Event
+from autoft.trainer.adapters import kind_of
 from autoft.trainer.recipe import Recipe
 
 Take = Callable[[int, str], int]  # (bytes, kind) -> key
@@ -68,8 +69,9 @@ def _state_tensors(module: Any, weight: torch.Tensor) -> Iterator[torch.Tensor]:
                 yield tensor
 
 
-def weights_of(model: Any, depth: Depth | None, made: dict[str, Assembly]) -> list[Weight]:
+def weights_of(model: Any, recipe: Recipe, depth: Depth | None, made: dict[str, Assembly]) -> list[Weight]:
     """Every tensor once, in the order of the modules. made: how the checkpoint's become the base's."""
+    kind = kind_of(recipe)
     found: dict[int, Weight] = {}
     pattern = re.compile(rf"{re.escape(depth.path)}\.(\d+)\." if depth else r"$^(\d)")
     tensors = [
@@ -90,7 +92,7 @@ def weights_of(model: Any, depth: Depth | None, made: dict[str, Assembly]) -> li
             layer=int(match[1]) if match else None,
             size=tensor.numel() * tensor.element_size(),
             state=tuple(t.numel() * t.element_size() for t in _state_tensors(module, tensor)),
-            adapter="lora_" in name,
+            adapter=kind.owns(name),
             trained=tensor.requires_grad,
             stored=stored,
             params=state.shape.numel() if state is not None else tensor.numel(),
@@ -249,9 +251,10 @@ def _add_adapters(
     """
     halved = recipe.quant_type != "int8" and recipe.base_dtype != "float32"
     named = {_in_base(w.name): w for w in base}
+    kind = kind_of(recipe)
     layers: dict[str, list[Weight]] = {}
     for weight in adapters:
-        layers.setdefault(weight.name.partition(".lora_")[0], []).append(weight)
+        layers.setdefault(kind.layer_of(weight.name), []).append(weight)
     made: list[tuple[int, int]] = []
     for layer in layers.values():
         rows = [w for w in layer if "lora_magnitude_vector" in w.name]

@@ -35,12 +35,14 @@ from autoft.planner.workload import Workload, measure
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
 from autoft.profiles.nvidia import NO_DRIVER
+from autoft.settings import settings_of
+from autoft.trainer.adapters import adapters
 from autoft.trainer.build import refused_by_peft
 from autoft.trainer.gates import refuse_unknown_tokens
 from autoft.trainer.job import Job
 from autoft.trainer.metrics import applicable
 from autoft.trainer.prepare import Prepared, prepare
-from autoft.trainer.recipe import PAD_MULTIPLE, Recipe, RopeScaling, of_adapter
+from autoft.trainer.recipe import PAD_MULTIPLE, Recipe, RopeScaling, applies
 from autoft.trainer.resolve import load_config, resolve
 from autoft.trainer.suitable import has_towers
 from autoft.units import size
@@ -136,9 +138,11 @@ def _not_tried(job: Job, estimate: Estimate, search: Search) -> list[str]:
         found.append(
             f"optimizers of 8 bits or paged: the adapter's state takes {state}, no candidate misses by so little"
         )
-    if not recipe.use_dora:
+    if recipe.adapter != "lora":
+        found.append(f"LoRA: --set adapter={recipe.adapter} leaves no other kind of adapter")
+    elif not recipe.use_dora:
         found.append("DoRA: .469 where LoRA had .478, at 26 % more time (PEFT's MetaMathQA comparison, Llama-3.2-3B)")
-    if not recipe.use_rslora:
+    if recipe.adapter == "lora" and not recipe.use_rslora:
         found.append("rsLoRA: the best of that comparison at rank 64, not yet tried at this plan's scale and rate")
     if not recipe.packing:
         found.append(
@@ -193,12 +197,13 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     if seq_len is None:
         seq_len = _seq_len(workload, shape, preset, scaling)
         check_length(seq_len, estimator, scaling, word=f"the longest row ({seq_len} tokens)", error=OptionError)
-    full = recipe_pins.get("method") == "full"
-    from_preset = {name: value for name, value in preset.recipe.items() if not (full and of_adapter(name))}
+    method, adapter = (recipe_pins.get(name, settings_of(Recipe)[name].default) for name in ("method", "adapter"))
+    from_preset = {name: value for name, value in preset.recipe.items() if applies(name, method, adapter)}
     recipe_pins = _with_rank({**from_preset, **recipe_pins}, request.min_rank, words)
     rows = rows_of(prepared, seq_len, packing=bool(recipe_pins.get("packing")))
     starter = (request.model, request.data) == ("starter", "starter")
-    planned, sources = schedule(starter, workload, rows, seq_len, full=full)
+    kind = None if method == "full" else adapters()[adapter]
+    planned, sources = schedule(starter, workload, rows, seq_len, adapter=kind)
     job = {**planned, **job_pins}
     unsuited = _unsuited(job, prepared)
     if unsuited is not None:
@@ -283,6 +288,9 @@ def _with_rank(pins: dict[str, Any], least: int | None, words: dict[str, str]) -
     rank = pins.get("rank", Recipe.__dataclass_fields__["rank"].default)
     if least is not None and pins.get("method") == "full":
         raise OptionError("--min-rank: full fine-tuning has no adapter", fix="leave out --min-rank or method=full")
+    if least is not None and not applies("rank", "lora", pins.get("adapter", "lora")):
+        adapter = pins["adapter"]
+        raise OptionError(f"--min-rank: {adapter} has no rank", fix=f"leave out --min-rank or adapter={adapter}")
     if least is None or rank >= least:
         return pins
     if "rank" in words:

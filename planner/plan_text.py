@@ -11,7 +11,7 @@ from autoft.planner.plan_file import Plan
 from autoft.schema import without_none
 from autoft.settings import settings_of
 from autoft.trainer.job import Job
-from autoft.trainer.recipe import Recipe, of_adapter
+from autoft.trainer.recipe import Recipe, applies
 from autoft.units import duration, size
 
 COLUMNS = 100
@@ -47,8 +47,7 @@ def plan_toml(plan: Plan) -> str:
             continue
         if name == "job":
             recipe = data["job"].pop("recipe")
-            if recipe["method"] == "full":  # the rest is at its defaults, and means nothing
-                recipe = {key: value for key, value in recipe.items() if not of_adapter(key)}
+            recipe = {key: value for key, value in recipe.items() if applies(key, recipe["method"], recipe["adapter"])}
             meanings = {**_meanings(Job), "accumulation": _rows(plan)}
             parts.append(_table("job", data["job"], meanings, _reasons(plan)))
             parts.append(_table("job.recipe", recipe, _meanings(Recipe), _instead(plan), _reasons(plan)))

@@ -11,6 +11,7 @@ from autoft.planner import words
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.facts import Reason
 from autoft.planner.workload import Workload
+from autoft.trainer.adapters import AdapterKind, adapters
 from autoft.trainer.data.pack import pack
 from autoft.trainer.job import Job
 from autoft.trainer.prepare import Prepared
@@ -21,6 +22,7 @@ MIN_STEPS = 100  # optimizer steps that a run should have before its batch grows
 # large batches less well than full fine-tuning does (LoRA Without Regret, Thinking Machines Lab, 2025).
 MAX_ROWS_PER_STEP = 16
 MAX_TOKENS_PER_STEP = 16 * 512
+STARTER_RATE = 1e-3  # of LoRA on the starter, tried
 FULL_RATE = 10  # an adapter wants some ten times the learning rate of full fine-tuning (the same source)
 SMALL_DATA_ROWS = 1000  # fewer rows than this are gone over three times
 # Of the tokens, padding included, without it. Batches of one length are less mixed; over three seeds the starter's loss
@@ -80,21 +82,23 @@ def rows_of(prepared: Prepared | None, seq_len: int, *, packing: bool) -> Rows |
 
 
 def schedule(
-    starter: bool, workload: Workload | None, rows: Rows | None, seq_len: int, *, full: bool = False
+    starter: bool, workload: Workload | None, rows: Rows | None, seq_len: int, *, adapter: AdapterKind | None
 ) -> tuple[dict[str, Any], dict[str, Reason]]:
     """(epochs, learning rate, rows a step and the like; where each comes from, by name).
 
-    starter: the bundled task with the starter model, which were tried together. rows: None without data. full: all
-    weights are trained.
+    starter: the bundled task with the starter model, which were tried together. rows: None without data. adapter:
+    None where all weights are trained.
     """
     number = len(rows.lengths) if rows else 10 * SMALL_DATA_ROWS
     examples = workload.rows if workload else number
     epochs = 1.0 if starter or examples >= SMALL_DATA_ROWS else 3.0
     mean = sum(rows.lengths) / number if rows else seq_len
     per_step = _rows_per_step(int(number * epochs), mean)
+    kind = adapter or adapters()["lora"]
+    of_kind = STARTER_RATE if starter and kind.name == "lora" else kind.learning_rate
     found: dict[str, Any] = {
         "epochs": epochs,
-        "learning_rate": (1e-3 if starter else 2e-4) / (FULL_RATE if full else 1),
+        "learning_rate": of_kind if adapter else of_kind / FULL_RATE,
         "rows_per_step": per_step,
     }
     sources: dict[str, Reason] = {}
@@ -108,16 +112,15 @@ def schedule(
             fewer = f"rows of like length share a step: {share:.0%} fewer tokens than by chance, padding included"
             sources["group_by_length"] = Reason(key="group_by_length", text=fewer, figures={"fewer_share": share})
     tried = "tried with the starter model on its task"
-    paper = "the QLoRA paper's for models of 7B and 13B (arXiv:2305.14314, table 9)"
     rate = f"learning rate {words.rate(found['learning_rate'])}: "
-    if full:
+    if adapter is None:
         rate += f"a {FULL_RATE}th of an adapter's (LoRA Without Regret, Thinking Machines Lab, 2025), which is "
     why_epochs = tried if starter else _why_epochs(examples, workload)
     return found, sources | {
-        **({} if full else {"rank": RANK}),
+        **({"rank": RANK} if adapter and "rank" in adapter.settings else {}),
         "learning_rate": Reason(
             key="learning_rate",
-            text=f"{rate}{tried if starter else paper}",
+            text=f"{rate}{tried if of_kind == STARTER_RATE else kind.rate_source}",
             figures={"learning_rate": found["learning_rate"]},
         ),
         "warmup_ratio": WARMUP,

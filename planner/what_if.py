@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from autoft.errors import DoesNotFit
+from autoft.errors import DoesNotFit, OptionError
 from autoft.planner.bisection import largest
 from autoft.planner.candidates import base_bits, describe, state_bits
 from autoft.planner.context import longest_row
 from autoft.planner.estimate import Estimate
 from autoft.planner.frame import Frame
 from autoft.schema import Record
-from autoft.trainer.recipe import Recipe
+from autoft.trainer.recipe import Recipe, applies
 from autoft.units import size
 
 Quantity = Literal["seq_len", "rank", "micro_batch"]
@@ -121,6 +121,9 @@ def _values(frame: Frame, quantity: Quantity) -> tuple[Sequence[int], str]:
         bound_by = f"{scaling} was not shown to go further" if scaling else f"{shape.name} was made for no more"
         return (steps if steps and steps[-1] == longest else [*steps, longest]), bound_by
     if quantity == "rank":
+        pinned = frame.question.pinned
+        if not applies("rank", pinned.get("method", "lora"), pinned.get("adapter", "lora")):
+            raise OptionError("what is trained has no rank", fix="leave out --set adapter and --method full")
         # above it the two factors hold more weights than the square matrix that they stand for
         return [1, 2, 4, *range(RANK_STEP, shape.hidden_size + 1, RANK_STEP)], "its hidden size: more has no use"
     return range(1, MOST_ROWS + 1), "more was not tried"

@@ -16,13 +16,14 @@ import pytest
 from autoft.planner.synonyms import SETTINGS, TYPED
 from autoft.settings import Setting, settings_of
 from autoft.trainer.job import Job
-from autoft.trainer.recipe import Recipe, of_adapter
+from autoft.trainer.recipe import Recipe, applies
 
 ROOT = Path(__file__).parent.parent
 LIST = 5  # names of settings in one literal are a list of settings
 # What these name of settings is no field's to say
 OTHERS = {
     "autoft/cli/show_plan.py": "the order of reasons on the screen",
+    "trainer/adapters/lora.py": "the fields that LoRA has",
     "planner/export_axolotl.py": "what axolotl has a key for",
     "planner/export_llamafactory.py": "what LLaMA-Factory has a key for",
     "planner/export_trl.py": "what TRL has a key for",
@@ -57,10 +58,13 @@ def test_no_name_stands_for_two_settings() -> None:
 
 
 def test_the_fields_that_mean_nothing_in_full_fine_tuning() -> None:
-    assert of_adapter("rank")
-    assert of_adapter("kbit_upcast")
-    assert not of_adapter("micro_batch")
-    assert not of_adapter("autocast")
+    assert not applies("rank", "full", "lora")
+    assert not applies("kbit_upcast", "full", "lora")
+    assert applies("micro_batch", "full", "lora")
+    assert applies("autocast", "full", "lora")
+    assert applies("rank", "lora", "lora")
+    assert not applies("rank", "qlora", "ia3")
+    assert applies("target_modules", "qlora", "ia3")
 
 
 def lists_of_settings(text: str) -> list[int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.errors import ModelError
+from autoft.trainer.adapters import kind_of
 from autoft.trainer.recipe import Attention, Dtype, Recipe
 from autoft.trainer.rope import scaled_config
 from autoft.trainer.suitable import auto_class, has_towers, missing_library, refuse_unsuitable
@@ -439,28 +440,24 @@ def _add_fused_head(base: PreTrainedModel) -> None:
 
 
 def add_adapter(base: PreTrainedModel, recipe: Recipe, device: str = "meta") -> PeftModel:
-    """LoRA weights (arXiv:2106.09685) in recipe.adapter_dtype on the target modules; everything else is frozen.
+    """An adapter of the recipe's kind, in recipe.adapter_dtype, on the target modules; everything else is frozen.
 
     Raises: ModelError when the target modules are not there.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
     from transformers.pytorch_utils import Conv1D
 
     by_type = recipe.target_modules == "all-linear"
-    config = LoraConfig(
-        r=recipe.rank,
-        lora_alpha=recipe.alpha,
-        lora_dropout=recipe.dropout,
-        use_rslora=recipe.use_rslora,
-        use_dora=recipe.use_dora,
-        target_modules=_linear_layers(base) if by_type else list(recipe.target_modules),
+    config = kind_of(recipe).config(
+        recipe,
+        _linear_layers(base) if by_type else list(recipe.target_modules),
         exclude_modules=_within(towers(base)),
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2's weights are transposed
     )
     try:
-        if by_type or recipe.experts_4bit:
+        if hasattr(config, "target_parameters") and (by_type or recipe.experts_4bit):
             _leave_experts(config, base, named=not by_type)
         with torch.device(device), warnings.catch_warnings():
             # PEFT 0.21 sets patterns for the experts that are named, then looks for them among modules alone

@@ -10,6 +10,7 @@ from autoft.errors import ModelError
 from autoft.home import sha256
 from autoft.schema import parse_json, read_text
 from autoft.trainer import environment
+from autoft.trainer.adapters import kind_of
 from autoft.trainer.output import unfinished
 from autoft.trainer.ownership import CARD, RESULT
 from autoft.trainer.places import LOCAL, private_job, read_places
@@ -128,7 +129,7 @@ def load_trained(folder: Path, result: RunResult, *, for_loss: bool = False) -> 
         ) from error
     _check_keys(model, folder / ADAPTER)
     for name, parameter in model.named_parameters():
-        if "lora_" in name:  # PEFT widens what is narrower than float32
+        if kind_of(recipe).owns(name):  # PEFT widens what is narrower than float32
             parameter.data = parameter.data.to(torch_dtype(recipe.adapter_dtype))
     return model
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -10,6 +12,7 @@ from annotated_types import Ge, Gt, Lt
 
 from autoft.schema import Record
 from autoft.settings import Setting, settings_of
+from autoft.trainer.adapters import adapters
 
 Method = Literal["lora", "qlora", "full"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -17,9 +20,11 @@ QuantType = Literal["nf4", "fp4", "int8"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor"]
 Loss = Literal["fused", "selected", "logits"]
+Adapter = Literal["lora", "ia3"]
 RopeScaling = Literal["yarn", "linear"]
 
 PAD_MULTIPLE = 16  # tensor cores want multiples of 8
+OF_EVERY_ADAPTER = ("adapter", "target_modules", "adapter_dtype")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +91,17 @@ class Recipe(Record):
             alone=False,
         ),
     ] = False
+    adapter: Annotated[
+        Adapter,
+        Setting(
+            "kind of adapter",
+            group="Adapter",
+            more="lora (arXiv:2106.09685), or ia3 (arXiv:2205.05638), which learns a factor for each output of a "
+            "layer: far fewer weights, and no rank to choose.",
+            changes=("memory", "time", "quality"),
+            elsewhere="peft_type adapter_type peft_method tuner",
+        ),
+    ] = "lora"
     rank: Annotated[
         int,
         Gt(0),
@@ -305,6 +321,8 @@ class Recipe(Record):
             raise ValueError("method qlora and a quant_type go together: set both or neither")
         if self.method == "full":
             self._check_full()
+        for name in self._set_in_vain():
+            raise ValueError(f"adapter {self.adapter} has no {name}: leave {name} out")
         for name in ("double_quant", "experts_4bit"):
             if getattr(self, name) and self.quant_type is None:
                 raise ValueError(f"{name} needs a quant_type")
@@ -324,11 +342,16 @@ class Recipe(Record):
             raise ValueError("autocast needs a 16-bit base_dtype")
 
     def _check_full(self) -> None:
-        for name, field in settings_of(Recipe).items():
-            if of_adapter(name) and getattr(self, name) != field.default:
-                raise ValueError(f"method full trains the weights themselves and has no adapter: leave {name} out")
+        for name in self._set_in_vain():
+            raise ValueError(f"method full trains the weights themselves and has no adapter: leave {name} out")
         if self.base_dtype == "float16" and not self.autocast:
             raise ValueError("method full cannot train float16 weights: set autocast, for weights in float32")
+
+    def _set_in_vain(self) -> Iterator[str]:
+        """Fields that mean nothing in this recipe and are not at their defaults."""
+        for name in _without_meaning(self.method, self.adapter):
+            if getattr(self, name) != settings_of(Recipe)[name].default:
+                yield name
 
     @property
     def weights_dtype(self) -> Dtype:
@@ -341,6 +364,16 @@ class Recipe(Record):
         return math.gcd(self.seq_len, PAD_MULTIPLE)
 
 
-def of_adapter(name: str) -> bool:
-    """Whether a field of the Recipe means nothing in full fine-tuning: it is of adapters, or of a quantized base."""
-    return settings_of(Recipe)[name].setting.group in ("Adapter", "Quantization")
+def applies(name: str, method: str, adapter: str) -> bool:
+    """Whether a field of the Recipe means something with this method and kind of adapter."""
+    return name not in _without_meaning(method, adapter)
+
+
+@functools.cache
+def _without_meaning(method: str, adapter: str) -> tuple[str, ...]:
+    """Full fine-tuning has no adapter and no quantized base; kinds of adapters have fields of their own."""
+    group = {name: field.setting.group for name, field in settings_of(Recipe).items()}
+    if method == "full":
+        return tuple(name for name in group if group[name] in ("Adapter", "Quantization"))
+    known = {*OF_EVERY_ADAPTER, *adapters()[adapter].settings}
+    return tuple(name for name in group if group[name] == "Adapter" and name not in known)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from autoft.trainer.adapters import kind_of
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import Evaluation, RunResult
 from autoft.trainer.rope import snippet as scaling_snippet
@@ -65,7 +66,9 @@ def judged_rows(evaluation: Evaluation) -> str:
 
 def what_it_is(recipe: Recipe) -> str:
     """What the output folder holds, in front of the base model's name."""
-    return "The weights of" if recipe.method == "full" else "A LoRA adapter for"
+    if recipe.method == "full":
+        return "The weights of"
+    return "A LoRA adapter for" if recipe.adapter == "lora" else f"An adapter ({kind_of(recipe).title(recipe)}) for"
 
 
 def how_trained(recipe: Recipe) -> str:
@@ -76,11 +79,13 @@ def how_trained(recipe: Recipe) -> str:
     if recipe.quant_type:
         bits = "8-bit" if recipe.quant_type == "int8" else "4-bit"
         precision = f"{recipe.quant_type} {bits}, computed in {recipe.base_dtype}"
-    kind = ("rsLoRA" if recipe.use_rslora else "LoRA") + (" with DoRA" if recipe.use_dora else "")
+    kind = kind_of(recipe)
+    adapter = kind.title(recipe)
+    if "rank" in kind.settings:
+        adapter += f" of rank {recipe.rank}, alpha {recipe.alpha:g}"
     targets = recipe.target_modules if isinstance(recipe.target_modules, str) else ", ".join(recipe.target_modules)
-    return (
-        f"{recipe.method} on a base in {precision}, {kind} of rank {recipe.rank}, alpha {recipe.alpha:g}, "
-        f"targets {targets}" + (f", RoPE scaled ({recipe.rope_scaling})" if recipe.rope_scaling else "")
+    return f"{recipe.method} on a base in {precision}, {adapter}, targets {targets}" + (
+        f", RoPE scaled ({recipe.rope_scaling})" if recipe.rope_scaling else ""
     )
 
 

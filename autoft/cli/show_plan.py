@@ -15,6 +15,7 @@ from autoft.planner import words
 from autoft.planner.candidates import describe
 from autoft.planner.plan_file import Alternative, Plan
 from autoft.render import facts
+from autoft.trainer.adapters import kind_of
 from autoft.trainer.recipe import Recipe
 from autoft.units import count, duration, energy, size
 
@@ -117,7 +118,8 @@ def _legend(plan: Plan, width: int) -> Iterator[Text]:
 def _job_facts(plan: Plan) -> list[tuple[str, str]]:
     estimate, recipe = plan.estimate, plan.job.recipe
     trained = f"{count(estimate.trainable_params)} of {count(estimate.total_params)} weights"
-    adapter = ("Adapter", f"rank {recipe.rank} on {words.modules(recipe)}, {trained}")
+    kind = kind_of(recipe)
+    adapter = ("Adapter", f"{kind.size(recipe) or kind.title(recipe)} on {words.modules(recipe)}, {trained}")
     return [
         ("Trained", trained) if recipe.method == "full" else adapter,
         ("Batch", f"{words.batch(plan.job)}, learning rate {words.rate(plan.job.learning_rate)}"),

@@ -18,6 +18,7 @@ from autoft.planner.inputs import Inputs, data_digest, job_digest
 from autoft.planner.plan_file import Alternative, Plan, read_plan, write_plan
 from autoft.planner.schedule import Rows, schedule
 from autoft.planner.workload import Workload
+from autoft.trainer.adapters import adapters
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
 
@@ -114,6 +115,7 @@ PLANS = st.builds(
     correction=st.none() | CORRECTIONS,
     inputs=st.none() | st.builds(Inputs, job_sha256=TEXT, versions=st.dictionaries(TEXT, TEXT, max_size=2)),
 )
+LORA = adapters()["lora"]
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -206,7 +208,7 @@ def test_files_from_before_there_were_records_load_with_their_card(name: str) ->
 def test_the_planner_s_own_reasons_find_their_lines(rows: int) -> None:
     workload = replace(PLAN.workload, rows=rows) if PLAN.workload else None
     lengths = tuple(40 + n % 200 for n in range(rows))
-    _, sources = schedule(False, workload, Rows(lengths, 256, False), 256)
+    _, sources = schedule(False, workload, Rows(lengths, 256, False), 256, adapter=LORA)
     assert set(sources) >= {"learning_rate", "epochs", "accumulation"}
     lines = replace(PLAN, reason_records=tuple(sources.values()), alternatives=()).to_toml().splitlines()
     for key in sources:

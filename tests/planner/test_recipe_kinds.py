@@ -36,6 +36,7 @@ AUTOCAST = SHORT | {"autocast": True, "loss": "logits"}
 NF4 = SHORT | {"method": "qlora", "quant_type": "nf4", "autocast": True, "loss": "fused"}
 CHECKPOINTED = {"gradient_checkpointing": True}
 DORA = {"use_dora": True, "use_rslora": True}
+IA3 = {"adapter": "ia3", "micro_batch": 2, "seq_len": 128}
 FULL = {"method": "full", "micro_batch": 2, "seq_len": 128}
 
 SHAPES = {"mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2}, "qwen2": {"tie_word_embeddings": True}}
@@ -52,6 +53,8 @@ REAL: dict[str, tuple[str, dict[str, Any]]] = {
     "full-bfloat16-8-bit-optimizer": ("llama", FULL | {"loss": "fused", "optimizer": "adamw_8bit"}),
     "full-bfloat16-adafactor": ("llama", FULL | {"loss": "fused", "optimizer": "adafactor"}),
     "adafactor-float32": ("llama", FLOAT32 | {"optimizer": "adafactor"}),
+    "ia3-autocast-checkpointed": ("llama", IA3 | {"autocast": True, "loss": "logits"} | CHECKPOINTED),
+    "ia3-nf4": ("qwen2", IA3 | {"method": "qlora", "quant_type": "nf4", "autocast": True, "loss": "fused"}),
     "full-experts": ("mixtral", FULL | {"base_dtype": "float32", "loss": "selected"}),
 }
 

@@ -7,8 +7,10 @@ import random
 import pytest
 
 from autoft.planner.schedule import MAX_ROWS_PER_STEP, MAX_TOKENS_PER_STEP, MIN_STEPS, Rows, rows_of, schedule
+from autoft.trainer.adapters import adapters
 
 LENGTHS = tuple(random.Random(0).choices(range(20, 500), weights=range(480, 0, -1), k=2000))
+LORA = adapters()["lora"]
 
 
 def padded_by_transformers(lengths: tuple[int, ...], micro_batch: int, rows_per_step: int) -> float:
@@ -46,7 +48,7 @@ def test_packed_rows_have_no_padding_and_no_data_no_rows() -> None:
     ],
 )
 def test_a_step_has_as_many_rows_as_tokens_and_steps_allow(lengths: tuple[int, ...], rows_per_step: int) -> None:
-    found, sources = schedule(False, None, Rows(lengths, max(lengths), packing=False), max(lengths))
+    found, sources = schedule(False, None, Rows(lengths, max(lengths), packing=False), max(lengths), adapter=LORA)
     assert found["rows_per_step"] == rows_per_step
     assert rows_per_step == 1 or rows_per_step * lengths[0] <= MAX_TOKENS_PER_STEP
     assert rows_per_step == 1 or len(lengths) * found["epochs"] // rows_per_step >= MIN_STEPS
@@ -54,15 +56,15 @@ def test_a_step_has_as_many_rows_as_tokens_and_steps_allow(lengths: tuple[int, .
 
 
 def test_rows_are_grouped_where_that_saves_padding() -> None:
-    mixed, _ = schedule(False, None, Rows(LENGTHS, 512, packing=False), 512)
-    alike, sources = schedule(False, None, Rows((200,) * 2000, 512, packing=False), 512)
+    mixed, _ = schedule(False, None, Rows(LENGTHS, 512, packing=False), 512, adapter=LORA)
+    alike, sources = schedule(False, None, Rows((200,) * 2000, 512, packing=False), 512, adapter=LORA)
     assert (mixed["group_by_length"], alike["group_by_length"]) == (True, False)
     assert "group_by_length" not in sources
 
 
 def test_full_fine_tuning_learns_at_a_tenth_of_the_rate() -> None:
-    adapter, _ = schedule(False, None, None, 512)
-    full, sources = schedule(False, None, None, 512, full=True)
+    adapter, _ = schedule(False, None, None, 512, adapter=LORA)
+    full, sources = schedule(False, None, None, 512, adapter=None)
     assert full["learning_rate"] == adapter["learning_rate"] / 10
     assert "LoRA Without Regret" in sources["learning_rate"].text
     assert "rank" not in sources

@@ -1,0 +1,95 @@
+"""Kinds of adapter beside LoRA: planned, trained, opened by plain peft and asked; what a kind has no place for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from autoft.trainer.adapters import adapters
+from autoft.trainer.recipe import Recipe
+
+SETTINGS = ("max_steps=2", "seq_len=64", "micro_batch=4", "accumulation=1", "eval_rows=4", "max_new_tokens=4")
+OTHERS = sorted(adapters().keys() - {"lora"})
+QUANTIZED = ("method=qlora", "quant_type=nf4", "double_quant=true")
+
+
+def words(*settings: str) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+@pytest.mark.parametrize("base", [(), QUANTIZED], ids=["whole base", "nf4"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_it_is_planned_trained_saved_opened_and_asked(autoft, tmp_path, tiny_model, data_file, name, base) -> None:
+    settings, out = words(*SETTINGS, *base, f"adapter={name}"), tmp_path / "out"
+    planned = autoft("plan", tiny_model, "--data", data_file, *settings, "--gpu", "cpu", "--json")
+    assert planned.code == 0, planned.err
+    plan = json.loads(planned.out)
+    assert plan["job"]["recipe"]["adapter"] == name
+    assert plan["job"]["learning_rate"] == adapters()[name].learning_rate
+    assert not any(reason["key"] == "rank" for reason in plan["reason_records"])
+
+    done = autoft("run", tiny_model, "--data", data_file, "-o", out, *settings, "--gpu", "cpu", "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert (result["steps"], result["job"]["recipe"]) == (2, plan["job"]["recipe"])
+    assert result["trainable_params"] == plan["estimate"]["trainable_params"]
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "An adapter (IA3) for" in card
+    assert "rank" not in card.partition("How to use it")[0]
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    ids = torch.arange(4, 20).unsqueeze(0)
+    with torch.no_grad():
+        before = model(ids).logits
+        opened = PeftModel.from_pretrained(model, out)
+        assert not torch.equal(opened(ids).logits, before)
+    trained = [p for weight, p in opened.named_parameters() if adapters()[name].owns(weight)]
+    assert sum(parameter.numel() for parameter in trained) == result["trainable_params"]
+
+    asked = autoft("chat", out, "-p", "number 7", "--max-new-tokens", 4, "--json")
+    assert asked.code == 0, asked.err
+    scored = autoft("eval", out, "--json")
+    assert scored.code == 0, scored.err
+    assert json.loads(scored.out)["after"]["loss"] == pytest.approx(result["after"]["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("adapter=ia3", "rank=8"), "adapter ia3 has no rank: leave rank out"),
+        (("adapter=ia3", "use_dora=true"), "adapter ia3 has no use_dora: leave use_dora out"),
+        (("adapter=ia", "rank=8"), "adapter = 'ia' is not known"),
+        (("method=full", "adapter=ia3"), "method full trains the weights themselves and has no adapter"),
+    ],
+)
+def test_what_a_kind_has_no_place_for_is_refused(autoft, tiny_model, settings, message) -> None:
+    done = autoft("plan", tiny_model, "--gpu", "rtx-3060", *words(*settings))
+    assert done.code == 2, done.err
+    assert message in done.err
+
+
+def test_a_question_of_rank_is_refused_where_there_is_none(autoft, tiny_model) -> None:
+    done = autoft("fit", tiny_model, "--rank", "--gpu", "rtx-3060", "--set", "adapter=ia3")
+    assert done.code == 2, done.err
+    assert "what is trained has no rank" in done.err
+    done = autoft("plan", tiny_model, "--min-rank", 8, "--gpu", "rtx-3060", "--set", "adapter=ia3")
+    assert done.code == 2, done.err
+    assert "--min-rank: ia3 has no rank" in done.err
+
+
+def test_a_preset_s_rank_gives_way_to_a_kind_that_has_none(autoft, tiny_model, data_file) -> None:
+    words_ = ("--preset", "chatbot", "--gpu", "rtx-3060", "--set", "adapter=ia3", "--set", "seq_len=64", "--json")
+    done = autoft("plan", tiny_model, "--data", data_file, *words_)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["job"]["recipe"]["rank"] == Recipe().rank
+
+
+def test_every_kind_says_what_it_is() -> None:
+    for name, kind in adapters().items():
+        assert kind.name == name
+        assert kind.source
+        assert kind.settings <= Recipe.__dataclass_fields__.keys()

@@ -1,0 +1,47 @@
+"""LoRA: a product of two small matrices beside each weight (arXiv:2106.09685); rsLoRA and DoRA with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from autoft.trainer.adapters import AdapterKind
+
+if TYPE_CHECKING:
+    from autoft.trainer.recipe import Recipe
+
+
+def config(recipe: Recipe, layers: list[str], **common: Any) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        lora_dropout=recipe.dropout,
+        use_rslora=recipe.use_rslora,
+        use_dora=recipe.use_dora,
+        target_modules=layers,
+        **common,
+    )
+
+
+def title(recipe: Recipe) -> str:
+    """LoRA, rsLoRA, LoRA with DoRA."""
+    return ("rsLoRA" if recipe.use_rslora else "LoRA") + (" with DoRA" if recipe.use_dora else "")
+
+
+def size(recipe: Recipe) -> str:
+    return f"rank {recipe.rank}"
+
+
+ADAPTER = AdapterKind(
+    name="lora",
+    config=config,
+    prefix="lora_",
+    once=".lora_A.",
+    settings=frozenset({"rank", "alpha", "dropout", "use_rslora", "use_dora"}),
+    title=title,
+    size=size,
+    learning_rate=2e-4,
+    rate_source="the QLoRA paper's for models of 7B and 13B (arXiv:2305.14314, table 9)",
+    source="LoRA, arXiv:2106.09685",
+)
