@@ -24,10 +24,10 @@ LIST = 5  # names of settings in one literal are a list of settings
 OTHERS = {
     "autoft/cli/show_plan.py": "the order of reasons on the screen",
     "trainer/adapters/lora.py": "the fields that LoRA has",
-    "planner/export_axolotl.py": "what axolotl has a key for",
-    "planner/export_llamafactory.py": "what LLaMA-Factory has a key for",
-    "planner/export_trl.py": "what TRL has a key for",
-    "planner/export_unsloth.py": "what unsloth has a key for",
+    "planner/export/axolotl.py": "what axolotl has a key for",
+    "planner/export/llamafactory.py": "what LLaMA-Factory has a key for",
+    "planner/export/trl.py": "what TRL has a key for",
+    "planner/export/unsloth.py": "what unsloth has a key for",
 }
 
 

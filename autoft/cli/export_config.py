@@ -9,8 +9,7 @@ import click
 from autoft import render
 from autoft.cli import options
 from autoft.errors import OutputError, harmless
-
-TOOLS = ("axolotl", "llamafactory", "trl", "unsloth")
+from autoft.planner.export import NAMES, exporter
 
 
 @options.command(
@@ -23,7 +22,7 @@ TOOLS = ("axolotl", "llamafactory", "trl", "unsloth")
     ),
 )
 @click.argument("plan", type=click.Path(path_type=Path))
-@click.option("--to", "tool", type=options.Choice(TOOLS), required=True, help=f"The trainer: {', '.join(TOOLS)}.")
+@click.option("--to", "tool", type=options.Choice(NAMES), required=True, help=f"The trainer: {', '.join(NAMES)}.")
 @click.option(
     "-o",
     "--output",
@@ -38,11 +37,11 @@ def command(plan: Path, tool: str, output: Path | None, force: bool, as_json: bo
     from autoft.trainer import environment
 
     environment.prepare()
-    from autoft.planner.export_config import SUFFIXES, export_config, write_export
+    from autoft.planner.export.write import export_config, write_export
     from autoft.planner.plan_file import read_plan
 
-    out = output or Path(f"{plan.stem}-{tool}{SUFFIXES[tool]}")  # type: ignore[index]
-    export = export_config(read_plan(plan), tool, out, where=str(plan))  # type: ignore[arg-type]
+    out = output or Path(f"{plan.stem}-{tool}{exporter(tool).suffix}")
+    export = export_config(read_plan(plan), tool, out, where=str(plan))
     if output is not None:
         for path in export.files:
             options.check_free(path, "-o", force=force)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from autoft.errors import DataError, OptionError
-from autoft.planner.export_config import CONTEXT_TRAINED, Export, Tool, export_config, write_export
+from autoft.planner.export.write import CONTEXT_TRAINED, Export, export_config, write_export
 from autoft.planner.inputs import Inputs, job_digest
 from autoft.planner.plan_file import Plan, read_plan
 from tests.conftest import write_jsonl
@@ -57,7 +57,7 @@ def a_plan(folder: Path, change: str, rows: str, **job: Any) -> Plan:
     return replace(PLAN, job=replace(PLAN.job, recipe=recipe, data=str(data), **job))
 
 
-def exported(folder: Path, tool: Tool, change: str, rows: str, **job: Any) -> tuple[Export, Path]:
+def exported(folder: Path, tool: str, change: str, rows: str, **job: Any) -> tuple[Export, Path]:
     out = folder / ("x.py" if tool == "unsloth" else "x.yaml")
     export = export_config(a_plan(folder, change, rows, **job), tool, out, where="plan.toml")
     write_export(export)
@@ -207,7 +207,7 @@ def test_context_and_tools_of_rows_are_written_or_said(tmp_path: Path) -> None:
     ]
     write_jsonl(tmp_path / "rows.jsonl", rows)
     for tool, expected in (("trl", 0), ("axolotl", 1)):
-        export = export_config(plan, tool, tmp_path / "x.yaml", where="plan.toml")  # type: ignore[arg-type]
+        export = export_config(plan, tool, tmp_path / "x.yaml", where="plan.toml")
         assert export.notes.count(CONTEXT_TRAINED) == expected
         row = json.loads(export.files[tmp_path / "x-data" / "train.jsonl"].splitlines()[0])
         assert row["tools"] == [{"type": "function", "function": {"name": "f"}}]

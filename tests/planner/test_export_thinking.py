@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from autoft.planner.export_config import Tool, export_config
+from autoft.planner.export.write import export_config
 from autoft.planner.plan_file import Plan
 from autoft.planner.workload import measure
 from autoft.trainer.data.thinking import Switched, switched
@@ -26,7 +26,7 @@ SWITCH = (
     TURNS + ASKS + "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
     "{% else %}<think>\n{% endif %}{% endif %}"
 )
-TOOLS: tuple[Tool, ...] = ("axolotl", "llamafactory", "trl", "unsloth")
+TOOLS: tuple[str, ...] = ("axolotl", "llamafactory", "trl", "unsloth")
 
 
 def planned(folder: Path, template: str, **thinking: Any) -> tuple[Plan, Prepared]:
@@ -39,7 +39,7 @@ def planned(folder: Path, template: str, **thinking: Any) -> tuple[Plan, Prepare
     return replace(plan, workload=measure(prepared)), prepared
 
 
-def exports(plan: Plan, tool: Tool, folder: Path) -> tuple[str, dict[str, Any], str]:
+def exports(plan: Plan, tool: str, folder: Path) -> tuple[str, dict[str, Any], str]:
     """(the configuration, the first row, the notes) for a tool."""
     out = folder / "x.yaml"
     export = export_config(plan, tool, out, where="plan.toml")
@@ -79,13 +79,13 @@ def test_the_unsloth_script_makes_the_template_of_the_run(tmp_path: Path, templa
 
 
 @pytest.mark.parametrize("tool", ["axolotl", "llamafactory", "trl"])
-def test_a_thought_that_only_autoft_closes_is_told(tmp_path: Path, tool: Tool) -> None:
+def test_a_thought_that_only_autoft_closes_is_told(tmp_path: Path, tool: str) -> None:
     plan, _ = planned(tmp_path, NO_SWITCH)
     assert "autoft closes at once (</think>): this tool leaves it open" in exports(plan, tool, tmp_path)[2]
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_nothing_is_said_where_nothing_was_switched(tmp_path: Path, tool: Tool) -> None:
+def test_nothing_is_said_where_nothing_was_switched(tmp_path: Path, tool: str) -> None:
     plan, _ = planned(tmp_path, TURNS + ASKS + "{% endif %}")
     text, row, notes = exports(plan, tool, tmp_path)
     assert "think" not in text + json.dumps(row) + notes
@@ -94,14 +94,14 @@ def test_nothing_is_said_where_nothing_was_switched(tmp_path: Path, tool: Tool) 
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_data_that_no_tokenizer_read_are_said(tmp_path: Path, tool: Tool) -> None:
+def test_data_that_no_tokenizer_read_are_said(tmp_path: Path, tool: str) -> None:
     plan = replace(a_plan(tmp_path, "lora", "pairs"), workload=None)
     assert "what thinking = auto makes of it is not written" in exports(plan, tool, tmp_path)[2]
 
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_answers_that_autoft_trains_otherwise_than_the_template_writes_them_are_counted(
-    tmp_path: Path, tool: Tool
+    tmp_path: Path, tool: str
 ) -> None:
     plan, prepared = planned(tmp_path, TURNS.replace("<|im_end|>", "") + ASKS + "{% endif %}")
     assert plan.workload is not None

@@ -100,7 +100,7 @@ def test_settings_are_read_as_toml_else_text() -> None:
         "gradient_checkpointing=true",
     )
     assert parse_settings(words) == (
-        {"rank": 8, "target_modules": ["q_proj"], "attention": "eager", "gradient_checkpointing": True},
+        {"rank": 8, "target_modules": ("q_proj",), "attention": "eager", "gradient_checkpointing": True},
         {"learning_rate": 1e-4},
     )
     with pytest.raises(OptionError, match=r"no setting 'rnk'\. Did you mean rank"):
@@ -374,7 +374,7 @@ def test_full_fine_tuning_only_where_it_is_asked_for() -> None:
     assert {r.method for r in plain} == {"lora", "qlora"}
     asked = candidates(target("rtx-4090"), seq_len=64, rows_per_step=1, pinned={"method": "full"})
     assert {r.method for r in asked} == {"full"}
-    assert {r.optimizer for r in asked} == {"adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"}
+    assert {r.optimizer for r in asked} == {"adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor"}
     plan, _ = make_plan(Request(model="smollm2-135m", gpu="rtx-4090", seq_len=256, settings=("method=full",)), CPU)
     assert plan.job.learning_rate == 2e-5
     assert plan.estimate.trainable_params == plan.shape.total_params

@@ -28,7 +28,7 @@ from autoft.planner.device import Device
 from autoft.planner.diff import differences
 from autoft.planner.estimate import Range
 from autoft.planner.exchange import Link, Replicas, link_of, together
-from autoft.planner.export_config import export_config
+from autoft.planner.export.write import export_config
 from autoft.planner.frame import make_frame
 from autoft.planner.ghost import find_depth, rehearse
 from autoft.planner.gpu_count import counts_of, plan_counts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from autoft.planner.export_config import Config, Source, only_if, thought_left_open, whole, yaml_text
+from autoft.planner.export.base import Config, Exporter, Source, only_if, thought_left_open, whole, yaml_text
 
 ATTENTION = {"sdpa": "sdpa", "flash_attention_2": "fa2", "eager": "disabled"}
 NAMES = {"train": "autoft_train", "test": "autoft_test"}
@@ -125,3 +125,6 @@ def _of_thinking(source: Source) -> list[str]:
     if switched.value is not None:
         return [f"the data set {switched.value} in the chat template, which has no key here"]
     return thought_left_open(source)
+
+
+EXPORTER = Exporter(suffix=".yaml", configure=llamafactory)

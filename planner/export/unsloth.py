@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from autoft.planner.export_config import Config, Source
+from autoft.planner.export.base import Config, Exporter, Source
 from autoft.trainer.data.thinking import Switched
 
 # What unsloth's own default is, written out: it has no word for all of them
@@ -115,3 +115,6 @@ def _differs(source: Source) -> list[str]:
     if source.job.device == "cpu":
         notes.append("unsloth needs a GPU")
     return notes
+
+
+EXPORTER = Exporter(suffix=".py", configure=unsloth, masks_prompt=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from autoft.planner.export_config import Config, Source, only_if, thought_left_open, whole, yaml_text
+from autoft.planner.export.base import Config, Exporter, Source, only_if, thought_left_open, whole, yaml_text
 
 
 def axolotl(source: Source) -> Config:
@@ -99,3 +99,6 @@ def _differs(source: Source) -> list[str]:
     if source.job.device == "cpu":
         notes.append("axolotl is made for GPUs: there is no key for the CPU")
     return [*notes, *thought_left_open(source)]
+
+
+EXPORTER = Exporter(suffix=".yaml", configure=axolotl)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autoft.planner.export_config import Config, Source, only_if, thought_left_open, whole, yaml_text
+from autoft.planner.export.base import Config, Exporter, Source, only_if, thought_left_open, whole, yaml_text
 
 
 def trl(source: Source) -> Config:
@@ -82,3 +82,6 @@ def _differs(source: Source) -> list[str]:
     if recipe.packing and recipe.attention != "flash_attention_2":
         notes.append("packed rows are flattened, and only FlashAttention keeps the examples in them apart cheaply")
     return [*notes, *thought_left_open(source)]
+
+
+EXPORTER = Exporter(suffix=".yaml", configure=trl, masks_prompt=True)

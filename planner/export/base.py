@@ -1,0 +1,142 @@
+"""What a trainer is told of a plan, and what it makes of that."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from autoft.planner.plan_file import Plan
+from autoft.trainer.data.thinking import Switched
+from autoft.trainer.job import Job
+from autoft.trainer.optimizers import spec_of
+from autoft.trainer.recipe import Recipe
+
+Form = Literal["messages", "prompt_completion", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A plan as the tools need it.
+
+    model: a hub id or folder. data: the folder with train.jsonl and test.jsonl. form: of their rows.
+    heldout: whether there is a test.jsonl. output: the folder that the tool is to write.
+    """
+
+    plan: Plan
+    model: str
+    data: Path
+    form: Form
+    heldout: bool
+    output: str
+
+    @property
+    def job(self) -> Job:
+        return self.plan.job
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.plan.job.recipe
+
+    @property
+    def train_file(self) -> str:
+        return str(self.data / "train.jsonl")
+
+    @property
+    def test_file(self) -> str:
+        return str(self.data / "test.jsonl")
+
+    @property
+    def mixed(self) -> str | None:
+        """The 16-bit format that the step runs in over float32 adapters; None without."""
+        return self.recipe.base_dtype if self.recipe.autocast else None
+
+    def optimizer(self, tool: str) -> str:
+        """What the tool calls it."""
+        return spec_of(self.recipe.optimizer).elsewhere.get(tool, self.recipe.optimizer)
+
+    @property
+    def num_gpus(self) -> int:
+        return self.plan.job.num_gpus
+
+    @property
+    def has_adapter(self) -> bool:
+        return self.recipe.method != "full"
+
+    @property
+    def warmup_steps(self) -> int | None:
+        """As the trainer counts them; None where the number of steps is not known."""
+        return None if self.plan.steps is None else self.job.warmup_steps(self.plan.steps)
+
+    @property
+    def switched(self) -> Switched:
+        """What the plan's data made of the chat template's thinking."""
+        workload = self.plan.workload
+        if workload is None or self.form == "text":
+            return Switched()
+        return Switched(workload.template_value, workload.thought_end)
+
+    @property
+    def target_modules(self) -> list[str] | None:
+        """None is every linear layer but the head."""
+        names = self.recipe.target_modules
+        return None if names == "all-linear" else list(names)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """text: of the file that the tool reads, without its comments. command: what runs it.
+
+    differs: what the tool does otherwise or cannot express. told: fields of Job and Recipe that it takes
+    and not every tool does.
+    beside: more files of the data folder, by name. columns: what every row has beside its turns.
+    """
+
+    text: str
+    command: str
+    differs: tuple[str, ...]
+    told: frozenset[str] = frozenset()
+    beside: dict[str, str] = dataclasses.field(default_factory=dict)
+    columns: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exporter:
+    """One trainer. suffix: of its file. configure: what it reads.
+
+    masks_prompt: it masks the prompt before one last answer for any chat template, and several answers only with a
+    template made for that.
+    """
+
+    suffix: str
+    configure: Callable[[Source], Config]
+    masks_prompt: bool = False
+
+
+def yaml_text(values: dict[str, Any]) -> str:
+    """YAML in the order given, without what is None."""
+    import yaml
+
+    said = {key: value for key, value in values.items() if value is not None}
+    return str(yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=10_000))
+
+
+def only_if(wanted: bool, values: dict[str, Any]) -> dict[str, Any]:
+    """The values, or nothing."""
+    return values if wanted else {}
+
+
+def whole(value: float, key: str) -> tuple[int, tuple[str, ...]]:
+    """(value for a key that takes whole numbers only, what to say if it was none)."""
+    said = max(1, round(value))
+    return said, () if said == value else (f"{key} {value:g} is written as {said}: it takes whole numbers only",)
+
+
+def thought_left_open(source: Source) -> list[str]:
+    """For tools that cannot change the text of the template."""
+    end = source.switched.end
+    if end is None:
+        return []
+    return [f"the chat template opens a thought, which autoft closes at once ({end}): this tool leaves it open"]
