@@ -21,7 +21,7 @@ ALLOWED = {
     "trainer": {"profiles", "trainer"},
     "planner": {"profiles", "trainer", "planner"},
 }
-COMMON = {"errors", "schema", "home", "units"}
+COMMON = {"errors", "hooks", "schema", "home", "units"}
 
 
 def _imported(file: Path) -> set[str]:
