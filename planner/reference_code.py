@@ -73,6 +73,7 @@ def _as_kernel(reference: Callable[..., Any]) -> Callable[..., Any]:
             for place, tensor in zip(places, tensors, strict=True):
                 given[place] = tensor
             positional, named = unflatten_tree(given, inputs)
+            results: list[Any]
             results, structure = flatten_tree(reference(*positional, **named))
             outputs.append(structure)
             return results

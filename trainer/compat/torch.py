@@ -37,8 +37,6 @@ NO_MODES = TABLE.hook(
     "()",
     "what the device does not do must not be traced",
     "planner/trace.py",
-    "planner/reference_code.py",
-    "planner/updates.py",
 )
 NO_TORCH_FUNCTION = TABLE.hook(
     "torch._C:DisableTorchFunction",

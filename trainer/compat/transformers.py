@@ -196,13 +196,15 @@ TABLE.hook(
 TABLE.hook(
     "transformers.models.auto:modeling_auto",
     "",
-    "which class a configuration is for, and which models see the tokens to come",
+    "which class a configuration is for",
     "trainer/suitable.py",
-    attributes=(
-        "MODEL_FOR_CAUSAL_LM_MAPPING",
-        "MODEL_FOR_MULTIMODAL_LM_MAPPING",
-        "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
-    ),
+    attributes=("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_MULTIMODAL_LM_MAPPING"),
+)
+TABLE.hook(
+    "transformers.models.auto.modeling_auto:MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "",
+    "which models see the tokens to come",
+    "trainer/suitable.py",
 )
 
 # Quantization
