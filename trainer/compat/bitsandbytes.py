@@ -28,13 +28,13 @@ INT8_PRODUCT = TABLE.hook(
 TABLE.hook(
     "bitsandbytes.optim.optimizer:sync_gpu",
     "(t)",
-    "there is no device to wait for",
+    "a rehearsal has no device to wait for",
     "planner/updates.py",
 )
 TABLE.hook(
     "bitsandbytes.optim.optimizer:Optimizer8bit.to_gpu",
     "(self)",
-    "there is no device to move state to",
+    "a rehearsal has no device to move state to",
     "planner/updates.py",
 )
 TABLE.hook(
@@ -138,7 +138,7 @@ TABLE.hook(
     "bitsandbytes.nn:Linear4bit",
     "(input_features, output_features, bias=True, compute_dtype=None, compress_statistics=True, quant_type='fp4', "
     "quant_storage=..., device=None)",
-    "weights are not to be packed anew on a CPU with AVX-512; biases are cast at the first call",
+    "weights must not be packed again on a CPU with AVX-512; biases are cast at the first call",
     "trainer/build.py",
     "planner/ghost.py",
     attributes=("support_avx512bf16_for_cpu", "compute_dtype"),

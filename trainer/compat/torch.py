@@ -47,14 +47,14 @@ NO_TORCH_FUNCTION = TABLE.hook(
 TABLE.hook(
     "torch:UntypedStorage._cdata",
     "",
-    "tells storages apart, which Python objects do not",
+    "identifies a storage, for which Python may have several objects",
     "planner/trace.py",
     "planner/outcome.py",
 )
 TABLE.hook(
     "torch:Tensor._use_count",
     "",
-    "autograd adds in place to a gradient that nobody else holds",
+    "autograd adds in place to a gradient that is held once",
     "planner/trace.py",
 )
 STORAGE_USE_COUNT = TABLE.hook(

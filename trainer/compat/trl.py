@@ -15,7 +15,7 @@ TABLE.hook(
 USE_TRITON = TABLE.hook(
     "trl.trainer.utils:_use_triton",
     "(device)",
-    "replaced during a rehearsal: meta is no device with Triton",
+    "replaced during a rehearsal: the meta device has no Triton",
     "planner/kernels.py",
 )
 FORWARD_TILE = TABLE.hook(
