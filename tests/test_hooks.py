@@ -15,8 +15,8 @@ import pytest
 
 from autoft.hooks import Hook, Table, check, signature_of
 from autoft.trainer import compat
+from autoft.trainer.compat.tested import TESTED
 from autoft.trainer.doctor import internals
-from autoft.trainer.doctor.tested import TESTED
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("autoft", "profiles", "trainer", "planner")
@@ -280,7 +280,7 @@ def test_with_the_tested_versions_a_command_looks_at_nothing(monkeypatch, capsys
     from autoft import render
     from autoft.cli.internals import tell_of_changes
 
-    monkeypatch.setattr(internals, "installed", lambda names: {name: f"{TESTED[name]}+cu130" for name in names})
+    monkeypatch.setattr("autoft.trainer.compat.tested.installed_version", lambda name: f"{TESTED[name]}+cu130")
     monkeypatch.setattr("autoft.trainer.doctor.workers.Workers.ask", None)
     tell_of_changes(render.console(stderr=True))
     assert capsys.readouterr().err == ""
@@ -292,20 +292,20 @@ def test_with_other_versions_a_command_looks_once_and_says_what_has_changed(monk
     from autoft.trainer.doctor.workers import Workers
 
     monkeypatch.setenv("AUTOFT_HOME", str(tmp_path))
-    monkeypatch.setattr(internals, "installed", lambda names: {**TESTED, "peft": "0.99.0"})
+    monkeypatch.setattr("autoft.trainer.compat.tested.installed_version", {**TESTED, "peft": "0.99.0"}.get)
     monkeypatch.setenv("COLUMNS", "300")
     tell_of_changes(render.console(stderr=True))  # the installed PEFT, in a process of its own
     assert capsys.readouterr().err == "Checking internals of peft 0.99.0, once\n"
     tell_of_changes(render.console(stderr=True))
     assert capsys.readouterr().err == ""
 
-    monkeypatch.setattr(internals, "installed", lambda names: {**TESTED, "trl": "2.0.0"})
+    monkeypatch.setattr("autoft.trainer.compat.tested.installed_version", {**TESTED, "trl": "2.0.0"}.get)
     answer = {"checked": 10, "differences": {"trl": ["SFTTrainer._send_telemetry is gone"]}}
     monkeypatch.setattr(Workers, "ask", lambda *_, **__: answer)
     for first in ("Checking internals of trl 2.0.0, once\n", ""):
         tell_of_changes(render.console(stderr=True))
         assert capsys.readouterr().err == (
-            f"{first}Note: trl 2.0.0: SFTTrainer._send_telemetry is gone. Figures may be wrong; install the tested "
+            f"{first}Note: trl 2.0.0: SFTTrainer._send_telemetry is gone. Figures may be wrong. To fix: install the tested "
             f"version: pip install trl=={TESTED['trl']}\n"
         )
 
@@ -320,7 +320,7 @@ def test_what_could_not_be_looked_at_is_said_and_not_kept(monkeypatch, capsys, t
 
     monkeypatch.setenv("AUTOFT_HOME", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setattr(internals, "installed", lambda names: {**TESTED, "torch": "9.0.0"})
+    monkeypatch.setattr("autoft.trainer.compat.tested.installed_version", {**TESTED, "torch": "9.0.0"}.get)
     monkeypatch.setattr(Workers, "ask", fail)
     for _ in range(2):
         tell_of_changes(render.console(stderr=True))

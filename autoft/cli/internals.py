@@ -13,15 +13,17 @@ def tell_of_changes(console: Console) -> None:
     Nothing is done where the installed versions are the tested ones. Otherwise a process of its own imports the
     libraries, once for each set of versions: the answer is kept in AUTOFT_HOME.
     """
-    from autoft.trainer.doctor.internals import one_line_of, remedy, untested
+    from autoft.trainer.compat.tested import untested
 
     versions = untested()
     if not versions:
         return
+    from autoft.trainer.doctor.internals import one_line_of, remedy
+
     for library, lines in _differences(versions, console).items():
         if lines:
             line = one_line_of(library, versions[library], lines)
-            console.print(f"Note: {line}. Figures may be wrong; {remedy([library])}", markup=False)
+            console.print(f"Note: {line}. Figures may be wrong. To fix: {remedy([library])}", markup=False)
 
 
 def _differences(versions: dict[str, str], console: Console) -> dict[str, list[str]]:

@@ -392,7 +392,7 @@ TABLE.hook(
     "",
     "callbacks of services that follow a run",
     "trainer/trackers.py",
-    attributes=("TensorBoardCallback", "WandbCallback"),
+    attributes=("TensorBoardCallback", "WandbCallback", "MLflowCallback"),
 )
 TABLE.hook(
     "transformers.quantizers.base:HfQuantizer.preprocess_model",

@@ -9,11 +9,11 @@ from autoft.home import home
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.host import hub_cache
 from autoft.trainer import environment
+from autoft.trainer.compat.tested import TESTED
 from autoft.trainer.doctor import compute, cuda, internals, places, versions
 from autoft.trainer.doctor.compute import FourBit
 from autoft.trainer.doctor.cuda import TorchFacts
 from autoft.trainer.doctor.finding import Finding, one_line
-from autoft.trainer.doctor.tested import TESTED
 from autoft.trainer.doctor.workers import Unanswered, Workers
 
 Check = Callable[[], Finding]

@@ -5,22 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autoft.trainer.compat import TABLES, differences, hooks
+from autoft.trainer.compat import differences, hooks
+from autoft.trainer.compat.tested import TESTED
 from autoft.trainer.doctor.finding import Finding
-from autoft.trainer.doctor.tested import TESTED
-from autoft.trainer.doctor.versions import installed, same_version
 
 LONGEST = 160  # characters of what has changed
-
-
-def untested() -> dict[str, str]:
-    """Libraries with hooks whose installed version is not the tested one, and that version."""
-    versions = installed({name: TESTED[name] for name in TABLES})
-    return {
-        name: version
-        for name, version in versions.items()
-        if version is not None and not same_version(version, TESTED[name])
-    }
 
 
 def examine_internals(*libraries: str) -> dict[str, Any]:

@@ -34,17 +34,16 @@ def tested_set(found: Mapping[str, str | None], tested: Mapping[str, str]) -> Fi
     others = [
         f"{library} {version} ({tested[library]} was tested)"
         for library, version in found.items()
-        if version is not None and not same_version(version, tested[library])
+        if version is not None and not _same(version, tested[library])
     ]
     if others:
-        differing = [library for library in tested if not same_version(str(found[library]), tested[library])]
+        differing = [library for library in tested if not _same(str(found[library]), tested[library])]
         fix = "if something breaks: pip install " + " ".join(f"{each}=={tested[each]}" for each in differing)
         return Finding(name=name, status="warning", found=", ".join(others), fix=fix)
     return Finding(name=name, status="ok", found=f"all {len(tested)} as tested")
 
 
-def same_version(version: str, tested: str) -> bool:
-    """Whether they are one release: "2.13.0+cu130" is 2.13.0."""
+def _same(version: str, tested: str) -> bool:
     try:
         return Version(Version(version).public) == Version(tested)
     except InvalidVersion:
