@@ -305,8 +305,8 @@ def test_with_other_versions_a_command_looks_once_and_says_what_has_changed(monk
     for first in ("Checking internals of trl 2.0.0, once\n", ""):
         tell_of_changes(render.console(stderr=True))
         assert capsys.readouterr().err == (
-            f"{first}Note: trl 2.0.0: SFTTrainer._send_telemetry is gone. Figures may be wrong. To fix: install the tested "
-            f"version: pip install trl=={TESTED['trl']}\n"
+            f"{first}Note: trl 2.0.0: SFTTrainer._send_telemetry is gone. Figures may be wrong. "
+            f"To fix: install the tested version: pip install trl=={TESTED['trl']}\n"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,34 @@ CARDS = [
     (6, 1), (7, 0), (7, 2), (7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1),
     (13, 0),
 ]  # fmt: skip
+TIERED = {(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-ROWS = [1, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 23, 24, 32, 33, 48, 49, 64, 65, 96, 97, 128, 129, 192, 193, 256,
-        257, 320, 321, 384, 385, 512, 513, 1536, 1537, 4096]  # fmt: skip
-MULTIPROCESSORS = [1, 8, 14, 20, 28, 40, 46, 58, 60, 68, 72, 82, 84, 108, 114, 128, 132, 142, 148, 170, 188]
-WIDTHS = [64, 128, 320, 704, 1024, 1536, 2048, 2560, 3072, 4096, 5120, 8192, 10240, 11008, 12288, 14336, 16384, 28672]
+# The figures that the rule compares with
+CAPS = (4, 5, 6, 7, 8, 10, 12, 16, 23, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512, 1536)
+ROWS = sorted({rows for cap in CAPS for rows in (cap, cap + 1)})
+WAVES = (1 / 8, 1 / 4, 1 / 3, 1 / 2, 3 / 5, 3 / 4, 4 / 5, 1, 2, 3)
+BLOCKS = (36, 48, 64, 128, 200)
+TIMES = (1 / 3, 1 / 2, 1, 2, 3)
+INNER = (320, 704, 1024)
+SMALL = 4 * 1024 * 1024
+MULTIPROCESSORS = (8, 40, 59, 60, 108, 132)
+AT_RANDOM = 600
+
+
+def shapes(card: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
+    """Multiprocessors, columns and inner: where the rule compares, beside it, and at random."""
+    chance = random.Random(f"{card}")
+    for _ in range(AT_RANDOM):
+        yield chance.randrange(1, 200), chance.randrange(1, 30_000), chance.randrange(1, 30_000)
+    for multiprocessors in MULTIPROCESSORS if card in TIERED else ():
+        at = {round(multiprocessors * waves) for waves in WAVES}
+        near = {blocks + beside for blocks in (*at, *BLOCKS) for beside in (-1, 0, 1)}
+        for blocks in near - {-1, 0}:
+            columns = 64 * blocks
+            compared = [SMALL // columns, multiprocessors * 320 // blocks, *INNER]
+            compared += [round(columns * times) for times in TIMES]
+            for inner in {value + beside for value in compared for beside in (-1, 0, 1)}:
+                yield multiprocessors, columns, max(1, inner)
 
 
 def original() -> dict[str, Any]:
@@ -58,23 +81,15 @@ def rule() -> Callable[..., bool]:
 
 @pytest.mark.parametrize("card", CARDS)
 def test_the_rule_is_that_of_bitsandbytes(card: tuple[int, int], rule: Callable[..., bool]) -> None:
-    """At the figures that the rule compares with, beside them, and at random."""
-    chance = random.Random(f"{card}")
+    """At the figures that the rule compares with, and beside them."""
     answers = set()
-    for _ in range(6_000):
-        multiprocessors = chance.choice(MULTIPROCESSORS)
-        waves = chance.choice((1 / 8, 1 / 4, 1 / 3, 1 / 2, 3 / 5, 3 / 4, 4 / 5, 1, 2, 3))
-        near = max(64, 64 * round(multiprocessors * waves) + chance.choice((-64, -1, 0, 1, 64)))
-        columns = chance.choice((near, chance.choice(WIDTHS), chance.randrange(1, 30_000)))
-        times = chance.choice((1 / 3, 1 / 2, 1, 2, 3))
-        inner = chance.choice((max(1, round(columns * times)), chance.choice(WIDTHS), chance.randrange(1, 30_000)))
-        rows, dtype = chance.choice(ROWS), chance.choice(DTYPES)
-        if chance.random() < 0.3:
-            rows = chance.randrange(1, 2000)
-        fused = is_product_fused(card, multiprocessors, dtype, rows, columns, inner)
-        expected = rows <= MOST_ROWS and rule(card, multiprocessors, dtype, rows, columns, inner)
-        assert fused == expected, (card, multiprocessors, dtype, rows, columns, inner)
-        answers.add(fused)
+    for number, (multiprocessors, columns, inner) in enumerate(shapes(card)):
+        dtype = DTYPES[number % len(DTYPES)] if number < AT_RANDOM else torch.float16
+        for rows in ROWS:
+            fused = is_product_fused(card, multiprocessors, dtype, rows, columns, inner)
+            expected = rows <= MOST_ROWS and rule(card, multiprocessors, dtype, rows, columns, inner)
+            assert fused == expected, (card, multiprocessors, dtype, rows, columns, inner)
+            answers.add(fused)
     assert answers == {True, False}
 
 
