@@ -11,13 +11,10 @@ from typing import Any
 from unittest import mock
 
 import torch
-from transformers import core_model_loading
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import revert_weight_conversion
-from transformers.modeling_utils import LoadStateDictConfig
 
 from autoft.planner.trace import Event, Section, Trace
 from autoft.trainer.build import build_base
+from autoft.trainer.compat.transformers import CONVERSIONS, LOAD, LOAD_OPTIONS, REVERT, SET_WEIGHT
 from autoft.trainer.recipe import Recipe
 
 
@@ -41,18 +38,17 @@ def assemblies(config: Any, recipe: Recipe) -> dict[str, Assembly]:
     where trainer/build.py loads. Empty where a checkpoint holds the model's own tensors under their own names.
     """
     base = build_base(Recipe(base_dtype=recipe.weights_dtype, attention=recipe.attention), config)
-    conversions = get_model_conversion_mapping(base, add_legacy=False)
+    mapping_of, load = CONVERSIONS.fetch(), LOAD.fetch()
+    conversions = mapping_of(base, add_legacy=False)
     if not conversions or any(getattr(conversion, "force_cpu", False) for conversion in conversions):
         return {}
     own = {name: tensor for name, tensor in base.state_dict().items() if name not in base.all_tied_weights_keys}
     log = _Log()
-    stored = {name: _Stored(name, tensor, log) for name, tensor in revert_weight_conversion(base, own).items()}
-    options = LoadStateDictConfig(
-        device_map={"": "meta"}, dtype=base.dtype, weight_mapping=get_model_conversion_mapping(base)
-    )
+    stored = {name: _Stored(name, tensor, log) for name, tensor in REVERT.fetch()(base, own).items()}
+    options = LOAD_OPTIONS.fetch()(device_map={"": "meta"}, dtype=base.dtype, weight_mapping=mapping_of(base))
     one_after_another = mock.patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1")
-    with one_after_another, mock.patch.object(core_model_loading, "set_param_for_module", log.set), log.trace:
-        core_model_loading.convert_and_load_state_dict_in_model(base, stored, options)
+    with one_after_another, SET_WEIGHT.replaced_by(log.set), log.trace:
+        load(base, stored, options)
     return log.assemblies()
 
 

@@ -9,12 +9,12 @@ import math
 from typing import Any, Literal
 
 import torch
-import transformers.modeling_flash_attention_utils
 from torch.nn import functional
 
 from autoft.planner.device import Device
 from autoft.planner.trace import count, stands_for
 from autoft.planner.work import Kernel, attention
+from autoft.trainer.compat.transformers import FLASH_DTYPES
 
 Backend = Literal["flash", "efficient", "math"]
 
@@ -188,7 +188,7 @@ def flash_package(
     Raises: ValueError where packed examples would see each other.
     """
     assert attention_mask is None  # compute_loss hands none on
-    q, k, v = transformers.modeling_flash_attention_utils.fa_peft_integration_check(q, k, v, target_dtype)
+    q, k, v = FLASH_DTYPES.fetch()(q, k, v, target_dtype)
     if position_ids is not None and q.size(0) == 1:  # _is_packed_sequence
         places = torch.arange(position_ids.size(1), device=q.device) + position_ids.min()
         (places - position_ids).abs().sum()

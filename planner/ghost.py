@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers.masking_utils
 
 from autoft.errors import ModelError
 from autoft.planner.assembly import Assembly, assemblies
@@ -26,6 +25,8 @@ from autoft.planner.updates import optimizer_events
 from autoft.planner.work import Work
 from autoft.trainer import offload
 from autoft.trainer.build import build_base, build_model, without_adapter
+from autoft.trainer.compat.torch import RNG_STATE, RUN_BACKWARD
+from autoft.trainer.compat.transformers import PACKED_SEQUENCES
 from autoft.trainer.loss import compute_loss
 from autoft.trainer.recipe import Recipe
 
@@ -344,11 +345,8 @@ class _Step:
 
 def _backward(loss: torch.Tensor) -> None:
     """loss.backward(), which is a torch function itself and so would run outside of Kernels."""
-    from torch.autograd.graph import _engine_run_backward
-
-    _engine_run_backward(
-        (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
-    )
+    run_backward = RUN_BACKWARD.fetch()
+    run_backward((loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 def _ids(recipe: Recipe) -> torch.Tensor:
@@ -394,7 +392,6 @@ def _real_masks(*, packed: bool) -> Iterator[None]:
 
     Rows are taken to share more than one example each, as all but those do that one fills alone.
     """
-    asked = transformers.masking_utils.find_packed_sequence_indices
 
     def found(position_ids: torch.Tensor) -> torch.Tensor | None:
         first = position_ids[:, :1] - 1
@@ -402,29 +399,25 @@ def _real_masks(*, packed: bool) -> Iterator[None]:
         numbers_BS = (difference != 1).cumsum(-1)
         return numbers_BS if packed else None
 
-    transformers.masking_utils.find_packed_sequence_indices = found
-    try:
+    with PACKED_SEQUENCES.replaced_by(found):
         yield
-    finally:
-        transformers.masking_utils.find_packed_sequence_indices = asked
 
 
 @contextmanager
 def _random_states(trace: Trace, device: Device) -> Iterator[None]:
     """Checkpointing keeps the state of the CPU's generator for each layer, which counts where the device is the CPU."""
-    asked = torch.get_rng_state
+    if device.cuda:
+        yield
+        return
+    original = torch.get_rng_state
 
     def followed() -> torch.Tensor:
-        state = asked()
+        state = original()
         trace.follow(state)
         return state
 
-    if not device.cuda:
-        torch.get_rng_state = followed
-    try:
+    with RNG_STATE.replaced_by(followed):
         yield
-    finally:
-        torch.get_rng_state = asked
 
 
 @contextmanager

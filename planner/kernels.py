@@ -5,24 +5,18 @@ Each rule names where it was read. `Kernels` applies them to a step that runs on
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import functools
 import itertools
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch._meta_registrations
-import transformers.integrations.flash_attention
-import transformers.integrations.moe
-import transformers.modeling_flash_attention_utils
-import transformers.utils.generic
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from autoft.hooks import Hook
 from autoft.planner.attention import (
     Backend,
     EfficientAttention,
@@ -35,12 +29,19 @@ from autoft.planner.attention import (
     math_attention,
 )
 from autoft.planner.device import Device
+from autoft.planner.four_bit import is_product_fused
 from autoft.planner.reduction import reduction_scratch
 from autoft.planner.trace import Scratch, count, stands_for
 from autoft.planner.work import passed_over, product
 from autoft.trainer import environment
+from autoft.trainer.compat import bitsandbytes as bnb_hooks
+from autoft.trainer.compat import torch as torch_hooks
+from autoft.trainer.compat import transformers as hf_hooks
+from autoft.trainer.compat import trl as trl_hooks
 
 environment.import_bitsandbytes()  # before peft and transformers do, which would create a context on the GPU
+for hook in (torch_hooks.META_GROUPED_MM, hf_hooks.FLASH_ATTENTION, hf_hooks.GROUPED_MM, hf_hooks.MAYBE_AUTOCAST):
+    hook.owner()  # imported now, and not while a trace looks on
 
 
 class _HalfToFloatSoftmax(torch.autograd.Function):
@@ -183,33 +184,12 @@ def _gemm_4bit(
 def fused_4bit_product(device: Device, dtype: torch.dtype, rows: int, columns: int, inner: int) -> bool:
     """Whether bitsandbytes multiplies (rows, inner) by packed (columns, inner) without a dequantized copy.
 
-    Asks the installed bitsandbytes' own heuristic; of a card whose multiprocessors are not known the answer is no.
+    By its own rule; of a card whose multiprocessors are not known the answer is no.
     """
-    if device.multiprocessors is None or rows > 1536:  # _gemm_4bit_custom_max_m
+    if device.multiprocessors is None:
         return False
     assert device.capability is not None
-    choose, asked = _bitsandbytes_heuristic()
-    asked["_gpu_dispatch_props"] = lambda _: (device.multiprocessors, *device.capability)
-    return bool(choose(0, dtype, rows, columns, inner))
-
-
-@functools.cache
-def _bitsandbytes_heuristic() -> tuple[Callable[..., bool], dict[str, Any]]:
-    """(the function, its globals), read from a module that only imports where there is a GPU."""
-    import bitsandbytes
-
-    path = Path(bitsandbytes.__file__).parent / "backends/cuda/ops.py"
-    wanted = ("_gemm_4bit_use_custom_cuda", "_GEMM_4BIT_CUSTOM_FLOOR_M")
-    nodes: list[ast.stmt] = []
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and node.name in wanted:
-            node.decorator_list = []
-            nodes.append(node)
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in wanted:
-            nodes.append(node)
-    found: dict[str, Any] = {"torch": torch}
-    exec(compile(ast.Module(nodes, []), str(path), "exec"), found)
-    return found[wanted[0]], found
+    return is_product_fused(device.capability, device.multiprocessors, dtype, rows, columns, inner)
 
 
 # Assumption, as values are not known: an outlier, of 6 or more, in one column of a thousand (arXiv:2208.07339, 3.1)
@@ -468,35 +448,38 @@ class Kernels(TorchFunctionMode):
         self._casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __enter__(self) -> Kernels:
-        import bitsandbytes
-
-        with contextlib.ExitStack() as stack:
-            self._stand_in(stack, torch, "clear_autocast_cache", self._clear_casts)
+        flash = functools.partial(flash_package, self.device, self.packed)
+        stand_ins: dict[Hook, Any] = {
+            torch_hooks.CLEAR_AUTOCAST_CACHE: self._clear_casts,
             # autocast knows no meta device; what is asked of it is answered for the CPU, where compute_loss sets it.
             # Asked of no device, as PEFT's 4-bit layers do, torch answers for CUDA, and on the CPU that is a no
-            for name in ("is_autocast_enabled", "get_autocast_dtype"):
-                self._stand_in(stack, torch, name, self._answered(getattr(torch, name)))
-            self._stand_in(stack, torch.autocast, "__init__", _on_cpu(torch.autocast.__init__))
-            for module in _users_of("maybe_autocast", len(sys.modules)):
-                self._stand_in(stack, module, "maybe_autocast", _on_cpu(transformers.utils.generic.maybe_autocast))
-            self._stand_in(stack, torch._meta_registrations, "_meta_grouped_mm_common", _grouped_product)
-            self._stand_in(stack, bitsandbytes, "matmul", functools.partial(_int8_matmul, self.device))
-            self._stand_in(stack, bitsandbytes.functional, "int8_vectorwise_quant", _int8_rows)
-            self._stand_in(stack, torch.ops.bitsandbytes, "int8_mixed_scaled_mm", _int8_product)
-            flash = functools.partial(flash_package, self.device, self.packed)
-            self._stand_in(stack, transformers.integrations.flash_attention, "_flash_attention_forward", flash)
-            if self.device.cuda:
-                # transformers/integrations/moe.py: below 8.0 its own loop over the experts takes torch's place
-                modern = self.device.capability >= (8, 0)  # type: ignore[operator]
-                self._stand_in(stack, transformers.integrations.moe, "_can_use_grouped_mm", lambda *_, **__: modern)
+            torch_hooks.AUTOCAST_ENABLED: self._answered(torch.is_autocast_enabled),
+            torch_hooks.AUTOCAST_DTYPE: self._answered(torch.get_autocast_dtype),
+            torch_hooks.AUTOCAST_INIT: _on_cpu(torch.autocast.__init__),
+            torch_hooks.META_GROUPED_MM: _grouped_product,
+            bnb_hooks.MATMUL: functools.partial(_int8_matmul, self.device),
+            bnb_hooks.INT8_ROWS: _int8_rows,
+            bnb_hooks.INT8_PRODUCT: _int8_product,
+            hf_hooks.FLASH_ATTENTION: flash,
+        }
+        if self.device.cuda:
+            # transformers/integrations/moe.py: below 8.0 its own loop over the experts takes torch's place
+            modern = self.device.capability >= (8, 0)  # type: ignore[operator]
+            stand_ins |= {
+                hf_hooks.GROUPED_MM: lambda *_, **__: modern,
                 # TRL's fused head folds each tile of logits in a Triton kernel, which takes no memory
-                import trl.kernels.chunked_logprob as fused
-                import trl.trainer.utils
-
-                self._stand_in(stack, trl.trainer.utils, "_use_triton", lambda _: True)
-                self._stand_in(stack, fused, "_forward_tile", lambda tile, *_, **__: count(passed_over(tile)))
-                self._stand_in(stack, fused, "_backward_tile", lambda tile, *_, **__: count(passed_over(tile, tile)))
-                self._stand_in(stack, fused, "_addmm_fp32", lambda acc, a, b: count(product(a, b, acc, b.size(-1))))
+                trl_hooks.USE_TRITON: lambda _: True,
+                trl_hooks.FORWARD_TILE: lambda tile, *_, **__: count(passed_over(tile)),
+                trl_hooks.BACKWARD_TILE: lambda tile, *_, **__: count(passed_over(tile, tile)),
+                trl_hooks.ADDMM: lambda acc, a, b: count(product(a, b, acc, b.size(-1))),
+            }
+        with contextlib.ExitStack() as stack:
+            for hook, stand_in in stand_ins.items():
+                stack.enter_context(hook.replaced_by(stand_in))
+            autocast = hf_hooks.MAYBE_AUTOCAST
+            for module in _users_of(autocast.name, len(sys.modules)):
+                stack.callback(setattr, module, autocast.name, getattr(module, autocast.name))
+                setattr(module, autocast.name, _on_cpu(autocast.fetch()))
             self._undo = stack.pop_all()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -505,11 +488,6 @@ class Kernels(TorchFunctionMode):
         self._undo.close()
         self._casts.clear()
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-
-    @staticmethod
-    def _stand_in(stack: contextlib.ExitStack, module: Any, name: str, function: Any) -> None:
-        stack.callback(setattr, module, name, getattr(module, name))
-        setattr(module, name, function)
 
     def _answered(self, asked: Callable[[str], Any]) -> Callable[..., Any]:
         return lambda device="cuda": asked("cpu" if self.device.cuda or device != "cuda" else "cuda")

@@ -6,16 +6,15 @@ B batch, S sequence, H heads, D head, V vocabulary. `arrange` changes a model wi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import transformers.integrations.flash_attention
-import transformers.integrations.sdpa_attention
 from torch.nn import functional
 
 from autoft.planner.loop import Loop
 from autoft.trainer.build import torch_dtype, without_adapter
+from autoft.trainer.compat.transformers import FLASH_ATTENTION, GROUPED_HEADS
 from autoft.trainer.recipe import Recipe
 
 # trl/trainer/utils.py, peft_module_casting_to_bf16: embeddings and head, by their modules' names
@@ -73,20 +72,17 @@ def _widen(_module: Any, _inputs: Any, output: Any) -> Any:
 @contextmanager
 def older_attention(loop: Loop) -> Iterator[None]:
     """Inside, attention gets its k_BSHD and v_BSHD as the loop's version of transformers gives them."""
-    flash, sdpa = transformers.integrations.flash_attention, transformers.integrations.sdpa_attention
-    kept = flash._flash_attention_forward, sdpa.use_gqa_in_sdpa
+    given = FLASH_ATTENTION.fetch()
 
     def repeated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         groups = q.size(2) // k.size(2)
         if groups > 1:
             k, v = (t.repeat_interleave(groups, dim=2) for t in (k, v))
-        return kept[0](q, k, v, *args, **kwargs)
+        return given(q, k, v, *args, **kwargs)
 
-    try:
+    with ExitStack() as stack:
         if "flash_attention_2" in loop.repeats_heads:
-            flash._flash_attention_forward = repeated
+            stack.enter_context(FLASH_ATTENTION.replaced_by(repeated))
         if "sdpa" in loop.repeats_heads:
-            sdpa.use_gqa_in_sdpa = lambda *_, **__: False
+            stack.enter_context(GROUPED_HEADS.replaced_by(lambda *_, **__: False))
         yield
-    finally:
-        flash._flash_attention_forward, sdpa.use_gqa_in_sdpa = kept

@@ -15,18 +15,20 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from autoft.planner.trace import Trace
+from autoft.planner.trace import Trace, no_modes
+from autoft.trainer.compat.torch import FLATTEN_TREE, UNFLATTEN_TREE
+from autoft.trainer.compat.transformers import KERNEL_PACKAGES
+
+flatten_tree = FLATTEN_TREE.fetch()
+unflatten_tree = UNFLATTEN_TREE.fetch()
 
 
 def kernel_packages(base: Any) -> tuple[str, ...]:
     """What is to be installed for the kernels of the model's layers, sorted; empty where they have none."""
-    from transformers.integrations.hub_kernels import _PACKAGE_TO_DISTRIBUTION
-
+    distributions = KERNEL_PACKAGES.fetch()
     packages = {package for *_, package in _wrapped(base)}
-    return tuple(sorted(_PACKAGE_TO_DISTRIBUTION.get(package, package) for package in packages))
+    return tuple(sorted(distributions.get(package, package) for package in packages))
 
 
 @contextmanager
@@ -62,7 +64,7 @@ def _as_kernel(reference: Callable[..., Any]) -> Callable[..., Any]:
     """The reference as one operation: its forward makes its outputs alone, its backward the gradients of its inputs."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        leaves, inputs = tree_flatten((args, kwargs))
+        leaves, inputs = flatten_tree((args, kwargs))
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
         outputs: list[Any] = []
 
@@ -70,13 +72,14 @@ def _as_kernel(reference: Callable[..., Any]) -> Callable[..., Any]:
             given = list(leaves)
             for place, tensor in zip(places, tensors, strict=True):
                 given[place] = tensor
-            positional, named = tree_unflatten(given, inputs)
-            results, structure = tree_flatten(reference(*positional, **named))
+            positional, named = unflatten_tree(given, inputs)
+            results: list[Any]
+            results, structure = flatten_tree(reference(*positional, **named))
             outputs.append(structure)
             return results
 
         results = _Opaque.apply(run, *(leaves[place] for place in places))  # type: ignore[no-untyped-call]
-        return tree_unflatten(list(results), outputs[0])
+        return unflatten_tree(list(results), outputs[0])
 
     return call
 
@@ -86,7 +89,7 @@ class _Opaque(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, run: Callable[..., list[Any]], *tensors: torch.Tensor) -> tuple[Any, ...]:
-        with _disable_current_modes(), Trace({}):  # what is counted inside goes to a trace that nobody reads
+        with no_modes(), Trace({}):  # what is counted inside goes to a trace that nobody reads
             shapes = run(*tensors)
         ctx.save_for_backward(*tensors)
         return tuple(torch.empty_like(each) if isinstance(each, torch.Tensor) else each for each in shapes)

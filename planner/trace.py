@@ -11,10 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoft.planner.outcome import key_of, learn, recall
 from autoft.planner.work import Kernel, Work, kernels
+from autoft.trainer.compat.torch import CURRENT_MODE, NO_MODES, NO_TORCH_FUNCTION, STORAGE_USE_COUNT
+
+current_mode = CURRENT_MODE.fetch()
+no_modes = NO_MODES.fetch()
+no_torch_function = NO_TORCH_FUNCTION.fetch()
+storage_use_count = STORAGE_USE_COUNT.fetch()
 
 # What a storage is for. At a peak the bytes of each kind are told apart.
 KINDS = (
@@ -169,7 +175,7 @@ class Trace(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunction():
+        with no_torch_function():
             return self._run(func, args, kwargs or {})
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -268,7 +274,7 @@ def _is_dense(tensor: torch.Tensor) -> bool:
 
 def _holders(tensor: torch.Tensor) -> tuple[int, int]:
     """How often a tensor and its storage are held."""
-    return tensor._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)  # type: ignore[attr-defined]
+    return tensor._use_count(), storage_use_count(tensor.untyped_storage()._cdata)  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -282,7 +288,7 @@ def _held_by_a_sum() -> tuple[int, int]:
                 seen.append(_holders(args[0]))
             return super()._run(func, args, kwargs)
 
-    with _disable_current_modes(), torch.enable_grad(), Look():
+    with no_modes(), torch.enable_grad(), Look():
         x = torch.empty(1, device="meta", requires_grad=True) * 1
         once, twice = x * 2, x * 3
         (once * twice).backward()  # type: ignore[no-untyped-call]
@@ -291,7 +297,7 @@ def _held_by_a_sum() -> tuple[int, int]:
 
 def count(*launched: Kernel) -> None:
     """Kernels of the real device that no operation of the rehearsal stands for; outside of a Trace nothing."""
-    trace = _get_current_dispatch_mode()
+    trace = current_mode()
     if isinstance(trace, Trace):
         trace.count(launched)
 
@@ -302,7 +308,7 @@ def stands_for(name: str, source: str) -> Callable[[F], F]:
     def wrap(function: F) -> F:
         @functools.wraps(function)
         def named(*args: Any, **kwargs: Any) -> Any:
-            trace = _get_current_dispatch_mode()
+            trace = current_mode()
             if not isinstance(trace, Trace):
                 return function(*args, **kwargs)
             around, trace.kernel = trace.kernel, (name, source)

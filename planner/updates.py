@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch.optim import adam
-from torch.utils._python_dispatch import _disable_current_modes
 
 from autoft.planner.depth import Events, as_events
 from autoft.planner.device import Device
 from autoft.planner.kernels import scratch
-from autoft.planner.trace import KIND, Made, Trace
+from autoft.planner.trace import KIND, Made, Trace, no_modes
 from autoft.planner.work import Work
 from autoft.trainer.optim import build_optimizer
 from autoft.trainer.optimizers import spec_of
@@ -50,7 +49,7 @@ def optimizer_events(
             nonlocal managed
             if p.numel() < PAGED_ELEMENTS:
                 return on_device(p, dtype)  # type: ignore[no-any-return]
-            with _disable_current_modes():
+            with no_modes():
                 paged = torch.empty(p.shape, dtype=dtype, device="meta")
             trace.ignore(paged)
             managed += paged.numel() * paged.element_size()

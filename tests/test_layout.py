@@ -21,7 +21,7 @@ ALLOWED = {
     "trainer": {"profiles", "trainer"},
     "planner": {"profiles", "trainer", "planner"},
 }
-COMMON = {"errors", "schema", "settings", "home", "units"}
+COMMON = {"errors", "hooks", "schema", "settings", "home", "units"}
 
 
 def _imported(file: Path) -> set[str]:

@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from autoft.trainer.compat.torch import DEVICE_CAPABILITY
+
 OFFLINE = "autoft is offline (--offline or HF_HUB_OFFLINE)"
 PANIC = "PanicException"  # of Rust's libraries (tokenizers, safetensors); no Exception
 NO_NETWORK = "AUTOFT_OFFLINE"  # as --offline sets it
@@ -72,14 +74,8 @@ def import_bitsandbytes() -> None:
     """
     if "bitsandbytes" in sys.modules:
         return
-    import torch
-
-    get_device_capability = torch.cuda.get_device_capability
-    torch.cuda.get_device_capability = lambda device=None: (0, 0)
-    try:
+    with DEVICE_CAPABILITY.replaced_by(lambda device=None: (0, 0)):
         import bitsandbytes  # noqa: F401
-    finally:
-        torch.cuda.get_device_capability = get_device_capability
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoft.trainer.compat.torch import ABORT_GROUP, FLATTEN, UNFLATTEN
 from autoft.units import MIB
 
 if TYPE_CHECKING:
@@ -125,8 +126,8 @@ class Group:
             return
         import torch
         import torch.distributed as dist
-        from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+        flatten, unflatten = FLATTEN.fetch(), UNFLATTEN.fetch()
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         for parameter in trained:
             if parameter.grad is None:  # of an expert that no row of this share came to
@@ -138,10 +139,10 @@ class Group:
                     dist.all_reduce(grads[together[0]])
                 continue
             parts = [grads[at] for at in together]
-            flat = _flatten_dense_tensors(parts)  # type: ignore[no-untyped-call]
+            flat = flatten(parts)
             with self._exchange():
                 dist.all_reduce(flat)
-            for part, summed in zip(parts, _unflatten_dense_tensors(flat, parts), strict=True):  # type: ignore[no-untyped-call]
+            for part, summed in zip(parts, unflatten(flat, parts), strict=True):
                 part.copy_(summed)
             del flat, summed  # before the next is made
 
@@ -185,7 +186,7 @@ class Group:
 def _end(dist: Any) -> None:
     """NCCL's own way out waits for the others, of which one may be gone."""
     if dist.get_backend() == "nccl":
-        dist.distributed_c10d._abort_process_group()
+        ABORT_GROUP.fetch()()
     else:
         dist.destroy_process_group()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoft import render
-from autoft.cli import options, planning, what_if
+from autoft.cli import internals, options, planning, what_if
 from autoft.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def command(
         options.check_free(output, "-o", force=force)
     if words["data"] is None and model == "starter":
         words["data"] = "starter"
+    internals.tell_of_changes(render.console(stderr=True))
     answered = what_if.answer(model, words, output=output, explain=explain, as_json=as_json)
     if answered is not None:
         return answered

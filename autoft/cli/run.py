@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 
 from autoft import render
-from autoft.cli import options, planning
+from autoft.cli import internals, options, planning
 from autoft.errors import ModelError, OptionError, OutOfMemory, Resumable
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
     out = output or free_name(RUNS, Path(what).stem if what.endswith(".toml") else Path(what).name or "run")
     check_output(out, force=force)
     console = render.console(stderr=True)
+    internals.tell_of_changes(console)
     if what.endswith(".toml"):
         plan, prepared = _from_file(Path(what), words, out, console, force=force)
     else:

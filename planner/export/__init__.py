@@ -17,5 +17,5 @@ NAMES = ("axolotl", "llamafactory", "trl", "unsloth")  # of the files that are t
 
 def exporter(name: str) -> Exporter:
     """Raises: ModuleNotFoundError for a name that is none of NAMES."""
-    found: Exporter = importlib.import_module(f"autoft.planner.export.{name}").EXPORTER
-    return found
+    trainer: Exporter = importlib.import_module(f"autoft.planner.export.{name}").EXPORTER
+    return trainer

@@ -97,7 +97,7 @@ def _differs(source: Source) -> list[str]:
     if recipe.weights_dtype != recipe.base_dtype:
         notes.append(f"the weights are {recipe.base_dtype}: autoft trains them in {recipe.weights_dtype}")
     if source.job.device == "cpu":
-        notes.append("axolotl is made for GPUs: there is no key for the CPU")
+        notes.append("axolotl has no key for the CPU: it needs a GPU")
     return [*notes, *thought_left_open(source)]
 
 

@@ -1,4 +1,4 @@
-"""What a trainer is told of a plan, and what it makes of that."""
+"""What a trainer reads of a plan, and what it makes of that."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Source:
 class Config:
     """text: of the file that the tool reads, without its comments. command: what runs it.
 
-    differs: what the tool does otherwise or cannot express. told: fields of Job and Recipe that it takes
+    differs: what the tool does otherwise or cannot express. keys: fields of Job and Recipe for which it has a key
     and not every tool does.
     beside: more files of the data folder, by name. columns: what every row has beside its turns.
     """
@@ -97,7 +97,7 @@ class Config:
     text: str
     command: str
     differs: tuple[str, ...]
-    told: frozenset[str] = frozenset()
+    keys: frozenset[str] = frozenset()
     beside: dict[str, str] = dataclasses.field(default_factory=dict)
     columns: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -119,8 +119,8 @@ def yaml_text(values: dict[str, Any]) -> str:
     """YAML in the order given, without what is None."""
     import yaml
 
-    said = {key: value for key, value in values.items() if value is not None}
-    return str(yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=10_000))
+    present = {key: value for key, value in values.items() if value is not None}
+    return str(yaml.safe_dump(present, sort_keys=False, allow_unicode=True, width=10_000))
 
 
 def only_if(wanted: bool, values: dict[str, Any]) -> dict[str, Any]:
@@ -130,8 +130,9 @@ def only_if(wanted: bool, values: dict[str, Any]) -> dict[str, Any]:
 
 def whole(value: float, key: str) -> tuple[int, tuple[str, ...]]:
     """(value for a key that takes whole numbers only, what to say if it was none)."""
-    said = max(1, round(value))
-    return said, () if said == value else (f"{key} {value:g} is written as {said}: it takes whole numbers only",)
+    number = max(1, round(value))
+    note = f"{key} {value:g} is written as {number}: it takes whole numbers only"
+    return number, () if number == value else (note,)
 
 
 def thought_left_open(source: Source) -> list[str]:

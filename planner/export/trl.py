@@ -60,11 +60,11 @@ def trl(source: Source) -> Config:
         "save_strategy": "epoch",
         "report_to": "none",
     }
-    told = frozenset({"double_quant", "use_rslora", "use_dora", "group_by_length"})
+    keys = frozenset({"double_quant", "use_rslora", "use_dora", "group_by_length"})
     command = "trl sft --config {file}" + (f" --num_processes {n}" if (n := source.num_gpus) > 1 else "")
     variables = source.switched.variables
     columns = only_if(bool(variables), {"chat_template_kwargs": variables})
-    return Config(yaml_text(values), command, (*rounded, *_differs(source)), told, columns=columns)
+    return Config(yaml_text(values), command, (*rounded, *_differs(source)), keys, columns=columns)
 
 
 def _differs(source: Source) -> list[str]:

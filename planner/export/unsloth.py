@@ -77,9 +77,9 @@ trainer.train()
 model.save_pretrained({_literal(source.output)})
 tokenizer.save_pretrained({_literal(source.output)})
 """
-    told = frozenset({"double_quant", "offload_checkpoints", "use_rslora"})
+    keys = frozenset({"double_quant", "offload_checkpoints", "use_rslora"})
     command = f"torchrun --nproc_per_node {n} {{file}}" if (n := source.num_gpus) > 1 else "python {file}"
-    return Config(text.lstrip("\n"), command, tuple(_differs(source)), told)
+    return Config(text.lstrip("\n"), command, tuple(_differs(source)), keys)
 
 
 def _template(switched: Switched) -> str:

@@ -67,7 +67,7 @@ def export_config(plan: Plan, tool: str, out: Path, *, where: str) -> Export:
         *_notes(source, gguf=ref.kind == "gguf"),
         *((CONTEXT_TRAINED,) if context else ()),
         *config.differs,
-        *_untold(job, config.told),
+        *_without_key(job, config.keys),
     )
     command = config.command.format(file=shlex.quote(str(out)))
     files = {out: _comments(plan, tool, command, notes) + config.text}
@@ -155,14 +155,14 @@ def _of_template(source: Source) -> list[str]:
     return notes
 
 
-def _untold(job: Job, told: frozenset[str]) -> list[str]:
+def _without_key(job: Job, keys: frozenset[str]) -> list[str]:
     """What the plan sets otherwise than by default and the tool has no key for."""
     fields: list[tuple[Job | Recipe, Field]] = [(job, field) for field in settings_of(Job).values()]
     fields += [(job.recipe, field) for field in settings_of(Recipe).values()]
     return [
         f"{field.name} = {json.dumps(getattr(record, field.name))} has no key here"
         for record, field in fields
-        if not field.setting.exported and field.name not in told and getattr(record, field.name) != field.default
+        if not field.setting.exported and field.name not in keys and getattr(record, field.name) != field.default
     ]
 
 

@@ -16,8 +16,8 @@ from autoft.trainer.doctor.finding import Finding
 
 FAKE_DRIVER = Path(__file__).parents[1] / "profiles" / "fake_nvml.c"
 NAMES = ["driver", "torch", "driver for this CUDA", "kernels for the card", "CUDA", "4-bit product",
-         "4-bit, odd widths", "Triton", "NCCL", "training step", "tested versions", "requirements", "companions",
-         "AUTOFT_HOME", "HF_HOME", "hub", "token"]  # fmt: skip
+         "4-bit, odd widths", "Triton", "NCCL", "training step", "tested versions", "internals", "requirements",
+         "companions", "AUTOFT_HOME", "HF_HOME", "hub", "token"]  # fmt: skip
 
 
 def doctor(*words: str, **env: str) -> subprocess.CompletedProcess[str]:

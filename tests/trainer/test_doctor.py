@@ -26,11 +26,11 @@ from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.hardware import Gpu, Hardware, Host
 from autoft.profiles.host import hub_cache
 from autoft.trainer import doctor, environment
+from autoft.trainer.compat.tested import TESTED
 from autoft.trainer.doctor import compute, cuda, places, versions
 from autoft.trainer.doctor.compute import FourBit
 from autoft.trainer.doctor.cuda import CudaDevice, TorchFacts, coverage, install_torch
 from autoft.trainer.doctor.finding import Finding
-from autoft.trainer.doctor.tested import TESTED
 from autoft.trainer.doctor.workers import Unanswered, Workers
 from autoft.units import GIB
 

@@ -9,11 +9,11 @@ from autoft.home import home
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.host import hub_cache
 from autoft.trainer import environment
-from autoft.trainer.doctor import compute, cuda, places, versions
+from autoft.trainer.compat.tested import TESTED
+from autoft.trainer.doctor import compute, cuda, internals, places, versions
 from autoft.trainer.doctor.compute import FourBit
 from autoft.trainer.doctor.cuda import TorchFacts
 from autoft.trainer.doctor.finding import Finding, one_line
-from autoft.trainer.doctor.tested import TESTED
 from autoft.trainer.doctor.workers import Unanswered, Workers
 
 Check = Callable[[], Finding]
@@ -77,6 +77,9 @@ def checks(hardware: Hardware, workers: Workers, pool: ThreadPoolExecutor) -> di
         "NCCL": lambda: nccl(hardware, workers),
         "training step": lambda: training_step(workers),
         "tested versions": lambda: versions.tested_set(versions.installed(TESTED), TESTED),
+        "internals": lambda: internals.as_tested(
+            workers.ask(f"{HERE}.internals:examine_internals", timeout_s=START_S), versions.installed(TESTED)
+        ),
         "requirements": lambda: versions.requirements("autoft", *TESTED),
         "companions": lambda: versions.companions(workers.ask(f"{HERE}.versions:import_companions", timeout_s=START_S)),
         "AUTOFT_HOME": lambda: places.folder("AUTOFT_HOME", home(), places.OWN_ROOM_BYTES),

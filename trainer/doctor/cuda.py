@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from autoft.profiles.hardware import Hardware
 from autoft.schema import Record
+from autoft.trainer.compat.torch import ARCHITECTURES
 from autoft.trainer.doctor.finding import Finding, one_line
 
 Capability = tuple[int, int]
@@ -52,7 +53,7 @@ def torch_facts() -> dict[str, Any]:
     if cuda is None:
         return facts
     # get_arch_list is empty where CUDA does not start
-    facts["architectures"] = (torch._C._cuda_getArchFlags() or "").split()
+    facts["architectures"] = (ARCHITECTURES.fetch()() or "").split()
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
         facts["devices"] = [_device(index) for index in range(torch.cuda.device_count())]

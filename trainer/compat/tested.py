@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from autoft.profiles.host import installed_version
+from autoft.trainer.compat import TABLES
+
 TESTED = {
     "torch": "2.13.0",
     "transformers": "5.23.0",
@@ -18,3 +21,13 @@ TESTED = {
     "pyarrow": "26.0.1",
     "pydantic": "2.14.3",
 }
+
+
+def untested() -> dict[str, str]:
+    """Libraries with hooks whose installed version is not the tested one, and that version: "2.13.0+cpu" is 2.13.0."""
+    versions = {name: installed_version(name) for name in TABLES}
+    return {
+        name: version
+        for name, version in versions.items()
+        if version is not None and version.partition("+")[0] != TESTED[name]
+    }
