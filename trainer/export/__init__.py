@@ -1,0 +1,16 @@
+"""Exports: a finished run in the forms that other tools load.
+
+It answers: which file does tool X take, is it whole, and how good is it beside base and adapter? In flows the folder of
+a run or of PEFT (source.py). Each kind (a file each) checks it, writes it aside (staging.py) out of the merged weights
+(merge.py), and has it loaded again in a process of its own (reload.py, llama_cpp.py) on held-out rows (texts.py).
+Out flows an `Export`: path, bytes, log-probs, commands to type next. exporting.py is the order of these steps.
+"""
+
+from __future__ import annotations
+
+from autoft.trainer.export import safetensors
+from autoft.trainer.export.exporter import Exporter
+
+EXPORTERS: dict[str, Exporter] = {module.EXPORTER.name: module.EXPORTER for module in (safetensors,)}
+
+__all__ = ["EXPORTERS", "Exporter"]
