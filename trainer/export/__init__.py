@@ -8,9 +8,9 @@ Out flows an `Export`: path, bytes, log-probs, commands to type next. exporting.
 
 from __future__ import annotations
 
-from autoft.trainer.export import safetensors
+from autoft.trainer.export import gguf, safetensors
 from autoft.trainer.export.exporter import Exporter
 
-EXPORTERS: dict[str, Exporter] = {module.EXPORTER.name: module.EXPORTER for module in (safetensors,)}
+EXPORTERS: dict[str, Exporter] = {module.EXPORTER.name: module.EXPORTER for module in (safetensors, gguf)}
 
 __all__ = ["EXPORTERS", "Exporter"]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +28,43 @@ def reload_folder(source: Source, written: Path, question: Question, *, compare_
         "rows": question.texts.rows,
         "scored": question.texts.scored,
         "logits": str(question.logits) if compare_logits else None,
-        "texts": TOKENIZED,
+        "texts": (texts := texts_to_split(source, question)),
     }
-    loaded = reload(written, spec)
-    check_ids(source, written, loaded["ids"])
+    loaded = run_module("autoft.trainer.export.fresh", spec)
+    check_ids(source, written, texts, loaded["ids"])
     return Answer(logprobs=tuple(loaded["logprobs"]), max_logit=loaded["max_logit"])
 
 
-def check_ids(source: Source, written: Path, ids: list[list[int]]) -> None:
-    """Raises: AutoftError where an export's tokenizer splits one of TOKENIZED otherwise than the run's."""
-    for text, theirs in zip(TOKENIZED, ids, strict=True):
-        ours = source.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if ours != theirs:
-            raise AutoftError(
-                f"{written.name}: its tokenizer splits {text[:40]!r} into {theirs[:8]}, the run's into {ours[:8]}",
-                fix="report it with the name of the base",
-            )
+def texts_to_split(source: Source, question: Question) -> list[str]:
+    """The rows as text, then TOKENIZED: what tokenizers are compared on."""
+    return [*(source.tokenizer.decode(row) for row in question.texts.rows), *TOKENIZED]
 
 
-def reload(path: Path, spec: dict[str, Any], *, module: str = "autoft.trainer.export.fresh") -> dict[str, Any]:
-    """Load `path` in a fresh process as `spec` says, and return its answer.
+def check_ids(source: Source, written: Path, texts: Sequence[str], ids: Sequence[list[int]], *, most: int = 0) -> str:
+    """A note where an export's tokenizer splits up to `most` of TOKENIZED otherwise than the run's, else nothing.
 
-    module: what that process runs. Raises: AutoftError with the last line that it wrote when it fails.
+    Raises: AutoftError where it splits more of them, or a row, otherwise.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    ours = [source.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    others = [text for text, left, right in zip(texts, ours, ids, strict=True) if left != right]
+    num_rows = len(texts) - len(TOKENIZED)
+    if not others:
+        return ""
+    first = others[0][:40]
+    if ours[:num_rows] != list(ids[:num_rows]) or len(others) > most:
+        raise AutoftError(
+            f"{written.name}: its tokenizer splits {len(others)} of {len(texts)} texts otherwise, {first!r} for one",
+            fix="report it with the name of the base",
+        )
+    return f"its tokenizer splits {len(others)} of {len(texts)} texts otherwise than transformers, {first!r} for one"
+
+
+def run_module(module: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """Run a module of this package in a process of its own, on the CPU, and return its answer to `spec`.
+
+    Raises: AutoftError with the last line that it wrote, when it fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="autoft-") as folder:
         question, answer = Path(folder, "spec.json"), Path(folder, "answer.json")
         question.write_text(json.dumps(spec), encoding="utf-8")
         env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
@@ -61,6 +75,6 @@ def reload(path: Path, spec: dict[str, Any], *, module: str = "autoft.trainer.ex
         if done.returncode != 0 or not answer.is_file():
             lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             reason = lines[-1][:200] if lines else f"exit code {done.returncode}"
-            raise AutoftError(f"{path}: cannot be loaded again: {reason}", fix="report it, with this line")
+            raise AutoftError(f"{module.rpartition('.')[2]}: {reason}", fix="report it, with this line")
         loaded: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
         return loaded

@@ -14,6 +14,7 @@ from autoft.trainer.export.source import Source
 from autoft.trainer.loss import IGNORED
 
 MOST_SCORED = 256  # tokens: llama.cpp computes them one at a time
+MOST_ROWS = 8
 MOST_TOKENS = 4096  # of all rows together, with their prompts
 BUNDLED = (
     ("What is the capital of France?", "The capital of France is Paris."),
@@ -80,18 +81,18 @@ def _bundled(tokenizer: Any) -> list[Example]:
 
 
 def _chosen(examples: Sequence[Example], what: str, note: str | None) -> Texts:
-    """The first rows that the limits allow; of the last one as many tokens as are left."""
+    """The first rows that the limits allow, short ones first, and of each answer as many tokens, evenly spread."""
     rows: list[tuple[int, ...]] = []
-    scored: list[tuple[int, ...]] = []
-    tokens_left, scored_left = MOST_TOKENS, MOST_SCORED
-    for example in sorted(examples, key=lambda each: len(each.input_ids) > MOST_TOKENS // 8):
-        ids = tuple(example.input_ids[:tokens_left])
-        places = [at for at in range(1, len(ids)) if example.labels[at] != IGNORED][:scored_left]
-        if places:
-            rows.append(ids[: places[-1] + 1])
-            scored.append(tuple(places))
-            tokens_left -= len(rows[-1])
-            scored_left -= len(places)
-        if tokens_left < 2 or scored_left == 0:
-            break
-    return Texts(rows=tuple(rows), scored=tuple(scored), origin=f"{len(rows)} {what}", note=note)
+    trained: list[list[int]] = []
+    num_tokens = 0
+    for example in sorted(examples, key=lambda each: len(each.input_ids) > MOST_TOKENS // MOST_ROWS):
+        ids = tuple(example.input_ids[: MOST_TOKENS - num_tokens])
+        places = [at for at in range(1, len(ids)) if example.labels[at] != IGNORED]
+        if places and len(rows) < MOST_ROWS:
+            rows.append(ids)
+            trained.append(places)
+            num_tokens += len(ids)
+    share = MOST_SCORED // max(1, len(rows))
+    scored = [tuple(places[:: -(-len(places) // share)]) for places in trained]
+    shortened = tuple(ids[: places[-1] + 1] for ids, places in zip(rows, scored, strict=True))
+    return Texts(rows=shortened, scored=tuple(scored), origin=f"{len(rows)} {what}", note=note)
