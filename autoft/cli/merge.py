@@ -26,9 +26,7 @@ from autoft.cli.export import BASE, FORCE, run_export
 @BASE
 @FORCE
 @options.ACCEPT_CHANGES
-def command(
-    folder: Path, output: Path, base: str | None, force: bool, accept_changes: bool, as_json: bool
-) -> None:
+def command(folder: Path, output: Path, base: str | None, force: bool, accept_changes: bool, as_json: bool) -> None:
     run_export(
         folder,
         kind="safetensors",

@@ -8,9 +8,10 @@ Out flows an `Export`: path, bytes, log-probs, commands to type next. exporting.
 
 from __future__ import annotations
 
-from autoft.trainer.export import gguf, safetensors
+from autoft.trainer.export import bnb, gguf, gguf_lora, mlx, ollama, safetensors, vllm
 from autoft.trainer.export.exporter import Exporter
 
-EXPORTERS: dict[str, Exporter] = {module.EXPORTER.name: module.EXPORTER for module in (safetensors, gguf)}
+_KINDS = (safetensors.EXPORTER, *bnb.EXPORTERS, gguf.EXPORTER, gguf_lora.EXPORTER, ollama.EXPORTER, vllm.EXPORTER)
+EXPORTERS: dict[str, Exporter] = {exporter.name: exporter for exporter in (*_KINDS, mlx.EXPORTER)}
 
 __all__ = ["EXPORTERS", "Exporter"]

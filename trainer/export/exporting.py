@@ -58,9 +58,7 @@ def export(exporter: Exporter, source: Source, order: Order) -> Export:
     needed_bytes = exporter.disk_bytes(source, order)
     with (
         tempfile.TemporaryDirectory(prefix="autoft-") as scratch,
-        written_aside(
-            order.out, is_folder=exporter.is_folder, force=order.force, needed_bytes=needed_bytes
-        ) as aside,
+        written_aside(order.out, is_folder=exporter.is_folder, force=order.force, needed_bytes=needed_bytes) as aside,
     ):
         order.say(f"writing {exporter.name}")
         written = exporter.write(source, aside, order)

@@ -89,7 +89,9 @@ def convert(source: Source, aside: Path, order: Order, quant: str, name: str) ->
     try:
         run_module("autoft.trainer.export.convert", spec)
     except AutoftError as error:
-        raise ModelError(f"{source.base}: llama.cpp's converter failed: {error.what}", fix="--to safetensors") from error
+        raise ModelError(
+            f"{source.base}: llama.cpp's converter failed: {error.what}", fix="--to safetensors"
+        ) from error
     shutil.rmtree(folder)
     if quant not in WHOLE:
         order.say(f"quantizing to {quant}")
@@ -98,9 +100,7 @@ def convert(source: Source, aside: Path, order: Order, quant: str, name: str) ->
     return aside / name
 
 
-def open_gguf(
-    source: Source, model: Path, question: Question, *, lora: Path | None = None
-) -> Answer:
+def open_gguf(source: Source, model: Path, question: Question, *, lora: Path | None = None) -> Answer:
     """Load a file in llama.cpp, and compare token ids, stop tokens and rendered prompts with the run's tokenizer.
 
     Raises: AutoftError where it does not load, or one of them differs.
@@ -108,7 +108,7 @@ def open_gguf(
     from gguf import GGUFReader
 
     template = source.tokenizer.chat_template
-    chats = _chats(source) if template else []
+    chats = chats_of(source) if template else []
     texts = texts_to_split(source, question)
     spec = {
         "model": str(model),
@@ -125,9 +125,7 @@ def open_gguf(
         notes.append("no chat template: llama.cpp takes a default one")
     for chat, prompt in zip(chats, loaded["prompts"], strict=True):
         ours = source.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        if prompt.removeprefix(source.tokenizer.bos_token or "") != ours.removeprefix(
-            source.tokenizer.bos_token or ""
-        ):
+        if prompt.removeprefix(source.tokenizer.bos_token or "") != ours.removeprefix(source.tokenizer.bos_token or ""):
             raise AutoftError(
                 f"{model.name}: llama.cpp renders the chat template as {prompt[-60:]!r}, transformers as {ours[-60:]!r}",
                 fix="simplify the chat template, or report it",
@@ -158,7 +156,7 @@ def gguf_bytes(source: Source, order: Order) -> int:
     return merged + merged * (2 if order.quant == "f32" else 1)
 
 
-def _chats(source: Source) -> list[list[dict[str, Any]]]:
+def chats_of(source: Source) -> list[list[dict[str, Any]]]:
     """The conversations that the template takes: some have no system role."""
     taken = []
     for chat in CHATS:

@@ -42,7 +42,9 @@ def main(question: Path, answer: Path) -> None:
     if spec.get("lora"):
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(spec["lora"], 1.0)]
     server = xllamacpp.Server(params)
-    jobs = [(at % slots, row, places) for at, (row, places) in enumerate(zip(spec["rows"], spec["scored"], strict=True))]
+    jobs = [
+        (at % slots, row, places) for at, (row, places) in enumerate(zip(spec["rows"], spec["scored"], strict=True))
+    ]
     with ThreadPoolExecutor(slots) as threads:
         rows = list(threads.map(lambda job: _logprobs(server, *job), jobs))
     address = str(server.listening_address)

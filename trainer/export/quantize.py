@@ -70,9 +70,7 @@ def quantize(source: Path, out: Path, quant: str) -> None:
     writer.close()
 
 
-def type_of(
-    name: str, shape: list[int], quant: str, *, num_layers: int, is_tied: bool
-) -> GGMLQuantizationType | None:
+def type_of(name: str, shape: list[int], quant: str, *, num_layers: int, is_tied: bool) -> GGMLQuantizationType | None:
     """The type of a tensor, None where it stays as it is: norms, biases, and whatever has one dimension.
 
     shape: rows first. is_tied: the embedding is the head too.

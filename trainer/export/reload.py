@@ -17,17 +17,20 @@ from autoft.trainer.export.source import Source
 from autoft.trainer.export.texts import TOKENIZED
 
 
-def reload_folder(source: Source, written: Path, question: Question, *, compare_logits: bool = True) -> Answer:
+def reload_folder(source: Source, written: Path, question: Question, *, base: Path | None = None) -> Answer:
     """Load an exported folder of transformers, score the texts, and compare its token ids with the run's tokenizer.
 
+    base: the folder of the base, where `written` holds an adapter alone.
     Raises: AutoftError where it does not load, or its tokenizer splits a text otherwise.
     """
     spec = {
-        "folder": str(written),
+        "folder": str(written if base is None else base),
+        "adapter": str(written) if base is not None else None,
+        "tokenizer": str(written),
         "dtype": question.dtype,
         "rows": question.texts.rows,
         "scored": question.texts.scored,
-        "logits": str(question.logits) if compare_logits else None,
+        "logits": str(question.logits),
         "texts": (texts := texts_to_split(source, question)),
     }
     loaded = run_module("autoft.trainer.export.fresh", spec)

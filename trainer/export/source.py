@@ -15,7 +15,16 @@ from autoft.trainer.finished import ADAPTER, base_name, load_run_tokenizer, open
 from autoft.trainer.ownership import RESULT
 from autoft.trainer.places import public_name
 from autoft.trainer.recipe import Attention, Recipe
-from autoft.trainer.resolve import ModelRef, Say, base_reference, fetch, load_config, load_stops, load_tokenizer, resolve
+from autoft.trainer.resolve import (
+    ModelRef,
+    Say,
+    base_reference,
+    fetch,
+    load_config,
+    load_stops,
+    load_tokenizer,
+    resolve,
+)
 from autoft.trainer.result import RunResult
 from autoft.trainer.rope import scaled_config
 from autoft.trainer.suitable import refuse_unsuitable
