@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autoft.errors import ModelError
 from autoft.trainer import environment
-from autoft.trainer.export.exporter import Answer, Bound, Exporter, Order, Question
+from autoft.trainer.export.exporter import Bound, Exporter, Order
 from autoft.trainer.export.merge import SHARD_BYTES, merge, write_record
 from autoft.trainer.export.reload import reload_folder
 from autoft.trainer.export.safetensors import merged_bytes
@@ -18,7 +18,7 @@ from autoft.trainer.export.source import Source
 NATS = {"nf4": 0.25, "int8": 0.05}
 
 
-def _check(source: Source, order: Order) -> None:
+def _check(source: Source) -> None:
     """Refuse layers that bitsandbytes does not take. Raises: ModelError."""
     config = source.config.get_text_config()
     if getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):
@@ -61,8 +61,7 @@ def _write(source: Source, aside: Path, order: Order, quant_type: str) -> Path:
     model.save_pretrained(aside, max_shard_size=SHARD_BYTES)
     del model
     source.tokenizer.save_pretrained(aside)
-    for name in ("generation_config.json",):
-        shutil.copyfile(merged / name, aside / name)
+    shutil.copyfile(merged / "generation_config.json", aside / "generation_config.json")
     shutil.rmtree(merged)
     write_record(source, aside, quantized=quant_type)
     return aside
@@ -72,22 +71,16 @@ def _exporter(quant_type: str, bits: int) -> Exporter:
     def write(source: Source, aside: Path, order: Order) -> Path:
         return _write(source, aside, order, quant_type)
 
-    def reopen(source: Source, written: Path, order: Order, question: Question) -> Answer:
-        return reload_folder(source, written, question)
-
-    def commands(source: Source, order: Order) -> tuple[str, ...]:
-        return (f"transformers chat {shlex.quote(str(order.out))}",)
-
     return Exporter(
         name=quant_type,
         summary=f"the merged model in {bits} bits, for transformers",
         is_folder=True,
-        check=_check,
+        check=lambda source, order: _check(source),
         disk_bytes=lambda source, order: 2 * merged_bytes(source),
         write=write,
-        reopen=reopen,
+        reopen=lambda source, written, order, question: reload_folder(source, written, question),
         bound=lambda order: Bound(of="loss", nats=NATS[quant_type]),
-        commands=commands,
+        commands=lambda source, order: (f"transformers chat {shlex.quote(str(order.out))}",),
     )
 
 

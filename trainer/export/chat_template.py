@@ -49,7 +49,7 @@ def turns_of(tokenizer: Any) -> Turns:
     texts = [first, between, *([system[1]] if system is not None else [])]
     user = _common_ending(texts)
     around = (system[0], system[1].removesuffix(user)) if system is not None else None
-    turns = Turns(
+    return Turns(
         begin=first.removesuffix(user),
         system=around,
         user=user,
@@ -57,7 +57,6 @@ def turns_of(tokenizer: Any) -> Turns:
         ended=between.removesuffix(user),
         opening=opening,
     )
-    return turns
 
 
 def go_template(turns: Turns) -> str:

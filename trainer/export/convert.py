@@ -2,8 +2,8 @@
 
     python -m autoft.trainer.export.convert SPEC.json ANSWER.json
 
-SPEC: `folder`, `out`, `type` (f32, f16, bf16 or q8_0), `name`, `record` (text for the key autoft.record), `stops` (token
-ids that end an answer). ANSWER: `pre`, the pre-tokenizer that was taken, where its hash is not known to llama.cpp.
+SPEC: `folder`, `out`, `type` (f32, f16 or bf16), `name`, `record` (text for the key autoft.record), `stops` (token ids
+that end an answer). ANSWER: `pre`, the pre-tokenizer that was taken, where its hash is not known to llama.cpp.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 
 from autoft.errors import AutoftError, ModelError
 from autoft.trainer.export.exporter import Answer, Bound, Exporter, Order, Question
-from autoft.trainer.export.merge import merge
+from autoft.trainer.export.merge import merge, stored_vocabulary
 from autoft.trainer.export.quantize import K_QUANTS, PLAIN, quantize
 from autoft.trainer.export.reload import check_ids, run_module, texts_to_split
 from autoft.trainer.export.safetensors import merged_bytes
@@ -30,7 +30,7 @@ FAMILIES = {
 }
 WHOLE = ("f16", "bf16", "f32")
 # Bounds, in nats. f16: stated by the project, ten times what is measured. Others: what the mean log-prob may lose
-NATS = {"f16": 0.01, "bf16": 0.01, "f32": 0.01, "q8_0": 0.02, "q6_k": 0.05, "q5": 0.1, "q4": 0.25, "q3": 0.5}
+NATS = {"f16": 0.01, "bf16": 0.01, "f32": 0.01, "q8_0": 0.02, "q6_k": 0.05, "q5": 0.15, "q4": 0.3, "q3": 0.6}
 MOST_SPLIT = 3  # of the odd texts, such as SmolLM2's fractions: llama.cpp splits at fewer kinds of digits
 CHATS = (
     [{"role": "user", "content": "Hello!"}],
@@ -44,7 +44,7 @@ CHATS = (
 MODULES = ("conversion", "xllamacpp", "libgguf")
 
 
-def check_convertible(source: Source, order: Order) -> None:
+def check_convertible(source: Source) -> None:
     """Refuse what llama.cpp's files cannot hold, or was never compared. Raises: ModelError."""
     config = source.config.get_text_config()
     kind = source.config.model_type
@@ -59,9 +59,10 @@ def check_convertible(source: Source, order: Order) -> None:
             "for layers that training does not keep",
             fix="--to safetensors",
         )
-    if len(source.tokenizer) > config.vocab_size and source.adapter is None:
+    vocab_size = config.vocab_size if source.adapter is None else stored_vocabulary(source) or config.vocab_size
+    if len(source.tokenizer) > vocab_size:
         raise ModelError(
-            f"{source.folder}: its tokenizer has {len(source.tokenizer):,} tokens, the embedding {config.vocab_size:,}",
+            f"{source.folder}: its tokenizer has {len(source.tokenizer):,} tokens, the embedding {vocab_size:,}",
             fix="resize the embedding, or use the base's tokenizer",
         )
 
@@ -127,7 +128,7 @@ def open_gguf(source: Source, model: Path, question: Question, *, lora: Path | N
         ours = source.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         if prompt.removeprefix(source.tokenizer.bos_token or "") != ours.removeprefix(source.tokenizer.bos_token or ""):
             raise AutoftError(
-                f"{model.name}: llama.cpp renders the chat template as {prompt[-60:]!r}, transformers as {ours[-60:]!r}",
+                f"{model.name}: llama.cpp renders the chat template to {prompt[-60:]!r}, Jinja to {ours[-60:]!r}",
                 fix="simplify the chat template, or report it",
             )
     if lora is None:
@@ -173,7 +174,7 @@ def _write(source: Source, aside: Path, order: Order) -> Path:
     return convert(source, aside, order, order.quant, order.out.name)
 
 
-def _commands(source: Source, order: Order) -> tuple[str, ...]:
+def _commands(order: Order) -> tuple[str, ...]:
     where = shlex.quote(str(order.out))
     return (f"llama-cli -m {where}", f"llama-server -m {where}")
 
@@ -182,12 +183,12 @@ EXPORTER = Exporter(
     name="gguf",
     summary="one file for llama.cpp and what is made of it",
     is_folder=False,
-    check=check_convertible,
+    check=lambda source, order: check_convertible(source),
     disk_bytes=gguf_bytes,
     write=_write,
     reopen=lambda source, written, order, question: open_gguf(source, written, question),
     bound=lambda order: bound_of(str(order.quant)),
-    commands=_commands,
+    commands=lambda source, order: _commands(order),
     quants=(*WHOLE, *PLAIN, *K_QUANTS),
     modules=MODULES,
 )

@@ -44,8 +44,8 @@ def refuse_beyond_lora(source: Source, tool: str) -> dict[str, Any]:
     return adapter
 
 
-def _check(source: Source, order: Order) -> None:
-    check_convertible(source, order)
+def _check(source: Source) -> None:
+    check_convertible(source)
     refuse_beyond_lora(source, "llama.cpp")
     for module in _modules(source):
         if module.rsplit(".", 1)[-1] in EDGES:
@@ -120,11 +120,11 @@ def _write(source: Source, aside: Path, order: Order) -> Path:
     return aside / order.out.name
 
 
-def _reopen(source: Source, written: Path, order: Order, question: Question) -> Answer:
+def _reopen(source: Source, written: Path, question: Question) -> Answer:
     return open_gguf(source, written.parent / BASE_FILE, question, lora=written)
 
 
-def _commands(source: Source, order: Order) -> tuple[str, ...]:
+def _commands(order: Order) -> tuple[str, ...]:
     return (f"llama-server -m BASE.gguf --lora {shlex.quote(str(order.out))}",)
 
 
@@ -132,12 +132,12 @@ EXPORTER = Exporter(
     name="gguf-lora",
     summary="the adapter alone, for llama.cpp",
     is_folder=False,
-    check=_check,
+    check=lambda source, order: _check(source),
     disk_bytes=lambda source, order: 3 * merged_bytes(source),
     write=_write,
-    reopen=_reopen,
+    reopen=lambda source, written, order, question: _reopen(source, written, question),
     bound=lambda order: Bound(of="distance", nats=NATS["f16"]),
-    commands=_commands,
+    commands=lambda source, order: _commands(order),
     quants=("f16", "f32"),
     modules=MODULES[:2],
 )

@@ -12,7 +12,7 @@ from autoft.trainer.export.exporter import Answer, Order, Question
 from autoft.trainer.export.source import Source
 
 
-def _commands(source: Source, order: Order) -> tuple[str, ...]:
+def _commands(order: Order) -> tuple[str, ...]:
     merged, converted = shlex.quote(str(order.out)), shlex.quote(f"{order.out}-mlx")
     install = () if importlib.util.find_spec("mlx_lm") else ("pip install mlx-lm  # on a Mac with Apple silicon",)
     return (
@@ -33,5 +33,5 @@ EXPORTER = replace(
     name="mlx",
     summary="the merged model, with the commands for a Mac",
     reopen=_reopen,
-    commands=_commands,
+    commands=lambda source, order: _commands(order),
 )

@@ -51,7 +51,7 @@ def parse_modelfile(text: str) -> list[tuple[str, str]]:
 
 
 def _check(source: Source, order: Order) -> None:
-    gguf.check_convertible(source, order)
+    gguf.check_convertible(source)
     if not NAME.fullmatch(_name(order)):
         raise OptionError(
             f"--name {_name(order)}: not a name that Ollama takes",
@@ -71,7 +71,7 @@ def _write(source: Source, aside: Path, order: Order) -> Path:
     return aside
 
 
-def _reopen(source: Source, written: Path, order: Order, question: Question) -> Answer:
+def _reopen(source: Source, written: Path, question: Question) -> Answer:
     """The file in llama.cpp, the Modelfile parsed and its template rendered beside Jinja's.
 
     Raises: AutoftError where one of them differs.
@@ -92,7 +92,7 @@ def _reopen(source: Source, written: Path, order: Order, question: Question) -> 
     return Answer(logprobs=answer.logprobs, notes=(*answer.notes, note))
 
 
-def _commands(source: Source, order: Order) -> tuple[str, ...]:
+def _commands(order: Order) -> tuple[str, ...]:
     name = _name(order)
     return (f"ollama create {name} -f {shlex.quote(str(order.out / MODELFILE))}", f"ollama run {name}")
 
@@ -104,9 +104,9 @@ EXPORTER = Exporter(
     check=_check,
     disk_bytes=gguf.gguf_bytes,
     write=_write,
-    reopen=_reopen,
+    reopen=lambda source, written, order, question: _reopen(source, written, question),
     bound=lambda order: gguf.bound_of(str(order.quant)),
-    commands=_commands,
+    commands=lambda source, order: _commands(order),
     quants=gguf.EXPORTER.quants,
     modules=gguf.MODULES,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from autoft.trainer.export.exporter import Answer, Bound, Exporter, Order, Question
+from autoft.trainer.export.exporter import Bound, Exporter, Order
 from autoft.trainer.export.merge import merge
 from autoft.trainer.export.reload import reload_folder
 from autoft.trainer.export.source import Source
@@ -22,20 +22,12 @@ def merged_bytes(source: Source) -> int:
     return sum(path.stat().st_size for path in source.weights.glob("*.safetensors")) + head_bytes + SMALL_FILES_BYTES
 
 
-def _check(source: Source, order: Order) -> None:
-    """Every model that was trained can be merged."""
-
-
 def _write(source: Source, aside: Path, order: Order) -> Path:
     merge(source, aside, order.say)
     return aside
 
 
-def _reopen(source: Source, written: Path, order: Order, question: Question) -> Answer:
-    return reload_folder(source, written, question)
-
-
-def _commands(source: Source, order: Order) -> tuple[str, ...]:
+def _commands(order: Order) -> tuple[str, ...]:
     where = shlex.quote(str(order.out))
     return (f"vllm serve {where}", f"transformers chat {where}")
 
@@ -44,10 +36,10 @@ EXPORTER = Exporter(
     name="safetensors",
     summary="the merged model, for transformers, vLLM and others",
     is_folder=True,
-    check=_check,
+    check=lambda source, order: None,  # what was trained can be merged
     disk_bytes=lambda source, order: merged_bytes(source),
     write=_write,
-    reopen=_reopen,
+    reopen=lambda source, written, order, question: reload_folder(source, written, question),
     bound=lambda order: Bound(of="distance", nats=MOST_NATS),
-    commands=_commands,
+    commands=lambda source, order: _commands(order),
 )

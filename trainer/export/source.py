@@ -39,9 +39,9 @@ class Source:
     """An opened folder.
 
     result: of the run that wrote it, None where another tool did. weights: the folder of the base's 16-bit safetensors,
-    or of the whole model, where `adapter` is None. adapter: what adapter_config.json says. config: of transformers, with
-    the RoPE scaling of the run. recipe: how the 16-bit base is built, whatever the adapter was trained over. stops:
-    token ids that end an answer. notes: what the user should know, a sentence each.
+    or of the whole model, where `adapter` is None. adapter: what adapter_config.json says. config: of transformers,
+    with the RoPE scaling of the run. recipe: how the 16-bit base is built, whatever the adapter was trained over.
+    stops: token ids that end an answer. notes: what the user should know, a sentence each.
     """
 
     folder: Path

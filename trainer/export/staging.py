@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -83,11 +82,11 @@ def _finish(aside: Path, out: Path, old: Path, *, is_folder: bool) -> None:
         (aside / out.name).replace(out)
         _remove(aside)
         return
-    (aside / MARK).unlink()
     sync(aside)
     if out.exists():
         out.rename(old)
     aside.rename(out)
+    (out / MARK).unlink()  # only now: a folder written aside without it would be somebody else's
     with suppress(OSError):
         sync(out.parent)
     shutil.rmtree(old, ignore_errors=True)
@@ -98,6 +97,11 @@ def _remove(aside: Path) -> None:
         return
     if not (aside / MARK).is_file() and any(aside.iterdir()):
         raise OutputError(f"{aside}: not autoft's, and it has to write there", fix="move it, or -o another name")
+    for path in aside.iterdir():  # the mark last, so that a removal that is killed can go on
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != MARK:
+            path.unlink()
     shutil.rmtree(aside)
 
 
@@ -112,5 +116,5 @@ def _locked(out: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            os.unlink(lock.lock_file)
+            Path(lock.lock_file).unlink()
         lock.release()

@@ -28,11 +28,11 @@ BUNDLED = (
 TOKENIZED = (
     "Hello, world! It's 2,026 -- isn't it?", "  leading  and   inner   spaces ", "\n\n\ttabs\tand\r\nlines\n",
     "0123456789 3.14159 1e-5 0xFF 1,000,000", "naïve café Ångström Straße ÀÉÎÕÜ", "Привет, мир! Ένα δύο τρία",
-    "你好，世界。今日は良い天気です。안녕하세요", "مرحبا بالعالم שלום עולם हिन्दी ภาษาไทย", "👍🏽 👨‍👩‍👧‍👦 🇩🇪 ✨ ½ ² ™",
+    "你好，世界。今日は良い天気です。안녕하세요", "مرحبا بالعالم שלום עולם हिन्दी ภาษาไทย", "👍🏽 👨‍👩‍👧‍👦 🇩🇪 ✨ ½ ² ™",  # noqa: RUF001
     "for (int i = 0; i < n; ++i) { a[i] += b[i] * 2; }", 'def f(x: int) -> str:\n    return f"{x!r}"\n',
     '{"a": [1, 2, {"b": null}], "c": "\\u00e9"}', "https://example.org/path?q=1&r=%20#top", "I'LL we've they'd DON'T",
     "CamelCaseWords snake_case_words kebab-case", "....!!!???,,,;;;:::''\"\"``", "<b>bold</b> &amp; <|not_special|>",
-    "a" * 40, "\u200bzero\u200dwidth\ufeff", "x = y² + √2 ≤ ∞ ∑∫ αβγ", "Ünïcödé n\u0303 e\u0301", "１２３ ＡＢＣ",
+    "a" * 40, "\u200bzero\u200dwidth\ufeff", "x = y² + √2 ≤ ∞ ∑∫ αβγ", "Ünïcödé n\u0303 e\u0301", "１２３ ＡＢＣ",  # noqa: RUF001
 )  # fmt: skip
 
 

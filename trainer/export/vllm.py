@@ -51,7 +51,7 @@ def _name(order: Order) -> str:
     return order.name or order.out.name
 
 
-def _write(source: Source, aside: Path, order: Order) -> Path:
+def _write(source: Source, aside: Path) -> Path:
     assert source.adapter is not None
     shutil.copyfile(source.folder / ADAPTER, aside / ADAPTER)
     config = {**source.adapter, "base_model_name_or_path": source.base, "inference_mode": True}
@@ -61,7 +61,7 @@ def _write(source: Source, aside: Path, order: Order) -> Path:
     return aside
 
 
-def _reopen(source: Source, written: Path, order: Order, question: Question) -> Answer:
+def _reopen(source: Source, written: Path, question: Question) -> Answer:
     """With PEFT, on the base: vLLM needs a GPU."""
     answer = reload_folder(source, written, question, base=source.weights)
     note = "loaded again with PEFT: vLLM itself was not run"
@@ -82,8 +82,8 @@ EXPORTER = Exporter(
     is_folder=True,
     check=_check,
     disk_bytes=lambda source, order: (source.folder / ADAPTER).stat().st_size + SMALL_FILES_BYTES,
-    write=_write,
-    reopen=_reopen,
+    write=lambda source, aside, order: _write(source, aside),
+    reopen=lambda source, written, order, question: _reopen(source, written, question),
     bound=lambda order: Bound(of="distance", nats=MOST_NATS),
     commands=_commands,
 )

@@ -1,0 +1,80 @@
+"""Tiny models of the families that are exported, and adapters on them, for tests: real, with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import make_tokenizer
+
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,  # wide, so that a tensor in the wrong place shows
+}
+# By model_type: what the family has of its own
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "qwen2": {"head_dim": None},
+    "qwen3": {},
+    "gemma2": {"query_pre_attn_scalar": 32, "sliding_window": 64},
+    "gemma3_text": {"query_pre_attn_scalar": 32, "sliding_window": 64},
+    "phi3": {"head_dim": None, "original_max_position_embeddings": 256},
+    "smollm3": {},
+    "granite": {"head_dim": None},
+}
+SKETCH = {name: {**SMALL, **own} for name, own in FAMILIES.items()}
+
+
+def save_base(folder: Path, family: str = "llama", **settings: Any) -> Path:
+    """A base of the family in float32, with weights that no other call has unless seed is the same."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = make_tokenizer()
+    known = {name: value for name, value in {**SKETCH[family], **settings}.items() if value is not None}
+    dtype = known.pop("dtype", torch.float32)
+    seed = known.pop("seed", 0)
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=len(tokenizer) + 5,  # as many have more rows than tokens
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **known,
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_adapter(base: Path, folder: Path, *, add_tokens: int = 0, std: float = 0.1, **settings: Any) -> Path:
+    """A PEFT folder on `base` whose every trained weight is random and not zero."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    if add_tokens:
+        model.resize_token_embeddings(model.config.vocab_size + add_tokens, mean_resizing=False)
+    given = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **settings}
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **given))
+    torch.manual_seed(1)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += std * torch.randn_like(parameter)
+    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    adapted.save_pretrained(folder, save_embedding_layers=bool(add_tokens))
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
