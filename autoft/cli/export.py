@@ -123,4 +123,4 @@ def show_export(written: Export, console: Console) -> None:
     for note in written.notes:
         console.print(f"Note: {note}", markup=False)
     for line in written.commands:
-        console.print(f"Next: {line}", style="bold", markup=False)
+        console.print(f"Next: {line}", style="bold", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Merging, tensor by tensor: each kind of adapter computes what base and adapter do, and a kill leaves old or nothing."""
+"""Merging, tensor by tensor: merged models compute what base and adapter do; a kill leaves old or nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from autoft.trainer.export.source import open_source
 from autoft.trainer.export.staging import MARK, RECORD, check_target, written_aside
 from tests.trainer.exports import save_adapter, save_base
 
-IDS = torch.tensor([[5, 9, 40, 77, 130, 200, 3, 60, 259, 258]])
+IDS = torch.tensor([[5, 9, 40, 77, 130, 200, 3, 60, 259, 262]])
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lora": ({}, {}),
     "rslora": ({}, {"use_rslora": True}),
@@ -113,7 +113,7 @@ def killed_at(number: int, source: Any, out: Path) -> bool:
             with written_aside(out, is_folder=True, force=True, needed_bytes=0) as aside:
                 merge(source, aside)
             code = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001
             traceback.print_exc()
         finally:
             os._exit(code)
@@ -167,7 +167,7 @@ def test_what_is_written_over_must_be_an_export(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="a folder with other files in it"):
         check_target(tmp_path / "mine", is_folder=True, force=True)
     with (
-        pytest.raises(OutputError, match="the export needs .* MiB, its disk has"),
+        pytest.raises(OutputError, match=r"the export needs .* MiB, its disk has"),
         written_aside(tmp_path / "large", is_folder=True, force=False, needed_bytes=2**60),
     ):
         pass

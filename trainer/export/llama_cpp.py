@@ -38,7 +38,7 @@ def main(question: Path, answer: Path) -> None:
     params.n_gpu_layers = 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, (psutil.cpu_count(logical=False) or 2) - 1)
     params.warmup = params.ui = params.fit_params = False
-    params.verbosity = 0
+    params.verbosity = 1  # errors
     if spec.get("lora"):
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(spec["lora"], 1.0)]
     server = xllamacpp.Server(params)
