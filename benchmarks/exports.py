@@ -1,4 +1,4 @@
-"""Sizes and quality of every export of one run, as `autoft export` measures them; writes benchmarks/results/exports.json.
+"""Sizes and quality of every export of one run, as `autoft export` measures them, into benchmarks/results/exports.json.
 
     python benchmarks/exports.py RUN [KIND[:QUANT] ...]
 

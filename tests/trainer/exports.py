@@ -29,6 +29,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "smollm3": {},
     "granite": {"head_dim": None},
 }
+# Families whose tokenizer is SentencePiece's, which llama.cpp's converter reads from tokenizer.model
+SENTENCEPIECE = {"gemma2": "GemmaTokenizer", "gemma3_text": "GemmaTokenizer", "phi3": "LlamaTokenizer"}
+SENTENCES = (
+    "The cat sat on the mat, and the dog ran in the sun.",
+    "What is the capital of France? The capital of France is Paris.",
+    'Return {"ok": true} as JSON; one, two, three, four, five: 1 2 3 4 5.',
+)
 SKETCH = {name: {**SMALL, **own} for name, own in FAMILIES.items()}
 
 
@@ -54,12 +61,48 @@ def make_tokenizer() -> Any:
     )
 
 
+def save_sentencepiece(folder: Path, tokenizer_class: str) -> Any:
+    """A tokenizer with a tokenizer.model that falls back on bytes, written to `folder`, as transformers reads it."""
+    import io
+    import json
+
+    import sentencepiece
+    from transformers import AutoTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 20),
+        model_writer=model,
+        vocab_size=330,
+        model_type="bpe",
+        byte_fallback=True,
+        control_symbols=["<|im_start|>", "<|im_end|>"],
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        add_dummy_prefix=tokenizer_class == "LlamaTokenizer",
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        hard_vocab_limit=False,
+        allow_whitespace_only_pieces=True,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    settings |= {"tokenizer_class": tokenizer_class, "chat_template": CHAT_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return AutoTokenizer.from_pretrained(folder)
+
+
 def save_base(folder: Path, family: str = "llama", **settings: Any) -> Path:
     """A base of the family in float32, with weights that no other call has unless seed is the same."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    tokenizer = make_tokenizer()
+    kind = SENTENCEPIECE.get(family)
+    tokenizer = save_sentencepiece(folder, kind) if kind else make_tokenizer()
     known = {name: value for name, value in {**SKETCH[family], **settings}.items() if value is not None}
     dtype = known.pop("dtype", torch.float32)
     seed = known.pop("seed", 0)

@@ -158,12 +158,12 @@ def _plan(source: Source, names: Mapping[str, Path]) -> Plan | None:
     untied = False
     stored_embedding = _stored_as(embedding, names)
     if _stored_as(head, names) is None and stored_embedding is not None:
-        found = dict(_edits(model))
-        changes_head, changes_embedding = head in found, embedding in found
+        known = dict(_edits(model))
+        changes_head, changes_embedding = head in known, embedding in known
         if changes_head or changes_embedding:
             stands_for = {head: stored_embedding, embedding: stored_embedding}
             head_edit: Edit = (
-                _with_names(found[head][0], stands_for) if changes_head else lambda get: get(stored_embedding)
+                _with_names(known[head][0], stands_for) if changes_head else lambda get: get(stored_embedding)
             )
             if not (changes_head and changes_embedding and _same(edits[stored_embedding], head_edit, names)):
                 untied = True

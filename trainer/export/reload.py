@@ -77,7 +77,8 @@ def run_module(module: str, spec: dict[str, Any]) -> dict[str, Any]:
         )
         if done.returncode != 0 or not answer.is_file():
             lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-            reason = lines[-1][:200] if lines else f"exit code {done.returncode}"
+            told_by_llama_cpp = [line for line in lines if "error loading model:" in line]
+            reason = (told_by_llama_cpp or lines or [f"exit code {done.returncode}"])[-1][:200]
             raise AutoftError(f"{module.rpartition('.')[2]}: {reason}", fix="report it, with this line")
         loaded: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
         return loaded
