@@ -90,8 +90,9 @@ def save_sentencepiece(folder: Path, tokenizer_class: str) -> Any:
         minloglevel=2,
     )
     (folder / "tokenizer.model").write_bytes(model.getvalue())
-    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    settings |= {"tokenizer_class": tokenizer_class, "chat_template": CHAT_TEMPLATE}
+    settings: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    # legacy: a space after each special token too, as llama.cpp does
+    settings |= {"tokenizer_class": tokenizer_class, "chat_template": CHAT_TEMPLATE, "legacy": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return AutoTokenizer.from_pretrained(folder)
 
