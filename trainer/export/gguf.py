@@ -110,7 +110,7 @@ def open_gguf(source: Source, model: Path, question: Question, *, lora: Path | N
 
     template = source.tokenizer.chat_template
     chats = chats_of(source) if template else []
-    texts = texts_to_split(source, question)
+    texts = texts_to_split(question)
     spec = {
         "model": str(model),
         "lora": str(lora) if lora is not None else None,

@@ -31,16 +31,16 @@ def reload_folder(source: Source, written: Path, question: Question, *, base: Pa
         "rows": question.texts.rows,
         "scored": question.texts.scored,
         "logits": str(question.logits),
-        "texts": (texts := texts_to_split(source, question)),
+        "texts": (texts := texts_to_split(question)),
     }
     loaded = run_module("autoft.trainer.export.fresh", spec)
     check_ids(source, written, texts, loaded["ids"])
     return Answer(logprobs=tuple(loaded["logprobs"]), max_logit=loaded["max_logit"])
 
 
-def texts_to_split(source: Source, question: Question) -> list[str]:
+def texts_to_split(question: Question) -> list[str]:
     """The rows as text, then TOKENIZED: what tokenizers are compared on."""
-    return [*(source.tokenizer.decode(row) for row in question.texts.rows), *TOKENIZED]
+    return [*question.texts.written, *TOKENIZED]
 
 
 def check_ids(source: Source, written: Path, texts: Sequence[str], ids: Sequence[list[int]], *, most: int = 0) -> str:

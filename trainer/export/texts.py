@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autoft.errors import DataError
 from autoft.trainer.data.load import load_data
 from autoft.trainer.data.shape import Row
 from autoft.trainer.data.tokens import Example, tokenize
+from autoft.trainer.data.written import chat_of
 from autoft.trainer.export.source import Source
 from autoft.trainer.loss import IGNORED
 
@@ -38,11 +39,15 @@ TOKENIZED = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Texts:
-    """Token sequences. scored: positions in each whose log-prob counts, never 0. origin: where the rows are from."""
+    """Token sequences. scored: positions in each whose log-prob counts, never 0. origin: where the rows are from.
+
+    written: the first rows as text, as the chat template writes them.
+    """
 
     rows: tuple[tuple[int, ...], ...]
     scored: tuple[tuple[int, ...], ...]
     origin: str
+    written: tuple[str, ...] = ()
     note: str | None = None
 
     @property
@@ -64,20 +69,28 @@ def texts_of(source: Source) -> Texts:
                 held = tokenize(
                     splits.heldout, source.tokenizer, max_tokens=source.recipe.seq_len, stops=list(source.stops)
                 )
-                return _chosen(held.examples, "held-out rows", None)
+                return replace(
+                    _chosen(held.examples, "held-out rows", None), written=_written(splits.heldout, source.tokenizer)
+                )
             note = "judged on bundled prompts: the run held no rows out"
         except DataError as error:
             note = f"judged on bundled prompts: {error.what}"
-    return _chosen(_bundled(source.tokenizer), "bundled prompts", note)
+    rows = _bundled(source.tokenizer)
+    examples = tokenize(rows, source.tokenizer).examples
+    return replace(_chosen(examples, "bundled prompts", note), written=_written(rows, source.tokenizer))
 
 
-def _bundled(tokenizer: Any) -> list[Example]:
+def _written(rows: Sequence[Row], tokenizer: Any) -> tuple[str, ...]:
+    """The first rows as text: decoding their tokens would not always give it back."""
+    first = rows[:MOST_ROWS]
+    return tuple(str(row.text) if row.text is not None else chat_of(tokenizer).write(row).text for row in first)
+
+
+def _bundled(tokenizer: Any) -> list[Row]:
     if tokenizer.chat_template:
         pairs = [({"role": "user", "content": ask}, {"role": "assistant", "content": say}) for ask, say in BUNDLED]
-        rows = [Row(where=f"bundled:{at}", messages=pair) for at, pair in enumerate(pairs, start=1)]
-    else:
-        rows = [Row(where=f"bundled:{at}", text=f"{ask}\n{say}") for at, (ask, say) in enumerate(BUNDLED, start=1)]
-    return tokenize(rows, tokenizer).examples
+        return [Row(where=f"bundled:{at}", messages=pair) for at, pair in enumerate(pairs, start=1)]
+    return [Row(where=f"bundled:{at}", text=f"{ask}\n{say}") for at, (ask, say) in enumerate(BUNDLED, start=1)]
 
 
 def _chosen(examples: Sequence[Example], what: str, note: str | None) -> Texts:
