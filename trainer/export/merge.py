@@ -136,7 +136,8 @@ def _reader(names: Mapping[str, Path]) -> Get:
 
     def get(name: str) -> torch.Tensor:
         with safe_open(names[name], "pt") as file:
-            return file.get_tensor(name)
+            weight: torch.Tensor = file.get_tensor(name)
+            return weight
 
     return get
 
@@ -286,7 +287,8 @@ def _through(layer: Any, name: str, part: str) -> Edit:
                 stored = get(f"{name}.{each}").float()
                 setattr(base, each, torch.nn.Parameter(stored, requires_grad=False))
             layer.merge(safe_merge=True)
-            return getattr(base, part).detach()
+            merged: torch.Tensor = getattr(base, part).detach()
+            return merged
         except ValueError as error:
             raise ModelError(f"{name}: the merged weights are not finite: {error}", fix="train again") from error
         finally:

@@ -18,7 +18,7 @@ SMALL_FILES_BYTES = 2**26  # assumption: tokenizer, configuration, record
 def merged_bytes(source: Source) -> int:
     """Most that the merged folder takes: the base's weights, an untied head, and the small files."""
     config = source.config.get_text_config()
-    head_bytes = 4 * config.vocab_size * config.hidden_size
+    head_bytes = 4 * int(config.vocab_size) * int(config.hidden_size)
     return sum(path.stat().st_size for path in source.weights.glob("*.safetensors")) + head_bytes + SMALL_FILES_BYTES
 
 

@@ -44,7 +44,8 @@ def _check(source: Source, order: Order) -> None:
 
 def _rank(source: Source) -> int:
     assert source.adapter is not None
-    return max([source.adapter["r"], *(source.adapter.get("rank_pattern") or {}).values()])
+    ranks: list[int] = [source.adapter["r"], *(source.adapter.get("rank_pattern") or {}).values()]
+    return max(ranks)
 
 
 def _name(order: Order) -> str:
