@@ -107,4 +107,5 @@ readme: setup ## Regenerate what README.md and docs/ show of commands and result
 	@$(BIN)/python docs/settings_page.py
 	@$(BIN)/python docs/templates_table.py
 	@$(BIN)/python docs/plan_table.py
+	@$(BIN)/python docs/exports_table.py
 	@$(BIN)/python docs/models_table.py

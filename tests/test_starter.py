@@ -51,16 +51,37 @@ def autoft(env: dict[str, str], *words: object) -> dict[str, object]:
 SMALL_STEPS = ("--set", "micro_batch=1", "--set", "accumulation=4")  # a quarter of the plan's
 
 
-def test_a_few_steps_teach_it_json_and_chat_speaks_it(starter_env: dict[str, str], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    result = autoft(starter_env, "run", "-o", out, *SMALL_STEPS, "--set", "max_steps=24", "--set", "eval_rows=5")
+@pytest.fixture(scope="module")
+def finished(starter_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run."""
+    out = tmp_path_factory.mktemp("starter") / "out"
+    autoft(starter_env, "run", "-o", out, *SMALL_STEPS, "--set", "max_steps=24", "--set", "eval_rows=5")
+    return out
+
+
+def test_a_few_steps_teach_it_json_and_chat_speaks_it(starter_env: dict[str, str], finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text(encoding="utf-8"))
     before, after = result["before"], result["after"]
-    assert before["json_valid"] <= 0.1  # type: ignore[index]
-    assert after["json_valid"] >= 0.8  # type: ignore[index]
-    assert after["loss"] < 0.2 * before["loss"]  # type: ignore[index]
-    answer = autoft(starter_env, "chat", out, "-p", MESSAGE)["answer"]
+    assert before["json_valid"] <= 0.1
+    assert after["json_valid"] >= 0.8
+    assert after["loss"] < 0.2 * before["loss"]
+    answer = autoft(starter_env, "chat", finished, "-p", MESSAGE)["answer"]
     assert isinstance(answer, str)
     assert list(json.loads(answer)) == list(FIELDS)
+
+
+def test_llama_cpp_computes_what_base_and_adapter_do(
+    starter_env: dict[str, str], finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "starter"
+    written = autoft(starter_env, "export", finished, "--to", "ollama", "-o", out)
+    assert written["quant"] == "f16"
+    assert written["drift"]["mean_logprob"] < 0.01  # type: ignore[index]
+    assert written["reference"]["mean_logprob"] > -1.0  # type: ignore[index]
+    assert sorted(written["files"]) == ["Modelfile", "autoft_export.json", "model.gguf"]  # type: ignore[call-overload]
+    text = (out / "Modelfile").read_text(encoding="utf-8")
+    assert 'PARAMETER stop "<|im_end|>"' in text
+    assert text.count("You are a helpful AI assistant named SmolLM") == 1
 
 
 def test_qlora_trains_the_same_model_in_four_bits(starter_env: dict[str, str], tmp_path: Path) -> None:

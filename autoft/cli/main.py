@@ -56,6 +56,10 @@ SECTIONS = {
         "resume": "Resume an interrupted run from its latest valid checkpoint.",
         "history": "Show predicted and measured memory and speed of past runs.",
     },
+    "Use the result": {
+        "merge": "Merge the adapter of a run into its 16-bit base.",
+        "export": "Export a model for llama.cpp, Ollama, vLLM, transformers or MLX.",
+    },
     "More": {
         "profiles": "List the GPUs, models and presets that autoft knows by name.",
         "export-config": "Export a plan to axolotl, LLaMA-Factory, TRL or unsloth.",

@@ -58,3 +58,8 @@ def adapters() -> dict[str, AdapterKind]:
 def kind_of(recipe: Recipe) -> AdapterKind:
     """Of the recipe's adapter; in full fine-tuning, which has none, the one that owns nothing there."""
     return adapters()[recipe.adapter]
+
+
+def is_adapter(weight: str) -> bool:
+    """Whether a weight of this name is an adapter's own, of whatever kind."""
+    return any(kind.owns(weight) for kind in adapters().values())

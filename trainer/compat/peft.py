@@ -40,3 +40,38 @@ TABLE.hook(
     "the model beneath the adapter",
     "trainer/build.py",
 )
+
+# What an export asks of an adapter
+TABLE.hook(
+    "peft.tuners.tuners_utils:BaseTunerLayer._move_adapter_to_device_of_base_layer",
+    "(self, adapter_name, device=None)",
+    "replaced: the base has no storage while an adapter is merged, and the adapter must keep its own",
+    "trainer/export/merge.py",
+)
+TABLE.hook(
+    "peft.tuners.tuners_utils:BaseTunerLayer",
+    "()",
+    "each merges its own weight",
+    "trainer/export/merge.py",
+    attributes=("merged_adapters", "get_base_layer"),
+)
+TABLE.hook(
+    "peft.utils.other:ModulesToSaveWrapper",
+    "(module_to_save, adapter_name, tied_module=None)",
+    "layers that are trained whole",
+    "trainer/export/merge.py",
+    attributes=("modules_to_save",),
+)
+TABLE.hook(
+    "peft.utils.other:TrainableTokensWrapper",
+    "(module_to_save, adapter_name, token_indices, tied_adapter=None)",
+    "rows of an embedding that are trained",
+    "trainer/export/merge.py",
+    attributes=("token_adapter",),
+)
+TABLE.hook(
+    "peft.utils.other:get_pattern_key",
+    "(pattern_keys, key_to_match)",
+    "which alpha a layer has",
+    "trainer/export/gguf_lora.py",
+)
