@@ -52,7 +52,7 @@ class Frame:
     @property
     def run_of(self) -> str:
         """What the figures of a whole run are of, in words."""
-        return "a million tokens" if self.question.rows is None else "the whole run on this data"
+        return "1M tokens" if self.question.rows is None else "the whole run on this data"
 
     def about(self, question: Question) -> Frame:
         return replace(self, question=question)

@@ -58,7 +58,6 @@ class Engine(SFTTrainer):  # type: ignore[misc]
 
     # Our loss divides by the trained tokens of the whole optimizer step
     loss_is_scaled_for_ga = True
-    _loss_shifts_labels = True
 
     def __init__(
         self,
@@ -129,6 +128,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         for parameter, data in weights.items():
             parameter.data = data
         self.model_accepts_loss_kwargs = True
+        self._loss_shifts_labels = True  # whatever the model's own loss does: a row's first token is no target
         self.remove_callback(PrinterCallback)
 
     # The step

@@ -87,7 +87,7 @@ def show(found: Comparison, console: Console) -> None:
         console.print(Text(f"- {side.label} when {side.when} ({', '.join(side.sources)})"))
     if found.plan_takes is not None:
         label = next(side.label for side in found.sides if side.name == found.plan_takes)
-        console.print(Text(f"- autoft plan takes {label} here"))
+        console.print(Text(f"- autoft plan chooses {label} here"))
     for note in found.notes:
         console.print(Text(f"Note: {note}", style="dim"))
 
@@ -126,7 +126,7 @@ def _cells(side: Side, run: str) -> dict[str, str]:
         "Micro-batch": str(recipe.micro_batch),
         "Checkpointing": "yes" if recipe.gradient_checkpointing else "no",
         "Memory": size(estimate.device_bytes),
-        "of it the base": size(side.base_bytes or 0),
+        "Base weights": size(side.base_bytes or 0),
     }
     ram = max((num for phase, num in estimate.host_bytes.items() if phase != "merge"), default=None)
     if ram is not None:
@@ -139,7 +139,7 @@ def _cells(side: Side, run: str) -> dict[str, str]:
     if side.run_energy_kwh is not None:
         cells["Energy"] = f"{energy(side.run_energy_kwh.lower)} to {energy(side.run_energy_kwh.upper)}"
     share = estimate.trainable_params / estimate.total_params
-    cells["Trained"] = f"{count(estimate.trainable_params)}, {share:.2%}"
+    cells["Trained weights"] = f"{count(estimate.trainable_params)}, {share:.2%}"
     cells["Adapter file"] = size(side.adapter_bytes or 0)
     for form, num in side.deployment_bytes.items():
         cells[f"Serve {form.replace('_', ' ')}"] = size(num)

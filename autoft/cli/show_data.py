@@ -16,7 +16,7 @@ from autoft.trainer.data.check.report import Example, Finding, Fixed, Lengths, R
 from autoft.units import count
 
 SECTIONS: dict[Severity, tuple[str, str]] = {
-    "fault": ("Faults, which stop or spoil a run", "bold red"),
+    "fault": ("Errors that stop a run or spoil what it learns", "bold red"),
     "warning": ("Warnings", "yellow"),
     "note": ("Notes", "dim"),
 }
@@ -28,7 +28,8 @@ LONGEST_SEGMENT = 500  # characters of the example; what is longer is shown by i
 def show_report(report: Report, console: Console) -> None:
     """Everything but what --json tells beside it: all formats, places in full, lengths in words."""
     report = _shortened(report)
-    verdict = ("can be trained", "bold green") if report.usable else ("a run would stop or be spoilt", "bold red")
+    not_ready = ("not ready: errors would stop a run or spoil it", "bold red")
+    verdict = ("ready to train", "bold green") if report.usable else not_ready
     console.print(Text.assemble((report.data, "bold"), ": ", verdict))
     console.print(facts(_facts(report)))
     if report.lengths is not None:
@@ -47,7 +48,7 @@ def show_report(report: Report, console: Console) -> None:
 
 def _facts(report: Report) -> list[tuple[str, str]]:
     heldout = f", and {report.eval_rows:,} held out" if report.eval_rows is not None else ""
-    rows = [("Rows", f"{report.rows:,}, of them {report.usable_rows:,} usable{heldout}")]
+    rows = [("Rows", f"{report.rows:,} ({report.usable_rows:,} usable){heldout}")]
     if report.format is not None:
         others = ", ".join(
             f"{name} {_share(rows / report.rows)}" for name, rows in report.formats.items() if name != report.format
@@ -70,7 +71,7 @@ def _show_lengths(lengths: Lengths, text: bool, console: Console) -> None:
     what = "tokens" if not lengths.estimated else "characters"
     rows = [
         ("Tokens", f"{count(tokens.total)}{source}"),
-        ("a row", f"{tokens.shortest:,} to {tokens.longest:,}; {spread}"),
+        ("Per row", f"{tokens.shortest:,} to {tokens.longest:,}; {spread}"),
         ("Too long", f"{longer}{' (cut in pieces)' if text else ''}"),
         ("Longest", ", ".join(f"{place.where} ({place.length:,})" for place in lengths.longest)),
         ("Trained", f"{_share(lengths.trained_share)} of {what}"),

@@ -39,9 +39,9 @@ def test_good_data_exits_with_0_and_marks_what_is_trained(autoft, data_file) -> 
     done = autoft("data", "check", data_file)
     assert done.code == 0
     assert done.err == ""
-    for part in ("can be trained", "40, of them 40 usable", "prompt/completion, 100%", "assistant: «it is 0»"):
+    for part in ("ready to train", "40 (40 usable)", "prompt/completion, 100%", "assistant: «it is 0»"):
         assert part in done.out
-    assert "Faults" not in done.out
+    assert "Errors" not in done.out
 
 
 def test_faults_exit_with_2_after_the_whole_report(autoft, faulty) -> None:

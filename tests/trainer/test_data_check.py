@@ -89,7 +89,7 @@ def test_every_kind_of_trouble_is_found_where_it_is(messy) -> None:
         "the conversation begins with the assistant, so there is nothing to answer",
         "turn 1 has role 'robot'",
         "a JSON list, not an object",
-        "columns of another shape than most rows' (messages)",
+        "columns differ from most rows (messages)",
     ]
     expected = {
         "other-shape": ["12"],

@@ -106,7 +106,7 @@ def _faults(scan: Scan, heldout: Scan | None, relations: Relations, own_split: b
                 "fault", f"{held}broken", prefix + fault.what, fault.count.rows, fault.count.places, fault.fix
             )
         yield from _several(
-            "fault", f"{held}other-shape", f"{prefix}columns of another shape than most rows' ({side.format})",
+            "fault", f"{held}other-shape", f"{prefix}columns differ from most rows ({side.format})",
             _other_shape(side), side.places, fix="give all rows the same columns",
         )  # fmt: skip
     if scan.left_out and not len(scan.keys):
@@ -115,8 +115,8 @@ def _faults(scan: Scan, heldout: Scan | None, relations: Relations, own_split: b
     if heldout is not None:
         yield from _several(
             "warning" if own_split else "fault", "in-both-splits",
-            "also among the held-out rows" + ("; a run does not hold those out" if own_split else
-            ", so the evaluation would be flattered"),
+            "also among the held-out rows" + ("; a run leaves them out of the evaluation" if own_split else
+            ", so scores would look too good"),
             relations.in_eval >= 0, _Pairs(scan.places, heldout.places, relations.in_eval),
             fix="remove them from one of the two files (--fix leaves them out)",
         )  # fmt: skip
@@ -131,11 +131,11 @@ def _faults(scan: Scan, heldout: Scan | None, relations: Relations, own_split: b
 def _warnings(scan: Scan, relations: Relations, heldout: Scan | None) -> Iterator[Finding]:
     places = scan.places
     yield from _several(
-        "warning", "exact-duplicates", "say the same as an earlier row, but for case and white space",
+        "warning", "exact-duplicates", "repeat an earlier row, ignoring case and spaces",
         relations.copy_of >= 0, _Pairs(places, places, relations.copy_of), fix="--fix keeps the first of each",
     )  # fmt: skip
     yield from _several(
-        "warning", "near-duplicates", "say nearly the same as an earlier row", relations.like >= 0,
+        "warning", "near-duplicates", "nearly repeat an earlier row", relations.like >= 0,
         _Pairs(places, places, relations.like, relations.likeness), fix="look at a few, and keep the better one",
     )  # fmt: skip
     if heldout is not None:
@@ -145,7 +145,7 @@ def _warnings(scan: Scan, relations: Relations, heldout: Scan | None) -> Iterato
             fix="look at a few, and remove them from one of the two files",
         )  # fmt: skip
         yield from _several(
-            "warning", "prompt-in-both-splits", "ask what a held-out row asks, with another answer",
+            "warning", "prompt-in-both-splits", "same prompt as a held-out row, different answer",
             relations.prompt_in_eval >= 0, _Pairs(places, heldout.places, relations.prompt_in_eval),
             fix="look at a few, and remove them from one of the two files",
         )  # fmt: skip
@@ -166,7 +166,7 @@ def _warnings(scan: Scan, relations: Relations, heldout: Scan | None) -> Iterato
     yield from _tallied("warning", scan.remarks, doubtful, fix="look at a few", kind="rendered")
     for kinds, fix in (
         (("control", "invisible", "direction"), "--fix removes them"),
-        (("mojibake", "replaced"), "export the data anew as UTF-8"),
+        (("mojibake", "replaced"), "export the data again as UTF-8"),
     ):
         yield from _tallied("warning", scan.text, {kind: text.KINDS[kind] for kind in kinds}, fix=fix)
 
@@ -174,11 +174,11 @@ def _warnings(scan: Scan, relations: Relations, heldout: Scan | None) -> Iterato
 def _notes(scan: Scan, relations: Relations) -> Iterator[Finding]:
     yield from _tallied("note", scan.text, {"html": text.KINDS["html"]}, fix=None)
     yield from _several(
-        "note", "several-answers", "ask what an earlier row asks, with another answer",
+        "note", "several-answers", "same prompt as an earlier row, different answer",
         relations.other_answer >= 0, _Pairs(scan.places, scan.places, relations.other_answer),
     )  # fmt: skip
     yield from _several(
-        "note", "not-compared", "too short, beside what many rows share, to be told near-duplicates",
+        "note", "not-compared", "too short to check for near-duplicates",
         ~relations.compared & (relations.copy_of < 0), scan.places,
     )  # fmt: skip
     left_out = {why: f"left out: {why}" for why in scan.left_out} if len(scan.keys) else {}
@@ -188,7 +188,7 @@ def _notes(scan: Scan, relations: Relations) -> Iterator[Finding]:
     for (rows, places), names in _alike(scan.unused).items():
         yield _finding("note", "unused", f"not used: {names_of(names)}", rows, places)
     if scan.meter and scan.meter.template:
-        what = f"the model has no chat template: it is given one ({scan.meter.template})"
+        what = f"the model has no chat template: autoft supplies one ({scan.meter.template})"
         yield _finding("note", "supplied-template", what, 0, [])
     for note in scan.meter.notes if scan.meter else ():
         yield _finding("note", "thinking", note, 0, [])
