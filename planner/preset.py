@@ -60,7 +60,7 @@ class Defaults:
         return lines
 
     def notes(self) -> list[str]:
-        """What gave way, and what nothing acts on."""
+        """What gave way, and what to do with the result."""
         if self.preset is None:
             return []
         lines = []
@@ -73,7 +73,10 @@ class Defaults:
         if self.unmeasured is not None:
             lines.append(f"preset {self.preset.name}: the loss judges, for {self.unmeasured}")
         for name, setting in self.preset.advice.items():
-            lines.append(f"preset {self.preset.name} advises, and nothing acts on it yet: {_line(name, setting)}")
+            why = f"{setting.reason} ({setting.source})"
+            lines.append(
+                f"preset {self.preset.name} advises `autoft {name} DIR --to {setting.value}` afterwards: {why}"
+            )
         return lines
 
 

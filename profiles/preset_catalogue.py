@@ -31,7 +31,7 @@ class Preset(Record):
 
     values: by name: fields of Recipe and Job, of which planner/preset.py knows what they are; seq_len is the length of
     packed rows, and of a plan without data: no row is left out for it. prefer: as --prefer. export: what to make of the
-    adapter afterwards; nothing acts on that, it is advice.
+    adapter afterwards, as `autoft export --to` has it; it is told as advice.
     """
 
     name: str

@@ -45,8 +45,8 @@ def test_the_plan_says_why_and_what_nothing_acts_on() -> None:
         "metric exact_match: ",
     ):
         assert sum(reason.startswith(start) for reason in reasons) == 1
-    advice = [note for note in plan.notes if note.startswith("preset classification advises, and nothing acts on it")]
-    assert ["export safetensors: " in note for note in advice] == [True]
+    advice = [note for note in plan.notes if note.startswith("preset classification advises `autoft export DIR --to ")]
+    assert ["--to safetensors` afterwards: " in note for note in advice] == [True]
     assert plan.job.metric == "exact_match"
 
 

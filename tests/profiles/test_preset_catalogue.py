@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from autoft.cli.export import KINDS
 from autoft.errors import FileFormatError, OptionError
 from autoft.planner.choose import PREFERENCES
 from autoft.planner.preset import check_preset
@@ -39,6 +40,7 @@ def test_every_value_fits_its_field_and_says_why(preset: Preset) -> None:
     assert values["alpha"] == 2 * values["rank"]
     assert set(preset.advice) == set(ADVICE)
     assert "metric" in values
+    assert preset.advice["export"].value in KINDS
     for setting in (*preset.settings.values(), *preset.advice.values()):
         assert not setting.reason.endswith(".")
 
