@@ -14,6 +14,7 @@ from torch.nn import functional
 from autoft.planner.device import Device
 from autoft.planner.trace import count, stands_for
 from autoft.planner.work import Kernel, attention
+from autoft.profiles.architectures import architecture
 from autoft.trainer.compat.transformers import FLASH_DTYPES
 
 Backend = Literal["flash", "efficient", "math"]
@@ -286,12 +287,13 @@ def _efficient_workspace_floats(
     card. dims: of a head of queries and keys, and of values. heads: batch times heads.
     """
     half = dtype != torch.float32
-    large_shared_memory = capability in ((8, 0), (8, 7), (9, 0), (10, 0), (10, 3))
+    card = architecture(capability)
+    large_shared_memory = card.large_shared_memory
     wide = large_shared_memory or (half and capability[0] == 7)  # the kernels of 7.x need less room there
     queries, columns, longest = 64, 64, 2**16
     if max(dims) <= 64:
         longest = 32 if max(dims) <= 32 else 64
-    elif half and capability in ((8, 6), (8, 9)) and max(dims) <= 96:
+    elif half and card.heads_of_96 and max(dims) <= 96:
         queries, longest = 128, 96
     elif max(dims) <= 128:
         longest = 128

@@ -11,13 +11,11 @@ from autoft.planner.frame import Frame
 from autoft.planner.parallel import spread
 from autoft.planner.question import limited
 from autoft.planner.target import target_of_profile
+from autoft.profiles.architectures import architecture
 from autoft.profiles.gpu_catalogue import GpuProfile, gpu_profiles
 from autoft.schema import Record
 from autoft.trainer.recipe import Recipe
 
-# Of two compute capabilities whose kernels take the same workspaces, the one that stands for both: attention.py and
-# device.py tell them apart nowhere. None: an AMD card, which the estimator rehearses so.
-SAME_KERNELS = {None: UNKNOWN_CAPABILITY, (8, 7): (8, 0), (8, 9): (8, 6), (10, 0): (9, 0), (12, 1): (12, 0)}
 SHARED = "cards with the same kernels share their rehearsals; `autoft plan --gpu NAME` rehearses for that card alone"
 
 
@@ -47,8 +45,9 @@ def fit_all_cards(frame: Frame) -> list[CardFit]:
     """One CardFit a card, ordered by memory, then by name."""
     kinds: dict[object, list[GpuProfile]] = {}
     for profile in gpu_profiles().values():
-        capability = SAME_KERNELS.get(profile.compute_capability, profile.compute_capability)
-        kinds.setdefault((capability, profile.native_bf16), []).append(profile)
+        # an AMD card has none, and the estimator rehearses it so
+        card = architecture(profile.compute_capability or UNKNOWN_CAPABILITY)
+        kinds.setdefault((card.same_kernels or card.capability, profile.native_bf16), []).append(profile)
     found = [fit for fits in spread(lambda cards: _fits(frame, cards), list(kinds.values()), fewest=1) for fit in fits]
     return sorted(found, key=lambda fit: (fit.total_bytes, fit.card))
 

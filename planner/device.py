@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 from dataclasses import dataclass
 
-from autoft.units import MIB
+from autoft.profiles.architectures import Architecture, architecture
 
 
 def torch_release(version: str) -> tuple[int, int]:
@@ -36,18 +36,16 @@ class Device:
         return self.capability is not None
 
     @property
-    def cublas_workspace_bytes(self) -> int:
-        """Of a cuBLAS handle: 4096 KiB twice and 16 KiB 8 times, from Hopper on 32 MiB (but Thor, 11.x).
-
-        parseChosenWorkspaceSize in aten .../cuda/CublasHandlePool.cpp.
-        """
+    def architecture(self) -> Architecture:
         assert self.capability is not None
-        return 32 * MIB if self.capability[0] in (9, 10, 12) else 2 * 4096 * 1024 + 8 * 16 * 1024
+        return architecture(self.capability)
+
+    @property
+    def cublas_workspace_bytes(self) -> int:
+        """Of a cuBLAS handle."""
+        return self.architecture.cublas_workspace_bytes
 
     @property
     def threads_per_multiprocessor(self) -> int:
-        """That are resident at most; CUDA C++ Programming Guide, technical specifications per compute capability."""
-        assert self.capability is not None
-        if self.capability == (7, 5):
-            return 1024
-        return 1536 if self.capability in ((8, 6), (8, 7), (8, 9)) or self.capability[0] in (11, 12) else 2048
+        """That are resident at most."""
+        return self.architecture.threads_per_multiprocessor

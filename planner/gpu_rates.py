@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from autoft.planner.estimate import Range
 from autoft.planner.time import CARD_PRODUCTS, HOST_LINK_BYTES_PER_S, Basis, Rate, Rates, share_of
+from autoft.profiles.architectures import architecture
 from autoft.profiles.hardware import Gpu
 
 HALVES = ("bfloat16", "float16")
@@ -26,7 +27,6 @@ BEST_FULL = (0.73, 0.79, 0.84)
 # The same of float32 without TF32. From compute capability 8.6 on half of the float32 units also do integers: RTX 3090
 # 0.69, A40 0.63, A6000 0.62, 4090 0.66, L20 0.62, 5090 0.65. Before, and on 8.0 and 9.0: V100 0.9, RTX 2080 0.91,
 # A100 0.98, H100 0.78.
-SHARED_UNITS = ((8, 6), (8, 7), (8, 9), (12, 0), (12, 1))
 BEST_FLOAT32_SHARED = (0.55, 0.66, 0.72)
 BEST_FLOAT32 = (0.78, 0.9, 0.98)
 # bfloat16 before 8.0 is worked out in float32, at 0.52 to 0.73 of its rate: P40, T4, RTX 2080, T10, V100 there.
@@ -34,8 +34,7 @@ BFLOAT16_IN_FLOAT32 = 0.57
 # Joules that a card draws for a FLOP of long 16-bit products, where its power limit is what holds it: T4 24 TFLOP/s at
 # 70 W (forums.developer.nvidia.com/t/about-gpu-peak-performance/264462, NVIDIA's own answer: "power capping"; the same
 # chip without that limit gets 56, issue 90 there), A100 PCIe 206 at 250 W (issue 108), RTX A4000 60 at 140 W (97),
-# L4 54 at 72 W (120). Other architectures: no card was seen that its limit holds.
-JOULES_PER_FLOP = {(7, 0): 2.9e-12, (7, 5): 2.9e-12, (8, 0): 1.2e-12, (8, 6): 2.3e-12, (8, 9): 1.3e-12}
+# L4 54 at 72 W (120). Other architectures: no card was seen that its limit holds. profiles/architectures.toml has them.
 # A float32 FLOP outside of tensor cores draws so many times as much: T4 4.3 TFLOP/s at 70 W, A4000 11 at 140 W, L4 11
 # at 72 W; the same place.
 FLOAT32_ENERGY = 5.3
@@ -91,7 +90,7 @@ def gpu_rates(gpu: Gpu) -> Rates:
     halves = (gpu.half_flops_per_s,) * 2 if gpu.half_flops_per_s else UNKNOWN_HALF
     singles = (gpu.float32_flops_per_s,) * 2 if gpu.float32_flops_per_s else (halves[0] / 16, halves[1])
     bandwidth = (gpu.memory_bytes_per_s,) * 2 if gpu.memory_bytes_per_s else UNKNOWN_MEMORY
-    shared = gpu.compute_capability in SHARED_UNITS
+    shared = gpu.compute_capability is not None and architecture(gpu.compute_capability).shared_float32
     single = _products(gpu, singles, BEST_FLOAT32_SHARED if shared else BEST_FLOAT32, basis, FLOAT32_ENERGY)
     half = single
     if halves[0] > NO_TENSOR_CORES * singles[0]:
@@ -136,7 +135,7 @@ def _products(
 
 def _held(gpu: Gpu) -> float:
     """FLOP/s of 16-bit products at the card's power limit; infinite where none is known to hold it."""
-    joules = JOULES_PER_FLOP.get(gpu.compute_capability or (0, 0))
+    joules = architecture(gpu.compute_capability).joules_per_flop if gpu.compute_capability else None
     return gpu.tdp_w / joules if joules and gpu.tdp_w else math.inf
 
 

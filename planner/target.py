@@ -12,6 +12,7 @@ from autoft.errors import OptionError
 from autoft.planner.facts import Assumption
 from autoft.planner.gpu_rates import gpu_rates
 from autoft.planner.time import Rates, bench_rates, cpu_rates, measure_cpu_bandwidth
+from autoft.profiles.architectures import architecture
 from autoft.profiles.bench_store import Bench, BenchKey, cpu_key, gpu_key, kept
 from autoft.profiles.detect import UNIFIED_FREE, gpu_from_profile
 from autoft.profiles.gpu_catalogue import candidates, gpu_for
@@ -30,9 +31,8 @@ GPU_MARGIN = 0.03
 # A100s with NVLink: 544 MB a GPU in a group of two, 688 MB in a larger one (github.com/NVIDIA/nccl, issue 964).
 NCCL_BYTES = 688 * MIB
 NCCL_SOURCE = "github.com/NVIDIA/nccl, issue 964"
-# By compute capability, measured: nvidia-smi's figure less what PyTorch reserved, the same 147,718,144 bytes in 20 runs
-# on a Tesla T4 (torch 2.14, CUDA 13.0; sdist of fitcheck-llm 0.3.1, data/measurements/).
-MEASURED_CONTEXT_BYTES = {(7, 5): 147_718_144}
+# Measured contexts are in profiles/architectures.toml: nvidia-smi's figure less what PyTorch reserved, the same
+# 147,718,144 bytes in 20 runs on a Tesla T4 (torch 2.14, CUDA 13.0; sdist of fitcheck-llm 0.3.1, data/measurements/).
 RAM_ONLY = Assumption(
     kind="memory",
     basis="rehearsal",
@@ -137,7 +137,7 @@ class Target:
         """
         if self.gpu is None:
             return num_gpus * reserved_bytes
-        context = MEASURED_CONTEXT_BYTES.get(self.gpu.compute_capability or (0, 0), CUDA_CONTEXT_BYTES)
+        context = _measured_context_bytes(self.gpu) or CUDA_CONTEXT_BYTES
         return reserved_bytes + context + (NCCL_BYTES if num_gpus > 1 else 0)
 
     @property
@@ -146,13 +146,17 @@ class Target:
         if self.gpu is None:
             return (RAM_ONLY,)
         records = [MARGIN]
-        if self.gpu.compute_capability not in MEASURED_CONTEXT_BYTES:
+        if _measured_context_bytes(self.gpu) is None:
             records.append(CONTEXT)
             if self.gpu.origin == "profile" and self.gpu.compute_capability is None:
                 records.append(NOT_CUDA)
             if self.gpu.origin == "profile" and self.gpu.free_bytes < self.gpu.total_bytes:
                 records.append(UNIFIED)
         return tuple(records)
+
+
+def _measured_context_bytes(gpu: Gpu) -> int | None:
+    return architecture(gpu.compute_capability).context_bytes if gpu.compute_capability else None
 
 
 def target_of(

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from autoft.planner.device import Device
 from autoft.planner.estimate import Range
 from autoft.planner.ghost import Rehearsal, find_depth, rehearse
-from autoft.planner.gpu_rates import JOULES_PER_FLOP, gpu_rates
+from autoft.planner.gpu_rates import gpu_rates
 from autoft.planner.target import target_of
 from autoft.planner.time import NEW_PAGES_BYTES, Rate, Rates, cpu_rates, step_timing
 from autoft.planner.trace import Trace
 from autoft.planner.work import Kernel, Work, attention, product_dtypes
+from autoft.profiles.architectures import architecture
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.gpu_catalogue import gpu_profiles
 from autoft.profiles.hardware import Gpu, Hardware, Host
@@ -295,7 +296,7 @@ def test_without_tensor_cores_for_it_a_dtype_goes_at_the_float32_rate() -> None:
 def test_a_power_limit_holds_long_products(card: str) -> None:
     gpu = gpu_from_profile(card)
     held, free = (gpu_rates(each) for each in (gpu, replace(gpu, tdp_w=1000.0)))
-    limit = gpu.tdp_w / JOULES_PER_FLOP[gpu.compute_capability]
+    limit = gpu.tdp_w / architecture(gpu.compute_capability).joules_per_flop
     assert held.products["float16"].middle < limit < gpu.half_flops_per_s
     assert held.products["float16"].middle < free.products["float16"].middle
     assert f"from the data sheet and its {gpu.tdp_w:.0f} W limit" in step_timing(rehearsed().work, 0, held).basis.text

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 
 from autoft.errors import DoesNotFit, OptionError
-from autoft.planner.cards import SAME_KERNELS, fit_all_cards
-from autoft.planner.estimator import UNKNOWN_CAPABILITY
+from autoft.planner.cards import fit_all_cards
 from autoft.planner.frame import make_frame
 from autoft.planner.plan import make_plan
 from autoft.planner.request import Request
 from autoft.planner.sweep import family_of, members, sweep_models
 from autoft.planner.what_if import find_limit
+from autoft.profiles.architectures import architectures
 from autoft.profiles.catalogue import forget, own_folder
 from autoft.profiles.gpu_catalogue import gpu_profiles
 from autoft.profiles.hardware import Hardware, Host
@@ -136,11 +136,11 @@ def test_every_card_gets_the_plan_that_it_would_get_alone(tmp_path) -> None:
         assert fit.power_w is not None
 
 
-@pytest.mark.parametrize(("one", "other"), SAME_KERNELS.items())
+SAME_KERNELS = [(each.capability, each.same_kernels) for each in architectures().values() if each.same_kernels]
+
+
+@pytest.mark.parametrize(("one", "other"), SAME_KERNELS)
 def test_capabilities_that_share_their_rehearsals_have_the_same_kernels(model, one, other) -> None:
-    if one is None:
-        assert other == UNKNOWN_CAPABILITY
-        return
     frame = make_frame(Request(model=model, gpu="rtx-3060", seq_len=2048), CPU)
     recipe = frame.recipes()[0]
     needs = []
