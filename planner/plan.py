@@ -36,7 +36,7 @@ from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
 from autoft.profiles.nvidia import NO_DRIVER
 from autoft.settings import settings_of
-from autoft.trainer.adapters import adapters
+from autoft.trainer.adapters import ADAPTERS
 from autoft.trainer.build import refused_by_peft
 from autoft.trainer.gates import refuse_unknown_tokens
 from autoft.trainer.job import Job
@@ -202,7 +202,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     recipe_pins = _with_rank({**from_preset, **recipe_pins}, request.min_rank, words)
     rows = rows_of(prepared, seq_len, packing=bool(recipe_pins.get("packing")))
     starter = (request.model, request.data) == ("starter", "starter")
-    kind = None if method == "full" else adapters()[adapter]
+    kind = None if method == "full" else ADAPTERS[adapter]
     planned, sources = schedule(starter, workload, rows, seq_len, adapter=kind)
     job = {**planned, **job_pins}
     unsuited = _unsuited(job, prepared)

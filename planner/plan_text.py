@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoft.planner.candidates import describe
-from autoft.planner.plan_file import Plan
 from autoft.schema import without_none
 from autoft.settings import settings_of
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe, applies
 from autoft.units import duration, size
+
+if TYPE_CHECKING:
+    from autoft.planner.plan_file import Plan
 
 COLUMNS = 100
 INSTEAD = 3  # alternatives told beside a line

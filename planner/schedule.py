@@ -11,7 +11,8 @@ from autoft.planner import words
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.facts import Reason
 from autoft.planner.workload import Workload
-from autoft.trainer.adapters import AdapterKind, adapters
+from autoft.trainer.adapters import ADAPTERS
+from autoft.trainer.adapters.kind import AdapterKind
 from autoft.trainer.data.pack import pack
 from autoft.trainer.job import Job
 from autoft.trainer.prepare import Prepared
@@ -94,7 +95,7 @@ def schedule(
     epochs = 1.0 if starter or examples >= SMALL_DATA_ROWS else 3.0
     mean = sum(rows.lengths) / number if rows else seq_len
     per_step = _rows_per_step(int(number * epochs), mean)
-    kind = adapter or adapters()["lora"]
+    kind = adapter or ADAPTERS["lora"]
     of_kind = STARTER_RATE if starter and kind.name == "lora" else kind.learning_rate
     found: dict[str, Any] = {
         "epochs": epochs,

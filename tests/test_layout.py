@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import os
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,51 @@ def _imported(file: Path) -> set[str]:
 def test_imports_run_one_way(folder: str) -> None:
     for file in (ROOT / folder).rglob("*.py"):
         assert _imported(file) <= ALLOWED[folder] | COMMON, file
+
+
+def modules() -> dict[str, Path]:
+    """Every module of autoft with its file."""
+    files = [file for folder in (*ALLOWED, "autoft/cli") for file in (ROOT / folder).rglob("*.py")]
+    files += (ROOT / "autoft").glob("*.py")
+    names = {}
+    for file in files:
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        path = parts if parts[0] == "autoft" else ("autoft", *parts)
+        names[".".join(path).removesuffix(".__init__")] = file
+    return names
+
+
+def imported_modules(text: str, known: Collection[str]) -> set[str]:
+    """Those of `known` that code imports when it runs, at its top or inside functions."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in known else node.module for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & set(known)
+
+
+def in_order(texts: dict[str, str]) -> list[str]:
+    """The modules, each behind those that it imports. Raises: graphlib.CycleError where there is no such order."""
+    graph = {name: imported_modules(text, texts) - {name} for name, text in texts.items()}
+    return list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_no_file_imports_what_imports_it() -> None:
+    texts = {name: file.read_text(encoding="utf-8") for name, file in modules().items()}
+    assert len(in_order(texts)) == len(texts) > 200
+
+
+def test_a_circle_is_found() -> None:
+    with pytest.raises(graphlib.CycleError):
+        in_order({"autoft.a": "def f():\n    from autoft import b", "autoft.b": "import autoft.a"})
+    assert in_order({"autoft.a": "from autoft import b", "autoft.b": "if TYPE_CHECKING:\n    import autoft.a"})
 
 
 def test_every_package_on_disk_is_listed() -> None:

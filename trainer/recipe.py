@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Lt
 
 from autoft.schema import Record
 from autoft.settings import Setting, settings_of
-from autoft.trainer.adapters import adapters
+from autoft.trainer.adapters import ADAPTERS
 
 Method = Literal["lora", "qlora", "full"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -375,5 +375,5 @@ def _without_meaning(method: str, adapter: str) -> tuple[str, ...]:
     group = {name: field.setting.group for name, field in settings_of(Recipe).items()}
     if method == "full":
         return tuple(name for name in group if group[name] in ("Adapter", "Quantization"))
-    known = {*OF_EVERY_ADAPTER, *adapters()[adapter].settings}
+    known = {*OF_EVERY_ADAPTER, *ADAPTERS[adapter].settings}
     return tuple(name for name in group if group[name] == "Adapter" and name not in known)

@@ -9,11 +9,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from autoft.trainer.adapters import adapters
+from autoft.trainer.adapters import ADAPTERS
 from autoft.trainer.recipe import Recipe
 
 SETTINGS = ("max_steps=2", "seq_len=64", "micro_batch=4", "accumulation=1", "eval_rows=4", "max_new_tokens=4")
-OTHERS = sorted(adapters().keys() - {"lora"})
+OTHERS = sorted(ADAPTERS.keys() - {"lora"})
 QUANTIZED = ("method=qlora", "quant_type=nf4", "double_quant=true")
 
 
@@ -29,7 +29,7 @@ def test_it_is_planned_trained_saved_opened_and_asked(autoft, tmp_path, tiny_mod
     assert planned.code == 0, planned.err
     plan = json.loads(planned.out)
     assert plan["job"]["recipe"]["adapter"] == name
-    assert plan["job"]["learning_rate"] == adapters()[name].learning_rate
+    assert plan["job"]["learning_rate"] == ADAPTERS[name].learning_rate
     assert not any(reason["key"] == "rank" for reason in plan["reason_records"])
 
     done = autoft("run", tiny_model, "--data", data_file, "-o", out, *settings, "--gpu", "cpu", "--json")
@@ -47,7 +47,7 @@ def test_it_is_planned_trained_saved_opened_and_asked(autoft, tmp_path, tiny_mod
         before = model(ids).logits
         opened = PeftModel.from_pretrained(model, out)
         assert not torch.equal(opened(ids).logits, before)
-    trained = [p for weight, p in opened.named_parameters() if adapters()[name].owns(weight)]
+    trained = [p for weight, p in opened.named_parameters() if ADAPTERS[name].owns(weight)]
     assert sum(parameter.numel() for parameter in trained) == result["trainable_params"]
 
     asked = autoft("chat", out, "-p", "number 7", "--max-new-tokens", 4, "--json")
@@ -89,7 +89,7 @@ def test_a_preset_s_rank_gives_way_to_a_kind_that_has_none(autoft, tiny_model, d
 
 
 def test_every_kind_says_what_it_is() -> None:
-    for name, kind in adapters().items():
+    for name, kind in ADAPTERS.items():
         assert kind.name == name
         assert kind.source
         assert kind.settings <= Recipe.__dataclass_fields__.keys()

@@ -18,7 +18,7 @@ from autoft.planner.inputs import Inputs, data_digest, job_digest
 from autoft.planner.plan_file import Alternative, Plan, read_plan, write_plan
 from autoft.planner.schedule import Rows, schedule
 from autoft.planner.workload import Workload
-from autoft.trainer.adapters import adapters
+from autoft.trainer.adapters import ADAPTERS
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
 
@@ -115,7 +115,7 @@ PLANS = st.builds(
     correction=st.none() | CORRECTIONS,
     inputs=st.none() | st.builds(Inputs, job_sha256=TEXT, versions=st.dictionaries(TEXT, TEXT, max_size=2)),
 )
-LORA = adapters()["lora"]
+LORA = ADAPTERS["lora"]
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -7,10 +7,10 @@ import random
 import pytest
 
 from autoft.planner.schedule import MAX_ROWS_PER_STEP, MAX_TOKENS_PER_STEP, MIN_STEPS, Rows, rows_of, schedule
-from autoft.trainer.adapters import adapters
+from autoft.trainer.adapters import ADAPTERS
 
 LENGTHS = tuple(random.Random(0).choices(range(20, 500), weights=range(480, 0, -1), k=2000))
-LORA = adapters()["lora"]
+LORA = ADAPTERS["lora"]
 
 
 def padded_by_transformers(lengths: tuple[int, ...], micro_batch: int, rows_per_step: int) -> float:

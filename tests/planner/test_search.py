@@ -14,7 +14,7 @@ from autoft.planner.candidates import BASES, SAVINGS, Family, base_bits, lighter
 from autoft.planner.choose import PREFERENCES, choose, order
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.search import Candidate, Search
-from autoft.trainer.optimizers import optimizers
+from autoft.trainer.optimizers import OPTIMIZERS
 from autoft.trainer.recipe import Recipe
 from autoft.units import pace
 
@@ -40,7 +40,7 @@ worlds = st.fixed_dictionaries(
     }
 )
 
-LIGHTER = {spec.lighter for spec in optimizers().values() if spec.lighter}
+LIGHTER = {spec.lighter for spec in OPTIMIZERS.values() if spec.lighter}
 
 
 def estimate(world: dict[str, Any], recipe: Recipe) -> Estimate:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from autoft.trainer.optim import build_optimizer, forget_steps
-from autoft.trainer.optimizers import optimizers, spec_of
+from autoft.trainer.optimizers import OPTIMIZERS, spec_of
 from autoft.trainer.recipe import Optimizer, Recipe
 
-NAMES = list(optimizers())
+NAMES = list(OPTIMIZERS)
 WARNS = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU:UserWarning")
 
 
@@ -38,7 +38,7 @@ def steps(parameters: list[torch.nn.Parameter], wanted: torch.Tensor, optimizer:
 
 def test_the_registry_has_the_names_that_a_recipe_may_have() -> None:
     assert tuple(NAMES) == get_args(Optimizer)
-    for name, spec in optimizers().items():
+    for name, spec in OPTIMIZERS.items():
         assert spec.name == name
         assert spec.source
         assert spec.lighter is None or spec.lighter in NAMES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from autoft.trainer.adapters import AdapterKind
+from autoft.trainer.adapters.kind import AdapterKind
 
 if TYPE_CHECKING:
     from autoft.trainer.recipe import Recipe

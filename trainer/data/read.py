@@ -7,41 +7,20 @@ row group at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from autoft.errors import DataError
-from autoft.trainer.data.files import KINDS_HELP, PACKED, TABLES, TEXTS, Roles, find, kind, roles
+from autoft.trainer.data.files import KINDS_HELP, PACKED, TABLES, TEXTS, find, kind, roles
 from autoft.trainer.data.json_rows import json_rows, rows_of_splits, splits_of
 from autoft.trainer.data.lines import RawRow, lines_of, refuse_impostor
+from autoft.trainer.data.opened import Data, OnFault, Start
 from autoft.trainer.data.sheets import csv_rows
 
 __all__ = ["COLUMNAR", "Data", "RawRow", "Start", "open_data", "read_rows", "stream_rows"]
 
 PASSAGE_CHARACTERS = 8000  # of a plain text in one row: some 2,000 tokens
 COLUMNAR = (".parquet", ".arrow", ".feather")
-
-OnFault = Callable[[DataError], None]
-
-
-class Start(Protocol):
-    """Starts reading. Without on_fault, a line that is no row raises."""
-
-    def __call__(self, *, on_fault: OnFault | None = None) -> Iterator[RawRow]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """What a path stands for. train, heldout: start reading anew each time; heldout is None where no split is for that.
-
-    roles: the splits that were found, by their names.
-    """
-
-    train: Start
-    heldout: Start | None
-    roles: Roles
 
 
 def read_rows(path: str) -> list[RawRow]:

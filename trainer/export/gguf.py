@@ -10,11 +10,11 @@ from typing import Any
 
 from autoft.errors import AutoftError, ModelError
 from autoft.trainer.export.exporter import Answer, Bound, Exporter, Order, Question
-from autoft.trainer.export.merge import merge, stored_vocabulary
+from autoft.trainer.export.merge import merge
 from autoft.trainer.export.quantize import K_QUANTS, PLAIN, quantize
 from autoft.trainer.export.reload import check_ids, run_module, texts_to_split
 from autoft.trainer.export.safetensors import merged_bytes
-from autoft.trainer.export.source import Source
+from autoft.trainer.export.source import Source, stored_vocabulary
 
 # Families whose files were compared with transformers in llama.cpp, by model_type in config.json
 FAMILIES = {

@@ -18,7 +18,7 @@ from autoft.errors import ModelError
 from autoft.home import write_text
 from autoft.schema import object_in
 from autoft.trainer.adapters import is_adapter
-from autoft.trainer.export.source import Source
+from autoft.trainer.export.source import Source, stored_vocabulary
 from autoft.trainer.export.staging import RECORD
 from autoft.trainer.finished import ADAPTER
 from autoft.trainer.resolve import Say
@@ -85,17 +85,6 @@ def write_beside(source: Source, out: Path, *, untied: bool = False, vocab_size:
 def write_record(source: Source, out: Path, **more: Any) -> None:
     """Write the record that says what the folder was made from."""
     write_text(out / RECORD, _json({"autoft_version": __version__, **source.lineage(), **more}))
-
-
-def stored_vocabulary(source: Source) -> int | None:
-    """Rows of the embedding or head that the adapter's file holds, None where it holds neither."""
-    from safetensors import safe_open
-
-    with safe_open(source.folder / ADAPTER, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 - no mapping
-            if name.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_tokens.base_layer.weight")):
-                return int(file.get_slice(name).get_shape()[0])
-    return None
 
 
 def _config(source: Source, *, untied: bool, vocab_size: int | None) -> dict[str, Any]:

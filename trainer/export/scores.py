@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.schema import Record
-from autoft.trainer.export.source import Source
+from autoft.trainer.export.source import Source, stored_vocabulary
 from autoft.trainer.export.texts import Texts
 from autoft.trainer.metrics import perplexity
 
@@ -88,8 +88,6 @@ def load_with_adapter(source: Source, dtype: Any) -> Any:
         return model.eval()
     from peft import PeftModel
     from safetensors import SafetensorError
-
-    from autoft.trainer.export.merge import stored_vocabulary
 
     rows = stored_vocabulary(source)
     if rows is not None and rows != model.get_input_embeddings().num_embeddings:

@@ -10,7 +10,7 @@ from autoft.errors import ModelError
 from autoft.home import sha256
 from autoft.schema import object_in
 from autoft.trainer import environment
-from autoft.trainer.adapters import adapters
+from autoft.trainer.adapters import ADAPTERS
 from autoft.trainer.data.tokens import stop_ids
 from autoft.trainer.finished import ADAPTER, base_name, load_run_tokenizer, open_result
 from autoft.trainer.ownership import RESULT
@@ -94,6 +94,17 @@ def open_source(
     return _of_peft(folder, base, say)
 
 
+def stored_vocabulary(source: Source) -> int | None:
+    """Rows of the embedding or head that the adapter's file holds, None where it holds neither."""
+    from safetensors import safe_open
+
+    with safe_open(source.folder / ADAPTER, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - no mapping
+            if name.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_tokens.base_layer.weight")):
+                return int(file.get_slice(name).get_shape()[0])
+    return None
+
+
 def _of_run(folder: Path, result: RunResult, base: str | None, accept_changes: bool, say: Say) -> Source:
     whole = result.job.recipe.method == "full"
     ref = resolve(str(folder.resolve()) if whole else base or base_name(folder, result))
@@ -119,7 +130,7 @@ def _of_run(folder: Path, result: RunResult, base: str | None, accept_changes: b
 
 def _of_peft(folder: Path, base: str | None, say: Say) -> Source:
     adapter = object_in(folder / ADAPTER_CONFIG)
-    kinds = [name.upper() for name in adapters()]
+    kinds = [name.upper() for name in ADAPTERS]
     if adapter.get("peft_type") not in kinds:
         raise ModelError(
             f"{folder / ADAPTER_CONFIG}: peft_type is {adapter.get('peft_type')!r}, not {' or '.join(kinds)}",

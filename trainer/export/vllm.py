@@ -11,10 +11,10 @@ from autoft.errors import ModelError, OptionError
 from autoft.home import write_text
 from autoft.trainer.export.exporter import Answer, Bound, Exporter, Order, Question
 from autoft.trainer.export.gguf_lora import refuse_beyond_lora
-from autoft.trainer.export.merge import stored_vocabulary, write_record
+from autoft.trainer.export.merge import write_record
 from autoft.trainer.export.reload import reload_folder
 from autoft.trainer.export.safetensors import SMALL_FILES_BYTES
-from autoft.trainer.export.source import ADAPTER_CONFIG, Source
+from autoft.trainer.export.source import ADAPTER_CONFIG, Source, stored_vocabulary
 from autoft.trainer.finished import ADAPTER
 
 # vllm/config/lora.py: the values of --max-lora-rank; an adapter of a rank between two needs the next

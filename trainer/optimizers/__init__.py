@@ -6,54 +6,13 @@ exports must know of it. A file here is a kind; its OPTIMIZERS are found by name
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from autoft.trainer.optimizers import adafactor, adamw, adamw_8bit
+from autoft.trainer.optimizers.spec import OptimizerSpec
 
-if TYPE_CHECKING:
-    import torch
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OptimizerSpec:
-    """One optimizer.
-
-    build: (parameters, lr, weight_decay, foreach) -> it; foreach: all parameters at once, None leaves it to PyTorch.
-    state_bits: of a number in its state: 32 (the dtype of the weight), 8, or 0 where it keeps no number a weight.
-    state_bytes: bytes of state a trained weight, given the bytes of the weight.
-    label: what a plan's one-line description says of it, nothing for the usual ones.
-    lighter: the name of one with less state on the card, to try where a step misses by little.
-    paged: whether its state moves to the host when the card is full.
-    elsewhere: its name in other trainers, where that is another than ours.
-    source: where it is described.
-    """
-
-    name: str
-    build: Callable[..., torch.optim.Optimizer]
-    state_bits: int
-    state_bytes: Callable[[int], float]
-    source: str
-    label: str = ""
-    lighter: str | None = None
-    paged: bool = False
-    elsewhere: dict[str, str] = field(default_factory=dict)
-
-
-@functools.cache
-def optimizers() -> dict[str, OptimizerSpec]:
-    """All by name."""
-    from autoft.trainer.optimizers import adafactor, adamw, adamw_8bit
-
-    specs = (*adamw.OPTIMIZERS, *adamw_8bit.OPTIMIZERS, *adafactor.OPTIMIZERS)
-    return {spec.name: spec for spec in specs}
+_SPECS = (*adamw.OPTIMIZERS, *adamw_8bit.OPTIMIZERS, *adafactor.OPTIMIZERS)
+OPTIMIZERS: dict[str, OptimizerSpec] = {spec.name: spec for spec in _SPECS}
 
 
 def spec_of(name: str) -> OptimizerSpec:
     """Raises: KeyError for a name that is none."""
-    return optimizers()[name]
-
-
-def moments(beta1: float = 0.9, beta2: float = 0.999) -> dict[str, Any]:
-    """What every AdamW here is built with."""
-    return {"betas": (beta1, beta2), "eps": 1e-8}
+    return OPTIMIZERS[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autoft.trainer.optimizers import OptimizerSpec
+from autoft.trainer.optimizers.spec import OptimizerSpec
 
 if TYPE_CHECKING:
     import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autoft.trainer.optimizers import OptimizerSpec, moments
+from autoft.trainer.optimizers.spec import OptimizerSpec, moments
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,42 @@
+"""What a kind of adapter is: the record that each file of kinds fills in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autoft.trainer.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterKind:
+    """One kind of adapter.
+
+    config: (recipe, names of its layers, what is the same for all kinds) -> PEFT's configuration.
+    prefix: with which PEFT begins the names of its weights. once: in the name of one weight of every layer that has it.
+    settings: fields of the Recipe that it has beside target_modules, adapter_dtype and kbit_upcast.
+    title: its name for people, of a Recipe. size: how large it is, "rank 16"; empty where it has no size to choose.
+    learning_rate: to begin with, and rate_source: where that comes from.
+    source: where it is described.
+    """
+
+    name: str
+    config: Callable[..., Any]
+    prefix: str
+    once: str
+    settings: frozenset[str]
+    title: Callable[[Recipe], str]
+    size: Callable[[Recipe], str]
+    learning_rate: float
+    rate_source: str
+    source: str
+
+    def owns(self, weight: str) -> bool:
+        """Whether a weight of this name is the adapter's own."""
+        return self.prefix in weight
+
+    def layer_of(self, weight: str) -> str:
+        """The name of the layer to which an own weight belongs."""
+        return weight.partition(f".{self.prefix}")[0]
