@@ -117,8 +117,6 @@ def load_trained(folder: Path, result: RunResult, *, for_loss: bool = False) -> 
     from peft import PeftModel
     from safetensors import SafetensorError
 
-    from autoft.trainer.build import torch_dtype
-
     try:
         model = PeftModel.from_pretrained(model, folder).eval()
     except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
@@ -128,10 +126,17 @@ def load_trained(folder: Path, result: RunResult, *, for_loss: bool = False) -> 
             fix="restore its files, or run again",
         ) from error
     _check_keys(model, folder / ADAPTER)
-    for name, parameter in model.named_parameters():
-        if kind_of(recipe).owns(name):  # PEFT widens what is narrower than float32
-            parameter.data = parameter.data.to(torch_dtype(recipe.adapter_dtype))
+    restore_dtype(model, recipe)
     return model
+
+
+def restore_dtype(model: Any, recipe: Recipe) -> None:
+    """Give an adapter the dtype that it was trained in: PEFT widens what is narrower than float32."""
+    from autoft.trainer.build import torch_dtype
+
+    for name, parameter in model.named_parameters():
+        if kind_of(recipe).owns(name):
+            parameter.data = parameter.data.to(torch_dtype(recipe.adapter_dtype))
 
 
 def _check_keys(model: Any, path: Path) -> None:

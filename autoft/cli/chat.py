@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from autoft.cli import options
-from autoft.errors import OptionError, harmless
-
-if TYPE_CHECKING:
-    from autoft.trainer.chat import Talker
-    from autoft.trainer.data.shape import Message
+from autoft.cli.chat_commands import Conversation
+from autoft.errors import AutoftError, OptionError, harmless
 
 
 @options.command(
     "Talk to the model in DIR, a folder written by `autoft run`.\n\n"
-    "Answers once with -p or text on stdin; otherwise a conversation, ended by an empty line or Ctrl-D.",
+    "Answers once with -p or text on stdin; otherwise a conversation, in which /help lists commands.",
     examples=("autoft chat my-adapter", 'autoft chat my-adapter -p "Hello!"', "autoft chat my-adapter < question.txt"),
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
@@ -31,12 +27,22 @@ if TYPE_CHECKING:
     metavar="N",
     help="Longest answer in tokens (default: 512).",
 )
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0, max=5),
+    default=0.0,
+    metavar="T",
+    help="Sample with this temperature (default: 0, the likeliest token).",
+)
+@click.option("--base", is_flag=True, help="With -p: answer as the base does, without the adapter.")
 @options.ACCEPT_CHANGES
 def command(
     folder: Path,
     prompt: str | None,
     system: str | None,
     max_new_tokens: int,
+    temperature: float,
+    base: bool,
     accept_changes: bool,
     as_json: bool,
 ) -> None:
@@ -44,6 +50,8 @@ def command(
         prompt = sys.stdin.read().strip()
         if not prompt:
             raise OptionError("nothing to answer: stdin is empty", fix="-p TEXT, or pipe a text in")
+    if base and prompt is None:
+        raise OptionError("--base answers once", fix="give the text with -p or on stdin; in a conversation type /base")
     if as_json and prompt is None:
         raise OptionError("--json answers once", fix="give the text with -p or on stdin")
     from autoft.trainer import environment
@@ -52,20 +60,25 @@ def command(
     from autoft.trainer.chat import open_run
 
     talker = open_run(folder, accept_changes=accept_changes, say=lambda text: click.echo(text, err=True))
-    start = _start(system if system is not None else talker.system_prompt)
+    talk = Conversation(
+        talker,
+        system=system if system is not None else talker.system_prompt,
+        max_new_tokens=max_new_tokens,
+        show=_silent if as_json else _write,
+        temperature=temperature,
+    )
     if prompt is None:
-        _converse(talker, start, max_new_tokens)
+        _converse(talk)
         return
-    messages = [*start, {"role": "user", "content": prompt}]
-    answer = talker.answer(messages, max_new_tokens=max_new_tokens, on_text=_silent if as_json else _write)
+    answer = talk.answer_base(prompt) if base else talk.say(prompt)
     if as_json:
         options.print_json({"prompt": prompt, "answer": answer})
     else:
         click.echo()
 
 
-def _converse(talker: Talker, start: list[Message], max_new_tokens: int) -> None:
-    messages = list(start)
+def _converse(talk: Conversation) -> None:
+    click.echo("/help lists commands, an empty line ends", err=True)
     while True:
         try:
             text = input("> ").strip()
@@ -73,14 +86,12 @@ def _converse(talker: Talker, start: list[Message], max_new_tokens: int) -> None
             text = ""
         if not text:
             return
-        messages.append({"role": "user", "content": text})
-        answer = talker.answer(messages, max_new_tokens=max_new_tokens, on_text=_write)
-        messages.append({"role": "assistant", "content": answer})
-        click.echo()
-
-
-def _start(system: str | None) -> list[Message]:
-    return [{"role": "system", "content": system}] if system else []
+        try:
+            reply = talk.run(text) if text.startswith("/") else talk.say(text)
+        except AutoftError as error:  # the conversation goes on
+            click.echo(f"Error: {error}", err=True)
+            continue
+        click.echo(harmless(reply) if text.startswith("/") else "")  # an answer is shown as it comes
 
 
 def _write(text: str) -> None:

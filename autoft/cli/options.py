@@ -20,7 +20,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Data": ("data", "eval_data", "mapping", "rows", "model", "thinking", "cases"),
     "Model and method": (
         "method", "preset", "prefer", "seq_len", "settings", "rank", "micro_batch", "checkpointing", "prompt", "system",
-        "max_new_tokens", "tool",
+        "base", "temperature", "max_new_tokens", "tool",
     ),
     "Device": ("gpu", "vram_gib", "device"),
     "Limits": ("max_hours", "max_memory_gib", "max_energy_kwh", "min_rank"),
