@@ -100,7 +100,7 @@ def show_result(result: RunResult, out: str, console: Console) -> None:
     console.print(Text("Next", style="bold"))
     for command, what in (
         (f"autoft chat {out}", "talk to it"),
-        (f"autoft export {out} --to ollama -o my-model", "use it elsewhere: Ollama, llama.cpp, vLLM, ..."),
+        (f"autoft export {out} --to ollama -o my-model", "for Ollama; also llama.cpp, vLLM"),
         ("autoft plan MODEL --data FILE", "plan your own model and data"),
         ("autoft run MODEL --data FILE", "and train it"),
     ):
