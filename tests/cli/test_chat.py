@@ -15,7 +15,15 @@ from tests.cli.terminal import plain, read_terminal, terminal
 from tests.conftest import write_jsonl
 
 QUESTION = "number 7"
-SETTINGS = ("max_steps=12", "learning_rate=0.01", "base_dtype=float32", "seq_len=64", "micro_batch=4", "accumulation=1", "eval_rows=4")
+SETTINGS = (
+    "max_steps=12",
+    "learning_rate=0.01",
+    "base_dtype=float32",
+    "seq_len=64",
+    "micro_batch=4",
+    "accumulation=1",
+    "eval_rows=4",
+)
 
 
 @pytest.fixture(scope="module")
