@@ -48,7 +48,7 @@ def test_faults_exit_with_2_after_the_whole_report(autoft, faulty) -> None:
     done = autoft("data", "check", faulty)
     assert done.code == 2
     for part in (
-        "a run would stop",
+        "errors would stop a run",
         "the conversation ends with the user",
         "faulty.jsonl:6",
         "faulty.jsonl:7 = faulty",
