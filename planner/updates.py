@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -56,10 +56,8 @@ def optimizer_events(
             return paged
 
         paged_optimizer.get_state_buffer = state_buffer
-    if spec.state_bits == 8:
-        _keep_on_meta(optimizer)
     steps = []
-    with trace, _fused_on_meta():
+    with trace, _fused_on_meta(), _kept_on_meta(optimizer) if spec.state_bits == 8 else nullcontext():
         for _ in range(2):
             trace.begin("optimizer")
             if clip:
@@ -97,9 +95,14 @@ def _fused_on_meta() -> Iterator[None]:
         module._device_dtype_check_for_fused = asked
 
 
-def _keep_on_meta(optimizer: Any) -> None:
+@contextmanager
+def _kept_on_meta(optimizer: Any) -> Iterator[None]:
     """bitsandbytes moves state and looks for a GPU before its first step; there is nothing to move."""
     import bitsandbytes.optim.optimizer as module
 
     optimizer.to_gpu = lambda: None
-    module.sync_gpu = lambda _: None
+    looked, module.sync_gpu = module.sync_gpu, lambda _: None
+    try:
+        yield
+    finally:
+        module.sync_gpu = looked

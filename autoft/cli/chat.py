@@ -81,17 +81,17 @@ def _converse(talk: Conversation) -> None:
     click.echo("/help lists commands, an empty line ends", err=True)
     while True:
         try:
-            text = input("> ").strip()
+            line = input("> ").strip()
         except EOFError:
-            text = ""
-        if not text:
+            line = ""
+        if not line:
             return
         try:
-            reply = talk.run(text) if text.startswith("/") else talk.say(text)
+            reply = talk.run(line) if line.startswith("/") else talk.say(line)
         except AutoftError as error:  # the conversation goes on
             click.echo(f"Error: {error}", err=True)
             continue
-        click.echo(harmless(reply) if text.startswith("/") else "")  # an answer is shown as it comes
+        click.echo(harmless(reply) if line.startswith("/") else "")  # an answer is shown as it comes
 
 
 def _write(text: str) -> None:

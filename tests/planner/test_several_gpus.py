@@ -353,7 +353,7 @@ def test_the_file_carries_it(two: Plan, tmp_path: Path) -> None:
     write_plan(two, path)
     text = path.read_text()
     assert "# " + two.place[:20] in text.replace(f"# {two.job.model} on ", "# ")
-    assert "num_gpus = 2  # replicas of the model, each with its own micro-batches" in text
+    assert "num_gpus = 2  # copies of the model, each with its own micro-batches" in text
     assert f"micro-batches in an optimizer step: 2 GPUs x {two.job.recipe.micro_batch} x" in text
     assert read_plan(path) == two
 
