@@ -104,8 +104,8 @@ class Conversation:
         write_text(path, json.dumps({"messages": [*start, *self.messages]}, ensure_ascii=False) + "\n")
         return f"written to {name}"
 
-    def _set(self, text: str) -> str:
-        name, _, value = text.partition("=")
+    def _set(self, setting: str) -> str:
+        name, _, value = setting.partition("=")
         try:
             if name == "temperature" and 0 <= float(value) <= 5:
                 self.temperature = float(value)
@@ -116,6 +116,6 @@ class Conversation:
         except ValueError:
             pass
         raise OptionError(
-            f"/set {text}: not a setting with a value of its range",
+            f"/set {setting}: not a setting with a value of its range",
             fix="/set temperature=0.7 (0 to 5) or /set max_new_tokens=256",
         )
