@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import torch
 
-ALWAYS_ROWS = 4  # up to so many bitsandbytes asks nothing
+ALWAYS_ROWS = 4  # up to this many bitsandbytes asks nothing
 MOST_ROWS = 1536  # beyond, it unpacks whatever the shape; _gemm_4bit_custom_max_m
 MOST_ROWS_OF_LARGE = 512
 SMALL_WEIGHTS = 4 * 1024 * 1024  # below, unpacking takes longer than the product
-SIMT_ROWS = 8  # its kernel without tensor cores takes fewer than so many
+SIMT_ROWS = 8  # its kernel without tensor cores takes fewer than this
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class _Product:
         return self.blocks >= self.multiprocessors // 2
 
     def waves(self, numerator: int, denominator: int = 1) -> bool:
-        """Whether there are at least so many waves of blocks."""
+        """Whether there are at least this many waves of blocks."""
         return self.blocks * denominator >= self.multiprocessors * numerator
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch.optim import adam
 
 from autoft.planner.depth import Events, as_events
 from autoft.planner.device import Device
 from autoft.planner.kernels import scratch
 from autoft.planner.trace import KIND, Made, Trace, no_modes
 from autoft.planner.work import Work
+from autoft.trainer.compat.bitsandbytes import SYNC_GPU
+from autoft.trainer.compat.torch import FUSED_CHECK
 from autoft.trainer.optim import build_optimizer
 from autoft.trainer.optimizers import spec_of
 from autoft.trainer.recipe import Optimizer, Recipe
@@ -57,7 +57,12 @@ def optimizer_events(
 
         paged_optimizer.get_state_buffer = state_buffer
     steps = []
-    with trace, _fused_on_meta(), _kept_on_meta(optimizer) if spec.state_bits == 8 else nullcontext():
+    with ExitStack() as on_meta, trace:
+        on_meta.enter_context(FUSED_CHECK.replaced_by(lambda *_, **__: None))  # of a device that has such a kernel
+        if spec.state_bits == 8:  # bitsandbytes moves state and waits for a GPU: there is nothing to move
+            bnb_optimizer: Any = optimizer
+            bnb_optimizer.to_gpu = lambda: None
+            on_meta.enter_context(SYNC_GPU.replaced_by(lambda _: None))
         for _ in range(2):
             trace.begin("optimizer")
             if clip:
@@ -82,27 +87,3 @@ def _clip(parameters: list[torch.nn.Parameter], *, at_once: bool) -> None:
     norms = torch._foreach_norm(gradients)
     factor = CLIP_NORM / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6)
     torch._foreach_mul_(gradients, torch.clamp(factor, max=1.0))
-
-
-@contextmanager
-def _fused_on_meta() -> Iterator[None]:
-    """PyTorch's fused optimizers ask for a device that has such a kernel."""
-    module: Any = adam
-    asked, module._device_dtype_check_for_fused = module._device_dtype_check_for_fused, lambda *_, **__: None
-    try:
-        yield
-    finally:
-        module._device_dtype_check_for_fused = asked
-
-
-@contextmanager
-def _kept_on_meta(optimizer: Any) -> Iterator[None]:
-    """bitsandbytes moves state and looks for a GPU before its first step; there is nothing to move."""
-    import bitsandbytes.optim.optimizer as module
-
-    optimizer.to_gpu = lambda: None
-    looked, module.sync_gpu = module.sync_gpu, lambda _: None
-    try:
-        yield
-    finally:
-        module.sync_gpu = looked

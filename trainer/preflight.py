@@ -22,7 +22,6 @@ from autoft.trainer.recipe import Dtype
 from autoft.units import size
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Of an optimizer's state in 8 bits: two moments of a byte, each block of 256 with a scale in float32 (arXiv:2110.02861)
 
 
 def preflight(

@@ -58,10 +58,13 @@ class Conversation:
             raise OptionError(f"/{name}: not known.{near(name, commands)}", fix="/help lists what there is")
         return commands[name](rest.strip())
 
+    @property
+    def _start(self) -> list[Message]:
+        return [{"role": "system", "content": self.system}] if self.system else []
+
     def _answer(self, messages: list[Message], *, untrained: bool = False) -> str:
-        start: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         return self.talker.answer(
-            [*start, *messages],
+            [*self._start, *messages],
             max_new_tokens=self.max_new_tokens,
             on_text=self.show,
             temperature=self.temperature,
@@ -100,8 +103,7 @@ class Conversation:
         path = Path(name)
         if path.exists():
             raise OptionError(f"/save {name}: is there already", fix="/save with another name")
-        start: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        write_text(path, json.dumps({"messages": [*start, *self.messages]}, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps({"messages": [*self._start, *self.messages]}, ensure_ascii=False) + "\n")
         return f"written to {name}"
 
     def _set(self, setting: str) -> str:

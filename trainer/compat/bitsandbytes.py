@@ -25,7 +25,7 @@ INT8_PRODUCT = TABLE.hook(
     "as int8_vectorwise_quant",
     "planner/kernels.py",
 )
-TABLE.hook(
+SYNC_GPU = TABLE.hook(
     "bitsandbytes.optim.optimizer:sync_gpu",
     "(t)",
     "a rehearsal has no device to wait for",

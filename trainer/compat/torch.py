@@ -128,7 +128,7 @@ META_GROUPED_MM = TABLE.hook(
     "on meta a product of experts refuses dtypes that devices take",
     "planner/kernels.py",
 )
-TABLE.hook(
+FUSED_CHECK = TABLE.hook(
     "torch.optim.adam:_device_dtype_check_for_fused",
     "(p, cuda_unsupported=False)",
     "fused optimizers refuse meta tensors",

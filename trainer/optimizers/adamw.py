@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autoft.trainer.optimizers.spec import OptimizerSpec, moments
+from autoft.trainer.optimizers.spec import MOMENTS, OptimizerSpec
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +15,7 @@ def adamw(
 ) -> torch.optim.Optimizer:
     import torch
 
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, foreach=foreach, **moments())
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, foreach=foreach, **MOMENTS)
 
 
 def adamw_fused(
@@ -23,7 +23,7 @@ def adamw_fused(
 ) -> torch.optim.Optimizer:
     import torch
 
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True, **moments())
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True, **MOMENTS)
 
 
 def two_moments(weight_bytes: int) -> float:

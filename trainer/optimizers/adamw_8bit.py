@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autoft.trainer.optimizers.spec import OptimizerSpec, moments
+from autoft.trainer.optimizers.spec import MOMENTS, OptimizerSpec
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +17,7 @@ def adamw_8bit(
 ) -> torch.optim.Optimizer:
     from bitsandbytes.optim import AdamW8bit
 
-    optimizer: torch.optim.Optimizer = AdamW8bit(parameters, lr=lr, weight_decay=weight_decay, **moments())
+    optimizer: torch.optim.Optimizer = AdamW8bit(parameters, lr=lr, weight_decay=weight_decay, **MOMENTS)
     return optimizer
 
 
@@ -26,7 +26,7 @@ def paged_adamw_8bit(
 ) -> torch.optim.Optimizer:
     from autoft.trainer.paged import PagedAdamW
 
-    return PagedAdamW(parameters, lr=lr, weight_decay=weight_decay, **moments())
+    return PagedAdamW(parameters, lr=lr, weight_decay=weight_decay, **MOMENTS)
 
 
 def two_moments_in_blocks(_: int) -> float:

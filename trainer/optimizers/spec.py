@@ -35,6 +35,5 @@ class OptimizerSpec:
     elsewhere: dict[str, str] = field(default_factory=dict)
 
 
-def moments(beta1: float = 0.9, beta2: float = 0.999) -> dict[str, Any]:
-    """What every AdamW here is built with."""
-    return {"betas": (beta1, beta2), "eps": 1e-8}
+# What every AdamW here is built with
+MOMENTS: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8}
