@@ -50,8 +50,9 @@ def sampler(visible: str | None = None) -> Iterator[Callable[[], dict[str, Any]]
     visible: CUDA_VISIBLE_DEVICES, where it is to be another than that of this process.
     It gives {"gpus": [{"index", "uuid", "name", "total_bytes", "free_bytes", "used_bytes", "power_w", "power_limit_w",
     "energy_j", "temperature_c", "busy_percent", "sm_clock_mhz", "memory_clock_mhz", "throttle"}, ...],
-    "no_gpu_reason", "host": {"ram_total_bytes", "ram_available_bytes"}}; None is not known. Memory is that of a MIG
-    instance's whole card; energy_j is drawn since the driver was loaded.
+    "no_gpu_reason", "driver_failure", "host": {"ram_total_bytes", "ram_available_bytes"}}; None is not known. Memory is
+    that of a MIG instance's whole card; energy_j is drawn since the driver was loaded. After a "driver_failure" the
+    driver is asked no more: only a new sampler asks it again.
     """
     environment = os.environ if visible is None else {**os.environ, "CUDA_VISIBLE_DEVICES": visible}
     with Driver() as driver:
@@ -69,6 +70,7 @@ def sampler(visible: str | None = None) -> Iterator[Callable[[], dict[str, Any]]
             return {
                 "gpus": gpus,
                 "no_gpu_reason": answers.failure or reason,
+                "driver_failure": answers.failure,
                 "host": {"ram_total_bytes": total, "ram_available_bytes": available},
             }
 

@@ -24,6 +24,7 @@ PLAIN_EVERY_S = 10.0
 DRAW_EVERY_S = 0.25
 CLOCK_EVERY_S = 1.0  # a picture in which only the clock has moved
 SAMPLE_EVERY_S = 1.0
+ASK_AGAIN_AFTER_S = (5.0, 60.0, 600.0)  # each try may leave behind a process that the kernel holds
 PATIENCE_S = 5.0  # for a terminal that takes nothing when all is done
 MOST_WAITING = 10_000  # lines that no terminal has taken; then the oldest go
 NAME_WIDTH = 9
@@ -230,14 +231,22 @@ class Display:
         return self.console.options.ascii_only
 
     def _sample(self) -> None:
-        """The GPU that the run sees, once a second; nothing where there is none."""
+        """The GPU that the run sees, once a second; nothing where there is none.
+
+        A driver that fails to answer, as on an overloaded machine, is asked again after ASK_AGAIN_AFTER_S.
+        """
         from autoft.profiles.detect import sampler
 
-        with sampler() as look:
-            while not self._ending.is_set():
-                gpus = look()["gpus"]
-                if not gpus:
-                    return
-                self._gpu = gpus[0]
-                self._changed.set()
-                self._ending.wait(SAMPLE_EVERY_S)
+        for pause in (*ASK_AGAIN_AFTER_S, 0):
+            with sampler() as look:
+                while not self._ending.is_set():
+                    sample = look()
+                    self._gpu = next(iter(sample["gpus"]), None)
+                    if sample["driver_failure"]:
+                        break
+                    if self._gpu is None:
+                        return
+                    self._changed.set()
+                    self._ending.wait(SAMPLE_EVERY_S)
+            if self._ending.wait(pause):
+                return

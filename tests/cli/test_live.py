@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -225,6 +226,19 @@ def test_the_gpu_is_looked_at_beside_the_run(tmp_path: Path) -> None:
     env = driver.environment("laptop", COLUMNS="300")
     line = next(line for line in run_plain("gpu", **env) if line.startswith("step 10"))
     assert "GPU busy 12%, 35 of 115 W, 61 C, slowed by power limit, heat (software)" in line
+
+
+def test_a_driver_that_was_too_slow_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in compiled(tmp_path).environment("laptop", AUTOFT_DRIVER_TIMEOUT_S="0.001").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(live, "ASK_AGAIN_AFTER_S", (0.1,) * 600)
+    with Display(Console(file=sys.stderr, width=40), gpu=True) as display:
+        time.sleep(0.5)
+        assert display._gpu is None
+        monkeypatch.setenv("AUTOFT_DRIVER_TIMEOUT_S", "30")
+        while display._gpu is None:
+            time.sleep(0.01)
+        assert display._gpu["busy_percent"] == 12
 
 
 def test_without_a_gpu_there_is_nothing_of_it() -> None:
