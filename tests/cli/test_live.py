@@ -159,7 +159,8 @@ def test_a_terminal_that_is_closed_does_not_end_the_run(tmp_path: Path, where: s
 
 
 PLAIN = """
-import sys, time
+import faulthandler, sys, time
+faulthandler.dump_traceback_later(50)
 from autoft import render
 from autoft.cli.live import Display
 from autoft.trainer.events import Progress
@@ -223,7 +224,7 @@ def test_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_the_gpu_is_looked_at_beside_the_run(tmp_path: Path) -> None:
     driver: FakeDriver = compiled(tmp_path)
-    env = driver.environment("laptop", COLUMNS="300")
+    env = driver.environment("laptop", COLUMNS="300", AUTOFT_DRIVER_TIMEOUT_S="40")
     line = next(line for line in run_plain("gpu", **env) if line.startswith("step 10"))
     assert "GPU busy 12%, 35 of 115 W, 61 C, slowed by power limit, heat (software)" in line
 
