@@ -205,10 +205,10 @@ def measure(case: Case, folder: Path, steps: int = STEPS) -> dict[str, int]:
     from torch.profiler import record_function
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from autoft.trainer.build import build_model, torch_dtype
-    from autoft.trainer.loss import IGNORED, compute_loss
+    from autoft.trainer.build import build_model
+    from autoft.trainer.loss import compute_loss
     from autoft.trainer.optim import build_optimizer
-    from autoft.trainer.recipe import Recipe
+    from autoft.trainer.recipe import IGNORED, Recipe, torch_dtype
 
     recipe, config = Recipe.from_dict(case.settings), AutoConfig.for_model(case.family, **case.shape)
     torch.manual_seed(0)
@@ -241,7 +241,7 @@ def a_batch(recipe: Any, config: Any) -> dict[str, Any]:
     """Random rows, every second one padded from two thirds on: each column is trained in some row."""
     import torch
 
-    from autoft.trainer.loss import IGNORED
+    from autoft.trainer.recipe import IGNORED
 
     if recipe.packing:
         return packed_batch(recipe, config.get_text_config().vocab_size)

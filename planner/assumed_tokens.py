@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from autoft.trainer.data.tokens import Example
-from autoft.trainer.loss import IGNORED
 from autoft.trainer.prepare import Prepared, prepare
+from autoft.trainer.recipe import IGNORED
 from autoft.trainer.resolve import ModelRef
 
 BYTES_PER_TOKEN = 3  # assumption, on the safe side: English text has about 4, code and numbers about 3

@@ -346,7 +346,7 @@ class _Bench:
     def _random(self, dtype: Dtype, *shape: int) -> torch.Tensor:
         import torch
 
-        from autoft.trainer.build import torch_dtype
+        from autoft.trainer.recipe import torch_dtype
 
         return torch.randn(*shape, device=self.device).to(torch_dtype(dtype))
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from autoft.planner import words
+from autoft.planner.alternative import Alternative
 from autoft.planner.candidates import base_bits, saving_of, state_bits
 from autoft.planner.estimate import Estimate
 from autoft.planner.facts import Reason
-from autoft.planner.plan_file import Alternative
 from autoft.planner.request import Prefer
 from autoft.planner.search import Candidate, Pruned
 from autoft.trainer.recipe import Recipe

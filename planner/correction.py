@@ -6,16 +6,14 @@ import math
 import re
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from autoft.errors import OutputError
 from autoft.planner import history
-from autoft.planner.estimate import Estimate, Fits, Range
+from autoft.planner.estimate import Correction, Estimate, Fits, Range, Ratio, Source
 from autoft.planner.history import PastRun
 from autoft.planner.target import Target
 from autoft.profiles.bench_store import THREADS, BenchKey
-from autoft.schema import Record
 from autoft.trainer.recipe import Recipe
 from autoft.units import duration, size
 
@@ -27,50 +25,6 @@ LIKE = 2.0
 FEWEST_STEPS = 10  # of a shorter run the first step, which compiles and allocates, is too large a part
 KERNELS = ("method", "quant_type", "base_dtype")  # fields of the recipe that decide which kernels run
 CIRCUMSTANCES = ("cores", *THREADS)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source(Record):
-    """A run that a correction is from. at: when it ended. ratio: measured over predicted."""
-
-    at: str
-    model: str
-    ratio: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ratio(Record):
-    """Measured over predicted, of the runs in sources. same_recipe: all were of this very recipe and model shape."""
-
-    median: float
-    least: float
-    most: float
-    same_recipe: bool
-    sources: tuple[Source, ...]
-
-    def seconds(self, predicted: Range) -> Range:
-        """To expect in place of a predicted range, of a step or of a whole run."""
-        return Range(lower=predicted.middle * self.least, upper=predicted.middle * self.most)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Correction(Record):
-    """What to expect, going by runs on this device with these versions; None where too few tell.
-
-    memory: ratio of what PyTorch reserved on a GPU, of what the process grew by on a CPU.
-    device_bytes: expected in place of the Estimate's. fits: yes if even the most that was measured would fit, tight if
-    only the expected does, no if not even that.
-    time: ratio of a step's seconds, over the middle of the range. step_time_s: the Estimate's middle times the least
-    and the most.
-    exhausted: when runs that were predicted to need no more than this ran out of memory here.
-    """
-
-    memory: Ratio | None = None
-    device_bytes: int | None = None
-    fits: Fits | None = None
-    time: Ratio | None = None
-    step_time_s: Range | None = None
-    exhausted: tuple[str, ...] = ()
 
 
 def correction_for(target: Target, estimate: Estimate, recipe: Recipe) -> Correction | None:

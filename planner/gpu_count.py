@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from autoft.errors import OptionError
 from autoft.planner import words
+from autoft.planner.alternative import Alternative
 from autoft.planner.choose import Choice, alternative, order, row_time, times
 from autoft.planner.facts import Reason
-from autoft.planner.plan_file import Alternative
 from autoft.planner.question import Question
 from autoft.planner.search import Candidate, Search
 from autoft.planner.target import Target, several

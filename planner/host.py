@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autoft.planner.facts import Assumption
 from autoft.planner.ghost import Rehearsal
-from autoft.trainer.outcome import output_bytes
+from autoft.trainer.output import output_bytes
 from autoft.units import GIB, size
 
 # Assumption: Python and the libraries with CUDA's, loaded and initialised.

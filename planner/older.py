@@ -13,9 +13,9 @@ import torch
 from torch.nn import functional
 
 from autoft.planner.loop import Loop
-from autoft.trainer.build import torch_dtype, without_adapter
+from autoft.trainer.build import without_adapter
 from autoft.trainer.compat.transformers import FLASH_ATTENTION, GROUPED_HEADS
-from autoft.trainer.recipe import Recipe
+from autoft.trainer.recipe import Recipe, torch_dtype
 
 # trl/trainer/utils.py, peft_module_casting_to_bf16: embeddings and head, by their modules' names
 _ENDS = ("lm_head", "embed_tokens", "wte", "wpe")

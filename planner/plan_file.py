@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Ge
 
 from autoft.errors import FileFormatError
 from autoft.home import write_text
-from autoft.planner.correction import Correction
-from autoft.planner.estimate import Estimate, Range
+from autoft.planner.alternative import Alternative
+from autoft.planner.estimate import Correction, Estimate, Range
 from autoft.planner.facts import Reason
 from autoft.planner.inputs import Inputs
 from autoft.planner.target import several
@@ -21,26 +21,10 @@ from autoft.profiles.model_shape import ModelShape
 from autoft.schema import Record, parse_toml, read_text
 from autoft.trainer.job import Job
 from autoft.trainer.places import private_job, public_name, without_paths
-from autoft.trainer.recipe import Recipe
 
 # Within a version keys are only added, each with a default that means what its absence meant, so older files load the
 # same. A key that changes its meaning raises the version; read_plan then says of an older file which key to change.
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Alternative(Record):
-    """A recipe that was not chosen. fallback: it fits in less memory than the chosen one. num_gpus: that it was for.
-
-    time_ratio: of a row, over that of the chosen one; None where it was not compared.
-    """
-
-    role: Literal["fallback", "runner_up", "rejected"]
-    recipe: Recipe
-    estimate: Estimate
-    reason: str
-    num_gpus: int = 1
-    time_ratio: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -323,7 +323,7 @@ def measure_cpu_flops(
     """FLOP/s of this CPU on products of the model's own width, best of as many tries as fit in `seconds`."""
     import torch
 
-    from autoft.trainer.build import torch_dtype
+    from autoft.trainer.recipe import torch_dtype
 
     tokens, inner, outer = 512, shape.hidden_size, shape.intermediate_size
     left = torch.randn(tokens, inner).to(torch_dtype(dtype))

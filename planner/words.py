@@ -12,7 +12,7 @@ from autoft.trainer.recipe import Recipe
 from autoft.units import GIB, pace, size
 
 if TYPE_CHECKING:
-    from autoft.planner.plan_file import Alternative
+    from autoft.planner.alternative import Alternative
 
 # Shares of the usable memory, our own: a run that needs more than EDGE has no room for what was not foreseen
 CLOSE, EDGE = 0.85, 0.95

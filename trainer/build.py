@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoft.errors import ModelError
 from autoft.trainer.adapters import kind_of
-from autoft.trainer.recipe import Attention, Dtype, Recipe
+from autoft.trainer.recipe import Attention, Recipe, torch_dtype
 from autoft.trainer.rope import scaled_config
 from autoft.trainer.suitable import auto_class, has_towers, missing_library, refuse_unsuitable
 
@@ -25,13 +25,6 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-
-def torch_dtype(name: Dtype) -> torch.dtype:
-    """The torch dtype of a Recipe's dtype name."""
-    import torch
-
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
 def build_model(

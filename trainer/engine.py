@@ -28,11 +28,12 @@ from autoft.trainer.fallback import Fallbacks
 from autoft.trainer.group import Group
 from autoft.trainer.job import Job
 from autoft.trainer.keeper import Keeper
-from autoft.trainer.loss import IGNORED, compute_loss
+from autoft.trainer.loss import compute_loss
 from autoft.trainer.memory import free_memory, is_out_of_memory
 from autoft.trainer.optim import build_optimizer, forget_steps
 from autoft.trainer.progress import Progress
 from autoft.trainer.randomness import random_state, set_random_state
+from autoft.trainer.recipe import IGNORED
 from autoft.trainer.rows import ROWS, Sampler, batch_maker, dataset, split
 from autoft.trainer.signals import StopRequest
 

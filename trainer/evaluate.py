@@ -15,9 +15,9 @@ from autoft.trainer.batches import Tell, in_batches, silent
 from autoft.trainer.data.shape import Row
 from autoft.trainer.data.tokens import Example, prompt_ids
 from autoft.trainer.data.written import chat_of
-from autoft.trainer.loss import IGNORED, compute_loss
+from autoft.trainer.loss import compute_loss
 from autoft.trainer.metrics import perplexity, score
-from autoft.trainer.recipe import Recipe
+from autoft.trainer.recipe import IGNORED, Recipe
 from autoft.trainer.result import Evaluation
 
 

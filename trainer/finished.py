@@ -132,7 +132,7 @@ def load_trained(folder: Path, result: RunResult, *, for_loss: bool = False) -> 
 
 def restore_dtype(model: Any, recipe: Recipe) -> None:
     """Give an adapter the dtype that it was trained in: PEFT widens what is narrower than float32."""
-    from autoft.trainer.build import torch_dtype
+    from autoft.trainer.recipe import torch_dtype
 
     for name, parameter in model.named_parameters():
         if kind_of(recipe).owns(name):

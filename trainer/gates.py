@@ -23,9 +23,9 @@ from autoft.trainer.data.pack import collator, packed_row
 from autoft.trainer.data.shape import Row
 from autoft.trainer.data.tokens import Example, asked_ids
 from autoft.trainer.job import Job
-from autoft.trainer.loss import IGNORED, compute_loss
+from autoft.trainer.loss import compute_loss
 from autoft.trainer.prepare import Prepared
-from autoft.trainer.recipe import Recipe
+from autoft.trainer.recipe import IGNORED, Recipe
 from autoft.trainer.reference import Reference, base_loss
 
 if TYPE_CHECKING:

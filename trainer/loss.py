@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from autoft.trainer.build import torch_dtype
-from autoft.trainer.recipe import Recipe
+from autoft.trainer.recipe import IGNORED, Recipe, torch_dtype
 
 if TYPE_CHECKING:
     import torch
-
-IGNORED = -100  # label of a token that is not trained, PyTorch's own convention
 
 
 def compute_loss(

@@ -27,16 +27,7 @@ from autoft.trainer.suitable import auto_class
 if TYPE_CHECKING:
     from autoft.trainer.load import Loaded
 
-SMALL_FILES_BYTES = 2**26  # assumption: tokenizer, card, record and the rest beside the trained weights
 Judged = tuple[Evaluation, list[str]]
-
-
-def output_bytes(trainable_params: int, *, bytes_each: int = 4) -> int:
-    """What a run writes: the trained weights, adapter or model, and the small files beside them.
-
-    bytes_each: of a weight; no dtype that is trained has more than four.
-    """
-    return bytes_each * trainable_params + SMALL_FILES_BYTES
 
 
 def finish(

@@ -14,6 +14,7 @@ from autoft.trainer.checkpoint import has_checkpoints, sync
 from autoft.trainer.ownership import CHECKPOINTS, LITTER, RUN, WORK, discard, foreign, is_finished
 
 UNFINISHED = ".unfinished"
+SMALL_FILES_BYTES = 2**26  # assumption: tokenizer, card, record and the rest beside the trained weights
 
 
 def free_name(parent: Path, stem: str) -> Path:
@@ -29,6 +30,14 @@ def free_name(parent: Path, stem: str) -> Path:
 def unfinished(out: Path) -> Path:
     """Where a run that will become `out` is written."""
     return out.with_name(out.name + UNFINISHED)
+
+
+def output_bytes(trainable_params: int, *, bytes_each: int = 4) -> int:
+    """What a run writes: the trained weights, adapter or model, and the small files beside them.
+
+    bytes_each: of a weight; no dtype that is trained has more than four.
+    """
+    return bytes_each * trainable_params + SMALL_FILES_BYTES
 
 
 def check_output(out: Path, *, force: bool, needed_bytes: int = 0) -> None:

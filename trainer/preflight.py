@@ -16,8 +16,7 @@ from autoft.trainer.doctor import compute, cuda
 from autoft.trainer.doctor.finding import Finding, one_line
 from autoft.trainer.job import Job
 from autoft.trainer.optimizers import spec_of
-from autoft.trainer.outcome import SMALL_FILES_BYTES
-from autoft.trainer.output import check_disk
+from autoft.trainer.output import SMALL_FILES_BYTES, check_disk
 from autoft.trainer.recipe import Dtype
 from autoft.units import size
 

@@ -6,13 +6,16 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
 from autoft.schema import Record
 from autoft.settings import Setting, settings_of
 from autoft.trainer.adapters import ADAPTERS
+
+if TYPE_CHECKING:
+    import torch
 
 Method = Literal["lora", "qlora", "full"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -23,6 +26,7 @@ Loss = Literal["fused", "selected", "logits"]
 Adapter = Literal["lora", "ia3"]
 RopeScaling = Literal["yarn", "linear"]
 
+IGNORED = -100  # label of a token that is not trained, PyTorch's own convention
 PAD_MULTIPLE = 16  # tensor cores want multiples of 8
 OF_EVERY_ADAPTER = ("adapter", "target_modules", "adapter_dtype")
 
@@ -377,3 +381,10 @@ def _without_meaning(method: str, adapter: str) -> tuple[str, ...]:
         return tuple(name for name in group if group[name] in ("Adapter", "Quantization"))
     known = {*OF_EVERY_ADAPTER, *ADAPTERS[adapter].settings}
     return tuple(name for name in group if group[name] == "Adapter" and name not in known)
+
+
+def torch_dtype(name: Dtype) -> torch.dtype:
+    """The torch dtype of a Recipe's dtype name."""
+    import torch
+
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoft.trainer.build import without_adapter
 from autoft.trainer.data.tokens import Example
-from autoft.trainer.loss import IGNORED
+from autoft.trainer.recipe import IGNORED
 
 if TYPE_CHECKING:
     import torch

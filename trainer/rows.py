@@ -18,8 +18,7 @@ from autoft.trainer.data.pack import collator, packed_row
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.group import Group
 from autoft.trainer.job import Job
-from autoft.trainer.loss import IGNORED
-from autoft.trainer.recipe import PAD_MULTIPLE, Recipe
+from autoft.trainer.recipe import IGNORED, PAD_MULTIPLE, Recipe
 
 ROWS = "rows"  # column of a batch: which rows of the dataset it has
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from autoft.errors import FileFormatError, ModelError
 from autoft.schema import parse_json
-from autoft.trainer.data.lines import LFS_POINTER
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 INDEX = "model.safetensors.index.json"
 MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
 ADAPTER = "adapter_"  # how PEFT's files begin

@@ -77,7 +77,7 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
                 raise OptionError(f"{what} is data, and no model is named", fix=f"autoft run MODEL --data {what}")
             raise OptionError("no data to train on", fix=f"autoft run {what} --data FILE")
         plan, prepared = planning.plan_to_train(planning.request(what, **words), out.absolute().parent)
-    from autoft.trainer.outcome import output_bytes
+    from autoft.trainer.output import output_bytes
 
     each = 4 if plan.job.recipe.method != "full" or plan.job.recipe.weights_dtype == "float32" else 2
     check_output(out, force=force, needed_bytes=output_bytes(plan.estimate.trainable_params, bytes_each=each))

@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autoft.planner.correction import Ratio, words
+from autoft.planner.correction import words
+from autoft.planner.estimate import Ratio
 from autoft.planner.plan_file import Plan
 
 

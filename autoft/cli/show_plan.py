@@ -12,8 +12,9 @@ from rich.text import Text
 from autoft.cli.show import BAR_COLORS, memory_bar, step_time
 from autoft.cli.show_correction import show_correction
 from autoft.planner import words
+from autoft.planner.alternative import Alternative
 from autoft.planner.candidates import describe
-from autoft.planner.plan_file import Alternative, Plan
+from autoft.planner.plan_file import Plan
 from autoft.render import facts
 from autoft.trainer.adapters import kind_of
 from autoft.trainer.recipe import Recipe

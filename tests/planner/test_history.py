@@ -14,8 +14,8 @@ import pytest
 
 from autoft.errors import OutputError
 from autoft.planner import history
-from autoft.planner.correction import FEWEST, Correction, correction_for, warnings, words
-from autoft.planner.estimate import Estimate, Range
+from autoft.planner.correction import FEWEST, correction_for, warnings, words
+from autoft.planner.estimate import Correction, Estimate, Range
 from autoft.planner.facts import Assumption
 from autoft.planner.history import PastRun, add, clear, put_aside, runs
 from autoft.planner.target import Target, target_of

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoft.errors import FileFormatError
-from autoft.planner.correction import Correction, Ratio, Source
-from autoft.planner.estimate import Estimate, Range
+from autoft.planner.alternative import Alternative
+from autoft.planner.estimate import Correction, Estimate, Range, Ratio, Source
 from autoft.planner.facts import Assumption, Reason
 from autoft.planner.inputs import Inputs, data_digest, job_digest
-from autoft.planner.plan_file import Alternative, Plan, read_plan, write_plan
+from autoft.planner.plan_file import Plan, read_plan, write_plan
 from autoft.planner.schedule import Rows, schedule
 from autoft.planner.workload import Workload
 from autoft.trainer.adapters import ADAPTERS

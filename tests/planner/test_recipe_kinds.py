@@ -19,7 +19,7 @@ from autoft.planner.memory import replay
 from autoft.planner.target import target_of
 from autoft.planner.trace import KIND
 from autoft.profiles.hardware import Hardware
-from autoft.trainer.outcome import output_bytes
+from autoft.trainer.output import output_bytes
 from autoft.trainer.recipe import Recipe
 from tests.planner.families import family_config
 from tests.planner.test_rehearsal import HOST

@@ -17,8 +17,9 @@ from autoft.trainer.batches import in_batches
 from autoft.trainer.data.shape import Row
 from autoft.trainer.data.tokens import Example, prompt_ids, tokenize
 from autoft.trainer.evaluate import evaluate, evaluate_longest, longest_batch, mean_loss
-from autoft.trainer.loss import IGNORED, compute_loss
+from autoft.trainer.loss import compute_loss
 from autoft.trainer.optim import build_optimizer
+from autoft.trainer.recipe import IGNORED
 from autoft.trainer.samples import samples
 from autoft.trainer.signals import StopRequested
 from tests.conftest import make_tokenizer

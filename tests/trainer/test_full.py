@@ -15,7 +15,7 @@ from autoft.trainer.data.shape import Message
 from autoft.trainer.job import Job
 from autoft.trainer.loss import compute_loss
 from autoft.trainer.optim import build_optimizer
-from autoft.trainer.outcome import SMALL_FILES_BYTES, output_bytes
+from autoft.trainer.output import SMALL_FILES_BYTES, output_bytes
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.run import run
 from tests.trainer.test_step import make_batch

@@ -21,9 +21,9 @@ from autoft.trainer.data.tokens import Example, Tokenized, tokenize
 from autoft.trainer.doctor import compute
 from autoft.trainer.gates import check_data, check_model
 from autoft.trainer.job import Job
-from autoft.trainer.loss import IGNORED, compute_loss
+from autoft.trainer.loss import compute_loss
 from autoft.trainer.prepare import Prepared, prepare
-from autoft.trainer.recipe import Recipe
+from autoft.trainer.recipe import IGNORED, Recipe
 from autoft.trainer.resolve import resolve
 from tests.conftest import CHAT_TEMPLATE, make_tokenizer, write_jsonl
 from tests.planner.families import FAMILIES, family_config

@@ -11,8 +11,8 @@ from autoft.errors import ModelError
 from autoft.trainer.build import build_model
 from autoft.trainer.data.pack import collator, pack, packed_row
 from autoft.trainer.data.tokens import Example
-from autoft.trainer.loss import IGNORED, compute_loss
-from autoft.trainer.recipe import Recipe
+from autoft.trainer.loss import compute_loss
+from autoft.trainer.recipe import IGNORED, Recipe
 from autoft.trainer.rows import ROWS, batch_maker, split
 from tests.planner.families import FAMILIES, family_config
 

@@ -17,7 +17,7 @@ from autoft.trainer.doctor import compute
 from autoft.trainer.job import Job
 from autoft.trainer.loss import compute_loss
 from autoft.trainer.optim import build_optimizer
-from autoft.trainer.outcome import SMALL_FILES_BYTES
+from autoft.trainer.output import SMALL_FILES_BYTES
 from autoft.trainer.preflight import check_room, disk_bytes, nccl, preflight
 from autoft.trainer.recipe import Recipe
 from autoft.units import GIB, MIB

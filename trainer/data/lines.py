@@ -10,10 +10,10 @@ from typing import IO, Any, AnyStr, BinaryIO, cast
 
 from autoft.errors import DataError
 from autoft.trainer.data.files import PACKED, TEXTS, kind
+from autoft.trainer.weights import LFS_POINTER
 
 PEEK_BYTES = 1024
 MOST_LINE = 2**29  # bytes, or characters of UTF-16: a list of rows may be written on one line
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # (what a file begins with, what it is, what to do)
 IMPOSTORS = (
     (b"PK\x03\x04", "a ZIP archive or an Excel workbook", "unpack it; save a sheet as CSV (UTF-8)"),

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from autoft.trainer.data.tokens import Example
-from autoft.trainer.loss import IGNORED
-from autoft.trainer.recipe import Recipe
+from autoft.trainer.recipe import IGNORED, Recipe
 
 if TYPE_CHECKING:
     import torch

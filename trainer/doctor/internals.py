@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autoft.trainer.compat import differences, hooks
+from autoft.hooks import check
+from autoft.trainer import environment
+from autoft.trainer.compat import TABLES, hooks
 from autoft.trainer.compat.tested import TESTED
 from autoft.trainer.doctor.finding import Finding
 
 LONGEST = 160  # characters of what has changed
+
+
+def differences(*libraries: str) -> dict[str, list[str]]:
+    """By library, all where none is named: what is not as tested, a line each. Imports the libraries."""
+    environment.prepare()
+    if libraries != ("torch",):
+        environment.import_bitsandbytes()
+    import torch as installed
+
+    cuda = installed.version.cuda is not None
+    return {name: check(TABLES[name].hooks, cuda=cuda) for name in libraries or TABLES}
 
 
 def examine_internals(*libraries: str) -> dict[str, Any]:
