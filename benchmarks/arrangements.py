@@ -20,7 +20,7 @@ from typing import Any
 
 from common import write_results
 
-from autoft.trainer.starter import starter_folder
+from autoft.trainer.sources.starter import starter_folder
 
 ARRANGEMENTS = {
     "padded": ["--set", "group_by_length=false"],

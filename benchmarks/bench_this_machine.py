@@ -13,7 +13,7 @@ from typing import Any
 
 from common import write_results
 
-from autoft.planner.bench import Measured, measure
+from autoft.planner.timing.microbench import Measured, measure
 from autoft.profiles.detect import detect
 
 SECONDS = 60.0  # twice what `autoft probe --bench` takes

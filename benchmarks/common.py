@@ -11,7 +11,7 @@ from typing import Any
 from autoft import __version__
 from autoft.home import write_text
 from autoft.profiles.detect import detect
-from autoft.trainer.identity import LIBRARIES
+from autoft.trainer.run.fingerprint import LIBRARIES
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -185,10 +185,10 @@ def predict(case: Case) -> dict[str, int]:
     """Bytes when loading ends, and the peaks of the first step and of each phase of the steady one, as rehearsed."""
     from transformers import AutoConfig
 
-    from autoft.planner.allocator import ByteCounter
-    from autoft.planner.device import Device
-    from autoft.planner.ghost import find_depth, rehearse
+    from autoft.planner.kernels.rules import Device
     from autoft.planner.memory import replay
+    from autoft.planner.memory.allocator import ByteCounter
+    from autoft.planner.rehearsal.step import find_depth, rehearse
     from autoft.trainer.recipe import Recipe
 
     recipe, config = Recipe.from_dict(case.settings), AutoConfig.for_model(case.family, **case.shape)
@@ -205,10 +205,10 @@ def measure(case: Case, folder: Path, steps: int = STEPS) -> dict[str, int]:
     from torch.profiler import record_function
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from autoft.trainer.build import build_model
-    from autoft.trainer.loss import compute_loss
-    from autoft.trainer.optim import build_optimizer
+    from autoft.trainer.model.build import build_model
+    from autoft.trainer.optimizers.optim import build_optimizer
     from autoft.trainer.recipe import IGNORED, Recipe, torch_dtype
+    from autoft.trainer.step.loss import compute_loss
 
     recipe, config = Recipe.from_dict(case.settings), AutoConfig.for_model(case.family, **case.shape)
     torch.manual_seed(0)
@@ -299,7 +299,7 @@ def peaks_by_phase(events: list[Any], loaded: int) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    from autoft.trainer import environment
+    from autoft.trainer.runtime import environment
 
     environment.prepare()
     if len(sys.argv) == 1:

@@ -12,7 +12,7 @@ import time
 
 from common import write_results
 
-from autoft.trainer import environment
+from autoft.trainer.runtime import environment
 
 environment.prepare()
 
@@ -28,11 +28,11 @@ RECIPES = {
 def main() -> None:
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    from autoft.trainer.build import build_model
-    from autoft.trainer.loss import compute_loss
-    from autoft.trainer.prepare import prepare
+    from autoft.trainer.data.prepare import prepare
+    from autoft.trainer.model.build import build_model
     from autoft.trainer.recipe import Recipe
-    from autoft.trainer.resolve import fetch, load_config, resolve
+    from autoft.trainer.sources.resolve import fetch, load_config, resolve
+    from autoft.trainer.step.loss import compute_loss
 
     ref = resolve("starter")
     weights, config, data = fetch(ref, print), load_config(ref), prepare(ref, "starter")

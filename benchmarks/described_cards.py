@@ -32,16 +32,16 @@ from gpu_validate import STEP, read_cases, this_gpu
 from shapes import write_config, write_weights
 
 from autoft.errors import AutoftError
-from autoft.planner.candidates import exact
-from autoft.planner.depth import pairs
-from autoft.planner.estimator import Estimator
-from autoft.planner.exchange import Replicas
-from autoft.planner.memory import OTHER_KEYS
-from autoft.planner.target import target_of
+from autoft.planner.estimator.estimate_recipe import Estimator
+from autoft.planner.estimator.target import target_of
+from autoft.planner.memory.replay import OTHER_KEYS
+from autoft.planner.rehearsal.layers import pairs
+from autoft.planner.search.candidates import exact
+from autoft.planner.timing.allreduce import Replicas
 from autoft.profiles.detect import detect
 from autoft.profiles.hardware import Gpu
-from autoft.trainer import environment
-from autoft.trainer.resolve import load_config, resolve
+from autoft.trainer.runtime import environment
+from autoft.trainer.sources.resolve import load_config, resolve
 
 Json = dict[str, Any]
 CASES = Path(__file__).with_name("described_cases.jsonl")

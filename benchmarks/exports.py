@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from autoft.trainer import environment
+from autoft.trainer.runtime import environment
 
 environment.prepare()
 

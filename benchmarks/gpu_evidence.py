@@ -38,7 +38,7 @@ from common import RESULTS, heading, write_record
 from gpu_report import piece_line, report
 from gpu_validate import predict_again, this_gpu
 
-from autoft.trainer import environment
+from autoft.trainer.runtime import environment
 
 Json = dict[str, Any]
 WORKER = Path(__file__).with_name("gpu_parts.py")

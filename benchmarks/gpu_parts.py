@@ -25,11 +25,11 @@ from shapes import add_tokenizer
 from side_by_side import GIB, SideBySide, Weights
 
 from autoft.errors import AutoftError
-from autoft.planner.parallel import end_with_parent
-from autoft.planner.target import target_of
+from autoft.planner.estimator.target import target_of
+from autoft.planner.search.parallel import end_with_parent
 from autoft.profiles.detect import detect
 from autoft.profiles.hardware import Gpu, Hardware
-from autoft.trainer import environment
+from autoft.trainer.runtime import environment
 
 Json = dict[str, Any]
 Piece = tuple[str, Json]

@@ -28,13 +28,13 @@ from gpu_validate import run_child, this_gpu
 from shapes import write_config
 from side_by_side import GIB, SideBySide, Weights
 
-from autoft.planner.candidates import describe
-from autoft.planner.frame import Frame, make_frame
 from autoft.planner.request import Request
-from autoft.planner.search import Candidate
+from autoft.planner.search.candidates import describe
+from autoft.planner.search.search import Candidate
+from autoft.planner.what_if.context import Frame, make_frame
 from autoft.profiles.detect import detect
 from autoft.profiles.hardware import Hardware
-from autoft.trainer import environment
+from autoft.trainer.runtime import environment
 
 Json = dict[str, Any]
 REJECTS = 2

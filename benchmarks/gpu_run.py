@@ -29,9 +29,9 @@ from gpu_validate import this_gpu
 from shapes import add_tokenizer
 from side_by_side import GIB, SideBySide, Weights
 
-from autoft.planner.target import target_of
+from autoft.planner.estimator.target import target_of
 from autoft.profiles.detect import detect
-from autoft.trainer import environment
+from autoft.trainer.runtime import environment
 
 Json = dict[str, Any]
 WORKER = "--worker"
@@ -112,9 +112,9 @@ def killed_and_resumed(model: Path, data: Path, out: Path, settings: Json, *, sh
 
     settings: with save_steps, for the checkpoint, and more steps than shrink_after. On a CPU memory does not shrink.
     """
-    from autoft.trainer.output import unfinished
-    from autoft.trainer.ownership import CHECKPOINTS
-    from autoft.trainer.record import EVENTS
+    from autoft.trainer.storage.event_log import EVENTS
+    from autoft.trainer.storage.ownership import CHECKPOINTS
+    from autoft.trainer.storage.run_folder import unfinished
 
     words = ["run", str(model), "--data", str(data), "-o", str(out)]
     for key, value in settings.items():
@@ -197,7 +197,7 @@ def _shrink_after(step: int) -> None:
     """After this step the GPU has no room for another one like it: room for SHARE of what a step takes."""
     import torch
 
-    from autoft.trainer.watch import Watch
+    from autoft.trainer.loop.callbacks import Watch
 
     on_step_end = Watch.on_step_end
 

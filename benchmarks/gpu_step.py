@@ -26,7 +26,7 @@ from typing import Any
 
 from child import tell, work_and_leave
 
-from autoft.trainer import environment, memory
+from autoft.trainer.runtime import environment, peak_memory
 
 TIMED_STEPS = 3
 # Words in the names of kernels, by what they are for; the first kind that has one
@@ -92,7 +92,7 @@ def measure(request: Json) -> Iterator[Json]:
     if device == "cuda":
         torch.cuda.init()  # its counters are not there before
     _cap(request)
-    baseline = memory.resident_bytes()
+    baseline = peak_memory.resident_bytes()
     phases: dict[str, tuple[int, int]] = {}
     after = request.get("after", False)
     at = "load"
@@ -100,7 +100,7 @@ def measure(request: Json) -> Iterator[Json]:
     def phase(name: str, step: int | None, work: Any) -> Any:
         nonlocal at
         at = name if step is None else f"{name} of step {step}"
-        with memory.PeakMemory(device, baseline) as peak:
+        with peak_memory.PeakMemory(device, baseline) as peak:
             result = work()
             if device == "cuda":
                 torch.cuda.synchronize()
@@ -182,8 +182,8 @@ class Run:
     def __init__(self, recipe: Any, weights: Path, device: str) -> None:
         from transformers import AutoConfig
 
-        from autoft.trainer.build import build_model
-        from autoft.trainer.optim import build_optimizer
+        from autoft.trainer.model.build import build_model
+        from autoft.trainer.optimizers.optim import build_optimizer
 
         config = AutoConfig.from_pretrained(weights)
         self.recipe, self.device, self.vocabulary = recipe, device, config.vocab_size
@@ -197,7 +197,7 @@ class Run:
         import torch
         from packed_rows import packed_batch
 
-        from autoft.trainer.loss import compute_loss
+        from autoft.trainer.step.loss import compute_loss
 
         if self.recipe.packing:
             rows = packed_batch(self.recipe, self.vocabulary)
@@ -218,7 +218,7 @@ class Run:
         from types import SimpleNamespace
 
         from autoft.trainer.data.tokens import Example
-        from autoft.trainer.evaluate import longest_batch, mean_loss
+        from autoft.trainer.evaluation.evaluate import longest_batch, mean_loss
 
         ids = list(range(3, 3 + self.recipe.seq_len))
         ids = [number % self.vocabulary for number in ids]
@@ -227,7 +227,7 @@ class Run:
 
     def save(self) -> None:
         """A checkpoint of weights and optimizer, to a folder that goes."""
-        from autoft.trainer.checkpoint import write_checkpoint
+        from autoft.trainer.storage.checkpoint import write_checkpoint
 
         weights = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         state = {"weights": weights, "optimizer": self.optimizer.state_dict()}
@@ -274,7 +274,7 @@ def used_bytes(gpu: str | None) -> int:
 def _is_out_of_memory(error: BaseException | None) -> bool:
     while error is not None:
         # under a cap oneDNN, too, has no memory for the code that it makes
-        if memory.is_out_of_memory(error) or "could not create a primitive" in str(error):
+        if peak_memory.is_out_of_memory(error) or "could not create a primitive" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -38,11 +38,11 @@ from shapes import write_config
 from side_by_side import GIB, SideBySide, Weights
 
 from autoft.errors import AutoftError
-from autoft.planner.target import target_of
-from autoft.planner.time import measure_cpu_flops
+from autoft.planner.estimator.target import target_of
+from autoft.planner.timing.roofline import measure_cpu_flops
 from autoft.profiles.detect import detect
 from autoft.profiles.hardware import Gpu
-from autoft.trainer import environment
+from autoft.trainer.runtime import environment
 
 Json = dict[str, Any]
 CASES = Path(__file__).with_name("gpu_cases.jsonl")
@@ -208,9 +208,9 @@ class Predictor:
 
         Raises: ModelError.
         """
-        from autoft.planner.candidates import exact
-        from autoft.planner.estimator import Estimator
-        from autoft.trainer.resolve import load_config, resolve
+        from autoft.planner.estimator.estimate_recipe import Estimator
+        from autoft.planner.search.candidates import exact
+        from autoft.trainer.sources.resolve import load_config, resolve
 
         cpu = None if self.hardware.gpus else "cpu"
         target = target_of(self.hardware, gpu_name=cpu, vram_gib=cap_gib, cpu_flops_per_s=self._cpu_flops)

@@ -14,7 +14,7 @@ from typing import Any
 from common import write_results
 from step_time import SMOLLM2_135M, prepared_step
 
-from autoft.trainer import environment
+from autoft.trainer.runtime import environment
 
 environment.prepare()
 
@@ -76,8 +76,8 @@ def main() -> None:
 
 def _counts(recipe: Any, config: Any) -> dict[str, int]:
     """What the planner counts in a step."""
-    from autoft.planner.device import Device
-    from autoft.planner.ghost import find_depth, rehearse
+    from autoft.planner.kernels.rules import Device
+    from autoft.planner.rehearsal.step import find_depth, rehearse
 
     rehearsal = rehearse(recipe, config, Device((7, 5)), depth=find_depth(recipe, config))
     work = rehearsal.work + rehearsal.optimizer_work

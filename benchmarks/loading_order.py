@@ -20,19 +20,19 @@ import numpy as np
 from common import write_results
 from measured_runs import ROWS, rehearsed
 
-from autoft.planner.allocator import Allocator
-from autoft.planner.cases import Case, estimates, read_cases
-from autoft.planner.depth import Ints, pairs
-from autoft.planner.estimator import Estimator
-from autoft.planner.ghost import Rehearsal
-from autoft.planner.loop import Phase
+from autoft.planner.estimator.estimate_recipe import Estimator
+from autoft.planner.estimator.target import target_of
 from autoft.planner.memory import replay
-from autoft.planner.parallel import spread
-from autoft.planner.target import target_of
-from autoft.planner.trace import KIND
+from autoft.planner.memory.allocator import Allocator
+from autoft.planner.plan.cases import Case, estimates, read_cases
+from autoft.planner.rehearsal.layers import Ints, pairs
+from autoft.planner.rehearsal.loop import Phase
+from autoft.planner.rehearsal.step import Rehearsal
+from autoft.planner.search.parallel import spread
+from autoft.planner.tracing.trace import KIND
 from autoft.profiles.detect import detect
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.resolve import load_config, resolve
+from autoft.trainer.sources.resolve import load_config, resolve
 
 FILES = ("t4.jsonl", "rtx4080.jsonl")  # those that tell what was reserved
 SEEDS = 50

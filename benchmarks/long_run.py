@@ -21,7 +21,7 @@ from typing import Any
 from common import write_results
 
 from autoft.home import sha256
-from autoft.trainer.output import unfinished
+from autoft.trainer.storage.run_folder import unfinished
 
 AUTOFT = [sys.executable, "-m", "autoft"]
 ADAPTER = "adapter_model.safetensors"

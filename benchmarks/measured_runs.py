@@ -16,16 +16,16 @@ from typing import Any
 
 from common import write_results
 
-from autoft.planner.allocator import Allocator
-from autoft.planner.cases import Case, estimates, loop_of, read_cases
-from autoft.planner.depth import pairs
 from autoft.planner.estimate import Estimate
-from autoft.planner.estimator import Estimator
-from autoft.planner.ghost import Rehearsal, find_depth, rehearse
-from autoft.planner.target import target_of
+from autoft.planner.estimator.estimate_recipe import Estimator
+from autoft.planner.estimator.target import target_of
+from autoft.planner.memory.allocator import Allocator
+from autoft.planner.plan.cases import Case, estimates, loop_of, read_cases
+from autoft.planner.rehearsal.layers import pairs
+from autoft.planner.rehearsal.step import Rehearsal, find_depth, rehearse
 from autoft.profiles.detect import detect
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.resolve import load_config, resolve
+from autoft.trainer.sources.resolve import load_config, resolve
 
 ROWS = Path(__file__).parent.parent / "tests" / "validation"
 FILES = ("t4.jsonl", "rtx4080.jsonl", "a100-older-stacks.jsonl")

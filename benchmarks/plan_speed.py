@@ -28,15 +28,15 @@ from common import write_results
 from shapes import write_config
 
 from autoft.trainer.data.support_desk import generate
-from autoft.trainer.starter import starter_folder
+from autoft.trainer.sources.starter import starter_folder
 
 ROWS = 10_000
 IMPORTS = "import torch, transformers, peft"
 READ = """
 import sys, time
 import torch, transformers, peft
-from autoft.trainer.prepare import prepare
-from autoft.trainer.resolve import resolve
+from autoft.trainer.data.prepare import prepare
+from autoft.trainer.sources.resolve import resolve
 began = time.perf_counter()
 prepare(resolve(sys.argv[1]), sys.argv[2])
 print(time.perf_counter() - began)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common import write_results
 
-from autoft.trainer.starter import starter_folder
+from autoft.trainer.sources.starter import starter_folder
 
 BAR = {"seconds": 360, "json_valid": 0.95, "fields_right": 0.90}
 

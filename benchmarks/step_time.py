@@ -26,7 +26,7 @@ from typing import Any
 
 from common import write_results
 
-from autoft.trainer import environment
+from autoft.trainer.runtime import environment
 
 environment.prepare()
 
@@ -119,7 +119,7 @@ def measure_bench(file: Path, shared: bool) -> None:
     """A bench of this CPU, with the clock that its steps are timed by."""
     import torch
 
-    from autoft.planner.bench import readings
+    from autoft.planner.timing.microbench import readings
 
     if shared:
         torch.set_num_threads(1)
@@ -143,12 +143,12 @@ def compare(name: str, shared: bool, bench: Path | None) -> dict[str, Any]:
     import torch
     import transformers
 
-    from autoft.planner.estimator import Estimator
-    from autoft.planner.shape import model_shape
-    from autoft.planner.target import target_of
-    from autoft.planner.time import measure_cpu_bandwidth, measure_cpu_flops
+    from autoft.planner.estimator.estimate_recipe import Estimator
+    from autoft.planner.estimator.model_shape import model_shape
+    from autoft.planner.estimator.target import target_of
+    from autoft.planner.timing.roofline import measure_cpu_bandwidth, measure_cpu_flops
     from autoft.profiles.detect import detect
-    from autoft.trainer.build import build_base
+    from autoft.trainer.model.build import build_base
     from autoft.trainer.recipe import Recipe
 
     if shared:
@@ -199,9 +199,9 @@ def prepared_step(config: Any, recipe: Any, device: str) -> Callable[[], None]:
     import torch
     import transformers
 
-    from autoft.trainer.build import build_model
-    from autoft.trainer.loss import compute_loss
-    from autoft.trainer.optim import build_optimizer
+    from autoft.trainer.model.build import build_model
+    from autoft.trainer.optimizers.optim import build_optimizer
+    from autoft.trainer.step.loss import compute_loss
 
     with tempfile.TemporaryDirectory() as folder:
         transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)

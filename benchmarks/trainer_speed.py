@@ -160,7 +160,7 @@ def _figures(times: list[float], trained: list[int]) -> dict[str, Any]:
 
 def _with_trl(kind: str, folder: Path, setup: Setup) -> None:
     """TRL as its documentation shows it. Prints the figures as JSON."""
-    from autoft.trainer import environment
+    from autoft.trainer.runtime import environment
 
     environment.prepare()
     import torch
@@ -169,7 +169,7 @@ def _with_trl(kind: str, folder: Path, setup: Setup) -> None:
     from transformers import AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from autoft.trainer.resolve import fetch, resolve
+    from autoft.trainer.sources.resolve import fetch, resolve
 
     weights = fetch(resolve(setup.model))
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]

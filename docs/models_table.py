@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from autoft.errors import AutoftError
-from autoft.planner.depth import shortened
-from autoft.planner.device import Device
-from autoft.planner.ghost import _real_masks, rehearse
-from autoft.planner.loop import OURS
-from autoft.trainer import environment
-from autoft.trainer.build import base_of, towers
+from autoft.planner.kernels.rules import Device
+from autoft.planner.rehearsal.layers import shortened
+from autoft.planner.rehearsal.loop import OURS
+from autoft.planner.rehearsal.step import _real_masks, rehearse
+from autoft.trainer.model.build import base_of, towers
 from autoft.trainer.recipe import Attention, Recipe
+from autoft.trainer.runtime import environment
 
 PAGE = Path(__file__).parent / "models.md"
 LAYERS = 4

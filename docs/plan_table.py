@@ -14,10 +14,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from autoft.cli.planning import rare_collections
 from autoft.errors import OptionError
-from autoft.planner.plan import ask
-from autoft.planner.question import Question
+from autoft.planner.estimator.target import target_of_profile
+from autoft.planner.plan.make import ask
 from autoft.planner.request import Request
-from autoft.planner.target import target_of_profile
+from autoft.planner.search.problem import Question
 from autoft.profiles.detect import detect
 from autoft.units import duration, size
 

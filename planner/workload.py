@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autoft.schema import Record
+from autoft.trainer.data.prepare import Prepared
 from autoft.trainer.data.thinking import switched
 from autoft.trainer.data.written import SPLICED, is_other_end
-from autoft.trainer.prepare import Prepared
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -29,8 +29,8 @@ class PresetValue(Record):
 class Preset(Record):
     """What a purpose asks for; what it leaves out is decided as without a preset. In TOML each value is a table.
 
-    values: by name: fields of Recipe and Job, of which planner/preset.py knows what they are; seq_len is the length of
-    packed rows, and of a plan without data: no row is left out for it. prefer: as --prefer. export: what to make of the
+    values: by name: fields of Recipe and Job, which planner/search/preset.py checks; seq_len is the length of packed
+    rows, and of a plan without data: no row is left out for it. prefer: as --prefer. export: what to make of the
     adapter afterwards, as `autoft export --to` has it; it is told as advice.
     """
 

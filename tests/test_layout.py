@@ -23,6 +23,17 @@ ALLOWED = {
     "trainer": {"profiles", "trainer"},
     "planner": {"profiles", "trainer", "planner"},
 }
+# The floors of a folder, from the ground up; "" is its files. A package imports only packages of lower floors.
+FLOORS = {
+    "planner": (
+        "", "tracing", "kernels", "rehearsal", "memory", "timing", "estimator", "search", "history", "plan", "what_if",
+        "explain", "export",
+    ),
+    "trainer": (
+        "adapters", "", "compat", "runtime", "storage", "sources", "optimizers", "model", "step", "data", "distributed",
+        "checks", "evaluation", "loop", "report", "doctor", "run", "export",
+    ),
+}  # fmt: skip
 COMMON = {"errors", "hooks", "schema", "settings", "home", "units"}
 
 
@@ -81,6 +92,33 @@ def test_no_file_imports_what_imports_it() -> None:
     assert len(in_order(texts)) == len(texts) > 200
 
 
+def climbing(folder: str, texts: dict[str, str]) -> list[str]:
+    """Imports within a folder that lead to a higher floor, as "module imports module"."""
+    files = {f"autoft.{folder}.{file.stem}" for file in (ROOT / folder).glob("*.py")}
+    floor = {name: number for number, name in enumerate(FLOORS[folder])}
+
+    def floor_of(module: str) -> int:
+        return floor["" if module in files or module == f"autoft.{folder}" else module.split(".")[2]]
+
+    inside = {name: text for name, text in texts.items() if name.startswith(f"autoft.{folder}.")}
+    return [
+        f"{name} imports {other}"
+        for name, text in inside.items()
+        for other in imported_modules(text, inside)
+        if floor_of(other) > floor_of(name)
+    ]
+
+
+@pytest.mark.parametrize("folder", FLOORS)
+def test_packages_import_downwards_only(folder: str) -> None:
+    assert climbing(folder, {name: file.read_text(encoding="utf-8") for name, file in modules().items()}) == []
+
+
+def test_an_import_of_a_higher_floor_is_found() -> None:
+    texts = {"autoft.planner.plan.a": "", "autoft.planner.tracing.b": "def f():\n    from autoft.planner.plan import a"}
+    assert climbing("planner", texts) == ["autoft.planner.tracing.b imports autoft.planner.plan.a"]
+
+
 def test_a_circle_is_found() -> None:
     with pytest.raises(graphlib.CycleError):
         in_order({"autoft.a": "def f():\n    from autoft import b", "autoft.b": "import autoft.a"})
@@ -128,6 +166,6 @@ def test_the_wheel_holds_everything_and_works_elsewhere(tmp_path: Path) -> None:
     site = tmp_path / "site"
     run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel))
     env = {**os.environ, "PYTHONPATH": str(site)}
-    where = run(sys.executable, "-c", "import autoft.planner.plan as p; print(p.__file__)", cwd=tmp_path, env=env)
+    where = run(sys.executable, "-c", "import autoft.planner.plan.make as p; print(p.__file__)", cwd=tmp_path, env=env)
     assert where.startswith(str(site))
     assert "rtx-4090" in run(sys.executable, "-m", "autoft", "profiles", "gpus", cwd=tmp_path, env=env)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import pytest
 
-from autoft.planner.synonyms import SETTINGS, TYPED
+from autoft.planner.search.synonyms import SETTINGS, TYPED
 from autoft.settings import Setting, settings_of
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe, applies

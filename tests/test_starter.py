@@ -30,7 +30,7 @@ def starter_env() -> dict[str, str]:
     env["OMP_WAIT_POLICY"] = "PASSIVE"
     if HOME_OF_THE_USER:
         env["AUTOFT_HOME"] = HOME_OF_THE_USER
-    code = "from autoft.trainer.starter import starter_folder; starter_folder(print)"
+    code = "from autoft.trainer.sources.starter import starter_folder; starter_folder(print)"
     fetched = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     if fetched.returncode != 0:
         if "could not be fetched" in fetched.stderr:

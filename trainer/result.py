@@ -86,7 +86,7 @@ class RunResult(Record):
     events: what happened on the way, as in events.jsonl: recoveries, restarts, stops and warnings.
     samples: held-out conversations before and after; sample is the first of them.
     data_sha256: of the token ids and labels that were trained on. auto_class: of transformers, which opens the base.
-    base_fingerprint: SHA-256 of samples of the base's weights (trainer/weights.py), None in files from before it.
+    base_fingerprint: SHA-256 of samples of the base's weights (sources/weights.py), None in files from before it.
     """
 
     schema_version: int = SCHEMA_VERSION

@@ -1,4 +1,4 @@
-"""What `autoft probe` shows and keeps of a bench: `planner/bench.py` measures, `profiles/bench_store.py` keeps."""
+"""What `autoft probe --bench` shows. planner/timing/microbench.py measures, profiles/bench_store.py keeps."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def benches(hardware: Hardware, *, measure: bool, seconds: float | None) -> list
 def _measured(hardware: Hardware, seconds: float | None) -> list[tuple[Gpu | None, Bench]]:
     if seconds is not None and seconds < LEAST_S:
         raise OptionError(f"--seconds {seconds:g} is too short to measure anything", fix="leave it out: 30 are enough")
-    from autoft.planner.bench import BUDGET_S, measure
+    from autoft.planner.timing.microbench import BUDGET_S, measure
 
     seconds = BUDGET_S if seconds is None else seconds
 
@@ -142,7 +142,7 @@ def _lines(bench: Bench, what: str, sheet: dict[tuple[str, str], float]) -> list
 def _data_sheet(gpu: Gpu | None) -> dict[tuple[str, str], float]:
     if gpu is None:
         return {}
-    from autoft.planner.target import with_data_sheet
+    from autoft.planner.estimator.target import with_data_sheet
 
     known = with_data_sheet(gpu)
     half, single, memory = known.half_flops_per_s, known.float32_flops_per_s, known.memory_bytes_per_s

@@ -54,10 +54,10 @@ def command(
         raise OptionError("--base answers once", fix="give the text with -p or on stdin; in a conversation type /base")
     if as_json and prompt is None:
         raise OptionError("--json answers once", fix="give the text with -p or on stdin")
-    from autoft.trainer import environment
+    from autoft.trainer.runtime import environment
 
     environment.prepare()
-    from autoft.trainer.chat import open_run
+    from autoft.trainer.evaluation.chat import open_run
 
     talker = open_run(folder, accept_changes=accept_changes, say=lambda text: click.echo(text, err=True))
     talk = Conversation(

@@ -12,8 +12,8 @@ from autoft.errors import OptionError, near
 from autoft.home import write_text
 
 if TYPE_CHECKING:
-    from autoft.trainer.chat import Talker
     from autoft.trainer.data.shape import Message
+    from autoft.trainer.evaluation.chat import Talker
 
 HELP = """/base TEXT        answer as the base does, without the adapter; alone: answer the last message so
 /adapter DIR      go on with the adapter of another run on the same base

@@ -13,7 +13,7 @@ from autoft.errors import OptionError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from autoft.planner.compare import Comparison, Side
+    from autoft.planner.what_if.compare import Comparison, Side
 
 NARROW_COLUMN = 21  # of a method; where three such have no room the methods come one after the other
 
@@ -45,21 +45,21 @@ def command(model: str, measure: bool, steps: int | None, as_json: bool, **words
     if words["data"] is None and model == "starter":
         words["data"] = "starter"
     wanted = planning.request(model, method=None, **words)
-    from autoft.trainer import environment
+    from autoft.trainer.runtime import environment
 
     environment.prepare()
     from autoft.profiles.detect import detect
 
     hardware = detect()
     with planning.rehearsing():
-        from autoft.planner.compare import compare, refuse_pinned_method
-        from autoft.planner.frame import make_frame
+        from autoft.planner.what_if.compare import compare, refuse_pinned_method
+        from autoft.planner.what_if.context import make_frame
 
         refuse_pinned_method(wanted)
         frame = make_frame(wanted, hardware)
         found = compare(frame)
     if measure:
-        from autoft.planner.measured import measured
+        from autoft.planner.what_if.compare_measured import measured
 
         console = render.console(stderr=True)
         found = measured(found, frame, steps=steps or 3, say=lambda text: console.print(text, markup=False))

@@ -74,7 +74,7 @@ def check(
 ) -> int:
     if thinking is not None and model is None:
         raise OptionError("--thinking is of a model's chat template", fix=f"autoft data check {path} --model MODEL")
-    from autoft.trainer import environment
+    from autoft.trainer.runtime import environment
 
     environment.prepare()
     from autoft.cli.show_data import show_report

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from autoft import render
 from autoft.cli import options
-from autoft.planner.diff import Difference, differences
-from autoft.planner.plan_file import read_plan
+from autoft.planner.plan.diff import Difference, differences
+from autoft.planner.plan.record import read_plan
 from autoft.units import duration, energy, size
 
 TITLES = {"choice": "What is run", "memory": "Memory", "time": "Time", "inputs": "What they were made from"}

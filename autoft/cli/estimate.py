@@ -14,7 +14,7 @@ from autoft.cli import options, planning
 from autoft.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
-    from autoft.planner.cache import Kept
+    from autoft.planner.plan.cached_estimates import Kept
     from autoft.planner.request import Request
     from autoft.profiles.hardware import Hardware
 
@@ -54,7 +54,7 @@ def command(
     as_json: bool,
     **words: Any,
 ) -> int:
-    from autoft.trainer import environment
+    from autoft.trainer.runtime import environment
 
     environment.prepare()
     from autoft.profiles.detect import detect
@@ -90,30 +90,30 @@ def _answer(
     wanted: Request, hardware: Hardware, *, explained: bool, trace: Path | None, no_cache: bool
 ) -> tuple[Kept, str]:
     """The answer and the target's name: from the answers kept, else rehearsed now and kept. A trace is always anew."""
-    from autoft.planner import cache
+    from autoft.planner.plan import cached_estimates
 
-    question = None if no_cache else cache.ask(wanted, hardware)
-    known = cache.recall(question, explained=explained) if question and trace is None else None
+    question = None if no_cache else cached_estimates.ask(wanted, hardware)
+    known = cached_estimates.recall(question, explained=explained) if question and trace is None else None
     if question and known:
         return known, question.target.name
-    from autoft.planner.plan import make_estimate
+    from autoft.planner.plan.make import make_estimate
 
     answer = make_estimate(wanted, hardware)
-    known = cache.Kept(answer.recipe, answer.estimate, None, "")
+    known = cached_estimates.Kept(answer.recipe, answer.estimate, None, "")
     if explained or trace is not None:
-        from autoft.planner.recording import record
+        from autoft.planner.memory.recording import record
 
         recording = record(answer.rehearsal, answer.estimator.allocator())
         if explained:
-            from autoft.planner.explain import explain
+            from autoft.planner.explain.figures import explain
 
             known = replace(known, explanation=tuple(figure.to_dict() for figure in explain(recording, answer)))
         if trace is not None:
-            from autoft.planner.timeline import timeline, write
+            from autoft.planner.explain.timeline import timeline, write
 
             write(trace, timeline(recording, answer, wanted.model))
     if question:
-        cache.keep(question, known)
+        cached_estimates.keep(question, known)
     return known, answer.target.name
 
 
@@ -142,7 +142,7 @@ def _cases(
     settings: tuple[str, ...],
     **words: Any,
 ) -> int:
-    from autoft.planner.cases import estimates, read_cases
+    from autoft.planner.plan.cases import estimates, read_cases
 
     taken = (model, *named_settings, *settings, words["method"], words["seq_len"])
     if any(value is not None for value in taken):

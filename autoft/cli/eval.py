@@ -43,10 +43,10 @@ def command(
         raise OptionError(
             "--map goes with --data: the run knows the columns of its own", fix="leave it out, or add --data"
         )
-    from autoft.trainer import environment
+    from autoft.trainer.runtime import environment
 
     environment.prepare()
-    from autoft.trainer.judge import judge
+    from autoft.trainer.evaluation.judge import judge
 
     console = render.console(stderr=True)
     with console.status(f"Loading {folder}") as status:

@@ -77,7 +77,7 @@ def run_export(
     as_json: bool,
 ) -> None:
     """Export, with progress on stderr, and print a table or one JSON object. Raises: AutoftError."""
-    from autoft.trainer import environment
+    from autoft.trainer.runtime import environment
 
     environment.prepare()
     from autoft.trainer.export.exporter import Order

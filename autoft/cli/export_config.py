@@ -34,11 +34,11 @@ from autoft.planner.export import NAMES, exporter
 def command(plan: Path, tool: str, output: Path | None, force: bool, as_json: bool) -> None:
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise OutputError(f"{output}: not a file that can be written", fix="-o a file in a folder that exists")
-    from autoft.trainer import environment
+    from autoft.trainer.runtime import environment
 
     environment.prepare()
     from autoft.planner.export.write import export_config, write_export
-    from autoft.planner.plan_file import read_plan
+    from autoft.planner.plan.record import read_plan
 
     out = output or Path(f"{plan.stem}-{tool}{exporter(tool).suffix}")
     export = export_config(read_plan(plan), tool, out, where=str(plan))

@@ -16,9 +16,9 @@ from autoft import render
 from autoft.cli import options
 from autoft.errors import AutoftError, OptionError, near
 from autoft.trainer.events import Finished, Saved, Step, Stopped
-from autoft.trainer.output import UNFINISHED, unfinished
-from autoft.trainer.ownership import RESULT
-from autoft.trainer.record import EVENTS, Recorded, read_from
+from autoft.trainer.storage.event_log import EVENTS, Recorded, read_from
+from autoft.trainer.storage.ownership import RESULT
+from autoft.trainer.storage.run_folder import UNFINISHED, unfinished
 
 LOOK_EVERY_S = 0.5
 QUIET_S = 1.0  # without news for so long, a run is asked whether it lives

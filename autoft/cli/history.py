@@ -22,7 +22,7 @@ from autoft.home import write_text
 from autoft.units import duration, size
 
 if TYPE_CHECKING:
-    from autoft.planner.history import PastRun
+    from autoft.planner.history.past_runs import PastRun
 
 FORMATS = (".json", ".csv")
 WIDE = 80
@@ -47,13 +47,13 @@ def command(device: str | None, export: str | None, force: bool, clear: bool, ye
     target = _export_file(export) if export is not None else None
     if target is not None:
         options.check_free(target, "--export", force=force)
-    from autoft.planner import history
+    from autoft.planner.history import past_runs
 
     notes = render.console(stderr=True)
-    aside = history.put_aside()
+    aside = past_runs.put_aside()
     if aside is not None:
         notes.print(f"Note: {aside}", markup=False)
-    runs = _of_device(history.runs(), device)
+    runs = _of_device(past_runs.runs(), device)
     if clear:
         _clear(runs, device, yes=yes, as_json=as_json)
     elif target is not None:
@@ -63,7 +63,7 @@ def command(device: str | None, export: str | None, force: bool, clear: bool, ye
         else:
             click.echo(f"{_count(runs)} written to {target}")
     elif as_json:
-        options.print_json({"file": str(history.path()), "runs": [run.to_dict() for run in runs]})
+        options.print_json({"file": str(past_runs.path()), "runs": [run.to_dict() for run in runs]})
     else:
         _show(runs, render.console())
 
@@ -90,15 +90,15 @@ def _of_device(runs: list[PastRun], device: str | None) -> list[PastRun]:
 
 
 def _clear(runs: list[PastRun], device: str | None, *, yes: bool, as_json: bool) -> None:
-    from autoft.planner import history
+    from autoft.planner.history import past_runs
 
     if runs and not yes:
         if not sys.stdin.isatty():
             raise OptionError("--clear deletes for good, and there is no terminal to ask on", fix="add --yes")
-        if not click.confirm(f"Delete {_count(runs)} from {history.path()}?", err=True):
+        if not click.confirm(f"Delete {_count(runs)} from {past_runs.path()}?", err=True):
             raise Interrupted("nothing was deleted")
-    deleted = history.clear(None if device is None else sorted({run.device for run in runs}))
-    left = [str(path) for path in history.set_aside()]
+    deleted = past_runs.clear(None if device is None else sorted({run.device for run in runs}))
+    left = [str(path) for path in past_runs.set_aside()]
     if as_json:
         options.print_json({"deleted": deleted, "put_aside": left})
         return
@@ -113,7 +113,7 @@ def _as_json(runs: list[PastRun]) -> str:
 
 def _as_csv(runs: list[PastRun]) -> str:
     """One row a run, the columns of the table; versions and recipe as JSON."""
-    from autoft.planner.history import AS_JSON, COLUMNS
+    from autoft.planner.history.past_runs import AS_JSON, COLUMNS
 
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")

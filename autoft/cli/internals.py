@@ -28,7 +28,7 @@ def tell_of_changes(console: Console) -> None:
 
 def _differences(versions: dict[str, str], console: Console) -> dict[str, list[str]]:
     from autoft import __version__
-    from autoft.planner.kept import Shelf, digest
+    from autoft.planner.plan.disk_cache import Shelf, digest
     from autoft.trainer.compat import hooks
     from autoft.trainer.doctor.workers import Unanswered, Workers
 

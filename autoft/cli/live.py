@@ -118,7 +118,7 @@ class Display:
         self._changed.set()
 
     def _tell_json(self, event: Event) -> None:
-        from autoft.trainer.record import as_line
+        from autoft.trainer.storage.event_log import as_line
 
         if not isinstance(event, Progress):
             self._lines.append(as_line(event))

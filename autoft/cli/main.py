@@ -196,7 +196,7 @@ def _proposal(error: click.ClickException, args: Sequence[str]) -> str | None:
     ctx = getattr(error, "ctx", None)
     if ctx is None or not any("--set" in option.opts for option in ctx.command.params):
         return None
-    from autoft.planner.synonyms import option_called
+    from autoft.planner.search.synonyms import option_called
 
     if not isinstance(error, click.NoSuchOption):
         extra = re.search(r"extra argument \((.+)\)$", error.format_message())

@@ -73,7 +73,7 @@ def command(help_text: str, examples: Sequence[str] = ()) -> Callable[[Callable[
 
 
 def _go_offline() -> None:
-    from autoft.trainer.environment import go_offline
+    from autoft.trainer.runtime.environment import go_offline
 
     go_offline()
 

@@ -13,7 +13,7 @@ from autoft.cli import internals, options, planning, what_if
 from autoft.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
-    from autoft.planner.plan_file import Plan
+    from autoft.planner.plan.record import Plan
     from autoft.planner.request import Request
 
 
@@ -66,7 +66,7 @@ def command(
     plan = planning.kept_plan(wanted, no_cache=no_cache)
     figures = _explained(plan, wanted) if explain else []
     if output is not None:
-        from autoft.planner.plan_file import write_plan
+        from autoft.planner.plan.record import write_plan
 
         write_plan(plan, output)
     if as_json:
@@ -100,7 +100,7 @@ def _next(model: str, output: Path | None, words: dict[str, Any]) -> str:
 
 
 def _explained(plan: Plan, wanted: Request) -> list[dict[str, Any]]:
-    from autoft.planner.explain_plan import explain_plan
+    from autoft.planner.explain.explain_plan import explain_plan
     from autoft.profiles.detect import detect
 
     hardware = detect()

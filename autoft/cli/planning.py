@@ -19,10 +19,10 @@ from autoft.planner.request import Prefer
 from autoft.trainer.recipe import Method
 
 if TYPE_CHECKING:
-    from autoft.planner.plan_file import Plan
+    from autoft.planner.plan.record import Plan
     from autoft.planner.request import Request
     from autoft.profiles.hardware import Hardware
-    from autoft.trainer.prepare import Prepared
+    from autoft.trainer.data.prepare import Prepared
 
 METHODS: tuple[str, ...] = get_args(Method)
 PREFERENCES: tuple[str, ...] = get_args(Prefer)
@@ -154,15 +154,15 @@ def kept_plan(wanted: Request, *, no_cache: bool) -> Plan:
 
     hardware = detect()
     with rehearsing():
-        from autoft.planner import plan_cache
+        from autoft.planner.plan import cached_plans
 
-        question = None if no_cache else plan_cache.ask(wanted, hardware)
-        known = plan_cache.recall(question) if question is not None else None
+        question = None if no_cache else cached_plans.ask(wanted, hardware)
+        known = cached_plans.recall(question) if question is not None else None
         if known is not None:
             return _corrected(known, wanted, hardware)
         found, _ = _plan(wanted, hardware, apart=False)
         if question is not None:
-            plan_cache.keep(question, found)
+            cached_plans.keep(question, found)
         return found
 
 
@@ -181,26 +181,26 @@ def plan_to_train(wanted: Request, disk_path: Path) -> tuple[Plan, Prepared | No
 
 def _plan(wanted: Request, hardware: Hardware, *, apart: bool) -> tuple[Plan, Prepared | None]:
     """Plan, and set beside the plan what earlier runs here make expect."""
-    from autoft.trainer import environment
+    from autoft.trainer.runtime import environment
 
     environment.prepare()
-    from autoft.planner.reading import begin
+    from autoft.planner.plan.prefetch import begin
 
     with begin(wanted) as reading:  # before the imports that it is to go on beside
-        from autoft.planner.plan import make_plan
+        from autoft.planner.plan.make import make_plan
 
         found, prepared = make_plan(wanted, hardware, reading, apart=apart)
     return _corrected(found, wanted, hardware), prepared
 
 
 def _corrected(plan: Plan, wanted: Request, hardware: Hardware) -> Plan:
-    from autoft.planner import history
-    from autoft.planner.correction import correction_for, warnings
-    from autoft.planner.target import target_of
-    from autoft.planner.time import measure_cpu_flops
+    from autoft.planner.estimator.target import target_of
+    from autoft.planner.history import past_runs
+    from autoft.planner.history.correction import correction_for, warnings
+    from autoft.planner.timing.roofline import measure_cpu_flops
 
     try:
-        aside = history.put_aside()
+        aside = past_runs.put_aside()
     except OutputError as error:
         aside = f"the history of runs cannot be used: {error.what}"
     if aside is not None:
@@ -220,7 +220,7 @@ def rehearsing() -> Iterator[None]:
 
     What asks for the GPUs of this machine asks before.
     """
-    from autoft.trainer.environment import hidden_gpus
+    from autoft.trainer.runtime.environment import hidden_gpus
 
     with hidden_gpus(), rare_collections():
         yield

@@ -327,6 +327,6 @@ def _wrong_settings() -> list[FileFormatError]:
 
 
 def _check_settings(preset: Preset, where: str) -> None:
-    from autoft.planner.preset import check_preset
+    from autoft.planner.search.preset import check_preset
 
     check_preset(preset, where=where)

@@ -27,19 +27,19 @@ from autoft.cli import options
     help="Resume even if data, plan, base or versions have changed.",
 )
 def command(folder: Path, accept_changes: bool, as_json: bool) -> None:
-    from autoft.trainer import environment
+    from autoft.trainer.runtime import environment
 
     environment.prepare()
-    from autoft.trainer.output import find_unfinished, unfinished
-    from autoft.trainer.ownership import about_run
-    from autoft.trainer.signals import ignore_hangup
+    from autoft.trainer.runtime.signals import ignore_hangup
+    from autoft.trainer.storage.ownership import about_run
+    from autoft.trainer.storage.run_folder import find_unfinished, unfinished
 
     ignore_hangup()
     out = find_unfinished(folder.absolute())
     from autoft.cli import run as run_command
-    from autoft.planner.plan_file import read_plan
-    from autoft.trainer import run as trainer
+    from autoft.planner.plan.record import read_plan
     from autoft.trainer.result import Predicted
+    from autoft.trainer.run import session as trainer
 
     plan = read_plan(unfinished(out) / "plan.toml")
     about = about_run(unfinished(out))

@@ -18,9 +18,9 @@ from autoft.errors import ModelError, OptionError, OutOfMemory, Resumable
 
 if TYPE_CHECKING:
     from autoft.cli.live import Display
-    from autoft.planner.plan_file import Plan
+    from autoft.planner.plan.record import Plan
     from autoft.profiles.hardware import Gpu
-    from autoft.trainer.prepare import Prepared
+    from autoft.trainer.data.prepare import Prepared
     from autoft.trainer.result import Predicted, RunResult
 
 RUNS = Path("runs")
@@ -51,11 +51,11 @@ RUNS = Path("runs")
     help="Replace a finished run, or run a plan that may not fit.",
 )
 def command(what: str, output: Path | None, force: bool, as_json: bool, **words: Any) -> None:
-    from autoft.trainer import environment
+    from autoft.trainer.runtime import environment
 
     environment.prepare()
-    from autoft.trainer.output import check_output, free_name
-    from autoft.trainer.signals import ignore_hangup
+    from autoft.trainer.runtime.signals import ignore_hangup
+    from autoft.trainer.storage.run_folder import check_output, free_name
 
     ignore_hangup()
     _see_one_gpu_where_nothing_forks()
@@ -77,7 +77,7 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
                 raise OptionError(f"{what} is data, and no model is named", fix=f"autoft run MODEL --data {what}")
             raise OptionError("no data to train on", fix=f"autoft run {what} --data FILE")
         plan, prepared = planning.plan_to_train(planning.request(what, **words), out.absolute().parent)
-    from autoft.trainer.output import output_bytes
+    from autoft.trainer.storage.run_folder import output_bytes
 
     each = 4 if plan.job.recipe.method != "full" or plan.job.recipe.weights_dtype == "float32" else 2
     check_output(out, force=force, needed_bytes=output_bytes(plan.estimate.trainable_params, bytes_each=each))
@@ -138,7 +138,7 @@ def _memory_remembered(plan: Plan, predicted: Predicted, console: Console) -> It
 
 def _remember(plan: Plan, predicted: Predicted, result: RunResult | None, console: Console) -> None:
     """Keep predicted beside measured for later plans; result: None where the run ran out of memory."""
-    from autoft.planner.history import remember
+    from autoft.planner.history.past_runs import remember
     from autoft.profiles.detect import detect
 
     for note in remember(plan, predicted, detect(), result):
@@ -155,7 +155,7 @@ def _train(
     force: bool,
     as_json: bool,
 ) -> RunResult:
-    from autoft.trainer.run import run
+    from autoft.trainer.run.session import run
 
     with display(plan, predicted, as_json=as_json) as listener:
         return run(
@@ -188,7 +188,7 @@ def _from_file(
     path: Path, words: dict[str, Any], out: Path, console: Console, *, force: bool
 ) -> tuple[Plan, Prepared | None]:
     """The plan of a file as it stands on this machine; of the options only those about data go with it."""
-    from autoft.planner.plan_file import read_plan
+    from autoft.planner.plan.record import read_plan
 
     named = {
         "--prefer": "prefer",
@@ -221,7 +221,7 @@ def _from_file(
 
     hardware, on_gpu = detect(out.absolute().parent), job.device == "cuda"
     with planning.rare_collections() if on_gpu else planning.rehearsing():
-        from autoft.planner.recheck import recheck
+        from autoft.planner.plan.recheck import recheck
 
         checked = recheck(planned, job, hardware, where=str(path), force=force, apart=on_gpu)
     for note in checked.notes:
@@ -230,14 +230,14 @@ def _from_file(
 
 
 def _fetch_starter(console: Console) -> None:
-    from autoft.trainer.starter import starter_folder
+    from autoft.trainer.sources.starter import starter_folder
 
     starter_folder(lambda text: console.print(text, markup=False))
 
 
 def _see_one_gpu_where_nothing_forks() -> None:
     """On Windows planning starts CUDA in this process, after which it is too late to choose a GPU."""
-    from autoft.planner.parallel import can_fork
+    from autoft.planner.search.parallel import can_fork
 
     if can_fork():
         return
@@ -256,7 +256,7 @@ def take_devices(plan: Plan) -> list[str]:
     Raises: ModelError when the plan wants more than PyTorch can reach here.
     """
     from autoft.profiles.detect import detect
-    from autoft.trainer.environment import hide_gpus
+    from autoft.trainer.runtime.environment import hide_gpus
 
     if plan.job.device != "cuda":
         hide_gpus()
@@ -288,7 +288,7 @@ def uuids(gpus: Sequence[Gpu], num_gpus: int) -> list[str]:
 
     Raises: ModelError where there are not so many.
     """
-    from autoft.planner.target import like
+    from autoft.planner.estimator.target import like
 
     taken = [gpu.uuid for gpu in like(gpus)[:num_gpus] if gpu.uuid is not None]
     if num_gpus > 1 and len(taken) < num_gpus:

@@ -12,20 +12,20 @@ from rich.table import Table
 from rich.text import Text
 
 from autoft.cli import event_words
-from autoft.planner import words
-from autoft.planner.candidates import describe
 from autoft.planner.estimate import Estimate
-from autoft.planner.target import several
+from autoft.planner.estimator.target import several
+from autoft.planner.search import words
+from autoft.planner.search.candidates import describe
 from autoft.render import facts
-from autoft.trainer import wording
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.record import event_of
+from autoft.trainer.report import wording
 from autoft.trainer.result import Evaluation, RunResult, Sample
+from autoft.trainer.storage.event_log import event_of
 from autoft.units import KIB, count, duration, energy, size
 
 if TYPE_CHECKING:
-    from autoft.planner.cases import Case
-    from autoft.trainer.judge import Judgement
+    from autoft.planner.plan.cases import Case
+    from autoft.trainer.evaluation.judge import Judgement
 
 BAR_COLORS = ("blue", "cyan", "green", "magenta", "yellow", "red", "white")
 SHOWN_EVENTS = 12  # of a run; result.json has them all

@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autoft.planner.correction import words
 from autoft.planner.estimate import Ratio
-from autoft.planner.plan_file import Plan
+from autoft.planner.history.correction import words
+from autoft.planner.plan.record import Plan
 
 
 def show_correction(plan: Plan, console: Console) -> None:

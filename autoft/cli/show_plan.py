@@ -11,10 +11,10 @@ from rich.text import Text
 
 from autoft.cli.show import BAR_COLORS, memory_bar, step_time
 from autoft.cli.show_correction import show_correction
-from autoft.planner import words
 from autoft.planner.alternative import Alternative
-from autoft.planner.candidates import describe
-from autoft.planner.plan_file import Plan
+from autoft.planner.plan.record import Plan
+from autoft.planner.search import words
+from autoft.planner.search.candidates import describe
 from autoft.render import facts
 from autoft.trainer.adapters import kind_of
 from autoft.trainer.recipe import Recipe

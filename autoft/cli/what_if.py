@@ -15,10 +15,10 @@ from autoft.errors import OptionError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from autoft.planner.cards import CardFit
-    from autoft.planner.frame import Frame
-    from autoft.planner.sweep import ModelFit
-    from autoft.planner.what_if import Limit, Quantity
+    from autoft.planner.what_if.cards import CardFit
+    from autoft.planner.what_if.context import Frame
+    from autoft.planner.what_if.limits import Limit, Quantity
+    from autoft.planner.what_if.models import ModelFit
     from autoft.trainer.recipe import Recipe
 
 OWN_FAMILY = "*"
@@ -78,25 +78,25 @@ def answer(model: str, words: dict[str, Any], *, output: object, explain: bool, 
     if explain:
         raise OptionError(f"--explain: {_flag(name)} makes no plan to explain", fix="leave one of them out")
     wanted = planning.request(model, **words)
-    from autoft.trainer import environment
+    from autoft.trainer.runtime import environment
 
     environment.prepare()
     if name == "model_sweep":
-        from autoft.planner.sweep import members
+        from autoft.planner.what_if.models import members
 
         members(model, None if value == OWN_FAMILY else value)  # refuses before anything is rehearsed
     from autoft.profiles.detect import detect
 
     hardware = detect()
     with planning.rehearsing():
-        from autoft.planner.frame import make_frame
+        from autoft.planner.what_if.context import make_frame
 
         frame = make_frame(wanted, hardware)
         return _ANSWERS[name](frame, value, as_json)
 
 
 def _limit(quantity: Quantity, frame: Frame, _: object, as_json: bool) -> int:
-    from autoft.planner.what_if import find_limit
+    from autoft.planner.what_if.limits import find_limit
 
     limit = find_limit(frame, quantity)
     if as_json:
@@ -107,7 +107,7 @@ def _limit(quantity: Quantity, frame: Frame, _: object, as_json: bool) -> int:
 
 
 def _cards(frame: Frame, _: object, as_json: bool) -> int:
-    from autoft.planner.cards import SHARED, fit_all_cards
+    from autoft.planner.what_if.cards import SHARED, fit_all_cards
 
     found = fit_all_cards(frame)
     if as_json:
@@ -125,7 +125,7 @@ def _cards(frame: Frame, _: object, as_json: bool) -> int:
 
 
 def _models(frame: Frame, family: str, as_json: bool) -> int:
-    from autoft.planner.sweep import members, sweep_models
+    from autoft.planner.what_if.models import members, sweep_models
 
     name, models = members(frame.request.model, None if family == OWN_FAMILY else family)
     found = sweep_models(frame, models)
@@ -156,8 +156,8 @@ def show_limit(limit: Limit, console: Console) -> None:
     """The most that fits, what the next would need, and how far the other recipes go."""
     from rich.text import Text
 
-    from autoft.planner.candidates import describe
-    from autoft.planner.what_if import in_words
+    from autoft.planner.search.candidates import describe
+    from autoft.planner.what_if.limits import in_words
     from autoft.units import size
 
     best, estimate = limit.best, limit.best.estimate
@@ -189,7 +189,7 @@ def show_cards(frame: Frame, found: list[CardFit], note: str, console: Console) 
     """A line a card, by memory."""
     from rich.text import Text
 
-    from autoft.planner.candidates import describe
+    from autoft.planner.search.candidates import describe
     from autoft.units import size
 
     fitting = [fit for fit in found if fit.fits == "yes"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from autoft.planner.plan_file import Plan
+from autoft.planner.plan.record import Plan
 from autoft.trainer.data.thinking import Switched
 from autoft.trainer.job import Job
 from autoft.trainer.optimizers import spec_of

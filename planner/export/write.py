@@ -14,17 +14,17 @@ from typing import Any
 from autoft import __version__
 from autoft.errors import OptionError
 from autoft.home import write_text
-from autoft.planner.candidates import describe
 from autoft.planner.export import exporter
 from autoft.planner.export.base import Form, Source, only_if
-from autoft.planner.inputs import job_digest
-from autoft.planner.plan_file import Plan
+from autoft.planner.plan.provenance import job_digest
+from autoft.planner.plan.record import Plan
+from autoft.planner.search.candidates import describe
 from autoft.settings import Field, settings_of
 from autoft.trainer.data.load import load_data
 from autoft.trainer.data.shape import Row
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.resolve import hub_name, resolve
+from autoft.trainer.sources.resolve import hub_name, resolve
 from autoft.units import size
 
 COLUMNS = 100

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from autoft.trainer.events import Evaluated, Event, Finished, Note, Rehearsed, Saved, Stage, Step, Stopped
-from autoft.trainer.output import output_folder
-from autoft.trainer.ownership import RESULT
-from autoft.trainer.record import EVENTS, Recorder
 from autoft.trainer.result import Evaluation
+from autoft.trainer.storage.event_log import EVENTS, Recorder
+from autoft.trainer.storage.ownership import RESULT
+from autoft.trainer.storage.run_folder import output_folder
 
 
 def step(number: int, total: int = 10) -> Step:

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from autoft.errors import FileFormatError
-from autoft.planner.plan_file import read_plan
-from autoft.trainer.starter import WHEEL
+from autoft.planner.plan.record import read_plan
+from autoft.trainer.sources.starter import WHEEL
 from tests.conftest import Done, write_jsonl
 
 AUTOFT = [sys.executable, "-m", "autoft"]

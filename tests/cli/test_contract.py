@@ -60,7 +60,7 @@ def test_plan_without_data_explains_itself(autoft) -> None:
 
 
 def test_plan_json_is_one_object_that_reads_back(autoft) -> None:
-    from autoft.planner.plan_file import Plan
+    from autoft.planner.plan.record import Plan
 
     done = autoft("plan", TINYLLAMA, "--gpu", "rtx-3060", "--seq-len", 1024, "--json")
     plan = Plan.from_dict(json.loads(done.out))
@@ -115,9 +115,9 @@ def test_plans_and_estimates_fit_the_width(autoft, monkeypatch, width) -> None:
 
 def test_nothing_is_sent_anywhere_unless_the_user_turns_it_on() -> None:
     code = (
-        "from autoft.trainer import environment\nenvironment.prepare()\n"
+        "from autoft.trainer.runtime import environment\nenvironment.prepare()\n"
         "from huggingface_hub import constants\nassert constants.HF_HUB_DISABLE_TELEMETRY\n"
-        "from autoft.trainer.engine import Engine, _arguments\n"
+        "from autoft.trainer.loop.engine import Engine, _arguments\n"
         "from autoft.trainer.job import Job\nfrom autoft.trainer.recipe import Recipe\nfrom pathlib import Path\n"
         "args = _arguments(Job(model='m', recipe=Recipe(base_dtype='float32')), Path('x'))\n"
         "assert args.report_to == [], args.report_to\nassert not args.push_to_hub\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from autoft.planner.plan_file import read_plan
+from autoft.planner.plan.record import read_plan
 from tests.conftest import write_jsonl
 
 

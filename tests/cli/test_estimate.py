@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from autoft.cli.show import show_estimate
-from autoft.planner.plan_file import read_plan
+from autoft.planner.plan.record import read_plan
 from autoft.trainer.recipe import Recipe
 
 WORDS = ("estimate", "smollm2-135m", "--gpu", "rtx-3060", "--seq-len", "256")

@@ -15,8 +15,8 @@ import pytest
 
 from autoft.cli.follow import Run, find
 from autoft.errors import OptionError
-from autoft.trainer.ownership import RESULT
-from autoft.trainer.record import EVENTS, Recorder
+from autoft.trainer.storage.event_log import EVENTS, Recorder
+from autoft.trainer.storage.ownership import RESULT
 from tests.cli.runner import events, step
 from tests.cli.terminal import plain, read_terminal, terminal
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from autoft.planner import history
-from autoft.planner.history import PastRun, past_run
-from autoft.planner.plan_file import Plan, read_plan
+from autoft.planner.history import past_runs
+from autoft.planner.history.past_runs import PastRun, past_run
+from autoft.planner.plan.record import Plan, read_plan
 from autoft.profiles.detect import detect, gpu_from_profile
-from autoft.trainer.environment import of_child
 from autoft.trainer.result import Predicted, RunResult
+from autoft.trainer.runtime.environment import of_child
 from tests.conftest import write_jsonl
 from tests.planner.test_history import RUN
 
@@ -26,14 +26,14 @@ SETTINGS = ("--gpu", "cpu", "--set", "base_dtype=float32", "--set", "max_new_tok
 
 
 def test_a_run_is_kept_shown_beside_the_next_plan_exported_and_cleared(autoft, tiny_model, data_file, tmp_path) -> None:
-    history.path().write_bytes(b"not a database" * 100)
+    past_runs.path().write_bytes(b"not a database" * 100)
     done = autoft("run", tiny_model, "--data", data_file, "-o", tmp_path / "out", *SETTINGS, "--json")
     assert done.code == 0, done.err
     assert "the history of runs is damaged: put aside as" in " ".join(done.err.split())
     result = RunResult.from_dict({k: v for k, v in json.loads(done.out).items() if k != "output"})
     plan = read_plan(tmp_path / "out" / "plan.toml")
     assert plan.correction is None
-    (run,) = history.runs()
+    (run,) = past_runs.runs()
     assert (run.finished, run.model, run.recipe) == (True, str(tiny_model), plan.job.recipe.to_dict())
     assert (run.measured_peak_bytes, run.measured_step_s) == (result.measured.peak_bytes, result.measured.step_time_s)
     assert (run.predicted_peak_bytes, run.steps) == (plan.estimate.peak_allocated_bytes, 10)
@@ -60,7 +60,7 @@ def test_a_run_is_kept_shown_beside_the_next_plan_exported_and_cleared(autoft, t
     assert figures["device_bytes"] == corrected.estimate.device_bytes
 
     listed = json.loads(autoft("history", "--json").out)
-    assert listed == {"file": str(history.path()), "runs": [run.to_dict()]}
+    assert listed == {"file": str(past_runs.path()), "runs": [run.to_dict()]}
     for suffix in ("json", "csv"):
         assert autoft("history", "--export", tmp_path / f"runs.{suffix}").code == 0
     assert json.loads((tmp_path / "runs.json").read_text(encoding="utf-8")) == listed["runs"]
@@ -70,7 +70,7 @@ def test_a_run_is_kept_shown_beside_the_next_plan_exported_and_cleared(autoft, t
     refused = autoft("history", "--clear", "--json")  # no terminal to ask on
     assert (refused.code, "add --yes" in refused.err) == (2, True)
     cleared = json.loads(autoft("history", "--clear", "--yes", "--json").out)
-    assert cleared == {"deleted": 1, "put_aside": [str(path) for path in history.set_aside()]}
+    assert cleared == {"deleted": 1, "put_aside": [str(path) for path in past_runs.set_aside()]}
     assert json.loads(autoft("history", "--json").out)["runs"] == []
 
     # what was predicted for another device is no prediction of this one
@@ -96,7 +96,7 @@ def test_a_run_that_ran_out_of_memory_is_kept_and_the_next_plan_warns(autoft, ti
     """Address space may grow by half a GiB: the scores of attention, batch x heads x tokens^2, are 320 MiB each."""
     import resource
 
-    from autoft.trainer import engine  # noqa: F401 - libraries are there before the limit is
+    from autoft.trainer.loop import engine  # noqa: F401 - libraries are there before the limit is
 
     data = write_jsonl(tmp_path / "long.jsonl", [{"prompt": "x" * 200, "completion": "y" * 210}] * 110)
     plan = tmp_path / "plan.toml"
@@ -113,7 +113,7 @@ def test_a_run_that_ran_out_of_memory_is_kept_and_the_next_plan_warns(autoft, ti
     assert done.code == 0, done.err
     happened = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))["events"]
     assert (happened[0]["event"], happened[0]["micro_batch"]) == ("recovered", 50)
-    (run,) = history.runs()
+    (run,) = past_runs.runs()
     assert (run.finished, run.measured_peak_bytes, run.recipe["micro_batch"]) == (False, None, 100)
     again = autoft("plan", tiny_model, "--data", data, *words)
     assert "a run predicted to need no more than this ran out of memory here on" in " ".join(again.out.split())
@@ -133,7 +133,7 @@ def test_the_list_fits_the_width_newest_first(autoft, monkeypatch, width) -> Non
     empty = autoft("history")
     assert (empty.code, "No runs yet" in empty.out) == (0, True)
     for run in several():
-        history.add(run)
+        past_runs.add(run)
     shown = autoft("history")
     assert shown.code == 0
     assert max(map(len, shown.out.splitlines())) <= width
@@ -145,7 +145,7 @@ def test_the_list_fits_the_width_newest_first(autoft, monkeypatch, width) -> Non
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals there")
 def test_on_a_terminal_it_asks_before_it_deletes() -> None:
-    history.add(RUN)
+    past_runs.add(RUN)
     for answer, code, left in ((b"n\n", 130, [RUN]), (b"y\n", 0, [])):
         ours, theirs = os.openpty()
         os.write(ours, answer)
@@ -153,18 +153,18 @@ def test_on_a_terminal_it_asks_before_it_deletes() -> None:
         done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, check=False, env=of_child())
         os.close(ours)
         os.close(theirs)
-        assert (done.returncode, history.runs()) == (code, left)
-        assert f"Delete 1 run from {history.path()}?" in done.stderr
+        assert (done.returncode, past_runs.runs()) == (code, left)
+        assert f"Delete 1 run from {past_runs.path()}?" in done.stderr
         assert done.stdout == ("" if left else "1 run deleted\n")
 
 
 def test_one_device_alone_is_listed_and_cleared(autoft) -> None:
     for run in several():
-        history.add(run)
+        past_runs.add(run)
     assert len(json.loads(autoft("history", "--device", "rtx 4090", "--json").out)["runs"]) == 1
     cleared = autoft("history", "--device", "4090", "--clear", "--yes")
     assert (cleared.code, cleared.out) == (0, "1 run deleted\n")
-    assert len(history.runs()) == 3
+    assert len(past_runs.runs()) == 3
 
 
 @pytest.mark.parametrize(
@@ -179,16 +179,16 @@ def test_one_device_alone_is_listed_and_cleared(autoft) -> None:
 )
 def test_bad_options_are_one_line_with_what_to_do(autoft, words, what, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    history.add(RUN)
+    past_runs.add(RUN)
     done = autoft("history", *words)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"Error: {what}\nTo fix: ")
-    assert history.runs() == [RUN]
+    assert past_runs.runs() == [RUN]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_history_that_cannot_be_used_stops_neither_plan_nor_run(autoft, tiny_model, data_file, tmp_path) -> None:
-    history.path().mkdir()
+    past_runs.path().mkdir()
     words = (*SETTINGS[:-1], "max_steps=1")
     done = autoft("run", tiny_model, "--data", data_file, "-o", tmp_path / "out", *words)
     assert done.code == 0, done.err

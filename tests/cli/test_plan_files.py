@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from autoft.planner.candidates import describe
-from autoft.planner.plan_file import read_plan
+from autoft.planner.plan.record import read_plan
+from autoft.planner.search.candidates import describe
 
 OLD = Path(__file__).parent.parent / "data" / "plan-v1.toml"
 
@@ -57,7 +57,7 @@ def test_an_edit_that_does_not_fit_is_refused_and_leaves_nothing(autoft, plan_fi
 def test_force_runs_what_does_not_fit_and_says_so(autoft, plan_file, tmp_path, monkeypatch) -> None:
     path, out = plan_file("plan.toml"), tmp_path / "out"
     # hardly any of this machine's memory counts as usable: the plan itself has not changed
-    monkeypatch.setattr("autoft.planner.target.RAM_USABLE", 1e-6)
+    monkeypatch.setattr("autoft.planner.estimator.target.RAM_USABLE", 1e-6)
     refused = autoft("run", path, "-o", out)
     assert refused.code == 3, refused.err
     assert "; less memory than planned for: " in refused.err

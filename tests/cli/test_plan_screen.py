@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from autoft.cli.show_plan import show_details, show_plan
-from autoft.planner.plan_file import Plan, read_plan
+from autoft.planner.plan.record import Plan, read_plan
 
 DATA, GOLDEN = Path(__file__).parents[1] / "data", Path(__file__).parent / "golden"
 ON_GPU, ON_CPU = read_plan(DATA / "plan-gpu.toml"), read_plan(DATA / "plan-cpu.toml")

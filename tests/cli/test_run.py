@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from autoft.home import sha256
-from autoft.planner.plan_file import read_plan
-from autoft.trainer.places import forget_host, public_job
+from autoft.planner.plan.record import read_plan
 from autoft.trainer.result import RunResult
+from autoft.trainer.storage.places import forget_host, public_job
 
 # What a user does who has never heard of autoft: transformers and peft alone.
 PLAIN_PEFT = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoft.planner.set_option import parse_settings
+from autoft.planner.search.set_option import parse_settings
 
 MODEL = "smollm2-135m"
 

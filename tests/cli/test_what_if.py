@@ -11,8 +11,8 @@ from rich.console import Console
 
 from autoft.cli.compare import show
 from autoft.cli.what_if import show_limit
-from autoft.planner.compare import Comparison
-from autoft.planner.what_if import Limit
+from autoft.planner.what_if.compare import Comparison
+from autoft.planner.what_if.limits import Limit
 
 SMALL = "smollm2-135m"
 

@@ -13,10 +13,10 @@ import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from autoft.planner.attention import attention_backend
-from autoft.planner.device import Device
-from autoft.planner.kernels import Kernels, scratch
-from autoft.planner.trace import Trace
+from autoft.planner.kernels.attention import attention_backend
+from autoft.planner.kernels.dispatch import Kernels, scratch
+from autoft.planner.kernels.rules import Device
+from autoft.planner.tracing.trace import Trace
 
 # Those that the trainer lets PyTorch choose from
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

@@ -21,7 +21,7 @@ STANDIN = Path(os.environ.get("STANDIN_HOME") or Path(sys.prefix) / "standin")
 COUNTED = Path(__file__).parent / "counted"
 # Checks of what a Triton kernel computes, such as the fused head's loss: none runs. They run, and may fail.
 TRITON = "autoft.trainer.doctor.compute:triton_kernel"
-FUSED_HEAD = "autoft.trainer.gates:_loss_is_the_base_s"
+FUSED_HEAD = "autoft.trainer.checks.gates:_loss_is_the_base_s"
 AUTOFT = (sys.executable, "-P", "-c", "import sys; from autoft.cli.main import main; sys.exit(main())")
 LONGEST_S = 3600.0  # after which a command counts as hung
 FLOATS = 2**25  # elements: whatever a tiny model computes with truth is computed, 16 rows of 512 tokens too

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autoft.errors import AutoftError
-from autoft.trainer import environment
+from autoft.trainer.runtime import environment
 from tests.cuda.card import HOLD
 
 
@@ -21,7 +21,7 @@ def main(words: list[str]) -> None:
     spec = json.loads(words[0])
     environment.prepare()
     from autoft.trainer.job import Job
-    from autoft.trainer.run import run
+    from autoft.trainer.run.session import run
 
     if "when" in spec:
         HOOKS[spec["when"]](lambda: take_all_but(spec["leave"]))
@@ -66,7 +66,7 @@ def fill_but(num_bytes: int, blocks: list[Any] = []) -> None:  # noqa: B006 - it
 
 
 def before_the_rehearsal(take: Any) -> None:
-    from autoft.trainer.engine import Engine
+    from autoft.trainer.loop.engine import Engine
 
     _before(Engine, "rehearse", take)
 
@@ -78,9 +78,9 @@ def after_a_step(take: Any) -> None:
 
 
 def before_the_last_evaluation(take: Any) -> None:
-    from autoft.trainer import run
+    from autoft.trainer.run import session
 
-    real = run._evaluate
+    real = session._evaluate
 
     def evaluate(session: Any, loaded: Any, when: str, *rest: Any) -> Any:
         if when == "after":
@@ -88,11 +88,11 @@ def before_the_last_evaluation(take: Any) -> None:
             fill_but(1 << 20)
         return real(session, loaded, when, *rest)
 
-    run._evaluate = evaluate
+    session._evaluate = evaluate
 
 
 def before_a_save(take: Any) -> None:
-    from autoft.trainer.engine import Engine
+    from autoft.trainer.loop.engine import Engine
 
     real = Engine.save
 

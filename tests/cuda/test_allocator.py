@@ -1,4 +1,4 @@
-"""planner/allocator.py beside PyTorch's own allocator: the same allocations and frees, counted alike after each."""
+"""planner/memory/allocator.py and PyTorch's allocator count the same after each allocation and free."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from autoft.planner.allocator import Allocator, OutOfMemory
-from autoft.planner.device import INSTALLED_TORCH
+from autoft.planner.kernels.rules import INSTALLED_TORCH
+from autoft.planner.memory.allocator import Allocator, OutOfMemory
 
 SCRIPT = Path(__file__).parent / "allocations.py"
 EVENTS = 1500

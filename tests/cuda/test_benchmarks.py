@@ -14,7 +14,7 @@ from tests.cuda.card import ROOT, TRITON, Card, Done
 BENCHMARKS = ROOT / "benchmarks"
 MINUTES = "14"
 # What a Triton kernel computes is zeros here, so no loss is that of the base
-IGNORED = (TRITON, "autoft.trainer.gates:check_model")
+IGNORED = (TRITON, "autoft.trainer.checks.gates:check_model")
 FLOATS = str(2**20)  # larger results need not be right for what is asked here
 
 

@@ -14,8 +14,8 @@ import os, sys
 here = sys.path.index(os.path.dirname(__file__))
 following = next(path for each in sys.path[here + 1:] if os.path.exists(path := each + "/sitecustomize.py"))
 exec(compile(open(following).read(), following, "exec"), {{"__name__": "sitecustomize", "__file__": following}})
-if "autoft.trainer.peer" in sys.orig_argv:
-    from autoft.trainer.group import Group
+if "autoft.trainer.run.worker" in sys.orig_argv:
+    from autoft.trainer.distributed.group import Group
     join = Group.join
 {code}
 """
@@ -86,7 +86,7 @@ def test_the_loss_of_one_process_ends_the_other_with_one_line(on_card, tiny_mode
 
 SAVE = """
 import torch
-from autoft.trainer.randomness import random_state
+from autoft.trainer.runtime.randomness import random_state
 torch.cuda.init()
 torch.manual_seed(7)
 torch.rand(3, device="cuda")
@@ -97,7 +97,7 @@ print(torch.cuda.get_rng_state().sum().item())
 """
 LOAD = """
 import sys, torch
-from autoft.trainer.randomness import set_random_state
+from autoft.trainer.runtime.randomness import set_random_state
 torch.cuda.init()
 set_random_state(torch.load(sys.argv[1], weights_only=False))
 print(torch.cuda.get_rng_state().sum().item())

@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def import_all() -> None:
-    from autoft.trainer import environment
+    from autoft.trainer.runtime import environment
 
     environment.prepare()
     import torch
@@ -41,11 +41,11 @@ def import_all() -> None:
         import bitsandbytes  # noqa: F401
 
         import autoft.cli.main
-        import autoft.planner.plan
-        import autoft.planner.recheck
-        import autoft.trainer.engine
-        import autoft.trainer.evaluate
-        import autoft.trainer.run  # noqa: F401
+        import autoft.planner.plan.make
+        import autoft.planner.plan.recheck
+        import autoft.trainer.evaluation.evaluate
+        import autoft.trainer.loop.engine
+        import autoft.trainer.run.session  # noqa: F401
     assert not torch.cuda.is_initialized()
     gc.collect()
     gc.freeze()

@@ -15,8 +15,8 @@ from typing import Any
 
 import psutil
 
-from autoft.trainer.output import unfinished
-from autoft.trainer.ownership import CHECKPOINTS
+from autoft.trainer.storage.ownership import CHECKPOINTS
+from autoft.trainer.storage.run_folder import unfinished
 from tests.faults.scene import Done, Scene, at_step, autoft, flaws, learnt, send
 from tests.faults.table import Case, Row, clear, row, settle, single
 
@@ -187,7 +187,7 @@ def _memory_ends(step: int) -> None:
 
 def _change_loss(step: int, change: Callable[[Any, int], Any]) -> None:
     """Have the loss be `change(loss, rows of the batch)` in training from that optimizer step on."""
-    from autoft.trainer import engine
+    from autoft.trainer.loop import engine
 
     real = engine.Engine.compute_loss
 
@@ -200,20 +200,20 @@ def _change_loss(step: int, change: Callable[[Any, int], Any]) -> None:
 
 
 def _memory_ends_evaluating() -> None:
-    from autoft.trainer import run
+    from autoft.trainer.run import session
 
-    real = run._evaluate
+    real = session._evaluate
 
     def evaluate(session: Any, loaded: Any, when: str, *rest: Any) -> Any:
         if when == "after":
             _no_room()
         return real(session, loaded, when, *rest)
 
-    run._evaluate = evaluate
+    session._evaluate = evaluate
 
 
 def _memory_ends_saving() -> None:
-    from autoft.trainer import checkpoint
+    from autoft.trainer.storage import checkpoint
 
     real = checkpoint._packed
     calls = [0]

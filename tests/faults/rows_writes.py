@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from autoft.trainer.output import unfinished
-from autoft.trainer.ownership import CHECKPOINTS
+from autoft.trainer.storage.ownership import CHECKPOINTS
+from autoft.trainer.storage.run_folder import unfinished
 from tests.faults.scene import CLOCK, FAIL, FAIL_HALF, KILL, KILL_HALF, Harm, Scene, at_step, send, small_disk
 from tests.faults.table import Case, Row, Skipped, clear, row, settle, single
 
@@ -277,7 +277,7 @@ def checkpoint_changes(scene: Scene) -> Row:
 def _write(parent: Path, step: int, *, tolerant: bool = False) -> None:
     import torch
 
-    from autoft.trainer.checkpoint import retain, write_checkpoint
+    from autoft.trainer.storage.checkpoint import retain, write_checkpoint
 
     state = {"weights": {"a": torch.full((3000,), float(step))}, "step": step, "random": [1, (2, None)]}
     try:
@@ -290,7 +290,7 @@ def _write(parent: Path, step: int, *, tolerant: bool = False) -> None:
 
 def _judged(parent: Path) -> str:
     """What is wrong with the newest checkpoint there; empty when nothing is."""
-    from autoft.trainer.checkpoint import newest_checkpoint
+    from autoft.trainer.storage.checkpoint import newest_checkpoint
 
     kept, _ = newest_checkpoint(parent, run_id="r")
     if kept is None:

@@ -163,18 +163,13 @@ def autoft(*words: object) -> None:
 
 
 def _import_all() -> None:
-    from autoft.trainer import environment
+    from autoft.trainer.runtime import environment
 
     environment.prepare()
     import rich.progress  # noqa: F401
 
-    import autoft.cli.resume
-    import autoft.cli.run
-    import autoft.planner.plan
-    import autoft.trainer.engine
-    import autoft.trainer.evaluate  # noqa: F401
-    from autoft.planner import recheck
-    from autoft.planner.plan_file import Plan
+    from autoft.planner.plan import recheck
+    from autoft.planner.plan.record import Plan
     from autoft.schema import _adapter
 
     _adapter(Plan)
@@ -199,7 +194,7 @@ def at_step(number: int, act: Callable[[], Any]) -> Callable[[], None]:
     """To be done in a child before it runs: `act` comes when that optimizer step is done."""
 
     def prepare() -> None:
-        from autoft.trainer.watch import Watch
+        from autoft.trainer.loop.callbacks import Watch
 
         real = Watch.on_step_end
 

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from autoft.trainer.checkpoint import newest_checkpoint
-from autoft.trainer.output import unfinished
-from autoft.trainer.ownership import CHECKPOINTS, RUN
+from autoft.trainer.storage.checkpoint import newest_checkpoint
+from autoft.trainer.storage.ownership import CHECKPOINTS, RUN
+from autoft.trainer.storage.run_folder import unfinished
 from tests.faults.scene import Done, Scene, flaws
 
 CODES = {

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoft.errors import OutOfMemory, Resumable
-from autoft.trainer import engine
-from autoft.trainer.engine import Engine
 from autoft.trainer.events import Recovered
-from autoft.trainer.memory import is_out_of_memory
-from autoft.trainer.output import unfinished
-from autoft.trainer.run import resume, run
+from autoft.trainer.loop import engine
+from autoft.trainer.loop.engine import Engine
+from autoft.trainer.run.session import resume, run
+from autoft.trainer.runtime.peak_memory import is_out_of_memory
+from autoft.trainer.storage.run_folder import unfinished
 from tests.faults.conftest import STEPS
 
 FORMS = [

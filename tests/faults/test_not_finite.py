@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from autoft.errors import TrainingError
-from autoft.trainer import engine
-from autoft.trainer.checkpoint import newest_checkpoint
-from autoft.trainer.output import unfinished
-from autoft.trainer.ownership import CHECKPOINTS
-from autoft.trainer.run import run
-from autoft.trainer.watch import DEAD_AFTER, SPIKE_WINDOW, LossWatch
+from autoft.trainer.loop import engine
+from autoft.trainer.loop.callbacks import DEAD_AFTER, SPIKE_WINDOW, LossWatch
+from autoft.trainer.run.session import run
+from autoft.trainer.storage.checkpoint import newest_checkpoint
+from autoft.trainer.storage.ownership import CHECKPOINTS
+from autoft.trainer.storage.run_folder import unfinished
 
 
 def poisoned(monkeypatch, model_calls, *, gradient_only):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoft.trainer.run import run
+from autoft.trainer.run.session import run
 from tests.conftest import write_jsonl
 from tests.faults.conftest import STEPS
 from tests.faults.scene import SETTINGS, at_step
@@ -25,7 +25,7 @@ pytestmark = [
 ]
 KILLED = """
 import os, signal, sys
-from autoft.trainer import environment
+from autoft.trainer.runtime import environment
 environment.prepare()
 from tests.faults.scene import at_step
 from autoft.cli.main import main
@@ -42,7 +42,7 @@ def only(bytes_held: float) -> None:
 @pytest.fixture
 def job(make_job, tmp_path, monkeypatch):
     """Steps of 16 rows of 500 tokens: hundreds of MiB beside some of weights. What a test takes of the card is back."""
-    from autoft.trainer.watch import Watch
+    from autoft.trainer.loop.callbacks import Watch
 
     monkeypatch.setattr(Watch, "on_step_end", Watch.on_step_end)
     rows = write_jsonl(tmp_path / "long.jsonl", [{"prompt": f"n {n}", "completion": f"{n} " * 160} for n in range(80)])

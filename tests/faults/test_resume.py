@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from autoft.errors import Interrupted, OptionError, OutputError, Resumable
-from autoft.trainer.checkpoint import newest_checkpoint
 from autoft.trainer.events import Rehearsed, Resumed, Stage, Step
-from autoft.trainer.output import unfinished
-from autoft.trainer.ownership import CHECKPOINTS
-from autoft.trainer.run import resume, run
+from autoft.trainer.run.session import resume, run
+from autoft.trainer.storage.checkpoint import newest_checkpoint
+from autoft.trainer.storage.ownership import CHECKPOINTS
+from autoft.trainer.storage.run_folder import unfinished
 from tests.faults.conftest import RECIPES, STEPS, weights_of
 
 

@@ -22,10 +22,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from autoft.errors import DataError, Resumable, TrainingError
-from autoft.trainer import environment
-from autoft.trainer.group import BUFFER_BYTES, buffers
-from autoft.trainer.output import unfinished
-from autoft.trainer.run import resume, run
+from autoft.trainer.distributed.group import BUFFER_BYTES, buffers
+from autoft.trainer.run.session import resume, run
+from autoft.trainer.runtime import environment
+from autoft.trainer.storage.run_folder import unfinished
 from tests.faults.conftest import STEPS, weights_of
 from tests.faults.test_memory import MemoryEnds
 from tests.faults.test_resume import stopped_at
@@ -46,10 +46,10 @@ def in_the_second(monkeypatch, folder: Path, code: str) -> None:
     folder.mkdir()
     lines = textwrap.indent(textwrap.dedent(code), " " * 4)
     (folder / "sitecustomize.py").write_text(
-        "from autoft.trainer.group import Group\n"
+        "from autoft.trainer.distributed.group import Group\n"
         "real = Group.join\n"
         "def join(self, *args):\n"
-        "    from autoft.trainer import engine\n"
+        "    from autoft.trainer.loop import engine\n"
         "    real(self, *args)\n"
         f"{lines}\n"
         "Group.join = join\n"
@@ -196,7 +196,9 @@ def test_one_that_ends_before_it_has_joined_is_told_of(make_job, tmp_path, monke
     folder = tmp_path / "site"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
-        "import os\nfrom autoft.trainer.group import Group\nGroup.join = lambda *_: os.kill(os.getpid(), 9)\n"
+        "import os\n"
+        "from autoft.trainer.distributed.group import Group\n"
+        "Group.join = lambda *_: os.kill(os.getpid(), 9)\n"
     )
     monkeypatch.syspath_prepend(folder)
     with pytest.raises(Resumable, match="process 2 of 2 has ended: exit code -9; what was learnt up to step 0 is kept"):
@@ -246,7 +248,7 @@ def test_a_row_of_the_second_whose_loss_is_no_number_is_named(make_job, tmp_path
 def test_one_that_cannot_load_is_told_of(make_job, tmp_path, monkeypatch):
     folder = tmp_path / "site"
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text("import autoft.trainer.load\nautoft.trainer.load.load = None\n")
+    (folder / "sitecustomize.py").write_text("import autoft.trainer.run.setup\nautoft.trainer.run.setup.load = None\n")
     monkeypatch.syspath_prepend(folder)
     with pytest.raises(Resumable, match="process 2 of 2 has ended: 'NoneType' object is not callable"):
         run(of_two(make_job), tmp_path / "out", plan_toml="")
@@ -255,7 +257,9 @@ def test_one_that_cannot_load_is_told_of(make_job, tmp_path, monkeypatch):
 def test_data_that_change_while_they_are_read_are_refused(make_job, tmp_path, monkeypatch):
     folder = tmp_path / "site"
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text("import autoft.trainer.identity as i\ni.digest_of = lambda _: 'another'\n")
+    (folder / "sitecustomize.py").write_text(
+        "import autoft.trainer.run.fingerprint as i\ni.digest_of = lambda _: 'another'\n"
+    )
     monkeypatch.syspath_prepend(folder)
     with pytest.raises(DataError, match=r"data\.jsonl: has changed while the processes were reading it"):
         run(of_two(make_job), tmp_path / "out", plan_toml="")
@@ -275,8 +279,8 @@ def test_none_outlives_the_first(make_job, tmp_path, number):
     job, out = of_two(make_job, max_steps=None, epochs=1000.0), tmp_path / "out"
     code = (
         "import sys; from pathlib import Path\n"
-        "from autoft.trainer import environment; environment.prepare()\n"
-        "from autoft.trainer.run import run; from autoft.trainer.job import Job\n"
+        "from autoft.trainer.runtime import environment; environment.prepare()\n"
+        "from autoft.trainer.run.session import run; from autoft.trainer.job import Job\n"
         "from autoft.errors import AutoftError\n"
         f"try: run(Job.from_dict({job.to_dict()!r}), Path({str(out)!r}), plan_toml='')\n"
         "except AutoftError as error: sys.exit(error.exit_code)\n"

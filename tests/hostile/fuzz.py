@@ -26,7 +26,7 @@ CONFIG = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num
 
 
 def plan_file(content: bytes) -> None:
-    from autoft.planner.plan_file import read_plan
+    from autoft.planner.plan.record import read_plan
 
     with suppress(AutoftError):
         read_plan(_file("plan.toml", content))
@@ -42,21 +42,21 @@ def data(content: bytes) -> None:
 
 
 def gguf(content: bytes) -> None:
-    from autoft.trainer.gguf import check_gguf
+    from autoft.trainer.sources.gguf import check_gguf
 
     with suppress(AutoftError):
         check_gguf(_file("model.gguf", content))
 
 
 def config(content: bytes) -> None:
-    from autoft.trainer.resolve import load_config, resolve
+    from autoft.trainer.sources.resolve import load_config, resolve
 
     with suppress(AutoftError):
         load_config(resolve(str(_file("model/config.json", content).parent)))
 
 
 def weights(content: bytes) -> None:
-    from autoft.trainer.weights import check_weights, fingerprint
+    from autoft.trainer.sources.weights import check_weights, fingerprint
 
     with suppress(AutoftError):
         folder = _file("weights/model.safetensors", content).parent
@@ -65,7 +65,7 @@ def weights(content: bytes) -> None:
 
 
 def result(content: bytes) -> None:
-    from autoft.trainer.finished import read_result
+    from autoft.trainer.evaluation.open_run import read_result
 
     with suppress(AutoftError):
         read_result(_file("run/result.json", content).parent)

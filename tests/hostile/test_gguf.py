@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from autoft.errors import ModelError
-from autoft.trainer.gguf import check_gguf
+from autoft.trainer.sources.gguf import check_gguf
 from tests.hostile.answers import assert_refused
 
 U32, STRING, ARRAY, U64 = 4, 8, 9, 10

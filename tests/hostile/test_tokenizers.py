@@ -76,7 +76,7 @@ def test_settings_of_a_tokenizer_that_are_none_are_refused(autoft, model: Path, 
 def test_what_a_library_writes_to_the_standard_error_is_kept_where_nothing_panics(capfd) -> None:
     import os
 
-    from autoft.trainer.environment import held_stderr
+    from autoft.trainer.runtime.environment import held_stderr
 
     with held_stderr():
         os.write(2, b"said\n")

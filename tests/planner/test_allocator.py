@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from autoft.planner.allocator import MIB, Allocator, ByteCounter, OutOfMemory, allocation_size, round_up
+from autoft.planner.memory.allocator import MIB, Allocator, ByteCounter, OutOfMemory, allocation_size, round_up
 
 
 def allocate(allocator: Allocator, **sizes_mib: float) -> None:

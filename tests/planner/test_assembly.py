@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, core_model_loading
 
-from autoft.planner.assembly import assemblies
-from autoft.planner.depth import shortened
-from autoft.planner.device import Device
-from autoft.planner.ghost import find_depth, rehearse
-from autoft.planner.loop import OURS
+from autoft.planner.kernels.rules import Device
+from autoft.planner.rehearsal.assembly import assemblies
+from autoft.planner.rehearsal.layers import shortened
+from autoft.planner.rehearsal.loop import OURS
+from autoft.planner.rehearsal.step import find_depth, rehearse
 from autoft.trainer.recipe import Recipe
 from tests.planner.families import family_config
 

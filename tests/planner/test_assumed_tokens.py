@@ -8,11 +8,11 @@ import math
 import pytest
 
 from autoft.errors import HubError
-from autoft.planner.assumed_tokens import BYTES_PER_TOKEN, prepare_assumed
-from autoft.planner.plan import ask
+from autoft.planner.plan.make import ask
 from autoft.planner.request import Request
+from autoft.planner.search.assumed_tokens import BYTES_PER_TOKEN, prepare_assumed
 from autoft.profiles.hardware import Hardware
-from autoft.trainer.resolve import resolve
+from autoft.trainer.sources.resolve import resolve
 from tests.planner.test_several_gpus import HOST
 
 MODEL = "smollm2-135m"

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from autoft.planner import bench as bench_module
-from autoft.planner.bench import measure, readings
-from autoft.planner.cache import Kept, ask, keep, recall
 from autoft.planner.estimate import Range
-from autoft.planner.gpu_rates import gpu_rates
+from autoft.planner.estimator.target import target_of
+from autoft.planner.plan.cached_estimates import Kept, ask, keep, recall
 from autoft.planner.request import Request
-from autoft.planner.target import target_of
-from autoft.planner.time import BENCH_ATTENTION, CARD_PRODUCTS, _basis, bench_rates, cpu_rates
+from autoft.planner.timing import microbench as bench_module
+from autoft.planner.timing.gpu_rates import gpu_rates
+from autoft.planner.timing.microbench import measure, readings
+from autoft.planner.timing.roofline import BENCH_ATTENTION, CARD_PRODUCTS, _basis, bench_rates, cpu_rates
 from autoft.profiles import bench_store
 from autoft.profiles.bench_store import BYTES, FLOPS, Bench, Reading, cpu_key, gpu_key
 from autoft.profiles.detect import gpu_from_profile

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoft.planner.bisection import largest
+from autoft.planner.what_if.bisection import largest
 
 
 @given(

@@ -15,9 +15,9 @@ import pytest
 
 import autoft.planner
 import autoft.trainer
-from autoft.planner import cache, kept
-from autoft.planner.cache import Kept, Question, ask, keep, recall
 from autoft.planner.estimate import Estimate, Range
+from autoft.planner.plan import cached_estimates, disk_cache
+from autoft.planner.plan.cached_estimates import Kept, Question, ask, keep, recall
 from autoft.planner.request import Request
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.hardware import Gpu, GpuProcess, GpuStatus, Hardware, Host
@@ -56,7 +56,7 @@ def asked(request: Request = REQUEST, hardware: Hardware = CPU) -> Question:
 
 
 def entry(question: Question) -> Path:
-    return cache.SHELF.path(question.key)
+    return cached_estimates.SHELF.path(question.key)
 
 
 def gpu_here(free_gib: float, **changes: object) -> Hardware:
@@ -131,7 +131,7 @@ def test_a_changed_source_file_has_another_key_even_at_the_same_size_and_time(tm
     shutil.copytree(Path(str(autoft.trainer.__file__)).parent, copied, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(autoft.trainer, "__file__", str(copied / "__init__.py"))
     first = asked()
-    source = copied / "loss.py"
+    source = copied / "step" / "loss.py"
     written, text = source.stat(), source.read_text()
     source.write_text(text.replace("loss", "ssol", 1))
     os.utime(source, ns=(written.st_atime_ns, written.st_mtime_ns))
@@ -150,7 +150,7 @@ def test_no_damaged_or_foreign_entry_is_trusted() -> None:
     keep(other, KEPT)
     data = json.loads(whole)
     data["answer"]["estimate"]["extra"] = 1
-    signed = {**data, "sha256": kept.digest([question.key, data["answer"]])}
+    signed = {**data, "sha256": disk_cache.digest([question.key, data["answer"]])}
     broken += [entry(other).read_bytes(), b"null", b"[]", b"\xff", b"[" * 100_000, json.dumps(signed).encode()]
     for content in broken:
         entry(question).write_bytes(content)
@@ -216,7 +216,7 @@ def test_on_a_cpu_the_answer_says_when_it_was_measured(monkeypatch) -> None:
 
 
 def test_only_the_newest_entries_stay(monkeypatch) -> None:
-    monkeypatch.setattr(kept, "KEPT_ENTRIES", 5)
+    monkeypatch.setattr(disk_cache, "KEPT_ENTRIES", 5)
     questions = [asked(replace(REQUEST, seq_len=length)) for length in range(16, 32)]
     for second, question in enumerate(questions):
         keep(question, KEPT)
@@ -234,7 +234,7 @@ def test_a_home_that_cannot_be_written_to_costs_nothing_but_the_entry(tmp_path, 
 
 def test_writers_at_the_same_time_leave_whole_entries() -> None:
     code = (
-        "from tests_cache import asked, KEPT\nfrom autoft.planner.cache import keep\n"
+        "from tests_cache import asked, KEPT\nfrom autoft.planner.plan.cached_estimates import keep\n"
         "question = asked()\nfor _ in range(100): keep(question, KEPT)\n"
     )
     module = "import importlib.util, sys\nspec = importlib.util.spec_from_file_location('tests_cache', sys.argv[1])\n"

@@ -8,15 +8,15 @@ from dataclasses import replace
 import pytest
 
 from autoft.errors import OptionError, TrainingError
-from autoft.planner import measured as planner_measured
-from autoft.planner.compare import Comparison, compare
-from autoft.planner.frame import make_frame
-from autoft.planner.measured import measured
 from autoft.planner.request import Request
+from autoft.planner.what_if import compare_measured as planner_measured
+from autoft.planner.what_if.compare import Comparison, compare
+from autoft.planner.what_if.compare_measured import measured
+from autoft.planner.what_if.context import make_frame
 from autoft.profiles.hardware import Hardware, Host
-from autoft.trainer.measure import Task, measure, random_weights, run, weights_at_hand
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.resolve import resolve
+from autoft.trainer.run.measure import Task, measure, random_weights, run, weights_at_hand
+from autoft.trainer.sources.resolve import resolve
 
 GIB = 2**30
 CPU = Hardware(

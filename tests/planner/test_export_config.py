@@ -14,8 +14,8 @@ import yaml
 
 from autoft.errors import DataError, OptionError
 from autoft.planner.export.write import CONTEXT_TRAINED, Export, export_config, write_export
-from autoft.planner.inputs import Inputs, job_digest
-from autoft.planner.plan_file import Plan, read_plan
+from autoft.planner.plan.provenance import Inputs, job_digest
+from autoft.planner.plan.record import Plan, read_plan
 from tests.conftest import write_jsonl
 
 DATA = Path(__file__).parent.parent / "data"

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from autoft.planner.export.write import export_config
-from autoft.planner.plan_file import Plan
+from autoft.planner.plan.record import Plan
 from autoft.planner.workload import measure
+from autoft.trainer.data.prepare import Prepared, prepare
 from autoft.trainer.data.thinking import Switched, switched
-from autoft.trainer.prepare import Prepared, prepare
-from autoft.trainer.resolve import ModelRef
+from autoft.trainer.sources.resolve import ModelRef
 from tests.conftest import make_tokenizer
 from tests.planner.test_export_config import a_plan
 

@@ -11,15 +11,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from autoft.errors import ModelError
-from autoft.planner.allocator import Allocator, ByteCounter
-from autoft.planner.depth import Depth
-from autoft.planner.device import Device
-from autoft.planner.ghost import Rehearsal, find_depth, rehearse
-from autoft.planner.loop import OURS, PLAIN
-from autoft.planner.memory import Memory, replay
-from autoft.trainer.build import base_of, build_base, build_model
-from autoft.trainer.loss import compute_loss
+from autoft.planner.kernels.rules import Device
+from autoft.planner.memory.allocator import Allocator, ByteCounter
+from autoft.planner.memory.replay import Memory, replay
+from autoft.planner.rehearsal.layers import Depth
+from autoft.planner.rehearsal.loop import OURS, PLAIN
+from autoft.planner.rehearsal.step import Rehearsal, find_depth, rehearse
+from autoft.trainer.model.build import base_of, build_base, build_model
 from autoft.trainer.recipe import Recipe
+from autoft.trainer.step.loss import compute_loss
 from tests.planner.families import FAMILIES, LAYERS, family_config
 
 CPU, ADA, TURING = Device(None), Device((8, 9)), Device((7, 5))

@@ -1,4 +1,4 @@
-"""planner/four_bit.py against the function of bitsandbytes that it repeats, read from its source."""
+"""planner/kernels/four_bit.py against the function of bitsandbytes that it repeats, read from its source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from autoft.planner.four_bit import ALWAYS_ROWS, MOST_ROWS, is_product_fused
+from autoft.planner.kernels.four_bit import ALWAYS_ROWS, MOST_ROWS, is_product_fused
 from autoft.trainer.compat.bitsandbytes import FUSED_PRODUCT
 
 CARDS = [

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 
 from autoft.errors import OutputError
-from autoft.planner import history
-from autoft.planner.correction import FEWEST, correction_for, warnings, words
 from autoft.planner.estimate import Correction, Estimate, Range
+from autoft.planner.estimator.target import Target, target_of
 from autoft.planner.facts import Assumption
-from autoft.planner.history import PastRun, add, clear, put_aside, runs
-from autoft.planner.target import Target, target_of
+from autoft.planner.history import past_runs
+from autoft.planner.history.correction import FEWEST, correction_for, warnings, words
+from autoft.planner.history.past_runs import PastRun, add, clear, put_aside, runs
 from autoft.profiles.bench_store import cpu_key, gpu_key
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.hardware import Hardware, Host
-from autoft.trainer.environment import of_child
 from autoft.trainer.recipe import Recipe
+from autoft.trainer.runtime.environment import of_child
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
@@ -55,7 +55,7 @@ RUN = PastRun(
     device=KEY.device,
     device_name=KEY.name,
     circumstances=KEY.circumstances,
-    versions=history.installed(),
+    versions=past_runs.installed(),
     model="m",
     recipe=RECIPE.to_dict(),
     finished=True,
@@ -103,16 +103,16 @@ def test_runs_come_back_as_they_were_newest_first() -> None:
 
 def test_what_is_cleared_is_gone_from_the_file() -> None:
     add(replace(RUN, model="a-name-to-forget"))
-    assert b"a-name-to-forget" in history.path().read_bytes()
+    assert b"a-name-to-forget" in past_runs.path().read_bytes()
     clear()
-    assert b"a-name-to-forget" not in history.path().read_bytes()
+    assert b"a-name-to-forget" not in past_runs.path().read_bytes()
 
 
 def test_several_that_write_at_once_lose_nothing() -> None:
     code = (
         "from dataclasses import replace\nfrom tests.planner.test_history import RUN\n"
-        "from autoft.planner import history\n"
-        "for n in range(20): history.put_aside(); history.add(replace(RUN, steps=n))"
+        "from autoft.planner.history import past_runs\n"
+        "for n in range(20): past_runs.put_aside(); past_runs.add(replace(RUN, steps=n))"
     )
     env = {**of_child(), "PYTHONPATH": os.pathsep.join([str(ROOT), of_child()["PYTHONPATH"]])}
     writers = [subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE) for _ in range(2)]
@@ -123,26 +123,26 @@ def test_several_that_write_at_once_lose_nothing() -> None:
 
 
 def _no_database() -> None:
-    history.path().write_bytes(b"not a database at all, and long enough to be looked at as one" * 40)
+    past_runs.path().write_bytes(b"not a database at all, and long enough to be looked at as one" * 40)
 
 
 def _torn() -> None:
     """A page in the middle overwritten, as a failing disk does."""
     for number in range(40):
         add(replace(RUN, steps=number))
-    data = bytearray(history.path().read_bytes())
+    data = bytearray(past_runs.path().read_bytes())
     data[4096:8192] = os.urandom(4096)
-    history.path().write_bytes(data)
+    past_runs.path().write_bytes(data)
 
 
 def _newer() -> None:
     add(RUN)
-    with closing(sqlite3.connect(history.path())) as db:
+    with closing(sqlite3.connect(past_runs.path())) as db:
         db.execute("PRAGMA user_version = 2")
 
 
 def _of_another_program() -> None:
-    with closing(sqlite3.connect(history.path())) as db:
+    with closing(sqlite3.connect(past_runs.path())) as db:
         db.execute("CREATE TABLE runs (what TEXT)")
 
 
@@ -157,22 +157,22 @@ def _of_another_program() -> None:
 )
 def test_a_file_that_cannot_be_read_is_put_aside_told_once_and_never_stops_a_plan(spoil, reason) -> None:
     spoil()
-    spoilt = history.path().read_bytes()
+    spoilt = past_runs.path().read_bytes()
     assert correction_for(cpu(), ESTIMATE, RECIPE) is None
     told = put_aside()
     assert told is not None
     assert reason in told
-    assert [path.read_bytes() for path in history.set_aside()] == [spoilt]
+    assert [path.read_bytes() for path in past_runs.set_aside()] == [spoilt]
     assert put_aside() is None
     add(RUN)
     assert runs() == [RUN]
-    history.path().write_bytes(spoilt)
+    past_runs.path().write_bytes(spoilt)
     assert put_aside() is not None
-    assert len(history.set_aside()) == 2
+    assert len(past_runs.set_aside()) == 2
 
 
 def test_an_empty_file_is_one_to_begin_with() -> None:
-    history.path().touch()
+    past_runs.path().touch()
     assert put_aside() is None
     assert runs() == []
     assert clear() == 0
@@ -183,14 +183,14 @@ def test_an_empty_file_is_one_to_begin_with() -> None:
 def test_a_row_that_makes_no_sense_is_left_out() -> None:
     for _ in range(3):
         add(RUN)
-    with closing(sqlite3.connect(history.path())) as db, db:
+    with closing(sqlite3.connect(past_runs.path())) as db, db:
         db.execute("UPDATE runs SET recipe = '[' WHERE rowid = 1")
         db.execute("UPDATE runs SET predicted_peak_bytes = 'many' WHERE rowid = 2")
     assert runs() == [RUN]
 
 
 def test_a_folder_that_takes_nothing_is_told_with_what_to_do() -> None:
-    history.path().mkdir()
+    past_runs.path().mkdir()
     with pytest.raises(OutputError, match=r"history\.sqlite: unable to open") as error:
         add(RUN)
     assert "AUTOFT_HOME" in str(error.value.fix)

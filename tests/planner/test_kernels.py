@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from autoft.planner.attention import EFFICIENT_TAKES_GROUPS, flash_splits
-from autoft.planner.device import INSTALLED_TORCH, Device
-from autoft.planner.ghost import _backward, rehearse
-from autoft.planner.kernels import Kernels, fused_4bit_product, scratch
-from autoft.planner.loop import OURS
-from autoft.planner.trace import KIND, Trace
-from autoft.trainer.experts import pack_on_meta
+from autoft.planner.kernels.attention import EFFICIENT_TAKES_GROUPS, flash_splits
+from autoft.planner.kernels.dispatch import Kernels, fused_4bit_product, scratch
+from autoft.planner.kernels.rules import INSTALLED_TORCH, Device
+from autoft.planner.rehearsal.loop import OURS
+from autoft.planner.rehearsal.step import _backward, rehearse
+from autoft.planner.tracing.trace import KIND, Trace
+from autoft.trainer.model.experts import pack_on_meta
 from autoft.trainer.recipe import Recipe
 from autoft.units import MIB
 from tests.planner.families import family_config

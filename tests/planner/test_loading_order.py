@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from autoft.planner.depth import pairs
-from autoft.planner.device import Device
-from autoft.planner.ghost import rehearse
+from autoft.planner.kernels.rules import Device
+from autoft.planner.rehearsal.layers import pairs
+from autoft.planner.rehearsal.step import rehearse
 from autoft.trainer.recipe import Recipe
 from tests.planner.test_rehearsal import BF16, LLAMA
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from autoft.planner.depth import pairs
-from autoft.planner.device import Device
-from autoft.planner.ghost import rehearse
-from autoft.planner.loop import PLAIN
-from autoft.planner.trace import KIND
+from autoft.planner.kernels.rules import Device
+from autoft.planner.rehearsal.layers import pairs
+from autoft.planner.rehearsal.loop import PLAIN
+from autoft.planner.rehearsal.step import rehearse
+from autoft.planner.tracing.trace import KIND
 from autoft.trainer.recipe import Recipe
 from tests.planner.families import family_config
 

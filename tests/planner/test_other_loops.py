@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from autoft.errors import FileFormatError
-from autoft.planner.cases import estimates, loop_of, read_cases
-from autoft.planner.device import Device
-from autoft.planner.ghost import rehearse
-from autoft.planner.loop import PLAIN, TRAINER, hugging_face_loop, logits_form, parse_version, repeats_heads
+from autoft.planner.kernels.rules import Device
+from autoft.planner.plan.cases import estimates, loop_of, read_cases
+from autoft.planner.rehearsal.loop import PLAIN, TRAINER, hugging_face_loop, logits_form, parse_version, repeats_heads
+from autoft.planner.rehearsal.step import rehearse
 from autoft.profiles.hardware import Hardware
 from autoft.trainer.recipe import Recipe
 from tests.planner.families import family_config

@@ -10,11 +10,11 @@ import torch
 
 from autoft.cli import planning
 from autoft.errors import DoesNotFit
-from autoft.planner import parallel
-from autoft.planner.plan import make_plan
+from autoft.planner.plan.make import make_plan
 from autoft.planner.request import Request
+from autoft.planner.search import parallel
 from autoft.profiles.detect import detect
-from autoft.trainer.environment import hidden_gpus
+from autoft.trainer.runtime.environment import hidden_gpus
 
 pytestmark = pytest.mark.skipif(not parallel.can_fork(), reason="processes do not fork here")
 

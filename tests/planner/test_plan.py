@@ -9,15 +9,15 @@ import pytest
 from transformers import Qwen3MoeConfig
 
 from autoft.errors import DoesNotFit, FileFormatError, OptionError
-from autoft.planner import remedies
-from autoft.planner.candidates import exact, families
-from autoft.planner.choose import PREFERENCES, choose
-from autoft.planner.plan import ask, make_estimate, make_plan
-from autoft.planner.plan_file import Plan, read_plan, write_plan
+from autoft.planner.estimator.target import Target, target_of
+from autoft.planner.plan.make import ask, make_estimate, make_plan
+from autoft.planner.plan.record import Plan, read_plan, write_plan
 from autoft.planner.request import Request
-from autoft.planner.search import Candidate
-from autoft.planner.set_option import parse_settings
-from autoft.planner.target import Target, target_of
+from autoft.planner.search import remedies
+from autoft.planner.search.candidates import exact, families
+from autoft.planner.search.rank import PREFERENCES, choose
+from autoft.planner.search.search import Candidate
+from autoft.planner.search.set_option import parse_settings
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.gpu_catalogue import gpu_profiles
 from autoft.profiles.hardware import GpuProcess, GpuStatus, Hardware, Host

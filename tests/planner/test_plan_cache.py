@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from autoft.planner import plan_cache
-from autoft.planner.plan import make_plan
+from autoft.planner.plan import cached_plans
+from autoft.planner.plan.make import make_plan
 from autoft.planner.request import Request
 from autoft.profiles.detect import detect
 from autoft.profiles.hardware import Hardware
@@ -25,18 +25,18 @@ def request_here(tiny_model, data_file) -> Request:
 
 
 def key(request: Request, hardware: Hardware = HARDWARE) -> str:
-    question = plan_cache.ask(request, hardware)
+    question = cached_plans.ask(request, hardware)
     assert question is not None
     return question.key
 
 
 def test_what_was_kept_is_recalled_and_only_for_the_same_question(request_here) -> None:
     plan, _ = make_plan(request_here, HARDWARE)
-    question = plan_cache.ask(request_here, HARDWARE)
+    question = cached_plans.ask(request_here, HARDWARE)
     assert question is not None
-    assert plan_cache.recall(question) is None
-    plan_cache.keep(question, plan)
-    assert plan_cache.recall(question) == plan
+    assert cached_plans.recall(question) is None
+    cached_plans.keep(question, plan)
+    assert cached_plans.recall(question) == plan
     for change in ({"prefer": "speed"}, {"seq_len": 64}, {"gpu": "t4"}, {"preset": "code"}, {"max_hours": 9.0}):
         assert key(replace(request_here, **change)) != question.key
 
@@ -60,37 +60,37 @@ def test_other_data_and_another_tokenizer_are_other_questions(request_here, tmp_
 
 
 def test_a_plan_is_not_recalled_where_memory_is_other_than_it_was(request_here) -> None:
-    question = plan_cache.ask(request_here, HARDWARE)
+    question = cached_plans.ask(request_here, HARDWARE)
     assert question is not None
-    plan_cache.keep(question, make_plan(request_here, HARDWARE)[0])
+    cached_plans.keep(question, make_plan(request_here, HARDWARE)[0])
     room = question.target.available_bytes
     for share, found in ((1.0, True), (0.97, True), (1.03, True), (0.9, False), (1.1, False)):
         target = replace(question.target, available_bytes=int(room * share))
-        plan = plan_cache.recall(replace(question, target=target))
+        plan = cached_plans.recall(replace(question, target=target))
         assert (plan is not None) == found
         assert plan is None or plan.estimate.available_bytes == int(room * share)
 
 
 def test_a_broken_entry_is_no_plan(request_here) -> None:
-    question = plan_cache.ask(request_here, HARDWARE)
+    question = cached_plans.ask(request_here, HARDWARE)
     assert question is not None
-    plan_cache.keep(question, make_plan(request_here, HARDWARE)[0])
-    path = plan_cache.SHELF.path(question.key)
+    cached_plans.keep(question, make_plan(request_here, HARDWARE)[0])
+    path = cached_plans.SHELF.path(question.key)
     whole = path.read_bytes()
     for broken in (b"", whole[: len(whole) // 2], b"[]", whole.replace(b"RTX", b"RTZ", 1)):
         path.write_bytes(broken)
-        assert plan_cache.recall(question) is None
+        assert cached_plans.recall(question) is None
 
 
 def test_what_comes_from_the_hub_is_planned_anew(data_file) -> None:
-    assert plan_cache.ask(Request(model="llama-3.1-8b", gpu="t4", data=str(data_file)), HARDWARE) is None
-    assert plan_cache.ask(Request(model="llama-3.1-8b", gpu="t4"), HARDWARE) is not None
+    assert cached_plans.ask(Request(model="llama-3.1-8b", gpu="t4", data=str(data_file)), HARDWARE) is None
+    assert cached_plans.ask(Request(model="llama-3.1-8b", gpu="t4"), HARDWARE) is not None
 
 
 def test_asked_again_it_is_answered_without_torch(request_here) -> None:
-    question = plan_cache.ask(request_here, HARDWARE)
+    question = cached_plans.ask(request_here, HARDWARE)
     assert question is not None
-    plan_cache.keep(question, make_plan(request_here, HARDWARE)[0])
+    cached_plans.keep(question, make_plan(request_here, HARDWARE)[0])
     script = (
         "import sys\n"
         "from autoft.cli import main\n"

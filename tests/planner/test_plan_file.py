@@ -14,9 +14,9 @@ from autoft.errors import FileFormatError
 from autoft.planner.alternative import Alternative
 from autoft.planner.estimate import Correction, Estimate, Range, Ratio, Source
 from autoft.planner.facts import Assumption, Reason
-from autoft.planner.inputs import Inputs, data_digest, job_digest
-from autoft.planner.plan_file import Plan, read_plan, write_plan
-from autoft.planner.schedule import Rows, schedule
+from autoft.planner.plan.provenance import Inputs, data_digest, job_digest
+from autoft.planner.plan.record import Plan, read_plan, write_plan
+from autoft.planner.search.hyperparameters import Rows, schedule
 from autoft.planner.workload import Workload
 from autoft.trainer.adapters import ADAPTERS
 from autoft.trainer.job import Job

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from autoft.errors import OptionError
-from autoft.planner.plan import make_plan
-from autoft.planner.plan_file import Plan
-from autoft.planner.preset import defaults
+from autoft.planner.plan.make import make_plan
+from autoft.planner.plan.record import Plan
 from autoft.planner.request import Request
+from autoft.planner.search.preset import defaults
 from autoft.profiles.detect import detect
 from tests.conftest import write_jsonl
 

@@ -13,14 +13,14 @@ import psutil
 import pytest
 
 from autoft.errors import DataError
-from autoft.planner import reading
-from autoft.planner.plan import ask
-from autoft.planner.reading import LEAST_BYTES, begin
+from autoft.planner.plan import prefetch
+from autoft.planner.plan.make import ask
+from autoft.planner.plan.prefetch import LEAST_BYTES, begin
 from autoft.planner.request import Request
 from autoft.profiles.hardware import Hardware, Host
-from autoft.trainer.environment import of_child
-from autoft.trainer.prepare import Prepared, prepare
-from autoft.trainer.resolve import resolve
+from autoft.trainer.data.prepare import Prepared, prepare
+from autoft.trainer.runtime.environment import of_child
+from autoft.trainer.sources.resolve import resolve
 from tests.conftest import write_jsonl
 from tests.trainer.test_written import thinking_model
 
@@ -35,7 +35,7 @@ HOST = Host(
     bf16=True,
 )
 MACHINE = Hardware(host=HOST, no_gpu_reason="none")
-pytestmark = pytest.mark.skipif(reading.cores() < 2, reason="no second core to read on, or processes do not fork")
+pytestmark = pytest.mark.skipif(prefetch.cores() < 2, reason="no second core to read on, or processes do not fork")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_plan_is_of_what_was_read_beside_it(asked, said, monkeypatch) -> None:
     expected = ask(asked, MACHINE)
     with begin(asked) as found:
         assert found is not None
-        monkeypatch.setattr(reading, "prepare", None)  # it is not read again
+        monkeypatch.setattr(prefetch, "prepare", None)  # it is not read again
         question = ask(asked, MACHINE, found)
     assert (question.workload, question.notes, question.reasons) == (
         expected.workload,
@@ -154,14 +154,14 @@ def test_nothing_is_begun_that_would_not_pay_or_cannot_be(asked, said) -> None:
 def test_nothing_is_begun_for_little_data_or_on_one_core(asked, data_file, monkeypatch) -> None:
     with begin(replace(asked, data=str(data_file))) as found:
         assert found is None
-    monkeypatch.setattr(reading, "cores", lambda: 1)
+    monkeypatch.setattr(prefetch, "cores", lambda: 1)
     with begin(asked) as found:
         assert found is None
 
 
 def test_a_forked_process_ends_with_its_parent() -> None:
     code = (
-        "import os, signal\nfrom autoft.planner.parallel import end_with_parent\n"
+        "import os, signal\nfrom autoft.planner.search.parallel import end_with_parent\n"
         "parent, child = os.getpid(), os.fork()\n"
         "if not child:\n    end_with_parent(parent)\n    print(os.getpid(), flush=True)\n"
         "signal.pause()\n"

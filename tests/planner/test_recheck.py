@@ -12,10 +12,10 @@ import pytest
 
 from autoft.errors import DataError, DoesNotFit, FileFormatError, ModelError
 from autoft.planner.estimate import Estimate
-from autoft.planner.inputs import Inputs
-from autoft.planner.plan import make_plan
-from autoft.planner.plan_file import Plan
-from autoft.planner.recheck import EDITED, Rechecked, recheck
+from autoft.planner.plan.make import make_plan
+from autoft.planner.plan.provenance import Inputs
+from autoft.planner.plan.recheck import EDITED, Rechecked, recheck
+from autoft.planner.plan.record import Plan
 from autoft.planner.request import Request
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.hardware import GpuProcess, Hardware, Host

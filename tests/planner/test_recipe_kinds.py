@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from autoft.errors import ModelError
-from autoft.planner.allocator import Allocator
-from autoft.planner.device import Device
-from autoft.planner.estimator import Estimator
-from autoft.planner.ghost import Rehearsal, find_depth, rehearse
-from autoft.planner.host import disk_parts, host_parts, totals
+from autoft.planner.estimator.estimate_recipe import Estimator
+from autoft.planner.estimator.target import target_of
+from autoft.planner.kernels.rules import Device
 from autoft.planner.memory import replay
-from autoft.planner.target import target_of
-from autoft.planner.trace import KIND
+from autoft.planner.memory.allocator import Allocator
+from autoft.planner.memory.host import disk_parts, host_parts, totals
+from autoft.planner.rehearsal.step import Rehearsal, find_depth, rehearse
+from autoft.planner.tracing.trace import KIND
 from autoft.profiles.hardware import Hardware
-from autoft.trainer.output import output_bytes
 from autoft.trainer.recipe import Recipe
+from autoft.trainer.storage.run_folder import output_bytes
 from tests.planner.families import family_config
 from tests.planner.test_rehearsal import HOST
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from autoft.planner.estimator import Estimator
-from autoft.planner.loop import OURS
-from autoft.planner.reference_code import _as_kernel, kernel_packages
-from autoft.planner.target import target_of
-from autoft.trainer.build import base_of
+from autoft.planner.estimator.estimate_recipe import Estimator
+from autoft.planner.estimator.target import target_of
+from autoft.planner.rehearsal.loop import OURS
+from autoft.planner.tracing.reference_code import _as_kernel, kernel_packages
+from autoft.trainer.model.build import base_of
 from autoft.trainer.recipe import Recipe
 from tests.planner.families import family_config
 from tests.planner.test_several_gpus import NOWHERE

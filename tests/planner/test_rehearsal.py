@@ -10,12 +10,12 @@ import pytest
 import transformers
 
 from autoft.errors import FileFormatError
-from autoft.planner.allocator import Allocator
-from autoft.planner.attention import attention_backend
-from autoft.planner.cases import estimates, read_cases
-from autoft.planner.device import INSTALLED_TORCH, Device
-from autoft.planner.ghost import rehearse
+from autoft.planner.kernels.attention import attention_backend
+from autoft.planner.kernels.rules import INSTALLED_TORCH, Device
 from autoft.planner.memory import replay
+from autoft.planner.memory.allocator import Allocator
+from autoft.planner.plan.cases import estimates, read_cases
+from autoft.planner.rehearsal.step import rehearse
 from autoft.profiles.hardware import Hardware, Host
 from autoft.trainer.recipe import Recipe
 
@@ -94,8 +94,8 @@ LLAMA = transformers.AutoConfig.for_model("llama", **(SMALL | {"intermediate_siz
 def test_the_estimate_follows_the_trainer_s_builder(monkeypatch) -> None:
     import torch
 
-    import autoft.planner.ghost as ghost
-    from autoft.trainer.build import build_model
+    import autoft.planner.rehearsal.step as ghost
+    from autoft.trainer.model.build import build_model
 
     def halved(*args, **kwargs):
         model = build_model(*args, **kwargs)

@@ -6,7 +6,14 @@ import random
 
 import pytest
 
-from autoft.planner.schedule import MAX_ROWS_PER_STEP, MAX_TOKENS_PER_STEP, MIN_STEPS, Rows, rows_of, schedule
+from autoft.planner.search.hyperparameters import (
+    MAX_ROWS_PER_STEP,
+    MAX_TOKENS_PER_STEP,
+    MIN_STEPS,
+    Rows,
+    rows_of,
+    schedule,
+)
 from autoft.trainer.adapters import ADAPTERS
 
 LENGTHS = tuple(random.Random(0).choices(range(20, 500), weights=range(480, 0, -1), k=2000))

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoft.planner.candidates import BASES, SAVINGS, Family, base_bits, lighter
-from autoft.planner.choose import PREFERENCES, choose, order
 from autoft.planner.estimate import Estimate, Range
-from autoft.planner.search import Candidate, Search
+from autoft.planner.search.candidates import BASES, SAVINGS, Family, base_bits, lighter
+from autoft.planner.search.rank import PREFERENCES, choose, order
+from autoft.planner.search.search import Candidate, Search
 from autoft.trainer.optimizers import OPTIMIZERS
 from autoft.trainer.recipe import Recipe
 from autoft.units import pace

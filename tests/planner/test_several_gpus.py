@@ -17,34 +17,34 @@ import torch.distributed as dist
 
 from autoft.cli.run import uuids
 from autoft.errors import DoesNotFit, ModelError, OptionError
-from autoft.planner import plan_cache
-from autoft.planner.allocator import ByteCounter
-from autoft.planner.candidates import describe
-from autoft.planner.cases import Case, estimates
-from autoft.planner.choose import PREFERENCES, row_time
-from autoft.planner.correction import correction_for
-from autoft.planner.data_parallel import replicated
-from autoft.planner.device import Device
-from autoft.planner.diff import differences
 from autoft.planner.estimate import Range
-from autoft.planner.exchange import Link, Replicas, link_of, together
+from autoft.planner.estimator.target import NCCL_BYTES, target_of
 from autoft.planner.export.write import export_config
-from autoft.planner.frame import make_frame
-from autoft.planner.ghost import find_depth, rehearse
-from autoft.planner.gpu_count import counts_of, plan_counts
-from autoft.planner.gpu_rates import gpu_rates
-from autoft.planner.history import past_run
+from autoft.planner.history.correction import correction_for
+from autoft.planner.history.past_runs import past_run
+from autoft.planner.kernels.rules import Device
 from autoft.planner.memory import replay
-from autoft.planner.plan import Asked, ask, make_estimate, make_plan
-from autoft.planner.plan_file import Plan, read_plan, write_plan
-from autoft.planner.recheck import recheck
+from autoft.planner.memory.allocator import ByteCounter
+from autoft.planner.plan import cached_plans
+from autoft.planner.plan.cases import Case, estimates
+from autoft.planner.plan.diff import differences
+from autoft.planner.plan.make import Asked, ask, make_estimate, make_plan
+from autoft.planner.plan.recheck import recheck
+from autoft.planner.plan.record import Plan, read_plan, write_plan
+from autoft.planner.rehearsal.replicas import replicated
+from autoft.planner.rehearsal.step import find_depth, rehearse
 from autoft.planner.request import Request
-from autoft.planner.schedule import Rows, steps_of
-from autoft.planner.target import NCCL_BYTES, target_of
-from autoft.planner.time import Timing
+from autoft.planner.search.candidates import describe
+from autoft.planner.search.gpu_count import counts_of, plan_counts
+from autoft.planner.search.hyperparameters import Rows, steps_of
+from autoft.planner.search.rank import PREFERENCES, row_time
+from autoft.planner.timing.allreduce import Link, Replicas, link_of, together
+from autoft.planner.timing.gpu_rates import gpu_rates
+from autoft.planner.timing.roofline import Timing
+from autoft.planner.what_if.context import make_frame
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.hardware import Gpu, GpuStatus, Hardware, Host
-from autoft.trainer.group import Group
+from autoft.trainer.distributed.group import Group
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import Predicted
@@ -121,11 +121,11 @@ def test_what_it_takes_of_a_real_run_is_met(
     from torch.profiler import record_function
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from autoft.trainer.build import build_model
-    from autoft.trainer.loss import compute_loss
-    from autoft.trainer.optim import build_optimizer
+    from autoft.trainer.model.build import build_model
+    from autoft.trainer.optimizers.optim import build_optimizer
+    from autoft.trainer.step.loss import compute_loss
 
-    monkeypatch.setattr("autoft.trainer.group.BUFFER_BYTES", buffer_bytes)
+    monkeypatch.setattr("autoft.trainer.distributed.group.BUFFER_BYTES", buffer_bytes)
     recipe = Recipe(base_dtype="float32", loss="logits", rank=128, micro_batch=2, seq_len=32)
     config = AutoConfig.for_model("llama", **{**cpu_memory.GROUPED, "num_hidden_layers": 2})
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
@@ -374,19 +374,19 @@ def with_data(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pla
 
 
 def test_a_kept_plan_holds_as_long_as_every_card_has_as_much_free(two: Plan, model: Path) -> None:
-    def asked(*free_gib: float) -> plan_cache.PlanQuestion:
-        found = plan_cache.ask(request(model), machine(*cards(*free_gib)))
+    def asked(*free_gib: float) -> cached_plans.PlanQuestion:
+        found = cached_plans.ask(request(model), machine(*cards(*free_gib)))
         assert found is not None
         return found
 
-    plan_cache.keep(asked(12, 12), two)
-    assert plan_cache.recall(asked(12, 11.9)) is not None
-    assert plan_cache.recall(asked(12, 9)) is None
-    assert plan_cache.recall(asked(12)) is None
+    cached_plans.keep(asked(12, 12), two)
+    assert cached_plans.recall(asked(12, 11.9)) is not None
+    assert cached_plans.recall(asked(12, 9)) is None
+    assert cached_plans.recall(asked(12)) is None
     alone = replace(two, job=replace(two.job, num_gpus=1))
-    plan_cache.keep(asked(12, 1), alone)
-    assert plan_cache.recall(asked(12, 1)) is not None
-    assert plan_cache.recall(asked(12, 12)) is None  # the second card is free again
+    cached_plans.keep(asked(12, 1), alone)
+    assert cached_plans.recall(asked(12, 1)) is not None
+    assert cached_plans.recall(asked(12, 12)) is None  # the second card is free again
 
 
 def test_fewer_gpus_than_planned_are_named_and_refused(with_data: Plan) -> None:
@@ -427,9 +427,9 @@ def test_runs_on_several_gpus_correct_no_run_on_one(with_data: Plan) -> None:
     )
     run = past_run(with_data, predicted, hardware, None)
     assert run.circumstances["gpus"] == "2"
-    from autoft.planner import history
+    from autoft.planner.history import past_runs
 
-    history.add(run)
+    past_runs.add(run)
     target = target_of(hardware, gpu_name=None, vram_gib=None, cpu_flops_per_s=lambda *_: 1e11)
     found = correction_for(target, with_data.estimate, with_data.job.recipe)
     assert found is not None

@@ -11,14 +11,14 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autoft.planner.device import Device
 from autoft.planner.estimate import Range
-from autoft.planner.ghost import Rehearsal, find_depth, rehearse
-from autoft.planner.gpu_rates import gpu_rates
-from autoft.planner.target import target_of
-from autoft.planner.time import NEW_PAGES_BYTES, Rate, Rates, cpu_rates, step_timing
-from autoft.planner.trace import Trace
-from autoft.planner.work import Kernel, Work, attention, product_dtypes
+from autoft.planner.estimator.target import target_of
+from autoft.planner.kernels.rules import Device
+from autoft.planner.rehearsal.step import Rehearsal, find_depth, rehearse
+from autoft.planner.timing.gpu_rates import gpu_rates
+from autoft.planner.timing.roofline import NEW_PAGES_BYTES, Rate, Rates, cpu_rates, step_timing
+from autoft.planner.tracing.trace import Trace
+from autoft.planner.tracing.work import Kernel, Work, attention, product_dtypes
 from autoft.profiles.architectures import architecture
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.gpu_catalogue import gpu_profiles

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from autoft.errors import OutputError
-from autoft.planner.allocator import Allocator
-from autoft.planner.explain import explain
-from autoft.planner.loop import Phase
-from autoft.planner.plan import Answer, make_estimate
-from autoft.planner.recording import Recording, record
+from autoft.planner.explain.figures import explain
+from autoft.planner.explain.timeline import BANDS, COLUMNS, Timeline, timeline, to_html, to_svg, write
+from autoft.planner.memory.allocator import Allocator
+from autoft.planner.memory.recording import Recording, record
+from autoft.planner.plan.make import Answer, make_estimate
+from autoft.planner.rehearsal.loop import Phase
 from autoft.planner.request import Request
-from autoft.planner.timeline import BANDS, COLUMNS, Timeline, timeline, to_html, to_svg, write
-from autoft.planner.trace import KINDS
+from autoft.planner.tracing.trace import KINDS
 from autoft.profiles.hardware import Hardware, Host
 
 GIB = 2**30

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from autoft.errors import DoesNotFit, OptionError
-from autoft.planner.cards import fit_all_cards
-from autoft.planner.frame import make_frame
-from autoft.planner.plan import make_plan
+from autoft.planner.plan.make import make_plan
 from autoft.planner.request import Request
-from autoft.planner.sweep import family_of, members, sweep_models
-from autoft.planner.what_if import find_limit
+from autoft.planner.what_if.cards import fit_all_cards
+from autoft.planner.what_if.context import make_frame
+from autoft.planner.what_if.limits import find_limit
+from autoft.planner.what_if.models import family_of, members, sweep_models
 from autoft.profiles.architectures import architectures
 from autoft.profiles.catalogue import forget, own_folder
 from autoft.profiles.gpu_catalogue import gpu_profiles

@@ -65,7 +65,7 @@ def config_of(model: ModelProfile) -> Any:
 def test_transformers_builds_as_many_parameters_as_were_published(model: ModelProfile) -> None:
     import torch
 
-    from autoft.trainer.suitable import auto_class
+    from autoft.trainer.sources.suitable import auto_class
 
     config = config_of(model)
     with torch.device("meta"):
@@ -97,7 +97,7 @@ def smallest_of_each_type() -> list[ModelProfile]:
 @pytest.mark.slow
 def test_a_model_of_every_type_is_estimated_or_refused_in_a_line() -> None:
     from autoft.errors import InputError
-    from autoft.planner.plan import make_estimate
+    from autoft.planner.plan.make import make_estimate
     from autoft.planner.request import Request
     from autoft.profiles.detect import detect
 

@@ -7,8 +7,8 @@ import pytest
 
 from autoft.cli.export import KINDS
 from autoft.errors import FileFormatError, OptionError
-from autoft.planner.choose import PREFERENCES
-from autoft.planner.preset import check_preset
+from autoft.planner.search.preset import check_preset
+from autoft.planner.search.rank import PREFERENCES
 from autoft.profiles.preset_catalogue import ADVICE, Preset, find_preset, preset_profiles
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe

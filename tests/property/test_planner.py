@@ -14,15 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoft.errors import InputError
-from autoft.planner.candidates import base_bits, families
-from autoft.planner.choose import PREFERENCES, SAME_TIME, Choice, choose, order
 from autoft.planner.estimate import Estimate
-from autoft.planner.plan import ask, make_plan
-from autoft.planner.plan_file import Plan
-from autoft.planner.question import Question
+from autoft.planner.plan.make import ask, make_plan
+from autoft.planner.plan.record import Plan
 from autoft.planner.request import Request
-from autoft.planner.schedule import Rows
-from autoft.planner.search import Candidate
+from autoft.planner.search.candidates import base_bits, families
+from autoft.planner.search.hyperparameters import Rows
+from autoft.planner.search.problem import Question
+from autoft.planner.search.rank import PREFERENCES, SAME_TIME, Choice, choose, order
+from autoft.planner.search.search import Candidate
 from autoft.profiles.hardware import Hardware, Host
 from autoft.schema import parse_toml
 from autoft.trainer.recipe import Recipe

@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from autoft.planner.allocator import Allocator, ByteCounter
-from autoft.planner.device import Device
-from autoft.planner.ghost import Kept, Rehearsal, find_depth, rehearse
-from autoft.planner.memory import Memory, least_bytes, replay
+from autoft.planner.kernels.rules import Device
+from autoft.planner.memory.allocator import Allocator, ByteCounter
+from autoft.planner.memory.replay import Memory, least_bytes, replay
+from autoft.planner.rehearsal.step import Kept, Rehearsal, find_depth, rehearse
 from autoft.trainer.recipe import Recipe
 from tests.planner.families import family_config
 

@@ -14,8 +14,8 @@ import pytest
 
 from autoft.errors import DoesNotFit
 from autoft.profiles.hardware import GpuProcess
-from autoft.trainer.claims import CPU, claimed, devices_of
-from autoft.trainer.preflight import preflight
+from autoft.trainer.run.preflight import preflight
+from autoft.trainer.storage.claims import CPU, claimed, devices_of
 from autoft.units import GIB
 from tests.trainer.test_doctor import NO_GPU, machine
 from tests.trainer.test_preflight import job
@@ -23,7 +23,7 @@ from tests.trainer.test_preflight import job
 LOADING = """
 import sys
 from pathlib import Path
-from autoft.trainer.claims import claimed
+from autoft.trainer.storage.claims import claimed
 with claimed(Path("/srv/first"), sys.argv[2:], int(sys.argv[1])):
     print("claimed", flush=True)
     sys.stdin.read()

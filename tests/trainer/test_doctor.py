@@ -25,13 +25,14 @@ import pytest
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.hardware import Gpu, Hardware, Host
 from autoft.profiles.host import hub_cache
-from autoft.trainer import doctor, environment
+from autoft.trainer import doctor
 from autoft.trainer.compat.tested import TESTED
 from autoft.trainer.doctor import compute, cuda, places, versions
 from autoft.trainer.doctor.compute import FourBit
 from autoft.trainer.doctor.cuda import CudaDevice, TorchFacts, coverage, install_torch
 from autoft.trainer.doctor.finding import Finding
 from autoft.trainer.doctor.workers import Unanswered, Workers
+from autoft.trainer.runtime import environment
 from autoft.units import GIB
 
 ROOT = Path(__file__).parents[2]
@@ -552,8 +553,8 @@ def test_without_torch_the_rest_is_still_told(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="PATH has another form")
 def test_a_training_step_that_learns_nothing_fails(monkeypatch) -> None:
-    import autoft.trainer.engine  # noqa: F401 - imported while the optimizer is replaced, it would keep the other one
-    from autoft.trainer import optim
+    import autoft.trainer.loop.engine  # noqa: F401 - imported while the optimizer is replaced, it would keep the other one
+    from autoft.trainer.optimizers import optim
 
     class Idle:
         def step(self) -> None:

@@ -12,16 +12,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from autoft.trainer.answers import Room, generate, room_of
-from autoft.trainer.batches import in_batches
 from autoft.trainer.data.shape import Row
 from autoft.trainer.data.tokens import Example, prompt_ids, tokenize
-from autoft.trainer.evaluate import evaluate, evaluate_longest, longest_batch, mean_loss
-from autoft.trainer.loss import compute_loss
-from autoft.trainer.optim import build_optimizer
+from autoft.trainer.evaluation.evaluate import evaluate, evaluate_longest, longest_batch, mean_loss
+from autoft.trainer.evaluation.generate import Room, generate, room_of
+from autoft.trainer.evaluation.samples import samples
+from autoft.trainer.optimizers.optim import build_optimizer
 from autoft.trainer.recipe import IGNORED
-from autoft.trainer.samples import samples
-from autoft.trainer.signals import StopRequested
+from autoft.trainer.runtime.signals import StopRequested
+from autoft.trainer.step.batches import in_batches
+from autoft.trainer.step.loss import compute_loss
 from tests.conftest import make_tokenizer
 from tests.trainer.test_step import FP32, INT8, QLORA, build, make_batch
 
@@ -288,7 +288,7 @@ def test_a_model_whose_frequencies_follow_the_length_trains_on_after_long_answer
     """What it keeps of a longer row must not be of a kind that no gradient passes."""
     from transformers import AutoConfig
 
-    from autoft.trainer.build import build_model
+    from autoft.trainer.model.build import build_model
     from autoft.trainer.recipe import Recipe
 
     config = AutoConfig.from_pretrained(tiny_model)

@@ -15,12 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from autoft.errors import ModelError
-from autoft.trainer import experts
-from autoft.trainer.build import add_adapter, build_base, build_model
-from autoft.trainer.evaluate import generate
-from autoft.trainer.loss import compute_loss
-from autoft.trainer.outcome import _stored_params
+from autoft.trainer.evaluation.evaluate import generate
+from autoft.trainer.model import experts
+from autoft.trainer.model.build import add_adapter, build_base, build_model
 from autoft.trainer.recipe import Recipe
+from autoft.trainer.run.finish import _stored_params
+from autoft.trainer.step.loss import compute_loss
 from tests.conftest import make_tokenizer
 
 QLORA = {

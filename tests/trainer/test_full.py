@@ -9,15 +9,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from autoft.errors import ModelError
-from autoft.trainer.build import build_model, without_adapter
-from autoft.trainer.chat import open_run
 from autoft.trainer.data.shape import Message
+from autoft.trainer.evaluation.chat import open_run
 from autoft.trainer.job import Job
-from autoft.trainer.loss import compute_loss
-from autoft.trainer.optim import build_optimizer
-from autoft.trainer.output import SMALL_FILES_BYTES, output_bytes
+from autoft.trainer.model.build import build_model, without_adapter
+from autoft.trainer.optimizers.optim import build_optimizer
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.run import run
+from autoft.trainer.run.session import run
+from autoft.trainer.step.loss import compute_loss
+from autoft.trainer.storage.run_folder import SMALL_FILES_BYTES, output_bytes
 from tests.trainer.test_step import make_batch
 
 FULL = {"method": "full", "base_dtype": "float32", "loss": "selected", "micro_batch": 4, "seq_len": 64}

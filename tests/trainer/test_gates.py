@@ -12,19 +12,19 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from autoft.errors import DataError, ModelError, TrainingError
-from autoft.trainer import gates, reference
-from autoft.trainer.build import build_model, without_adapter
+from autoft.trainer.checks import gates, reference_loss
+from autoft.trainer.checks.gates import check_data, check_model
 from autoft.trainer.data import written
 from autoft.trainer.data.fit import fit
 from autoft.trainer.data.load import load_data
+from autoft.trainer.data.prepare import Prepared, prepare
 from autoft.trainer.data.tokens import Example, Tokenized, tokenize
 from autoft.trainer.doctor import compute
-from autoft.trainer.gates import check_data, check_model
 from autoft.trainer.job import Job
-from autoft.trainer.loss import compute_loss
-from autoft.trainer.prepare import Prepared, prepare
+from autoft.trainer.model.build import build_model, without_adapter
 from autoft.trainer.recipe import IGNORED, Recipe
-from autoft.trainer.resolve import resolve
+from autoft.trainer.sources.resolve import resolve
+from autoft.trainer.step.loss import compute_loss
 from tests.conftest import CHAT_TEMPLATE, make_tokenizer, write_jsonl
 from tests.planner.families import FAMILIES, family_config
 from tests.trainer.test_templates import make
@@ -126,10 +126,10 @@ def test_4_bit_weights_are_unpacked_by_the_format_s_own_rule(shape, double_quant
     """Within half a step of the weights: the widest between two codes of NF4 is 0.304 of a block's largest weight."""
     import bitsandbytes as bnb
 
-    monkeypatch.setattr(reference, "UNPACKED_AT_ONCE", 4096)  # in more than one part
+    monkeypatch.setattr(reference_loss, "UNPACKED_AT_ONCE", 4096)  # in more than one part
     weights = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     packed, state = bnb.functional.quantize_4bit(weights, quant_type="nf4", compress_statistics=double_quant)
-    found = torch.cat(list(reference.unpacked_4bit(packed, state)))
+    found = torch.cat(list(reference_loss.unpacked_4bit(packed, state)))
     assert found.shape == weights.shape
     assert (found - weights).abs().max() < 0.16 * weights.abs().max()
     if shape[1] % state.blocksize == 0:
@@ -140,9 +140,9 @@ def test_the_base_is_asked_without_flash_attention(tiny_model, prepared) -> None
     """It runs on no CPU: what is asked here has been answered by another attention."""
     model = build(tiny_model, job(**FP32))
     examples = prepared.train.examples[:2]
-    wanted = reference.base_loss(model, examples)
+    wanted = reference_loss.base_loss(model, examples)
     model.config._attn_implementation = "flash_attention_2"
-    assert reference.base_loss(model, examples) == wanted
+    assert reference_loss.base_loss(model, examples) == wanted
     assert without_adapter(model).model.layers[0].self_attn.config._attn_implementation == "flash_attention_2"
 
 

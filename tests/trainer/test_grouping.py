@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from transformers import AutoConfig, TrainerCallback
 
-from autoft.trainer.build import build_model
 from autoft.trainer.data.tokens import Example
-from autoft.trainer.engine import Engine
 from autoft.trainer.job import Job
-from autoft.trainer.keeper import Keeper
-from autoft.trainer.progress import Progress
+from autoft.trainer.loop.engine import Engine
+from autoft.trainer.model.build import build_model
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.signals import StopRequest
+from autoft.trainer.runtime.signals import StopRequest
+from autoft.trainer.storage.checkpoint_manager import Keeper
+from autoft.trainer.storage.progress import Progress
 from tests.conftest import make_tokenizer
 
 # Four lengths, one after the other in the data, each row with a first token of its own

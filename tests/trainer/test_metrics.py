@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoft.trainer.metrics import applicable, better, f1, last_number, perplexity, rouge_l, score
+from autoft.trainer.evaluation.metrics import applicable, better, f1, last_number, perplexity, rouge_l, score
 
 GSM8K = ["She has 2+3=<<2+3=5>>5 apples.\n#### 5", "That is $1,000 a year.\n#### 1,000"]
 

@@ -7,10 +7,10 @@ import torch
 from transformers import AutoConfig
 
 from autoft.errors import ModelError
-from autoft.trainer import offload
-from autoft.trainer.build import build_model
-from autoft.trainer.loss import compute_loss
+from autoft.trainer.model import offload
+from autoft.trainer.model.build import build_model
 from autoft.trainer.recipe import Recipe
+from autoft.trainer.step.loss import compute_loss
 from tests.trainer.test_step import FP32, INT8, QLORA, make_batch
 
 OFFLOADED = {"gradient_checkpointing": True, "offload_checkpoints": True}

@@ -8,8 +8,8 @@ from typing import get_args
 import pytest
 import torch
 
-from autoft.trainer.optim import build_optimizer, forget_steps
 from autoft.trainer.optimizers import OPTIMIZERS, spec_of
+from autoft.trainer.optimizers.optim import build_optimizer, forget_steps
 from autoft.trainer.recipe import Optimizer, Recipe
 
 NAMES = list(OPTIMIZERS)

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from autoft.errors import DataError, OutputError, Resumable, TrainingError
-from autoft.trainer.checkpoint import digest_of_values
-from autoft.trainer.output import (
+from autoft.trainer.storage.checkpoint import digest_of_values
+from autoft.trainer.storage.ownership import CHECKPOINTS, RESULT, RUN
+from autoft.trainer.storage.run_folder import (
     check_disk,
     check_output,
     find_unfinished,
@@ -20,7 +21,6 @@ from autoft.trainer.output import (
     output_folder,
     unfinished,
 )
-from autoft.trainer.ownership import CHECKPOINTS, RESULT, RUN
 
 OLD = json.dumps({"autoft_version": "0.1.0", "artifacts": {"adapter_model.safetensors": "00"}})
 
@@ -274,7 +274,7 @@ def test_two_runs_do_not_write_one_folder(tmp_path):
     out = tmp_path / "out"
     code = (
         "import pathlib, sys\n"
-        "from autoft.trainer.output import output_folder\n"
+        "from autoft.trainer.storage.run_folder import output_folder\n"
         "from tests.trainer.test_output import about\n"
         "with output_folder(pathlib.Path(sys.argv[1]), force=False) as folder:\n"
         "    about(folder)\n"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from bitsandbytes.optim import PagedAdamW8bit
 
-from autoft.trainer.optim import build_optimizer, forget_steps
+from autoft.trainer.optimizers.optim import build_optimizer, forget_steps
 from autoft.trainer.recipe import Recipe
 
 SHAPES = ((8, 4), (80, 64))  # the first has state of 32 bits: bitsandbytes rounds none that is so small

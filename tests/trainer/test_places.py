@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 
 from autoft.trainer.job import Job
-from autoft.trainer.places import LOCAL, private_job, public_job, public_name, read_places, without_paths, write_places
 from autoft.trainer.recipe import Recipe
+from autoft.trainer.storage.places import (
+    LOCAL,
+    private_job,
+    public_job,
+    public_name,
+    read_places,
+    without_paths,
+    write_places,
+)
 
 CACHE = "/home/anna/.cache/huggingface/hub"
 

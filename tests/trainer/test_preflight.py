@@ -12,14 +12,14 @@ import torch
 from autoft.errors import DoesNotFit, OutputError, TrainingError
 from autoft.profiles.detect import detect
 from autoft.profiles.hardware import GpuProcess
-from autoft.trainer.build import build_model
 from autoft.trainer.doctor import compute
 from autoft.trainer.job import Job
-from autoft.trainer.loss import compute_loss
-from autoft.trainer.optim import build_optimizer
-from autoft.trainer.output import SMALL_FILES_BYTES
-from autoft.trainer.preflight import check_room, disk_bytes, nccl, preflight
+from autoft.trainer.model.build import build_model
+from autoft.trainer.optimizers.optim import build_optimizer
 from autoft.trainer.recipe import Recipe
+from autoft.trainer.run.preflight import check_room, disk_bytes, nccl, preflight
+from autoft.trainer.step.loss import compute_loss
+from autoft.trainer.storage.run_folder import SMALL_FILES_BYTES
 from autoft.units import GIB, MIB
 from tests.trainer.test_doctor import HOST, NO_GPU, machine
 

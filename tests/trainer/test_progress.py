@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from autoft.trainer.progress import Progress
+from autoft.trainer.storage.progress import Progress
 from tests.profiles.conftest import FakeDriver, driver  # noqa: F401 - a fixture
 
 
@@ -47,7 +47,7 @@ def test_energy_that_was_not_told_once_is_not_known() -> None:
 
 METER = """
 import json, sys
-from autoft.trainer.energy import energy_meter
+from autoft.trainer.runtime.energy import energy_meter
 with energy_meter(json.loads(sys.argv[1])) as take:
     print(json.dumps([take(), take()]))
 """

@@ -14,9 +14,9 @@ import pytest
 from autoft.trainer.events import Evaluated, Event, Note, Progress, Saved, Stage, Step
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.record import EVENTS, KINDS, Recorder, as_line, read_events, read_from
 from autoft.trainer.result import Evaluation
-from autoft.trainer.run import _Telling
+from autoft.trainer.run.session import _Telling
+from autoft.trainer.storage.event_log import EVENTS, KINDS, Recorder, as_line, read_events, read_from
 
 JOB = Job(model="tiny", recipe=Recipe())
 
@@ -137,7 +137,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from autoft.trainer.events import Note
-from autoft.trainer.record import Recorder
+from autoft.trainer.storage.event_log import Recorder
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 record = Recorder(Path(sys.argv[1]), lambda text: print(text, flush=True))
 record(Note(text="first"))
@@ -166,7 +166,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from autoft.trainer.events import Note
-from autoft.trainer.record import Recorder
+from autoft.trainer.storage.event_log import Recorder
 record = Recorder(Path(sys.argv[1]))
 for number in range(10**9):
     record(Note(text=str(number) * 50))

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from autoft.trainer.card import model_card
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.report import report_html
 from autoft.trainer.report.charts import nice_step, smooth, thin
+from autoft.trainer.report.model_card import model_card
 from autoft.trainer.report.tables import compared_memory, compared_time, happened, judged, settings
+from autoft.trainer.report.wording import snippet
 from autoft.trainer.result import Evaluation, RunResult, Sample
-from autoft.trainer.wording import snippet
 from tests.trainer.results import HOSTILE, LESS, result_of
 
 ROOT = Path(__file__).parents[2]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from autoft.errors import ModelError, OutputError
-from autoft.trainer import gguf as gguf_module
-from autoft.trainer.gguf import check_gguf, gguf_folder
-from autoft.trainer.resolve import ModelRef, base_reference, fetch, load_config, load_tokenizer, resolve
-from autoft.trainer.starter import starter_folder
+from autoft.trainer.sources import gguf as gguf_module
+from autoft.trainer.sources.gguf import check_gguf, gguf_folder
+from autoft.trainer.sources.resolve import ModelRef, base_reference, fetch, load_config, load_tokenizer, resolve
+from autoft.trainer.sources.starter import starter_folder
 from tests.conftest import CHAT_TEMPLATE
 
 CATALOGUE_ID = "Qwen/Qwen2.5-0.5B-Instruct"

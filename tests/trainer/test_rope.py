@@ -12,10 +12,10 @@ import torch
 from transformers import AutoConfig
 
 from autoft.errors import ModelError
-from autoft.trainer.build import build_base
-from autoft.trainer.chat import open_run
+from autoft.trainer.evaluation.chat import open_run
+from autoft.trainer.model.build import build_base
+from autoft.trainer.model.rope import scaled_config
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.rope import scaled_config
 from tests.conftest import write_jsonl
 from tests.planner.families import family_config
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoConfig, MixtralConfig, MixtralForCausalLM
 
-from autoft.trainer.build import build_base
 from autoft.trainer.job import Job
+from autoft.trainer.model.build import build_base
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.run import run
+from autoft.trainer.run.session import run
 from tests.conftest import make_tokenizer
 
 

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from autoft.errors import ModelError
-from autoft.trainer.build import build_model
 from autoft.trainer.data.tokens import Example
-from autoft.trainer.evaluate import generate, mean_loss
-from autoft.trainer.loss import compute_loss
-from autoft.trainer.optim import build_optimizer
+from autoft.trainer.evaluation.evaluate import generate, mean_loss
+from autoft.trainer.model.build import build_model
+from autoft.trainer.optimizers.optim import build_optimizer
 from autoft.trainer.recipe import IGNORED, Recipe
+from autoft.trainer.step.loss import compute_loss
 from tests.conftest import make_tokenizer
 
 FP32 = {"base_dtype": "float32", "loss": "selected", "micro_batch": 2, "seq_len": 16}

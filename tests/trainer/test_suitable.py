@@ -12,10 +12,10 @@ from transformers import (
 )
 
 from autoft.errors import ModelError
-from autoft.planner.depth import shortened
-from autoft.trainer.build import base_of, build_model
+from autoft.planner.rehearsal.layers import shortened
+from autoft.trainer.model.build import base_of, build_model
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.resolve import load_config, resolve
+from autoft.trainer.sources.resolve import load_config, resolve
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 

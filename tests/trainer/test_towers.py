@@ -7,12 +7,12 @@ import torch
 import transformers
 from peft import PeftModel
 
-from autoft.trainer.build import build_model, towers
 from autoft.trainer.job import Job
+from autoft.trainer.model.build import build_model, towers
 from autoft.trainer.recipe import Recipe
+from autoft.trainer.report.wording import snippet
 from autoft.trainer.result import RunResult
-from autoft.trainer.run import run
-from autoft.trainer.wording import snippet
+from autoft.trainer.run.session import run
 from tests.conftest import make_tokenizer
 from tests.trainer.wrappers import TEXT_ALONE, WRAPPERS, wrapper_config
 

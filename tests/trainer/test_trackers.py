@@ -14,8 +14,8 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from autoft.errors import OptionError
 from autoft.trainer.job import Job, Tracker
+from autoft.trainer.loop.trackers import Trackers, check_trackers, trackers
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.trackers import Trackers, check_trackers, trackers
 
 # A package of the name that the integration imports, with the few calls that it makes.
 STAND_IN = """

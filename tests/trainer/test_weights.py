@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from autoft.errors import ModelError
-from autoft.trainer.resolve import resolve
-from autoft.trainer.weights import INDEX, check_weights
+from autoft.trainer.sources.resolve import resolve
+from autoft.trainer.sources.weights import INDEX, check_weights
 
 
 @pytest.fixture

@@ -11,17 +11,17 @@ import pytest
 from transformers import AutoTokenizer
 
 from autoft.errors import DataError, ModelError
-from autoft.planner.set_option import parse_settings
+from autoft.planner.search.set_option import parse_settings
 from autoft.trainer.data.check.examine import check
 from autoft.trainer.data.fit import fit
+from autoft.trainer.data.prepare import prepare
 from autoft.trainer.data.read import RawRow
 from autoft.trainer.data.shape import recognise
 from autoft.trainer.data.tokens import prompt_ids, stop_ids, tokenize
 from autoft.trainer.data.written import CONTROL, chat_of
 from autoft.trainer.job import Job
-from autoft.trainer.prepare import prepare
 from autoft.trainer.recipe import IGNORED, Recipe
-from autoft.trainer.resolve import load_stops, resolve
+from autoft.trainer.sources.resolve import load_stops, resolve
 from tests.conftest import make_tokenizer, save_tiny_model, write_jsonl
 from tests.trainer.test_templates import make
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autoft.planner.target import GPU_MARGIN, WORST_MISS
+from autoft.planner.estimator.target import GPU_MARGIN, WORST_MISS
 
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 

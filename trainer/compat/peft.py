@@ -10,20 +10,20 @@ TABLE.hook(
     "peft.utils.transformers_weight_conversion:convert_peft_config_for_transformers",
     "(peft_config, model, conversions)",
     "called before PEFT calls it, so that experts and routers get no adapter by default",
-    "trainer/build.py",
+    "trainer/model/build.py",
 )
 TABLE.hook(
     "peft.utils.transformers_weight_conversion:_convert_peft_config_moe",
     "(peft_config, model)",
     "what convert_peft_config_for_transformers sets is put back",
-    "trainer/build.py",
+    "trainer/model/build.py",
     attributes=("target_parameters", "rank_pattern", "alpha_pattern"),
 )
 TABLE.hook(
     "peft.tuners.lora:LoraLayer",
     "(base_layer, ephemeral_gpu_offload=False, **kwargs)",
     "an adapter's weights are known by their names",
-    "planner/loading.py",
+    "planner/rehearsal/loading.py",
     "trainer/adapters/lora.py",
     attributes=("lora_A", "lora_B", "lora_magnitude_vector", "base_layer"),
 )
@@ -38,7 +38,7 @@ TABLE.hook(
     "peft:PeftModel.get_base_model",
     "(self)",
     "the model beneath the adapter",
-    "trainer/build.py",
+    "trainer/model/build.py",
 )
 
 # What an export asks of an adapter

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 from autoft.errors import DataError, near
-from autoft.trainer import environment
 from autoft.trainer.data.files import roles, split_in
 from autoft.trainer.data.lines import RawRow
 from autoft.trainer.data.opened import Data
+from autoft.trainer.runtime import environment
 
 HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w.-]+))?")
 FORM = "owner/name, owner/name:split, or owner/name/configuration:split"

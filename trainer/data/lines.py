@@ -10,7 +10,7 @@ from typing import IO, Any, AnyStr, BinaryIO, cast
 
 from autoft.errors import DataError
 from autoft.trainer.data.files import PACKED, TEXTS, kind
-from autoft.trainer.weights import LFS_POINTER
+from autoft.trainer.sources.weights import LFS_POINTER
 
 PEEK_BYTES = 1024
 MOST_LINE = 2**29  # bytes, or characters of UTF-16: a list of rows may be written on one line

@@ -8,13 +8,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from autoft.home import home
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.host import hub_cache
-from autoft.trainer import environment
 from autoft.trainer.compat.tested import TESTED
 from autoft.trainer.doctor import compute, cuda, internals, places, versions
 from autoft.trainer.doctor.compute import FourBit
 from autoft.trainer.doctor.cuda import TorchFacts
 from autoft.trainer.doctor.finding import Finding, one_line
 from autoft.trainer.doctor.workers import Unanswered, Workers
+from autoft.trainer.runtime import environment
 
 Check = Callable[[], Finding]
 # A first import from a slow disk, a driver that starts, a kernel that compiles: each may take a minute

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.schema import Record
+from autoft.trainer.checks.reference_loss import unpacked_4bit
 from autoft.trainer.doctor.finding import Finding
-from autoft.trainer.reference import unpacked_4bit
 
 if TYPE_CHECKING:
     import torch
@@ -190,11 +190,11 @@ def training_step() -> str:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    import autoft.trainer.engine  # noqa: F401 - whether it can be imported
-    from autoft.trainer.build import build_model
-    from autoft.trainer.loss import compute_loss
-    from autoft.trainer.optim import build_optimizer
+    import autoft.trainer.loop.engine  # noqa: F401 - whether it can be imported
+    from autoft.trainer.model.build import build_model
+    from autoft.trainer.optimizers.optim import build_optimizer
     from autoft.trainer.recipe import Recipe
+    from autoft.trainer.step.loss import compute_loss
 
     device, dtype = "cpu", "float32"
     if torch.cuda.is_available():

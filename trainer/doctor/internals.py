@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autoft.hooks import check
-from autoft.trainer import environment
 from autoft.trainer.compat import TABLES, hooks
 from autoft.trainer.compat.tested import TESTED
 from autoft.trainer.doctor.finding import Finding
+from autoft.trainer.runtime import environment
 
 LONGEST = 160  # characters of what has changed
 

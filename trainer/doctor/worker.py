@@ -8,8 +8,8 @@ import os
 import sys
 from typing import Any
 
-from autoft.trainer import environment
 from autoft.trainer.doctor.finding import one_line
+from autoft.trainer.runtime import environment
 
 
 def main(function: str, args: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from autoft.trainer import environment
+from autoft.trainer.runtime import environment
 
 
 class Unanswered(Exception):  # noqa: N818 - the absence of an answer

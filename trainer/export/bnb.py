@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 from autoft.errors import ModelError
-from autoft.trainer import environment
 from autoft.trainer.export.exporter import Bound, Exporter, Order
 from autoft.trainer.export.merge import SHARD_BYTES, merge, write_record
 from autoft.trainer.export.reload import reload_folder
 from autoft.trainer.export.safetensors import merged_bytes
 from autoft.trainer.export.source import Source
+from autoft.trainer.runtime import environment
 
 # What the mean log-prob may lose, in nats
 NATS = {"nf4": 0.25, "int8": 0.05}
@@ -32,7 +32,7 @@ def _write(source: Source, aside: Path, order: Order, quant_type: str) -> Path:
     """Merge, load the merged model quantized, and save it."""
     import torch
 
-    from autoft.trainer.suitable import auto_class
+    from autoft.trainer.sources.suitable import auto_class
 
     merged = aside / "merged"
     merged.mkdir()

@@ -40,7 +40,7 @@ def pre_tokenizer(folder: Path) -> str | None:
 
 def main(question: Path, answer: Path) -> None:
     """Convert one folder. Raises: NotImplementedError, ValueError of the converter's."""
-    from autoft.trainer import environment
+    from autoft.trainer.runtime import environment
 
     environment.prepare()
     logging.basicConfig(level=logging.ERROR)

@@ -11,7 +11,7 @@ from autoft.schema import Record
 from autoft.trainer.export.scores import Drift, Quality
 from autoft.trainer.export.source import Source
 from autoft.trainer.export.texts import Texts
-from autoft.trainer.resolve import Say
+from autoft.trainer.sources.resolve import Say
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from autoft.errors import AutoftError, ModelError, OptionError, near
 from autoft.profiles.host import available_ram
+from autoft.trainer.evaluation.open_run import ADAPTER
 from autoft.trainer.export import EXPORTERS
 from autoft.trainer.export.exporter import Bound, Export, Exporter, Order, Question
 from autoft.trainer.export.scores import Drift, Quality, drift_of, quality_of, reference
 from autoft.trainer.export.source import Source
 from autoft.trainer.export.staging import check_target, files_of, written_aside
 from autoft.trainer.export.texts import texts_of
-from autoft.trainer.finished import ADAPTER
 from autoft.units import GIB, size
 
 RUNTIME_BYTES = GIB  # assumption: Python and its libraries, and a row's activations

@@ -16,7 +16,7 @@ from pathlib import Path
 
 def main(question: Path, answer: Path) -> None:
     """Answer one question."""
-    from autoft.trainer import environment
+    from autoft.trainer.runtime import environment
 
     environment.prepare()
     environment.quiet()
@@ -25,7 +25,7 @@ def main(question: Path, answer: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     from autoft.trainer.export.scores import score
-    from autoft.trainer.suitable import auto_class
+    from autoft.trainer.sources.suitable import auto_class
 
     folder = spec["folder"]
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from autoft.errors import ModelError
 from autoft.schema import object_in
+from autoft.trainer.evaluation.open_run import ADAPTER
 from autoft.trainer.export.exporter import Answer, Bound, Exporter, Order, Question
 from autoft.trainer.export.gguf import MODULES, NATS, check_convertible, convert, open_gguf
 from autoft.trainer.export.safetensors import merged_bytes
 from autoft.trainer.export.source import Source
-from autoft.trainer.finished import ADAPTER
 
 if TYPE_CHECKING:
     import torch

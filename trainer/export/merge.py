@@ -18,12 +18,12 @@ from autoft.errors import ModelError
 from autoft.home import write_text
 from autoft.schema import object_in
 from autoft.trainer.adapters import is_adapter
+from autoft.trainer.evaluation.open_run import ADAPTER
 from autoft.trainer.export.source import Source, stored_vocabulary
 from autoft.trainer.export.staging import RECORD
-from autoft.trainer.finished import ADAPTER
-from autoft.trainer.resolve import Say
-from autoft.trainer.weights import ADAPTER as ADAPTER_PREFIX
-from autoft.trainer.weights import INDEX
+from autoft.trainer.sources.resolve import Say
+from autoft.trainer.sources.weights import ADAPTER as ADAPTER_PREFIX
+from autoft.trainer.sources.weights import INDEX
 
 if TYPE_CHECKING:
     import torch
@@ -183,7 +183,7 @@ def _without_storage(source: Source, vocab_size: int | None) -> Any:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from autoft.trainer.build import build_base
+    from autoft.trainer.model.build import build_base
 
     config = copy.deepcopy(source.config)
     if vocab_size is not None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.schema import Record
+from autoft.trainer.evaluation.metrics import perplexity
 from autoft.trainer.export.source import Source, stored_vocabulary
 from autoft.trainer.export.texts import Texts
-from autoft.trainer.metrics import perplexity
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ def load_with_adapter(source: Source, dtype: Any) -> Any:
     from dataclasses import replace
 
     from autoft.errors import ModelError
-    from autoft.trainer.build import build_whole_base
+    from autoft.trainer.model.build import build_whole_base
 
     recipe = replace(source.recipe, base_dtype=dtype)
     model: Any = build_whole_base(recipe, source.config, source.weights, "cpu", for_loss=False)

@@ -9,14 +9,14 @@ from typing import Any
 from autoft.errors import ModelError
 from autoft.home import sha256
 from autoft.schema import object_in
-from autoft.trainer import environment
 from autoft.trainer.adapters import ADAPTERS
 from autoft.trainer.data.tokens import stop_ids
-from autoft.trainer.finished import ADAPTER, base_name, load_run_tokenizer, open_result
-from autoft.trainer.ownership import RESULT
-from autoft.trainer.places import public_name
+from autoft.trainer.evaluation.open_run import ADAPTER, base_name, load_run_tokenizer, open_result
+from autoft.trainer.model.rope import scaled_config
 from autoft.trainer.recipe import Attention, Recipe
-from autoft.trainer.resolve import (
+from autoft.trainer.result import RunResult
+from autoft.trainer.runtime import environment
+from autoft.trainer.sources.resolve import (
     ModelRef,
     Say,
     base_reference,
@@ -26,10 +26,10 @@ from autoft.trainer.resolve import (
     load_tokenizer,
     resolve,
 )
-from autoft.trainer.result import RunResult
-from autoft.trainer.rope import scaled_config
-from autoft.trainer.suitable import refuse_unsuitable
-from autoft.trainer.weights import check_weights, fingerprint
+from autoft.trainer.sources.suitable import refuse_unsuitable
+from autoft.trainer.sources.weights import check_weights, fingerprint
+from autoft.trainer.storage.ownership import RESULT
+from autoft.trainer.storage.places import public_name
 
 ADAPTER_CONFIG = "adapter_config.json"
 PICKLED = "adapter_model.bin"
@@ -64,7 +64,7 @@ class Source:
 
     def lineage(self) -> dict[str, Any]:
         """Where the exported weights come from, in plain values and without paths of this machine."""
-        from autoft.trainer.identity import versions
+        from autoft.trainer.run.fingerprint import versions
 
         adapter = self.folder / ADAPTER
         return {

@@ -12,8 +12,8 @@ from filelock import FileLock, Timeout
 from autoft.errors import OutputError
 from autoft.home import share
 from autoft.schema import object_in
-from autoft.trainer.checkpoint import sync
-from autoft.trainer.output import check_disk
+from autoft.trainer.storage.checkpoint import sync
+from autoft.trainer.storage.run_folder import check_disk
 
 RECORD = "autoft_export.json"  # in every folder that is exported
 MARK = ".autoft-export"  # in every folder that is written aside

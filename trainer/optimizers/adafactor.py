@@ -14,7 +14,7 @@ def adafactor(
     parameters: list[torch.nn.Parameter], *, lr: float, weight_decay: float, **_: object
 ) -> torch.optim.Optimizer:
     """Without its own schedule: the learning rate is the run's, and no update is larger, by its root mean square."""
-    from autoft.trainer.factored import Adafactor
+    from autoft.trainer.optimizers.factored import Adafactor
 
     return Adafactor(parameters, lr=lr, weight_decay=weight_decay, scale_parameter=False, relative_step=False)
 

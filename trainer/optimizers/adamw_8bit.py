@@ -24,7 +24,7 @@ def adamw_8bit(
 def paged_adamw_8bit(
     parameters: list[torch.nn.Parameter], *, lr: float, weight_decay: float, **_: object
 ) -> torch.optim.Optimizer:
-    from autoft.trainer.paged import PagedAdamW
+    from autoft.trainer.optimizers.paged import PagedAdamW
 
     return PagedAdamW(parameters, lr=lr, weight_decay=weight_decay, **MOMENTS)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from autoft.trainer.report import tables
 from autoft.trainer.report.charts import Chart, finite, loss_chart, memory_chart
+from autoft.trainer.report.wording import how_trained, judged_rows, question, snippet, what_it_is
 from autoft.trainer.result import RunResult, Sample
-from autoft.trainer.wording import how_trained, judged_rows, question, snippet, what_it_is
 from autoft.units import count, duration, energy, size
 
 TEXT_SHOWN = 4000  # characters of a prompt or an answer; result.json has all

@@ -9,8 +9,8 @@ from typing import Any
 
 from autoft.schema import Record
 from autoft.trainer.job import Job
+from autoft.trainer.report.wording import SCORES, Score, scores
 from autoft.trainer.result import Evaluation, RunResult
-from autoft.trainer.wording import SCORES, Score, scores
 from autoft.units import duration, size
 
 EVENTS_SHOWN = 200

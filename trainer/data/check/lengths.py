@@ -75,7 +75,7 @@ def meter_of(model: str, thinking: Thinking = "auto") -> Meter:
     """Raises: ModelError where there is no such model, or no tokenizer that can stop."""
     from autoft.trainer.data.template_gate import check_template
     from autoft.trainer.data.templates import supply_template
-    from autoft.trainer.resolve import load_config, load_stops, load_tokenizer, resolve
+    from autoft.trainer.sources.resolve import load_config, load_stops, load_tokenizer, resolve
 
     ref = resolve(model)
     tokenizer = load_tokenizer(ref)

@@ -1,0 +1,86 @@
+"""What a run takes beside the device's memory: the host's, and the disk's, where load and merge fail first."""
+
+from __future__ import annotations
+
+from autoft.planner.facts import Assumption
+from autoft.planner.rehearsal.step import Rehearsal
+from autoft.trainer.storage.run_folder import output_bytes
+from autoft.units import GIB, size
+
+# Assumption: Python and the libraries with CUDA's, loaded and initialised.
+RUNTIME_BYTES = 3 * GIB
+ASSUMPTION = Assumption(
+    kind="host",
+    basis="assumption",
+    text=f"host: Python and its libraries are assumed to take {size(RUNTIME_BYTES)} of RAM beside a GPU",
+    figures={"bytes": RUNTIME_BYTES},
+)
+
+
+Parts = dict[str, dict[str, int]]  # of each phase: bytes by what they are for
+
+
+def host_parts(rehearsal: Rehearsal, base_params: int, num_gpus: int = 1) -> Parts:
+    """RAM of the host, by phase, beside a GPU or several, of which each has a process. One of these saves.
+
+    load: one tensor at a time passes through. train: paged optimizer state, which the driver moves there when the card
+    is full, and the checkpoints of a micro-batch that wait there. save: a copy of the adapter, or of a model
+    that is trained itself. merge: the base in 16 bits, and the update of one layer in float32.
+    """
+    widest = max(weight.params for weight in rehearsal.weights)
+    adapter = 4 * rehearsal.trainable_params
+    found = {
+        "load": {"the largest tensor, 16-bit": 2 * widest},
+        "train": {
+            "paged optimizer state": rehearsal.managed_bytes,
+            **({"checkpoints, pinned": rehearsal.offloaded_bytes} if rehearsal.offloaded_bytes else {}),
+        },
+        "save": {"the adapter, float32": adapter},
+        "merge": {
+            "the base, 16-bit": 2 * base_params,
+            "the adapter, float32": adapter,
+            "the update of the largest layer, float32": 4 * widest,
+        },
+    }
+    if _all_trained(rehearsal):
+        found["save"] = {"the model": _trained_bytes(rehearsal)}
+        del found["merge"]
+    runtime, processes = "Python and its libraries, an assumption", {"load": num_gpus, "train": num_gpus}
+    return {
+        phase: {
+            runtime: RUNTIME_BYTES * (1 if phase == "merge" else num_gpus),
+            **{what: processes.get(phase, 1) * num_bytes for what, num_bytes in parts.items()},
+        }
+        for phase, parts in found.items()
+    }
+
+
+def disk_parts(rehearsal: Rehearsal, base_params: int) -> Parts:
+    """Room on the disk, by phase. load: the base in 16 bits, where it is not there yet. merge: the same once more."""
+    if _all_trained(rehearsal):
+        bytes_each = _trained_bytes(rehearsal) // rehearsal.trainable_params
+        return {
+            "load": {"the base, 16-bit": 2 * base_params},
+            "save": {
+                "the model and what goes with it": output_bytes(rehearsal.trainable_params, bytes_each=bytes_each)
+            },
+        }
+    return {
+        "load": {"the base, 16-bit": 2 * base_params},
+        "save": {"the adapter and what goes with it": output_bytes(rehearsal.trainable_params)},
+        "merge": {"the merged model, 16-bit": 2 * base_params},
+    }
+
+
+def _all_trained(rehearsal: Rehearsal) -> bool:
+    """Whether the model itself is trained, and nothing is left to merge."""
+    return not any(weight.adapter for weight in rehearsal.weights)
+
+
+def _trained_bytes(rehearsal: Rehearsal) -> int:
+    return sum(weight.size for weight in rehearsal.weights if weight.trained)
+
+
+def totals(parts: Parts) -> dict[str, int]:
+    """Bytes of each phase."""
+    return {phase: sum(by.values()) for phase, by in parts.items()}

@@ -1,0 +1,397 @@
+"""`make_plan`: from a model, data and a machine to the Plan. `make_estimate`: one exact recipe."""
+
+from __future__ import annotations
+
+import functools
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from autoft import __version__
+from autoft.errors import HubError, InputError, OptionError
+from autoft.planner.estimate import Estimate
+from autoft.planner.estimator.estimate_recipe import Estimator
+from autoft.planner.estimator.target import Target, like, target_of
+from autoft.planner.facts import Reason, sentences
+from autoft.planner.plan.prefetch import Reading, prepare_options
+from autoft.planner.plan.provenance import inputs_of
+from autoft.planner.plan.record import Plan
+from autoft.planner.rehearsal.step import Rehearsal
+from autoft.planner.request import Request
+from autoft.planner.search import parallel
+from autoft.planner.search.assumed_tokens import prepare_assumed
+from autoft.planner.search.candidates import exact, families, state_bits
+from autoft.planner.search.gpu_count import counts_of, notes_of, plan_counts, with_counts
+from autoft.planner.search.hyperparameters import MIN_STEPS, rows_of, schedule, steps_of
+from autoft.planner.search.preset import Defaults, preset_of
+from autoft.planner.search.problem import Limits, Question, check_limits, limited
+from autoft.planner.search.remedies import nothing_fits
+from autoft.planner.search.search import Search
+from autoft.planner.search.sequence_length import check_length, length_notes, longest_row
+from autoft.planner.search.set_option import parse_settings
+from autoft.planner.timing.allreduce import ALONE, Replicas
+from autoft.planner.timing.roofline import measure_cpu_flops
+from autoft.planner.workload import Workload, measure
+from autoft.profiles.hardware import Hardware
+from autoft.profiles.model_shape import ModelShape
+from autoft.profiles.nvidia import NO_DRIVER
+from autoft.settings import settings_of
+from autoft.trainer.adapters import ADAPTERS
+from autoft.trainer.checks.gates import refuse_unknown_tokens
+from autoft.trainer.data.prepare import Prepared, prepare
+from autoft.trainer.evaluation.metrics import applicable
+from autoft.trainer.job import Job
+from autoft.trainer.model.build import refused_by_peft
+from autoft.trainer.recipe import PAD_MULTIPLE, Recipe, RopeScaling, applies
+from autoft.trainer.sources.resolve import load_config, resolve
+from autoft.trainer.sources.suitable import has_towers
+from autoft.units import size
+
+DEFAULT_SEQ_LEN = 2048  # without data to look at
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An Estimate, and all that it was read from."""
+
+    recipe: Recipe
+    estimate: Estimate
+    target: Target
+    estimator: Estimator
+    rehearsal: Rehearsal
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A Question, and what a Plan tells of how it came about."""
+
+    question: Question
+    preset: Defaults
+    prepared: Prepared | None
+    workload: Workload | None
+    reasons: tuple[Reason, ...]
+    notes: tuple[str, ...]
+    words: dict[str, str]  # how the user pinned fields of the Recipe, by field
+    counts: list[int]  # of GPUs, to plan for
+
+
+def make_plan(
+    request: Request, hardware: Hardware, reading: Reading | None = None, *, apart: bool = False
+) -> tuple[Plan, Prepared | None]:
+    """The Plan, and the tokenized data it was made for (None without data).
+
+    Args:
+        reading: of the data, begun already.
+        apart: rehearse in another process, so that this one can train on a GPU; see parallel.apart.
+
+    Raises: InputError of several kinds; DoesNotFit when no candidate fits.
+    """
+    asked = ask(request, hardware, reading, rehearse=not apart)
+    if apart:
+        return parallel.apart(lambda: _plan_of(asked, request, hardware)), asked.prepared
+    return _plan_of(asked, request, hardware), asked.prepared
+
+
+def _plan_of(asked: Asked, request: Request, hardware: Hardware) -> Plan:
+    taken, tried = plan_counts(asked.question, asked.counts)
+    question, found = taken.question, taken.search
+    if taken.choice is None:
+        raise nothing_fits(question, found, asked.words)
+    choice = with_counts(taken, tried, question.target.card)
+    job = question.job_of(choice.recipe)
+    estimate = question.estimator.with_kernels(choice.recipe, choice.estimate, question.replicas(choice.recipe))
+    reasons = (*choice.reasons, *asked.reasons)
+    run_time_s, run_energy_kwh = question.run_takes(choice.recipe)
+    return Plan(
+        autoft_version=__version__,
+        target=question.target.name,
+        card=question.target.card,
+        prefer=question.prefer,
+        preset=asked.preset.name,
+        reasons=sentences(reasons),
+        reason_records=reasons,
+        pruned=(*(group.text for group in found.pruned), *_not_tried(job, choice.estimate, found)),
+        notes=(*asked.notes, *(record.text for record in estimate.assumption_records if record.kind == "kernels")),
+        steps=steps_of(job, question.rows),
+        run_time_s=run_time_s,
+        run_energy_kwh=run_energy_kwh,
+        job=job,
+        estimate=estimate,
+        shape=question.estimator.shape,
+        workload=asked.workload,
+        hardware=_lasting(hardware),
+        alternatives=choice.alternatives,
+        inputs=inputs_of(job, resolve(request.model)),
+    )
+
+
+def _not_tried(job: Job, estimate: Estimate, search: Search) -> list[str]:
+    """What the plan has not looked at, and why."""
+    recipe = job.recipe
+    found = ["torch.compile: not supported, the memory estimate would not apply"]
+    if job.device == "cuda" and recipe.attention == "sdpa" and not recipe.packing:
+        found.append("flash_attention_2: on padded rows PyTorch's own flash kernel is the same; it is for packed ones")
+    if recipe.method == "full":
+        return found
+    if all(state_bits(candidate) == 32 for candidate in search.found):
+        state = size(estimate.components.get("optimizer", 0))
+        found.append(
+            f"optimizers of 8 bits or paged: the adapter's state takes {state}, no candidate misses by so little"
+        )
+    if recipe.adapter != "lora":
+        found.append(f"LoRA: --set adapter={recipe.adapter} leaves no other kind of adapter")
+    elif not recipe.use_dora:
+        found.append("DoRA: .469 where LoRA had .478, at 26 % more time (PEFT's MetaMathQA comparison, Llama-3.2-3B)")
+    if recipe.adapter == "lora" and not recipe.use_rslora:
+        found.append("rsLoRA: the best of that comparison at rank 64, not yet tried at this plan's scale and rate")
+    if not recipe.packing:
+        found.append(
+            "packing: over three seeds the starter learnt no worse with it; what it saves was not measured on a GPU "
+            "(a preset or --set packing=true asks for it)"
+        )
+    return found
+
+
+def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *, rehearse: bool = True) -> Asked:
+    """What the request comes to for its model, data and device.
+
+    Args:
+        reading: as make_plan has it.
+        rehearse: whether steps may be rehearsed in this process while the data is read.
+
+    Raises: InputError of several kinds.
+    """
+    recipe_pins, job_pins = parse_settings(request.settings)
+    words = _words(request, recipe_pins)
+    seq_len = _pinned_length(request, recipe_pins)
+    preset = preset_of(request, {*recipe_pins, *job_pins}, seq_len)
+    whole = _target(request, hardware)
+    limits = Limits(hours=request.max_hours, energy_kwh=request.max_energy_kwh, memory_gib=request.max_memory_gib)
+    check_limits(
+        limits, has_data=request.data is not None, power_known=whole.gpu is not None and whole.gpu.tdp_w is not None
+    )
+    ref = resolve(request.model)
+    estimator = Estimator(request.model, load_config(ref), limited(whole, limits.memory_gib))
+    shape = estimator.shape
+    scaling = recipe_pins.get("rope_scaling")
+    if seq_len is not None:
+        check_length(seq_len, estimator, scaling, word=f"--seq-len {seq_len}", error=OptionError)
+    job_pins = {**preset.job, **job_pins}
+    most = seq_len or longest_row(shape, scaling)
+    prepared = None
+    if request.data is not None:
+        if reading is not None and rehearse:
+            _get_ready(estimator, recipe_pins, reading)
+        options = prepare_options(request, job_pins, most)
+        try:
+            prepared = (reading or prepare)(ref, request.data, request.eval_data, **options)
+        except HubError:
+            if ref.profile is None or not request.assume_tokens:
+                raise
+            prepared = prepare_assumed(ref, request.data, request.eval_data, options)
+        refuse_unknown_tokens(prepared, shape.vocab_size, shape.name)
+    workload = measure(prepared) if prepared else None
+    if preset.packing:
+        preset = _packable(preset, estimator, prepared, seq_len or _seq_len(workload, shape, preset, scaling), job_pins)
+    seq_len_counts = seq_len is None and (workload is None or preset.packing)
+    if seq_len is None:
+        seq_len = _seq_len(workload, shape, preset, scaling)
+        check_length(seq_len, estimator, scaling, word=f"the longest row ({seq_len} tokens)", error=OptionError)
+    method, adapter = (recipe_pins.get(name, settings_of(Recipe)[name].default) for name in ("method", "adapter"))
+    from_preset = {name: value for name, value in preset.recipe.items() if applies(name, method, adapter)}
+    recipe_pins = _with_rank({**from_preset, **recipe_pins}, request.min_rank, words)
+    rows = rows_of(prepared, seq_len, packing=bool(recipe_pins.get("packing")))
+    starter = (request.model, request.data) == ("starter", "starter")
+    kind = None if method == "full" else ADAPTERS[adapter]
+    planned, sources = schedule(starter, workload, rows, seq_len, adapter=kind)
+    job = {**planned, **job_pins}
+    unsuited = _unsuited(job, prepared)
+    if unsuited is not None:
+        if "metric" not in preset.job:
+            raise OptionError(
+                f"metric={job['metric']}: {unsuited}", fix="--set metric=loss, or a metric of what the answers are"
+            )
+        preset, job["metric"] = replace(preset, unmeasured=unsuited), "loss"
+    num_gpus = job.pop("num_gpus", None)
+    question = Question(
+        estimator=estimator,
+        whole=whole,
+        seq_len=seq_len,
+        rows_per_step=job.pop("rows_per_step"),
+        pinned=recipe_pins,
+        job={
+            "model": request.model,
+            "data": request.data,
+            "eval_data": request.eval_data,
+            "mapping": request.mapping,
+            **job,
+        },
+        rows=rows,
+        prefer=preset.prefer,
+        limits=limits,
+    )
+    counts = counts_of(question, num_gpus)
+    reasons = (
+        *(reason for name, reason in sources.items() if name not in {**job_pins, **recipe_pins}),
+        *preset.reasons(seq_len_counts=seq_len_counts),
+    )
+    cut = prepared is not None and bool(prepared.train.too_long) and most == shape.max_position
+    notes = (
+        *_notes(prepared, seq_len),
+        *length_notes(seq_len, estimator, scaling, cut=cut),
+        *preset.notes(),
+        *_adapter_notes(estimator),
+        *notes_of(question, counts, num_gpus),
+        *_machine_notes(request, hardware),
+    )
+    return Asked(question, preset, prepared, workload, reasons, notes, words, counts)
+
+
+def _adapter_notes(estimator: Estimator) -> list[str]:
+    notes, num = [], estimator.shape.tower_params
+    refused = sorted(refused_by_peft(estimator.config.model_type))
+    if refused:
+        notes.append(f"{' and '.join(refused)} of its Mamba layers get no adapter: PEFT refuses them")
+    if num:
+        notes.append(f"trained on text: its parts for images and audio ({num / 1e9:.2f}B weights) load but stay frozen")
+    elif has_towers(estimator.config):
+        notes.append("trained on text: only its language model is loaded, not its parts for images and audio")
+    return notes
+
+
+def _get_ready(estimator: Estimator, pins: dict[str, Any], reading: Reading) -> None:
+    """While the data is read: what rehearsals import, and the models that are rehearsed whatever the data is."""
+    with suppress(InputError):  # met again, and told, where the candidates are looked at
+        first, *others = families(
+            estimator.target,
+            seq_len=PAD_MULTIPLE,
+            rows_per_step=1,
+            attention=estimator.attention,
+            experts=estimator.shape.expert_params > 0,
+            pinned=pins,
+        )
+        estimator.rehearse(first.recipes[0])
+        for family in others:
+            if family.base != first.base or reading.done:
+                return
+            estimator.rehearse(family.recipes[0])
+
+
+def _words(request: Request, pins: dict[str, Any]) -> dict[str, str]:
+    """How the user pinned what of the Recipe, the sequence's length aside."""
+    said = {word.partition("=")[0].strip(): word for word in request.settings}
+    return {name: f"--set {said[name]}" for name in pins if name != "seq_len"}
+
+
+def _with_rank(pins: dict[str, Any], least: int | None, words: dict[str, str]) -> dict[str, Any]:
+    """The pins with a rank of at least `least`. Raises: OptionError where the user has set a smaller one."""
+    rank = pins.get("rank", Recipe.__dataclass_fields__["rank"].default)
+    if least is not None and pins.get("method") == "full":
+        raise OptionError("--min-rank: full fine-tuning has no adapter", fix="leave out --min-rank or method=full")
+    if least is not None and not applies("rank", "lora", pins.get("adapter", "lora")):
+        adapter = pins["adapter"]
+        raise OptionError(f"--min-rank: {adapter} has no rank", fix=f"leave out --min-rank or adapter={adapter}")
+    if least is None or rank >= least:
+        return pins
+    if "rank" in words:
+        raise OptionError(f"{words['rank']} and --min-rank {least} exclude each other", fix="leave out one of them")
+    alpha = {} if "alpha" in words else {"alpha": 2.0 * least}
+    return {**pins, "rank": least, **alpha}
+
+
+def make_estimate(request: Request, hardware: Hardware) -> Answer:
+    """The Recipe that the settings describe, the device's defaults filled in, and its Estimate.
+
+    Raises: InputError.
+    """
+    pins, job_pins = parse_settings(request.settings)
+    if job_pins:
+        raise OptionError(
+            f"--set {next(iter(job_pins))}: no part of a recipe", fix="use it with `autoft plan` or `autoft run`"
+        )
+    target = _target(request, hardware)
+    estimator = Estimator(request.model, load_config(resolve(request.model)), target)
+    seq_len = _pinned_length(request, pins)
+    scaling = pins.get("rope_scaling")
+    seq_len = seq_len or _seq_len(None, estimator.shape, Defaults(), scaling)
+    check_length(seq_len, estimator, scaling, word=f"--seq-len {seq_len}", error=OptionError)
+    recipe = exact(target, seq_len=seq_len, attention=estimator.attention, pinned=pins)
+    replicas = ALONE if request.gpu is None else Replicas(target.num_gpus)
+    rehearsal = estimator.rehearse(recipe, replicas=replicas)
+    estimate = estimator.with_kernels(recipe, estimator.estimate_of(recipe, rehearsal, replicas=replicas), replicas)
+    others = estimator.fits_by_gib(rehearsal, estimate.device_bytes, num_gpus=replicas.num_gpus)
+    return Answer(recipe, replace(estimate, fits_by_gib=others), target, estimator, rehearsal)
+
+
+def _target(request: Request, hardware: Hardware) -> Target:
+    return target_of(
+        hardware, gpu_name=request.gpu, vram_gib=request.vram_gib, cpu_flops_per_s=functools.cache(measure_cpu_flops)
+    )
+
+
+def _packable(
+    preset: Defaults, estimator: Estimator, prepared: Prepared | None, seq_len: int, job_pins: dict[str, Any]
+) -> Defaults:
+    """The preset, without its packing where the model or the data is not made for that."""
+    if not estimator.takes(Recipe(packing=True, attention=estimator.attention)):
+        return preset.without_packing("this model cannot keep packed examples apart")
+    rows = rows_of(prepared, seq_len, packing=True)
+    if rows is not None and len(rows.lengths) * job_pins.get("epochs", 1.0) < MIN_STEPS:
+        return preset.without_packing(f"{len(rows.lengths)} packed rows are too few for {MIN_STEPS} optimizer steps")
+    return preset
+
+
+def _unsuited(job: dict[str, Any], prepared: Prepared | None) -> str | None:
+    """Why the job's metric tells nothing of its answers, None where it does."""
+    metric = job.get("metric", "loss")
+    if metric == "loss":
+        return None
+    if job.get("max_new_tokens") == 0:
+        return "no answers are generated (max_new_tokens is 0)"
+    rows = prepared.splits.heldout if prepared else []
+    expected = [row.messages[-1]["content"] for row in rows if row.messages]
+    if rows and metric not in applicable(expected):
+        return f"{metric.replace('_', ' ')} tells nothing of the held-out answers"
+    return None
+
+
+def _pinned_length(request: Request, pins: dict[str, Any]) -> int | None:
+    """seq_len as --seq-len or --set has it, taken out of the pins. Raises: OptionError when they differ."""
+    length: int | None = pins.pop("seq_len", None)
+    if None not in (length, request.seq_len) and length != request.seq_len:
+        raise OptionError(f"--seq-len {request.seq_len} and --set seq_len={length} differ", fix="remove one of them")
+    return request.seq_len or length
+
+
+def _seq_len(workload: Workload | None, shape: ModelShape, preset: Defaults, scaling: RopeScaling | None) -> int:
+    """Room for the longest row, so that none is cut, and for as many tokens as the preset packs into one.
+
+    Without data the preset's length, else DEFAULT_SEQ_LEN; never more than the model takes. With a scaling twice that.
+    """
+    most = longest_row(shape, scaling)
+    if workload is None:
+        return min(preset.seq_len or DEFAULT_SEQ_LEN, most) if scaling is None else 2 * shape.max_position
+    rounded = -(-workload.longest_tokens // PAD_MULTIPLE) * PAD_MULTIPLE
+    return min(max(rounded, preset.seq_len or 0) if preset.packing else rounded, most)
+
+
+def _notes(prepared: Prepared | None, seq_len: int) -> tuple[str, ...]:
+    if prepared is None:
+        return (f"no --data: assuming sequences of {seq_len:,} tokens",)
+    return tuple(prepared.notes(seq_len))
+
+
+def _machine_notes(request: Request, hardware: Hardware) -> tuple[str, ...]:
+    """What to know of this machine; nothing where the plan is for a card that was named."""
+    if request.gpu is not None:
+        return ()
+    if not hardware.gpus and hardware.no_gpu_reason not in (None, NO_DRIVER):
+        return (*hardware.notes, f"planned for the CPU: {hardware.no_gpu_reason}")
+    beside = [gpu.name for gpu in hardware.gpus if gpu not in like(hardware.gpus)]
+    unlike = (f"not used beside the others: {', '.join(beside)}; replicas of a model want cards of one kind",)
+    return (*hardware.notes, *(unlike if beside else ()))
+
+
+def _lasting(hardware: Hardware) -> Hardware:
+    """The machine without clocks, temperatures and the like, which a plan does not depend on."""
+    return replace(hardware, gpus=tuple(replace(gpu, status=None, unknown={}) for gpu in hardware.gpus))

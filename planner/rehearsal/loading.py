@@ -1,0 +1,329 @@
+"""What a model stores, and the events of loading it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from autoft.planner.rehearsal.assembly import Assembly
+from autoft.planner.rehearsal.layers import Depth, as_events
+from autoft.planner.rehearsal.loop import Loop, Phase
+from autoft.planner.tracing.trace import KIND, Event
+from autoft.trainer.adapters import kind_of
+from autoft.trainer.recipe import Recipe
+
+Take = Callable[[int, str], int]  # (bytes, kind) -> key
+Drop = Callable[[int, int], None]  # (key, bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One stored tensor of the model. size: in bytes. state: sizes of its quantization state, if it is packed.
+
+    trained: adapters, or with method full all weights.
+    stored: in the checkpoint; other buffers are made with the model. params: how many weights it holds, packed or not.
+    first: what the checkpoint calls it, or the first of its pieces. assembly: how it is made, unless it is only read;
+    result: the key of its storage there.
+    """
+
+    name: str
+    layer: int | None
+    size: int
+    state: tuple[int, ...]
+    adapter: bool
+    trained: bool
+    stored: bool
+    params: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    first: str
+    assembly: Assembly | None
+    result: int
+
+
+def stored_tensors(model: Any) -> Iterator[torch.Tensor]:
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                yield tensor
+                yield from _state_tensors(module, tensor)
+
+
+def _state_tensors(module: Any, weight: torch.Tensor) -> Iterator[torch.Tensor]:
+    """absmax, code and, of scales that are quantized too, offset, absmax and code; the scales of an 8-bit weight."""
+    import bitsandbytes as bnb
+
+    if isinstance(module, bnb.nn.Linear8bitLt) and weight is module.weight:
+        yield module.state.SCB
+    state: Any = getattr(weight, "quant_state", None)
+    if state is None:
+        return
+    for part in filter(None, (state, state.state2)):
+        for tensor in (part.absmax, part.code, part.offset):
+            if tensor is not None:
+                yield tensor
+
+
+def weights_of(model: Any, recipe: Recipe, depth: Depth | None, made: dict[str, Assembly]) -> list[Weight]:
+    """Every tensor once, in the order of the modules. made: how the checkpoint's become the base's."""
+    kind = kind_of(recipe)
+    found: dict[int, Weight] = {}
+    pattern = re.compile(rf"{re.escape(depth.path)}\.(\d+)\." if depth else r"$^(\d)")
+    tensors = [
+        (f"{path}.{name}", tensor, name not in module._non_persistent_buffers_set, module)
+        for path, module in model.named_modules()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    ]
+    for name, tensor, stored, module in tensors:
+        if id(tensor) in found:
+            continue
+        state = getattr(tensor, "quant_state", None)
+        match = pattern.search(name)
+        own = _in_base(name)
+        assembly = made.get(own)
+        found[id(tensor)] = Weight(
+            name=name,
+            layer=int(match[1]) if match else None,
+            size=tensor.numel() * tensor.element_size(),
+            state=tuple(t.numel() * t.element_size() for t in _state_tensors(module, tensor)),
+            adapter=kind.owns(name),
+            trained=tensor.requires_grad,
+            stored=stored,
+            params=state.shape.numel() if state is not None else tensor.numel(),
+            shape=tuple(tensor.shape),
+            dtype=tensor.dtype,
+            first=assembly.first if assembly else own,
+            assembly=assembly if assembly and len(assembly.events) > 1 else None,
+            result=assembly.results[own] if assembly else 0,
+        )
+    return list(found.values())
+
+
+def full_depth(weights: list[Weight], depth: Depth | None) -> list[Weight]:
+    """The tensors of the full depth, each layer's own in the place of the layer that stands for it."""
+    if depth is None:
+        return weights
+    by_layer: dict[int, list[Weight]] = {}
+    for weight in weights:
+        if weight.layer is not None:
+            by_layer.setdefault(weight.layer, []).append(weight)
+    full: list[Weight] = []
+    done = False
+    for weight in weights:
+        if weight.layer is None:
+            full.append(weight)
+        elif not done:
+            done = True
+            for layer in range(depth.layers):
+                for like in by_layer[depth.stands_for[layer]]:
+                    name = like.name.replace(f"{depth.path}.{like.layer}.", f"{depth.path}.{layer}.")
+                    first = re.sub(rf"(^|\.){like.layer}\.", rf"\g<1>{layer}.", like.first, count=1)
+                    full.append(replace(like, name=name, layer=layer, first=first))
+    return full
+
+
+def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[int], workspace: int = 0) -> list[Phase]:
+    """Loading: transformers' from_pretrained with a device map, k-bit preparation, the adapter. Adds to `kinds`.
+
+    workspace: in bytes, of cuBLAS, where the device has one. Follows
+    convert_and_load_state_dict_in_model of transformers/core_model_loading.py: one weight after another in the natural
+    order of the checkpoint's names, read in 16 bits, packed, and dropped; prepare_model_for_kbit_training of
+    peft/utils/other.py: float32 copies in the order of the modules, then the cache is emptied.
+    """
+    events: list[Event] = []
+
+    def take(size: int, kind: str) -> int:
+        kinds.append(KIND[kind])
+        events.append((len(kinds) - 1, size))
+        return len(kinds) - 1
+
+    def drop(key: int, size: int) -> None:
+        events.append((key, -size))
+
+    quantized, bits = recipe.quant_type is not None, 8 if recipe.quant_type == "int8" else 4
+    parameters = [w for w in weights if not w.adapter and w.stored]
+    stored = parameters
+    if loop.device_map or quantized:
+        stored = sorted(parameters, key=lambda w: _natural(w.first))
+        width = 4 if recipe.weights_dtype == "float32" else 2
+        whole = sum(w.params * bits // 8 if w.state else width * w.params for w in parameters)
+        drop(take(whole, "temporaries"), whole)
+    halves: dict[str, int] = {}  # to be copied into float32
+    maps: list[int] = []  # that bitsandbytes keeps for all weights
+    assembled: dict[str, dict[int, tuple[int, int]]] = {}
+    waiting: Counter[int] = Counter()  # weights that are still to be packed from one storage
+    for weight in stored:
+        upcast = recipe.kbit_upcast and weight.dtype == torch.float32
+        kind = "temporaries" if weight.state else "weights"
+        if weight.assembly is None or stored is parameters:
+            size = 2 * weight.params if weight.state or upcast else weight.size
+            key = take(size, kind)
+        else:
+            if weight.first not in assembled:
+                made = assembled[weight.first] = _assemble(weight.assembly, kind, take, drop)
+                waiting.update(made[result][0] for result in weight.assembly.results.values())
+            key, size = assembled[weight.first][weight.result]
+            waiting[key] -= 1
+        if weight.state:
+            _pack(weight, take, drop, maps)
+            if not waiting[key]:
+                drop(key, size)
+        elif upcast:
+            halves[weight.name] = key
+    for weight in parameters:
+        if weight.name in halves:
+            take(4 * weight.params, "weights")
+            drop(halves[weight.name], 2 * weight.params)
+    phases = []
+    if recipe.kbit_upcast and loop.kbit_empties_cache:
+        phases.append(Phase("load", as_events(events), empty_cache=True))
+        events = []
+    for weight in weights:
+        if not weight.stored:
+            take(weight.size, "weights")
+    _add_adapters(recipe, [w for w in weights if w.adapter], parameters, take, drop, workspace)
+    phases.append(Phase("load", as_events(events), loop.empty_cache))
+    return phases
+
+
+def _assemble(assembly: Assembly, kind: str, take: Take, drop: Drop) -> dict[int, tuple[int, int]]:
+    """Its events. Returns key and size of what each of its own keys made; `kind` is that of its results."""
+    made: dict[int, tuple[int, int]] = {}
+    results = set(assembly.results.values())
+    for own, size in assembly.events:
+        if size > 0:
+            made[own] = take(size, kind if own in results else "temporaries"), size
+        else:
+            drop(*made[own])
+    return made
+
+
+def _pack(weight: Weight, take: Take, drop: Drop, maps: list[int]) -> None:
+    """bitsandbytes.functional.quantize_4bit and, for its scales, quantize_blockwise, in their order; or in 8 bits.
+
+    maps: what the first scales that are packed leave for good, name2qmap["dynamic"] of the same file.
+    """
+    kind = "quantization_state"
+    state = weight.state
+    if weight.dtype == torch.int8:  # Int8Params._quantize of nn/modules.py, by way of float16
+        halves = take(2 * weight.params, "temporaries")
+        take(state[0], kind)
+        take(weight.size, "weights")
+        drop(halves, 2 * weight.params)
+        return
+    if len(state) == 2:  # absmax, code
+        take(state[0], kind)
+    else:
+        scales = 4 * state[0]  # before they are 8 bits wide themselves
+        plain = take(scales, "temporaries")
+    take(weight.size, "weights")
+    take(state[1], kind)
+    absolute, largest = take(state[1], "temporaries"), take(4, "temporaries")  # get_4bit_type: data.abs().max()
+    drop(absolute, state[1])
+    drop(largest, 4)
+    if len(state) > 2:
+        _, _, offset, outer_absmax, outer_code = state
+        take(offset, kind)
+        centred = take(scales, "temporaries")
+        if not maps:
+            maps.append(take(outer_code, kind))
+        take(outer_absmax, kind)
+        take(state[0], kind)
+        take(outer_code, kind)
+        drop(centred, scales)
+        drop(plain, scales)
+
+
+def _add_adapters(
+    recipe: Recipe, adapters: list[Weight], base: list[Weight], take: Take, drop: Drop, workspace: int
+) -> None:
+    """PEFT's get_peft_model, then the dtype of trainer/model/build.py: add_adapter.
+
+    update_layer of peft/tuners/lora/layer.py: matrices in float32, in the dtype in which their layer computes (which is
+    no float in 8 bits), rows measured for DoRA; cast_adapter_dtype of tuners_utils.py, at the end: float32 again.
+    workspace: of cuBLAS, which DoRA's first product asks for.
+    """
+    halved = recipe.quant_type != "int8" and recipe.base_dtype != "float32"
+    named = {_in_base(w.name): w for w in base}
+    kind = kind_of(recipe)
+    layers: dict[str, list[Weight]] = {}
+    for weight in adapters:
+        layers.setdefault(kind.layer_of(weight.name), []).append(weight)
+    made: list[tuple[int, int]] = []
+    for layer in layers.values():
+        rows = [w for w in layer if "lora_magnitude_vector" in w.name]
+        matrices = [w for w in layer if w not in rows]
+        keys = [(take(4 * w.params, "temporaries" if halved else "adapter"), 4 * w.params) for w in matrices]
+        if halved:
+            for number, (key, size) in enumerate(keys):
+                keys[number] = take(size // 2, "temporaries"), size // 2
+                drop(key, size)
+        for weight in rows:
+            name = re.sub(r"lora_magnitude_vector\.\w+", "base_layer", weight.name)
+            keys.append(_measure_rows(weight, matrices, named[_in_base(name)], recipe, take, drop, workspace))
+            workspace = 0
+        made += keys
+    for number, ((key, size), weight) in enumerate(zip(made, adapters, strict=True)):
+        if size < 4 * weight.params:
+            made[number] = take(4 * weight.params, "adapter"), 4 * weight.params
+            drop(key, size)
+    for (key, size), weight in zip(made, adapters, strict=True):
+        if weight.size < size:
+            take(weight.size, "adapter")
+            drop(key, size)
+
+
+def _measure_rows(
+    magnitudes: Weight, matrices: list[Weight], base: Weight, recipe: Recipe, take: Take, drop: Drop, workspace: int
+) -> tuple[int, int]:
+    """DoraLinearLayer.update_layer of peft/tuners/lora/dora.py. Returns key and size of what stays.
+
+    A copy of a packed layer and its weight unpacked; the update, in float32 for float16; that scaled; their sum.
+    """
+    width = 4 if recipe.base_dtype == "float32" else 2
+    through_float32 = recipe.base_dtype == "float16"
+    passing: list[tuple[int, int]] = []
+
+    def hold(size: int) -> None:
+        passing.append((take(size, "temporaries"), size))
+
+    if through_float32:
+        for matrix in matrices:
+            hold(4 * matrix.params)
+    if base.state:
+        for size in (*base.state, base.size, *base.state):  # the layer and its weight each hold the state
+            hold(size)
+        scales = (take(4 * base.state[0], "temporaries"), 4 * base.state[0]) if len(base.state) > 2 else None
+        hold(width * base.params)
+        if scales:
+            drop(*scales)
+    product = take((4 if through_float32 else width) * base.params, "temporaries")
+    if workspace:
+        take(workspace, "workspaces")
+    if through_float32:
+        hold(width * base.params)
+        drop(product, 4 * base.params)
+    else:
+        passing.append((product, width * base.params))
+    scaled = take(width * base.params, "temporaries")
+    hold(width * base.params)
+    drop(scaled, width * base.params)
+    kept = take(width * magnitudes.params, "temporaries" if width == 2 else "adapter")
+    for key, size in passing:
+        drop(key, size)
+    return kept, width * magnitudes.params
+
+
+def _in_base(name: str) -> str:
+    """A weight's name in the base, before adapters and packed experts."""
+    return re.sub(r"^base_model\.model\.|\.base_layer\b|\.parametrizations\b|\.original$", "", name)
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]

@@ -1,0 +1,162 @@
+"""How good a model is on held-out rows: the loss of the expected answers, and greedy answers beside them.
+
+Nothing of it is the peak of a run: batches hold no more tokens than a training step does, and answers take what the
+step has shown to be there (trainer/evaluation/generate.py). Where memory runs out all the same, batches are halved.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from autoft.trainer.data.shape import Row
+from autoft.trainer.data.tokens import Example, prompt_ids
+from autoft.trainer.data.written import chat_of
+from autoft.trainer.evaluation.generate import Check, Tick, evaluating, generate, nothing, pad_id, room_of
+from autoft.trainer.evaluation.metrics import perplexity, score
+from autoft.trainer.recipe import IGNORED, Recipe
+from autoft.trainer.result import Evaluation
+from autoft.trainer.step.batches import Tell, in_batches, silent
+from autoft.trainer.step.loss import compute_loss
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    examples: Sequence[Example],
+    recipe: Recipe,
+    *,
+    max_new_tokens: int,
+    stop: Sequence[int],
+    peak_bytes: int | None = None,
+    tick: Tick = lambda done, total: None,
+    tell: Tell = silent,
+    check: Check = nothing,
+) -> tuple[Evaluation, list[str]]:
+    """Loss over `examples`; where max_new_tokens allows, greedy answers to the last turn of `rows` and their score.
+
+    rows: as they were read; examples: their tokens, without those that are longer than recipe.seq_len. peak_bytes: on a
+    GPU, the most that may be allocated (`room_of`). tell: told when memory runs out.
+    check: called between batches and before every token of an answer; what it raises ends the evaluation.
+    Returns the evaluation and the answers without their thoughts, in the order of the rows that are conversations; a
+    prompt that is longer than recipe.seq_len has an empty one, which is not scored.
+    """
+    began = time.perf_counter()
+    loss = mean_loss(model, tokenizer, examples, recipe, tell=tell, check=check) if examples else None
+    talks = [row for row in rows if row.messages] if max_new_tokens else []
+    answers = [""] * len(talks)
+    prompts = _prompts(rows, tokenizer, recipe) if talks else {}
+    if prompts:
+        room = room_of(model, recipe, peak_bytes=peak_bytes)
+        found = generate(
+            model,
+            tokenizer,
+            list(prompts.values()),
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            room=room,
+            tick=tick,
+            tell=tell,
+            check=check,
+        )
+        for at, answer in zip(prompts, found, strict=True):
+            answers[at] = chat_of(tokenizer).spoken(answer)
+    return (
+        Evaluation(
+            rows=len(rows),
+            loss=loss,
+            perplexity=None if loss is None else perplexity(loss),
+            generated_rows=len(prompts),
+            **score([chat_of(tokenizer).expected(talks[at]) for at in prompts], [answers[at] for at in prompts]),
+            seconds=round(time.perf_counter() - began, 2),
+        ),
+        answers,
+    )
+
+
+def evaluate_longest(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    examples: Sequence[Example],
+    recipe: Recipe,
+    *,
+    max_new_tokens: int,
+    peak_bytes: int | None = None,
+    tell: Tell = silent,
+) -> None:
+    """What `evaluate` takes most memory for: the loss of the longest batch, and the longest prompts' last tokens.
+
+    Prompts are read as long as they and their answers are, so that two tokens more fill the cache as the whole answer
+    would. On a CPU, where memory is wide and reading takes its time, they are no more than a micro-batch has rows.
+    Everything is as it was afterwards.
+    Raises: what exhausted memory, when one row is too much.
+    """
+    if examples:
+        mean_loss(model, tokenizer, longest_batch(examples, recipe), recipe, tell=tell)
+    prompts = list(_prompts(rows, tokenizer, recipe).values()) if max_new_tokens else []
+    if prompts:
+        room = room_of(model, recipe, peak_bytes=peak_bytes)
+        width = max(map(len, prompts))
+        answer = room.new_tokens(width, max_new_tokens)
+        longest = [_stretched(prompt, width + answer - 2) for prompt in prompts if len(prompt) == width]
+        most = room.rows(width, answer)
+        if model.device.type == "cpu":
+            most = min(most, recipe.micro_batch)
+        batch = (longest * most)[:most]
+        generate(model, tokenizer, batch, max_new_tokens=2, stop=(), room=room, tell=tell, batch=len(batch))
+
+
+def longest_batch(examples: Sequence[Example], recipe: Recipe) -> list[Example]:
+    """The longest examples, as many as a micro-batch has rows; one of few stands for more."""
+    longest = sorted(examples, key=lambda example: -len(example.input_ids))
+    return (longest * recipe.micro_batch)[: recipe.micro_batch]
+
+
+def mean_loss(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    *,
+    tell: Tell = silent,
+    check: Check = nothing,
+) -> float:
+    """Nats a trained token over all examples, each token counting the same whatever its batch.
+
+    A batch has as many tokens, padding included, as a micro-batch of the longest of `examples`: rows that are shorter
+    go together in greater number.
+    """
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    collate = DataCollatorForLanguageModeling(pad_id(tokenizer), pad_to_multiple_of=recipe.pad_multiple)
+    order = sorted(examples, key=lambda example: -len(example.input_ids))
+    most = recipe.micro_batch * _padded(order[0], recipe)
+    losses: list[float] = []
+
+    def add(batch: Sequence[Example]) -> None:
+        check()
+        tensors = collate([{"input_ids": e.input_ids, "labels": e.labels} for e in batch])
+        tensors = {name: tensor.to(model.device) for name, tensor in tensors.items()}
+        losses.append(float(compute_loss(model, tensors, recipe, num_trained_tokens=1)))
+
+    with evaluating(model):
+        in_batches(order, lambda example: most // _padded(example, recipe), add, tell=tell)
+    return sum(losses) / sum(label != IGNORED for e in examples for label in e.labels[1:])
+
+
+def _padded(example: Example, recipe: Recipe) -> int:
+    return -(-len(example.input_ids) // recipe.pad_multiple) * recipe.pad_multiple
+
+
+def _prompts(rows: Sequence[Row], tokenizer: Any, recipe: Recipe) -> dict[int, list[int]]:
+    """Tokens of the prompts that are no longer than a row that is trained, by their place among the conversations."""
+    talks = [row for row in rows if row.messages]
+    prompts = {at: prompt_ids(row.messages[:-1], tokenizer, row.tools) for at, row in enumerate(talks)}
+    return {at: prompt for at, prompt in prompts.items() if len(prompt) <= recipe.seq_len}
+
+
+def _stretched(prompt: Sequence[int], length: int) -> list[int]:
+    return [*prompt, *[prompt[-1]] * (length - len(prompt))]

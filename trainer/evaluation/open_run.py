@@ -1,0 +1,188 @@
+"""A finished run, opened again: its result, its tokenizer, and its model in the precision it was trained in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autoft.errors import ModelError
+from autoft.home import sha256
+from autoft.schema import parse_json, read_text
+from autoft.trainer.adapters import kind_of
+from autoft.trainer.recipe import Recipe
+from autoft.trainer.result import RunResult
+from autoft.trainer.runtime import environment
+from autoft.trainer.sources.resolve import Say, fetch, load_config, resolve
+from autoft.trainer.sources.weights import fingerprint
+from autoft.trainer.storage.ownership import CARD, RESULT
+from autoft.trainer.storage.places import LOCAL, private_job, read_places
+from autoft.trainer.storage.run_folder import unfinished
+from autoft.units import size
+
+ADAPTER = "adapter_model.safetensors"
+TOLD_BYTES = 2**30  # assumption: what is hashed in a second or so
+
+
+def open_result(folder: Path, *, accept_changes: bool = False, say: Say = lambda _: None) -> RunResult:
+    """The result of a run whose files, and whose base, are what they were; accept_changes: whatever they are.
+
+    say: told, in a line, what takes long. Raises: ModelError.
+    """
+    result = read_result(folder)
+    if not accept_changes:
+        _check_files(folder, result, say)
+        _check_base(folder, result)
+    return result
+
+
+def read_result(folder: Path) -> RunResult:
+    """The result.json of a run. Raises: ModelError when `folder` holds no finished run."""
+    if not (folder / RESULT).is_file():
+        fix = "give the folder that `autoft run` wrote"
+        if unfinished(folder).is_dir():
+            fix = f"autoft resume {folder} goes on with the unfinished one"
+        raise ModelError(f"{folder}: holds no finished run", fix=fix)
+    where = str(folder / RESULT)
+    told = parse_json(read_text(folder / RESULT), where=where)
+    if not isinstance(told, dict):
+        raise ModelError(f"{where}: holds no finished run", fix="give the folder that `autoft run` wrote")
+    result = RunResult.from_dict(told, where=where)
+    return replace(result, job=private_job(result.job, folder))
+
+
+def _check_files(folder: Path, result: RunResult, say: Say) -> None:
+    """Whether the run's files are what it wrote, byte by byte; people may write into its README.md.
+
+    Raises: ModelError naming the first that is gone or another.
+    """
+    files = {name: folder / name for name in result.artifacts if name != CARD}
+    for name, path in files.items():
+        if not path.is_file():
+            raise ModelError(f"{folder}: its {name} is gone", fix="restore the file, or run again")
+    num_bytes = sum(path.stat().st_size for path in files.values())
+    if num_bytes > TOLD_BYTES:
+        say(f"checking the SHA-256 of {size(num_bytes)}")
+    for name, path in files.items():
+        if sha256(path) != result.artifacts[name]:
+            raise ModelError(
+                f"{path}: not the file that the run wrote: its SHA-256 is another than {RESULT} has",
+                fix="restore the file, run again, or --accept-changes to use it as it is",
+            )
+
+
+def _check_base(folder: Path, result: RunResult) -> None:
+    """Raises: ModelError when the base of an adapter is another than it was trained on, as far as samples tell."""
+    if result.base_fingerprint is None or result.job.recipe.method == "full":
+        return
+    base = base_name(folder, result)
+    if fingerprint(fetch(resolve(base))) != result.base_fingerprint:
+        raise ModelError(
+            f"{base}: not the weights that {folder} was trained on",
+            fix="give the run its base back, or --accept-changes to use this one",
+        )
+
+
+def base_name(folder: Path, result: RunResult) -> str:
+    """The base of the run in `folder`, as `resolve` takes it. Raises: ModelError when it is not here."""
+    local = read_places(folder).get("base")
+    for name in (local, result.base):
+        if name and Path(name).is_dir():
+            return name
+    try:
+        resolve(result.job.model)
+    except ModelError as error:
+        raise ModelError(
+            f"{folder}: its base {result.base} is not on this machine",
+            fix=f"""echo '{{"base": "/the/path/to/{result.base}"}}' > {folder / LOCAL}""",
+        ) from error
+    return result.job.model
+
+
+def load_trained(folder: Path, result: RunResult, *, for_loss: bool = False) -> Any:
+    """Base and adapter, or the whole model, on the GPU if there is one. for_loss: ready for the recipe's loss.
+
+    Raises: ModelError when weights of it, or its base, are gone.
+    """
+    recipe = result.job.recipe
+    whole = recipe.method == "full"
+    # without its weights PEFT would look for a pickle, and then on the hub
+    for written in ("config.json",) if whole else ("adapter_config.json", ADAPTER):
+        if not (folder / written).is_file():
+            raise ModelError(f"{folder}: its {written} is gone", fix="run again, or restore the file")
+    if whole:
+        # its own config.json has the scaling
+        return _load(str(folder.resolve()), replace(recipe, rope_scaling=None), for_loss=for_loss)
+    model = load_base(folder, result, for_loss=for_loss)
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        model = PeftModel.from_pretrained(model, folder).eval()
+    except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"{folder}: its adapter cannot be put on {result.job.model}: {reason}",
+            fix="restore its files, or run again",
+        ) from error
+    _check_keys(model, folder / ADAPTER)
+    restore_dtype(model, recipe)
+    return model
+
+
+def restore_dtype(model: Any, recipe: Recipe) -> None:
+    """Give an adapter the dtype that it was trained in: PEFT widens what is narrower than float32."""
+    from autoft.trainer.recipe import torch_dtype
+
+    for name, parameter in model.named_parameters():
+        if kind_of(recipe).owns(name):
+            parameter.data = parameter.data.to(torch_dtype(recipe.adapter_dtype))
+
+
+def _check_keys(model: Any, path: Path) -> None:
+    """Raises: ModelError where the file has other weights than the model takes: PEFT only warns of that."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        stored = set(file.keys())
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if stored != wanted:
+        one = min(stored ^ wanted)
+        raise ModelError(
+            f"{path}: {one} is {'missing' if one in wanted else 'no weight of this adapter'}, "
+            f"{len(stored ^ wanted)} weights in all do not fit",
+            fix="restore the file, or run again",
+        )
+
+
+def load_base(folder: Path, result: RunResult, *, for_loss: bool = False) -> Any:
+    """What the run in `folder` began with. Raises: ModelError when it is gone."""
+    return _load(base_name(folder, result), result.job.recipe, for_loss=for_loss)
+
+
+def load_run_tokenizer(folder: Path) -> Any:
+    """The tokenizer that was saved with the run, its chat template with it. Raises: ModelError when it is gone."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"{folder}: its tokenizer cannot be read: {reason}", fix="run again, or restore its files"
+        ) from error
+
+
+def _load(name: str, recipe: Recipe, *, for_loss: bool) -> Any:
+    environment.quiet()
+    import torch
+
+    from autoft.trainer.model.build import build_whole_base
+
+    ref = resolve(name)
+    weights = fetch(ref)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = build_whole_base(recipe, load_config(ref, weights), weights, device, for_loss=for_loss).eval()
+    model.config.use_cache = True
+    return model

@@ -1,0 +1,76 @@
+"""What a run is made from. A run goes on from a checkpoint bit for bit only where this is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from autoft import __version__
+from autoft.trainer.data.prepare import Prepared
+from autoft.trainer.data.tokens import Example
+from autoft.trainer.job import Job
+from autoft.trainer.sources.weights import fingerprint
+
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "datasets")
+# Of the job, what changes no weight
+HARMLESS = ("save_minutes", "save_steps", "keep_checkpoints", "report_to")
+
+
+def identity_of(job: Job, prepared: Prepared, weights: Path) -> dict[str, Any]:
+    """Plain values: the job, digests of what is trained and held out, sizes and samples of the base, versions."""
+    return {
+        "job": job.to_dict(),
+        "data_sha256": digest_of(prepared.train.examples),
+        "eval_data_sha256": digest_of(prepared.heldout),
+        "base": {path.name: path.stat().st_size for path in sorted(weights.glob("*.safetensors"))},
+        "base_fingerprint": fingerprint(weights),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of autoft and the libraries that shape a step."""
+    return {"autoft": __version__, **{name: importlib.metadata.version(name) for name in LIBRARIES}}
+
+
+def digest_of(examples: Iterable[Example]) -> str:
+    """SHA-256 of all token ids and labels, in their order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(len(example.input_ids).to_bytes(8, "little"))
+        digest.update(array("i", example.input_ids).tobytes())
+        digest.update(array("i", example.labels).tobytes())
+    return digest.hexdigest()
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is another than it was, a few words each; empty when the run can go on bit for bit."""
+    found = [
+        f"{path} was {was!r} and is {is_!r}"
+        for path, was, is_ in _differences(before["job"], now["job"])
+        if path not in HARMLESS
+    ]
+    if before["data_sha256"] != now["data_sha256"]:
+        found.append(f"the training data ({now['job']['data']}) have changed")
+    if before["eval_data_sha256"] != now["eval_data_sha256"]:
+        found.append("the held-out rows have changed")
+    known = before.get("base_fingerprint", now["base_fingerprint"])  # not in checkpoints from before it
+    if (before["base"], known) != (now["base"], now["base_fingerprint"]):
+        found.append(f"the weights of {now['job']['model']} have changed")
+    found += [f"{name} was {was} and is {is_}" for name, was, is_ in _differences(before["versions"], now["versions"])]
+    return found
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:
+    found: list[tuple[str, Any, Any]] = []
+    for key in {**before, **now}:
+        was, is_ = before.get(key), now.get(key)
+        if isinstance(was, dict) and isinstance(is_, dict):
+            found += _differences(was, is_, f"{path}{key}.")
+        elif was != is_:
+            found.append((f"{path}{key}", was, is_))
+    return found

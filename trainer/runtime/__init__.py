@@ -1,0 +1,1 @@
+"""The process: its environment, memory peaks, energy, random state and signals."""
