@@ -186,8 +186,8 @@ def predict(case: Case) -> dict[str, int]:
     from transformers import AutoConfig
 
     from autoft.planner.kernels.rules import Device
-    from autoft.planner.memory import replay
     from autoft.planner.memory.allocator import ByteCounter
+    from autoft.planner.memory.replay import replay
     from autoft.planner.rehearsal.step import find_depth, rehearse
     from autoft.trainer.recipe import Recipe
 

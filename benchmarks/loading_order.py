@@ -22,8 +22,8 @@ from measured_runs import ROWS, rehearsed
 
 from autoft.planner.estimator.estimate_recipe import Estimator
 from autoft.planner.estimator.target import target_of
-from autoft.planner.memory import replay
 from autoft.planner.memory.allocator import Allocator
+from autoft.planner.memory.replay import replay
 from autoft.planner.plan.cases import Case, estimates, read_cases
 from autoft.planner.rehearsal.layers import Ints, pairs
 from autoft.planner.rehearsal.loop import Phase

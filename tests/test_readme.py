@@ -130,11 +130,15 @@ def test_the_commands_of_the_quickstart_work_as_written(
 
 def test_every_file_of_the_tree_is_there() -> None:
     tree = CONTRIBUTING.split("## What is where\n```\n")[1].split("```")[0]
+    top = ROOT
     for line in tree.splitlines():
-        folder, *words = line.split()
-        assert (ROOT / folder).is_dir(), folder
-        for name in re.findall(r"[\w/*]+\.(?:py|toml)", " ".join(words)):
-            assert list((ROOT / folder).glob(name)), f"{folder}{name}"
+        if not line.startswith(" "):
+            top = ROOT / line.split()[0]
+            assert top.is_dir(), line
+        for folder in re.findall(r"([\w/]+)/(?=[\s,;]|$)", line.removeprefix(top.name)):
+            assert (top / folder).is_dir() or (ROOT / folder).is_dir(), folder
+        for name in re.findall(r"[\w/*]+\.(?:py|toml)", line):
+            assert list(top.rglob(name)), f"{top.name}: {name}"
 
 
 def test_every_command_of_the_pages_is_known() -> None:

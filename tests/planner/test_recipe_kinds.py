@@ -13,9 +13,9 @@ from autoft.errors import ModelError
 from autoft.planner.estimator.estimate_recipe import Estimator
 from autoft.planner.estimator.target import target_of
 from autoft.planner.kernels.rules import Device
-from autoft.planner.memory import replay
 from autoft.planner.memory.allocator import Allocator
 from autoft.planner.memory.host import disk_parts, host_parts, totals
+from autoft.planner.memory.replay import replay
 from autoft.planner.rehearsal.step import Rehearsal, find_depth, rehearse
 from autoft.planner.tracing.trace import KIND
 from autoft.profiles.hardware import Hardware

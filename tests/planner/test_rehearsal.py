@@ -12,8 +12,8 @@ import transformers
 from autoft.errors import FileFormatError
 from autoft.planner.kernels.attention import attention_backend
 from autoft.planner.kernels.rules import INSTALLED_TORCH, Device
-from autoft.planner.memory import replay
 from autoft.planner.memory.allocator import Allocator
+from autoft.planner.memory.replay import replay
 from autoft.planner.plan.cases import estimates, read_cases
 from autoft.planner.rehearsal.step import rehearse
 from autoft.profiles.hardware import Hardware, Host

@@ -23,8 +23,8 @@ from autoft.planner.export.write import export_config
 from autoft.planner.history.correction import correction_for
 from autoft.planner.history.past_runs import past_run
 from autoft.planner.kernels.rules import Device
-from autoft.planner.memory import replay
 from autoft.planner.memory.allocator import ByteCounter
+from autoft.planner.memory.replay import replay
 from autoft.planner.plan import cached_plans
 from autoft.planner.plan.cases import Case, estimates
 from autoft.planner.plan.diff import differences
