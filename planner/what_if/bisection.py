@@ -4,34 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+OUTWARDS = 16  # past the last place that was asked, at most so many times as far: the far end is slow to rehearse
 
-def largest(values: Sequence[int], need: Callable[[int], int], room: int) -> int:
+
+def largest(values: Sequence[int], need: Callable[[int], int], room: int, *, near: int = 0) -> int:
     """The place in `values` of the largest one that needs no more than `room`; -1 where none does.
 
-    values: ascending. need: bytes; asked of few values, always of the found one and of the one after it.
-    The next to be asked is where a straight line through the two last ones crosses `room`: outwards at most eight times
-    as far, since the far end is slow to rehearse; inwards the middle, once a guess has left more than half.
+    values: ascending. need: bytes; asked of few values, always of the place returned and of the one after it.
+    near: place to ask first, as where a similar recipe ended. After a second one close by, next is the place where a
+    straight line through the two answers nearest to `room` crosses it; the middle, once two guesses between two answers
+    have left more than half each.
     """
     last = len(values) - 1
-    fits, needs_at_fits = 0, need(values[0])
-    if needs_at_fits > room:
-        return -1
-    fails: int | None = None
-    needs_at_fails = slope = 0.0
-    halve = False
-    while fits < last if fails is None else fails - fits > 1:
-        if fails is None:
-            crossing = fits + int((room - needs_at_fits) / slope) if slope > 0 else fits + 1
-            guess = min(max(crossing, fits + 1), 8 * (fits + 1), last)
+    fits, fails = -1, last + 1  # everything up to `fits` is known to fit, nothing from `fails` on
+    needs: dict[int, int] = {}
+    wide = 0  # guesses in a row that left more than half of the places between the two
+    place = min(near, last)
+    while True:
+        needs[place] = need(values[place])
+        width = fails - fits
+        if needs[place] <= room:
+            fits = place
         else:
-            share = 0.5 if halve else (room - needs_at_fits) / (needs_at_fails - needs_at_fits)
-            guess = min(max(fits + int(share * (fails - fits)), fits + 1), fails - 1)
-        needs = need(values[guess])
-        width = None if fails is None else fails - fits
-        if needs <= room:
-            slope = (needs - needs_at_fits) / (guess - fits)
-            fits, needs_at_fits = guess, needs
+            fails = place
+        if fails - fits <= 1:
+            return fits
+        wide = wide + 1 if fits in needs and fails in needs and 2 * (fails - fits) > width else 0
+        crossing = _crossing(needs, room)
+        if wide > 1:
+            place, wide = (fits + fails) // 2, 0
+        elif crossing is not None:
+            place = crossing
+        elif len(needs) == 1 and near > 0:
+            close_by = 1 + place // 16
+            place += close_by if fits == place else -close_by
         else:
-            fails, needs_at_fails = guess, needs
-        halve = width is not None and fails is not None and 2 * (fails - fits) > width
-    return fits
+            place = OUTWARDS * (fits + 1) if fits in needs else 0
+        place = max(fits + 1, min(place, fails - 1, OUTWARDS * (max(needs) + 1)))
+
+
+def _crossing(needs: dict[int, int], room: int) -> int | None:
+    """The last place below the crossing of `room` by a line through the two answers nearest to it."""
+    below = [place for place in needs if needs[place] <= room]
+    above = [place for place in needs if needs[place] > room]
+    nearest = sorted([*sorted(below)[-2:], *sorted(above)[:2]], key=lambda place: abs(needs[place] - room))[:2]
+    if below and above:
+        nearest = [max(below), min(above)]
+    if len(nearest) < 2:
+        return None
+    low, high = sorted(nearest)
+    if needs[high] <= needs[low]:
+        return None
+    return low + int((room - needs[low]) * (high - low) / (needs[high] - needs[low]))

@@ -10,6 +10,7 @@ from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator.target import Target, target_of
 from autoft.planner.rehearsal.step import Rehearsal
 from autoft.planner.request import Request
+from autoft.planner.search.parallel import beside
 from autoft.planner.search.set_option import parse_settings
 from autoft.planner.timing.roofline import measure_cpu_flops
 from autoft.planner.what_if.context import METHOD_KEYS, Frame
@@ -133,7 +134,11 @@ def refuse_pinned_method(request: Request) -> None:
 def compare(frame: Frame) -> Comparison:
     """The three methods on the frame's target. Raises: OptionError where the settings pin one of them."""
     refuse_pinned_method(frame.request)
-    sides = tuple(_side(frame, way) for way in WAYS)
+    # The plan chooses between 16 and 4 bits: one process rehearses and remembers both, another has the 8 bits
+    shares = [[way for way in WAYS if way.name != "int8"], [way for way in WAYS if way.name == "int8"]]
+    answers = beside(lambda ways: [_side(frame, way) for way in ways], shares, alone=frame.target.device != "cuda")
+    by_name = {side.name: side for share in answers for side in share}
+    sides = tuple(by_name[way.name] for way in WAYS)
     known = [side.estimate for side in sides if side.estimate is not None]
     return Comparison(
         model=frame.request.model,

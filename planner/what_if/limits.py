@@ -62,11 +62,13 @@ def find_limit(frame: Frame, quantity: Quantity) -> Limit:
     Raises: DoesNotFit where not even the least fits, OptionError where the settings pin the quantity itself.
     """
     values, bound_by = _values(frame, quantity)
-    ceilings = [_ceiling(frame, recipe, quantity, values) for recipe in _recipes(frame)]
+    ceilings: list[Ceiling] = []
+    for recipe in _recipes(frame):
+        ceilings.append(_ceiling(frame, recipe, quantity, values, near=ceilings[-1:]))
     best = min(ceilings, key=_rank)
     lighter = frame.question.lighter(best.recipe)  # the optimizer's state is the same in all of them
     while lighter is not None:
-        ceilings.append(_ceiling(frame, lighter, quantity, values))
+        ceilings.append(_ceiling(frame, lighter, quantity, values, near=[best]))
         lighter = frame.question.lighter(lighter)
     ceilings.sort(key=_rank)
     best = ceilings[0]
@@ -129,13 +131,18 @@ def _values(frame: Frame, quantity: Quantity) -> tuple[Sequence[int], str]:
     return range(1, MOST_ROWS + 1), "more was not tried"
 
 
-def _ceiling(frame: Frame, recipe: Recipe, quantity: Quantity, values: Sequence[int]) -> Ceiling:
+def _ceiling(
+    frame: Frame, recipe: Recipe, quantity: Quantity, values: Sequence[int], near: Sequence[Ceiling]
+) -> Ceiling:
+    """near: that of a similar recipe, if there is one: where to look first."""
+
     def at(value: int) -> Recipe:
         changed: dict[str, Any] = {quantity: value}
         return replace(recipe, **changed)
 
     room = frame.target.available_bytes
-    place = largest(values, lambda value: frame.question.estimate(at(value)).device_bytes, room)
+    begin = next((values.index(each.value) for each in near if each.value is not None), 0)
+    place = largest(values, lambda value: frame.question.estimate(at(value)).device_bytes, room, near=begin)
     found = at(values[max(place, 0)])
     beyond = values[place + 1] if 0 <= place < len(values) - 1 else None
     return Ceiling(

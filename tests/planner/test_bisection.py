@@ -12,8 +12,9 @@ from autoft.planner.what_if.bisection import largest
 @given(
     st.lists(st.integers(0, 1000), min_size=1, max_size=200),
     st.integers(0, 20_000),
+    st.integers(0, 250),
 )
-def test_the_largest_that_fits_is_found_and_the_next_was_asked_too(steps: list[int], room: int) -> None:
+def test_the_largest_that_fits_is_found_and_the_next_was_asked_too(steps: list[int], room: int, near: int) -> None:
     needs = [sum(steps[: number + 1]) for number in range(len(steps))]
     asked = []
 
@@ -21,7 +22,7 @@ def test_the_largest_that_fits_is_found_and_the_next_was_asked_too(steps: list[i
         asked.append(value)
         return needs[value]
 
-    place = largest(range(len(needs)), need, room)
+    place = largest(range(len(needs)), need, room, near=near)
     fitting = [number for number, bytes_ in enumerate(needs) if bytes_ <= room]
     assert place == (fitting[-1] if fitting else -1)
     assert place + 1 == len(needs) or place + 1 in asked
@@ -37,4 +38,15 @@ def test_a_long_range_is_searched_in_few_steps(power: int) -> None:
         return 5 * 2**30 + 700_000 * value**power
 
     assert largest(range(64, 131_073, 64), need, need(16_384) + 1) == 16_384 // 64 - 1
-    assert len(asked) <= 16
+    assert len(asked) <= 12
+
+
+def test_beside_a_similar_one_a_few_answers_do() -> None:
+    asked = []
+
+    def need(value: int) -> int:
+        asked.append(value)
+        return 5 * 2**30 + 700_000 * value
+
+    assert largest(range(64, 131_073, 64), need, need(16_384) + 1, near=240) == 255
+    assert len(asked) <= 1 + 4
