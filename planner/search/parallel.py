@@ -110,8 +110,9 @@ def _forked(processes: int, function: Callable[[Any], Any]) -> Iterator[ProcessP
     ) as executor:
         try:
             yield executor
-        finally:
+        except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _begin(function: Callable[[Any], Any], parent: int) -> None:
