@@ -43,7 +43,7 @@ from autoft.trainer.evaluation.metrics import applicable
 from autoft.trainer.job import Job
 from autoft.trainer.model.build import refused_by_peft
 from autoft.trainer.recipe import PAD_MULTIPLE, Recipe, RopeScaling, applies
-from autoft.trainer.sources.resolve import load_config, resolve
+from autoft.trainer.sources.resolve import ModelRef, load_config, resolve
 from autoft.trainer.sources.suitable import has_towers
 from autoft.units import size
 
@@ -163,39 +163,29 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     """
     recipe_pins, job_pins = parse_settings(request.settings)
     words = _words(request, recipe_pins)
-    seq_len = _pinned_length(request, recipe_pins)
-    preset = preset_of(request, {*recipe_pins, *job_pins}, seq_len)
+    asked_length = _pinned_length(request, recipe_pins)
+    preset = preset_of(request, {*recipe_pins, *job_pins}, asked_length)
+    job_pins = {**preset.job, **job_pins}
+    scaling = recipe_pins.get("rope_scaling")
     whole = _target(request, hardware)
-    limits = Limits(hours=request.max_hours, energy_kwh=request.max_energy_kwh, memory_gib=request.max_memory_gib)
-    check_limits(
-        limits, has_data=request.data is not None, power_known=whole.gpu is not None and whole.gpu.tdp_w is not None
-    )
+    limits = _limits(request, whole)
     ref = resolve(request.model)
     estimator = Estimator(request.model, load_config(ref), limited(whole, limits.memory_gib))
     shape = estimator.shape
-    scaling = recipe_pins.get("rope_scaling")
-    if seq_len is not None:
-        check_length(seq_len, estimator, scaling, word=f"--seq-len {seq_len}", error=OptionError)
-    job_pins = {**preset.job, **job_pins}
-    most = seq_len or longest_row(shape, scaling)
-    prepared = None
-    if request.data is not None:
-        if reading is not None and rehearse:
-            _get_ready(estimator, recipe_pins, reading)
-        options = prepare_options(request, job_pins, most)
-        try:
-            prepared = (reading or prepare)(ref, request.data, request.eval_data, **options)
-        except HubError:
-            if ref.profile is None or not request.assume_tokens:
-                raise
-            prepared = prepare_assumed(ref, request.data, request.eval_data, options)
+    if asked_length is not None:
+        check_length(asked_length, estimator, scaling, word=f"--seq-len {asked_length}", error=OptionError)
+    most = asked_length or longest_row(shape, scaling)
+    if request.data is not None and reading is not None and rehearse:
+        _get_ready(estimator, recipe_pins, reading)
+    prepared = _prepared(request, ref, prepare_options(request, job_pins, most), reading)
+    if prepared is not None:
         refuse_unknown_tokens(prepared, shape.vocab_size, shape.name)
     workload = measure(prepared) if prepared else None
     if preset.packing:
-        preset = _packable(preset, estimator, prepared, seq_len or _seq_len(workload, shape, preset, scaling), job_pins)
-    seq_len_counts = seq_len is None and (workload is None or preset.packing)
-    if seq_len is None:
-        seq_len = _seq_len(workload, shape, preset, scaling)
+        longest = asked_length or _seq_len(workload, shape, preset, scaling)
+        preset = _packable(preset, estimator, prepared, longest, job_pins)
+    seq_len = asked_length or _seq_len(workload, shape, preset, scaling)
+    if asked_length is None:
         check_length(seq_len, estimator, scaling, word=f"the longest row ({seq_len} tokens)", error=OptionError)
     method, adapter = (recipe_pins.get(name, settings_of(Recipe)[name].default) for name in ("method", "adapter"))
     from_preset = {name: value for name, value in preset.recipe.items() if applies(name, method, adapter)}
@@ -204,33 +194,22 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     starter = (request.model, request.data) == ("starter", "starter")
     kind = None if method == "full" else ADAPTERS[adapter]
     planned, sources = schedule(starter, workload, rows, seq_len, adapter=kind)
-    job = {**planned, **job_pins}
-    unsuited = _unsuited(job, prepared)
-    if unsuited is not None:
-        if "metric" not in preset.job:
-            raise OptionError(
-                f"metric={job['metric']}: {unsuited}", fix="--set metric=loss, or a metric of what the answers are"
-            )
-        preset, job["metric"] = replace(preset, unmeasured=unsuited), "loss"
+    job, preset = _measurable({**planned, **job_pins}, preset, prepared)
     num_gpus = job.pop("num_gpus", None)
+    about = {name: getattr(request, name) for name in ("model", "data", "eval_data", "mapping")}
     question = Question(
         estimator=estimator,
         whole=whole,
         seq_len=seq_len,
         rows_per_step=job.pop("rows_per_step"),
         pinned=recipe_pins,
-        job={
-            "model": request.model,
-            "data": request.data,
-            "eval_data": request.eval_data,
-            "mapping": request.mapping,
-            **job,
-        },
+        job={**about, **job},
         rows=rows,
         prefer=preset.prefer,
         limits=limits,
     )
     counts = counts_of(question, num_gpus)
+    seq_len_counts = asked_length is None and (workload is None or preset.packing)
     reasons = (
         *(reason for name, reason in sources.items() if name not in {**job_pins, **recipe_pins}),
         *preset.reasons(seq_len_counts=seq_len_counts),
@@ -245,6 +224,37 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
         *_machine_notes(request, hardware),
     )
     return Asked(question, preset, prepared, workload, reasons, notes, words, counts)
+
+
+def _limits(request: Request, whole: Target) -> Limits:
+    limits = Limits(hours=request.max_hours, energy_kwh=request.max_energy_kwh, memory_gib=request.max_memory_gib)
+    power_known = whole.gpu is not None and whole.gpu.tdp_w is not None
+    check_limits(limits, has_data=request.data is not None, power_known=power_known)
+    return limits
+
+
+def _prepared(request: Request, ref: ModelRef, options: dict[str, Any], reading: Reading | None) -> Prepared | None:
+    """The data in tokens; in assumed ones where no tokenizer can be had and the user agrees. None without data."""
+    if request.data is None:
+        return None
+    try:
+        return (reading or prepare)(ref, request.data, request.eval_data, **options)
+    except HubError:
+        if ref.profile is None or not request.assume_tokens:
+            raise
+        return prepare_assumed(ref, request.data, request.eval_data, options)
+
+
+def _measurable(job: dict[str, Any], preset: Defaults, prepared: Prepared | None) -> tuple[dict[str, Any], Defaults]:
+    """The job with a metric that its answers can have. Raises: OptionError where the user asked for another."""
+    unsuited = _unsuited(job, prepared)
+    if unsuited is None:
+        return job, preset
+    if "metric" not in preset.job:
+        raise OptionError(
+            f"metric={job['metric']}: {unsuited}", fix="--set metric=loss, or a metric of what the answers are"
+        )
+    return {**job, "metric": "loss"}, replace(preset, unmeasured=unsuited)
 
 
 def _adapter_notes(estimator: Estimator) -> list[str]:

@@ -146,36 +146,12 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
     def drop(key: int, size: int) -> None:
         events.append((key, -size))
 
-    quantized, bits = recipe.quant_type is not None, 8 if recipe.quant_type == "int8" else 4
     parameters = [w for w in weights if not w.adapter and w.stored]
-    stored = parameters
-    if loop.device_map or quantized:
-        stored = sorted(parameters, key=lambda w: _natural(w.first))
-        width = 4 if recipe.weights_dtype == "float32" else 2
-        whole = sum(w.params * bits // 8 if w.state else width * w.params for w in parameters)
+    by_file = loop.device_map or recipe.quant_type is not None
+    if by_file:  # transformers' caching_allocator_warmup
+        whole = _warmup_bytes(recipe, parameters)
         drop(take(whole, "temporaries"), whole)
-    halves: dict[str, int] = {}  # to be copied into float32
-    maps: list[int] = []  # that bitsandbytes keeps for all weights
-    assembled: dict[str, dict[int, tuple[int, int]]] = {}
-    waiting: Counter[int] = Counter()  # weights that are still to be packed from one storage
-    for weight in stored:
-        upcast = recipe.kbit_upcast and weight.dtype == torch.float32
-        kind = "temporaries" if weight.state else "weights"
-        if weight.assembly is None or stored is parameters:
-            size = 2 * weight.params if weight.state or upcast else weight.size
-            key = take(size, kind)
-        else:
-            if weight.first not in assembled:
-                made = assembled[weight.first] = _assemble(weight.assembly, kind, take, drop)
-                waiting.update(made[result][0] for result in weight.assembly.results.values())
-            key, size = assembled[weight.first][weight.result]
-            waiting[key] -= 1
-        if weight.state:
-            _pack(weight, take, drop, maps)
-            if not waiting[key]:
-                drop(key, size)
-        elif upcast:
-            halves[weight.name] = key
+    halves = _load(recipe, parameters, take, drop, by_file=by_file)
     for weight in parameters:
         if weight.name in halves:
             take(4 * weight.params, "weights")
@@ -190,6 +166,39 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
     _add_adapters(recipe, [w for w in weights if w.adapter], parameters, take, drop, workspace)
     phases.append(Phase("load", as_events(events), loop.empty_cache))
     return phases
+
+
+def _warmup_bytes(recipe: Recipe, parameters: list[Weight]) -> int:
+    """What transformers takes at once and gives back, so that the allocator has one large segment."""
+    bits, width = 8 if recipe.quant_type == "int8" else 4, 4 if recipe.weights_dtype == "float32" else 2
+    return sum(w.params * bits // 8 if w.state else width * w.params for w in parameters)
+
+
+def _load(recipe: Recipe, parameters: list[Weight], take: Take, drop: Drop, *, by_file: bool) -> dict[str, int]:
+    """Load each weight, by_file: in the order of the checkpoint. Returns keys of those to be copied into float32."""
+    halves: dict[str, int] = {}
+    maps: list[int] = []  # that bitsandbytes keeps for all weights
+    assembled: dict[str, dict[int, tuple[int, int]]] = {}
+    waiting: Counter[int] = Counter()  # weights that are still to be packed from one storage
+    for weight in sorted(parameters, key=lambda w: _natural(w.first)) if by_file else parameters:
+        upcast = recipe.kbit_upcast and weight.dtype == torch.float32
+        kind = "temporaries" if weight.state else "weights"
+        if weight.assembly is None or not by_file:
+            size = 2 * weight.params if weight.state or upcast else weight.size
+            key = take(size, kind)
+        else:
+            if weight.first not in assembled:
+                made = assembled[weight.first] = _assemble(weight.assembly, kind, take, drop)
+                waiting.update(made[result][0] for result in weight.assembly.results.values())
+            key, size = assembled[weight.first][weight.result]
+            waiting[key] -= 1
+        if weight.state:
+            _pack(weight, take, drop, maps)
+            if not waiting[key]:
+                drop(key, size)
+        elif upcast:
+            halves[weight.name] = key
+    return halves
 
 
 def _assemble(assembly: Assembly, kind: str, take: Take, drop: Drop) -> dict[int, tuple[int, int]]:

@@ -179,37 +179,16 @@ class Trace(TorchDispatchMode):
             return self._run(func, args, kwargs or {})
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        makes = _MAKES.get(func)
-        if makes is None:
-            makes = _MAKES[func] = not func.is_view
-            _WRITES[func] = not func._schema.returns and func._schema.is_mutable
-        if not makes:
+        if not _makes_tensors(func):
             return func(*args, **kwargs)
-        if func is torch.ops.aten.add.Tensor and self._adds_in_place(args):
-            self.count(kernels(func, args, kwargs, args[0]))
-            return args[0]
-        if func in _WRITTEN_IN_PLACE and self._held_by_a_sum is not None and not torch.is_grad_enabled():
-            scratch = self.scratch.get(_WRITTEN_IN_PLACE[func])
-            for own, size in self._take_scratch(scratch, args, kwargs) if scratch else ():
-                self.drop(own, size)
-            self.count(kernels(func, args, kwargs, args[0]))
-            return args[0]
+        if self._is_in_place(func, args):
+            return self._run_in_place(func, args, kwargs)
         self._operation = func if self.kernel is None else self.kernel
-        differs = self.results.get(func)
-        key = None if differs is not None else key_of(func, args, kwargs)
+        key = key_of(func, args, kwargs) if func not in self.results else None
         known = recall(key)
+        result = self._result(func, args, kwargs) if known is None else known.again(args)
         scratch = self.scratch.get(func)
         taken: list[tuple[int, int]] = []
-        if known is not None:
-            result = known.again(args)
-        elif _WRITES[func] and args and _on_meta(args[0]):
-            result = None  # what only writes into lists of tensors, as the optimizer does, has nothing to write here
-        elif func in _OF_LISTS and _on_meta(args[0]):
-            result = [_OF_LISTS[func](tensor) for tensor in args[0]]
-        else:
-            result = func(*args, **kwargs)
-            if differs is not None:
-                result = differs(result, *args, **kwargs)
         if scratch is not None and scratch.before:
             taken = self._take_scratch(scratch, args, kwargs)
         made = result if isinstance(result, (tuple, list)) else (result,)
@@ -226,6 +205,29 @@ class Trace(TorchDispatchMode):
         self.count(learn(key, func, args, kwargs, result) if known is None else known.kernels)
         self._operation = None
         return result
+
+    def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What the operation returns on the real device."""
+        differs = self.results.get(func)
+        if _WRITES[func] and args and _on_meta(args[0]):
+            return None  # what only writes into lists of tensors, as the optimizer does, has nothing to write here
+        if func in _OF_LISTS and _on_meta(args[0]):
+            return [_OF_LISTS[func](tensor) for tensor in args[0]]
+        result = func(*args, **kwargs)
+        return result if differs is None else differs(result, *args, **kwargs)
+
+    def _is_in_place(self, func: Any, args: Any) -> bool:
+        """Whether autograd writes the result into the first argument, so that nothing new is made."""
+        if func is torch.ops.aten.add.Tensor:
+            return self._adds_in_place(args)
+        return func in _WRITTEN_IN_PLACE and self._held_by_a_sum is not None and not torch.is_grad_enabled()
+
+    def _run_in_place(self, func: Any, args: Any, kwargs: Any) -> Any:
+        scratch = self.scratch.get(_WRITTEN_IN_PLACE[func]) if func in _WRITTEN_IN_PLACE else None
+        for own, size in self._take_scratch(scratch, args, kwargs) if scratch else ():
+            self.drop(own, size)
+        self.count(kernels(func, args, kwargs, args[0]))
+        return args[0]
 
     def _take_scratch(self, scratch: Scratch, args: Any, kwargs: Any) -> list[tuple[int, int]]:
         return [(self.take(size, KIND["temporaries"]), size) for size in scratch.sizes(*args, **kwargs) if size]
@@ -349,3 +351,12 @@ _PRODUCTS = frozenset(
 )
 _MAKES: dict[Any, bool] = {}
 _WRITES: dict[Any, bool] = {}
+
+
+def _makes_tensors(func: Any) -> bool:
+    """Whether an operation makes or writes tensors: a view does neither. Its schema is read once."""
+    makes = _MAKES.get(func)
+    if makes is None:
+        makes = _MAKES[func] = not func.is_view
+        _WRITES[func] = not func._schema.returns and func._schema.is_mutable
+    return makes

@@ -132,10 +132,7 @@ def _messages(where: str, number: int, turn: Any, before: list[Message], notes: 
             f"{where}: turn {number} is a {_kind(turn)}, not an object", fix='write {"role": "user", "content": ...}'
         )
     turn = {name: value for name, value in turn.items() if value is not None}
-    role = role_of(turn)
-    if role is None:
-        given = turn.get("role", turn.get("from", turn.get("speaker")))
-        raise DataError(f"{where}: turn {number} has role {given!r}", fix=f"use one of: {', '.join(ROLES)}")
+    role = _role(where, number, turn)
     text_name = next((name for name in TEXT_NAMES if name in turn), None)
     content = turn.get(text_name) if text_name else None
     used = {next(name for name in ROLE_NAMES if name in turn), text_name}
@@ -143,24 +140,18 @@ def _messages(where: str, number: int, turn: Any, before: list[Message], notes: 
     message: Message = {"role": "assistant" if role == "call" else role, "content": ""}
     if role == "call":
         message["tool_calls"] = calls_of(content, where, number, notes) or calls_of({}, where, number, notes)
-    elif isinstance(content, list) and role != "tool":
-        message["content"] = _parts(where, number, content, message, results, notes)
     elif role == "tool":
-        message["content"] = _result(content)
-        for name in ("name", "tool_call_id"):
-            if isinstance(turn.get(name), str):
-                message[name] = turn[name]
-                used.add(name)
+        used |= _take_result(turn, content, message)
+    elif isinstance(content, list):
+        message["content"] = _parts(where, number, content, message, results, notes)
     elif isinstance(content, str):
         message["content"] = content
     if role in ("assistant", "call"):
         _take_answer(where, number, turn, message, used, notes)
-        if not isinstance(content, str | list) and "tool_calls" not in message:
-            raise _no_text(where, number, content)
-    elif role != "tool" and not isinstance(content, str | list):
-        raise _no_text(where, number, content)
     elif any(to_train({name: turn[name]})[0] is False for name in turn.keys() & FLAGS):
         used |= turn.keys() & FLAGS  # nothing but answers is trained anyway
+    if role != "tool" and not isinstance(content, str | list) and "tool_calls" not in message:
+        raise _no_text(where, number, content)
     for name in turn.keys() - used:
         if turn[name] not in ("", [], {}):
             notes.unused_of_turns(name)
@@ -169,6 +160,22 @@ def _messages(where: str, number: int, turn: Any, before: list[Message], notes: 
         return []
     alone = results and not message["content"].strip() and len(message) == 2
     return results if alone else [*results, message]
+
+
+def _role(where: str, number: int, turn: dict[str, Any]) -> str:
+    role = role_of(turn)
+    if role is None:
+        given = turn.get("role", turn.get("from", turn.get("speaker")))
+        raise DataError(f"{where}: turn {number} has role {given!r}", fix=f"use one of: {', '.join(ROLES)}")
+    return role
+
+
+def _take_result(turn: dict[str, Any], content: Any, message: Message) -> set[str]:
+    """Put a tool's result into its message. Returns the names of the turn that were used."""
+    message["content"] = _result(content)
+    names = {name for name in ("name", "tool_call_id") if isinstance(turn.get(name), str)}
+    message.update({name: turn[name] for name in sorted(names)})
+    return names
 
 
 def _joins(before: Message, call: Message) -> bool:
