@@ -206,9 +206,9 @@ def measure(case: Case, folder: Path, steps: int = STEPS) -> dict[str, int]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from autoft.trainer.model.build import build_model
+    from autoft.trainer.objectives.loss import IGNORED, compute_loss
     from autoft.trainer.optimizers.optim import build_optimizer
-    from autoft.trainer.recipe import IGNORED, Recipe, torch_dtype
-    from autoft.trainer.step.loss import compute_loss
+    from autoft.trainer.recipe import Recipe, torch_dtype
 
     recipe, config = Recipe.from_dict(case.settings), AutoConfig.for_model(case.family, **case.shape)
     torch.manual_seed(0)
@@ -241,7 +241,7 @@ def a_batch(recipe: Any, config: Any) -> dict[str, Any]:
     """Random rows, every second one padded from two thirds on: each column is trained in some row."""
     import torch
 
-    from autoft.trainer.recipe import IGNORED
+    from autoft.trainer.objectives.loss import IGNORED
 
     if recipe.packing:
         return packed_batch(recipe, config.get_text_config().vocab_size)

@@ -30,9 +30,9 @@ def main() -> None:
 
     from autoft.trainer.data.prepare import prepare
     from autoft.trainer.model.build import build_model
+    from autoft.trainer.objectives.loss import compute_loss
     from autoft.trainer.recipe import Recipe
     from autoft.trainer.sources.resolve import fetch, load_config, resolve
-    from autoft.trainer.step.loss import compute_loss
 
     ref = resolve("starter")
     weights, config, data = fetch(ref, print), load_config(ref), prepare(ref, "starter")

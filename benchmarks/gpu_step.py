@@ -197,7 +197,7 @@ class Run:
         import torch
         from packed_rows import packed_batch
 
-        from autoft.trainer.step.loss import compute_loss
+        from autoft.trainer.objectives.loss import compute_loss
 
         if self.recipe.packing:
             rows = packed_batch(self.recipe, self.vocabulary)

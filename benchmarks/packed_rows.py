@@ -9,8 +9,8 @@ def packed_batch(recipe: Any, vocabulary: int) -> dict[str, Any]:
     """Two examples in every first row, two and padding in every second; no two begin in the same column."""
     import torch
 
-    from autoft.trainer.data.pack import collator, packed_row
     from autoft.trainer.data.tokens import Example
+    from autoft.trainer.objectives.packing import collator, packed_row
 
     rows = []
     for row in range(recipe.micro_batch):

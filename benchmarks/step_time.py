@@ -200,8 +200,8 @@ def prepared_step(config: Any, recipe: Any, device: str) -> Callable[[], None]:
     import transformers
 
     from autoft.trainer.model.build import build_model
+    from autoft.trainer.objectives.loss import compute_loss
     from autoft.trainer.optimizers.optim import build_optimizer
-    from autoft.trainer.step.loss import compute_loss
 
     with tempfile.TemporaryDirectory() as folder:
         transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)

@@ -26,7 +26,7 @@ from autoft.trainer.data.fit import fit
 from autoft.trainer.data.read import RawRow
 from autoft.trainer.data.shape import Row, recognise
 from autoft.trainer.data.tokens import Example, tokenize
-from autoft.trainer.recipe import IGNORED
+from autoft.trainer.objectives.loss import IGNORED
 
 PAGE = Path(__file__).parent / "templates.md"
 # As Qwen's and Llama 3's tokenizers split words: line breaks are together

@@ -30,8 +30,8 @@ FLOORS = {
         "explain", "export",
     ),
     "trainer": (
-        "adapters", "", "compat", "runtime", "storage", "sources", "optimizers", "model", "step", "data", "distributed",
-        "checks", "evaluation", "loop", "report", "doctor", "run", "export",
+        "adapters", "objectives", "", "compat", "runtime", "storage", "sources", "optimizers", "model", "data",
+        "distributed", "checks", "evaluation", "loop", "report", "doctor", "run", "export",
     ),
 }  # fmt: skip
 COMMON = {"errors", "hooks", "schema", "settings", "home", "units"}

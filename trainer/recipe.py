@@ -26,7 +26,6 @@ Loss = Literal["fused", "selected", "logits"]
 Adapter = Literal["lora", "ia3"]
 RopeScaling = Literal["yarn", "linear"]
 
-IGNORED = -100  # label of a token that is not trained, PyTorch's own convention
 PAD_MULTIPLE = 16  # tensor cores want multiples of 8
 OF_EVERY_ADAPTER = ("adapter", "target_modules", "adapter_dtype")
 

@@ -36,8 +36,8 @@ from autoft.trainer.compat.torch import RNG_STATE, RUN_BACKWARD
 from autoft.trainer.compat.transformers import PACKED_SEQUENCES
 from autoft.trainer.model import offload
 from autoft.trainer.model.build import build_base, build_model, without_adapter
+from autoft.trainer.objectives.loss import compute_loss
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.step.loss import compute_loss
 
 aten = torch.ops.aten
 # Inputs that code asks for by name where it is given text alone
@@ -347,7 +347,7 @@ class _Step:
             batch["attention_mask"] = _ids(self.recipe)
         if self.recipe.packing:
             batch["position_ids"] = _ids(self.recipe)
-            if self.recipe.attention == "flash_attention_2":  # trainer/data/pack.py lays the rows end to end
+            if self.recipe.attention == "flash_attention_2":  # trainer/objectives/packing.py lays the rows end to end
                 batch = {name: ids.view(1, -1) for name, ids in batch.items()}
         return batch
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from autoft.trainer.data.prepare import Prepared, prepare
 from autoft.trainer.data.tokens import Example
-from autoft.trainer.recipe import IGNORED
+from autoft.trainer.objectives.loss import IGNORED
 from autoft.trainer.sources.resolve import ModelRef
 
 BYTES_PER_TOKEN = 3  # assumption, on the safe side: English text has about 4, code and numbers about 3

@@ -13,9 +13,9 @@ from autoft.planner.search import words
 from autoft.planner.workload import Workload
 from autoft.trainer.adapters import ADAPTERS
 from autoft.trainer.adapters.kind import AdapterKind
-from autoft.trainer.data.pack import pack
 from autoft.trainer.data.prepare import Prepared
 from autoft.trainer.job import Job
+from autoft.trainer.objectives.packing import pack
 from autoft.trainer.recipe import PAD_MULTIPLE, Recipe
 
 MIN_STEPS = 100  # optimizer steps that a run should have before its batch grows

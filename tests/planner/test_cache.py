@@ -131,7 +131,7 @@ def test_a_changed_source_file_has_another_key_even_at_the_same_size_and_time(tm
     shutil.copytree(Path(str(autoft.trainer.__file__)).parent, copied, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(autoft.trainer, "__file__", str(copied / "__init__.py"))
     first = asked()
-    source = copied / "step" / "loss.py"
+    source = copied / "objectives" / "loss.py"
     written, text = source.stat(), source.read_text()
     source.write_text(text.replace("loss", "ssol", 1))
     os.utime(source, ns=(written.st_atime_ns, written.st_mtime_ns))

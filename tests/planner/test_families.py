@@ -18,8 +18,8 @@ from autoft.planner.rehearsal.layers import Depth
 from autoft.planner.rehearsal.loop import OURS, PLAIN
 from autoft.planner.rehearsal.step import Rehearsal, find_depth, rehearse
 from autoft.trainer.model.build import base_of, build_base, build_model
+from autoft.trainer.objectives.loss import compute_loss
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.step.loss import compute_loss
 from tests.planner.families import FAMILIES, LAYERS, family_config
 
 CPU, ADA, TURING = Device(None), Device((8, 9)), Device((7, 5))

@@ -122,8 +122,8 @@ def test_what_it_takes_of_a_real_run_is_met(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from autoft.trainer.model.build import build_model
+    from autoft.trainer.objectives.loss import compute_loss
     from autoft.trainer.optimizers.optim import build_optimizer
-    from autoft.trainer.step.loss import compute_loss
 
     monkeypatch.setattr("autoft.trainer.distributed.group.BUFFER_BYTES", buffer_bytes)
     recipe = Recipe(base_dtype="float32", loss="logits", rank=128, micro_batch=2, seq_len=32)

@@ -12,7 +12,7 @@ from autoft.trainer.data.read import RawRow, read_rows
 from autoft.trainer.data.shape import recognise
 from autoft.trainer.data.split import heldout_keys
 from autoft.trainer.data.tokens import prompt_ids, stop_ids, tokenize
-from autoft.trainer.recipe import IGNORED
+from autoft.trainer.objectives.loss import IGNORED
 from tests.conftest import make_tokenizer, write_jsonl
 from tests.trainer.test_templates import make
 

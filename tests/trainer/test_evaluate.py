@@ -14,14 +14,13 @@ from torch.utils._pytree import tree_leaves
 
 from autoft.trainer.data.shape import Row
 from autoft.trainer.data.tokens import Example, prompt_ids, tokenize
+from autoft.trainer.evaluation.batches import in_batches
 from autoft.trainer.evaluation.evaluate import evaluate, evaluate_longest, longest_batch, mean_loss
 from autoft.trainer.evaluation.generate import Room, generate, room_of
 from autoft.trainer.evaluation.samples import samples
+from autoft.trainer.objectives.loss import IGNORED, compute_loss
 from autoft.trainer.optimizers.optim import build_optimizer
-from autoft.trainer.recipe import IGNORED
 from autoft.trainer.runtime.signals import StopRequested
-from autoft.trainer.step.batches import in_batches
-from autoft.trainer.step.loss import compute_loss
 from tests.conftest import make_tokenizer
 from tests.trainer.test_step import FP32, INT8, QLORA, build, make_batch
 

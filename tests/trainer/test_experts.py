@@ -18,9 +18,9 @@ from autoft.errors import ModelError
 from autoft.trainer.evaluation.evaluate import generate
 from autoft.trainer.model import experts
 from autoft.trainer.model.build import add_adapter, build_base, build_model
+from autoft.trainer.objectives.loss import compute_loss
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.run.finish import _stored_params
-from autoft.trainer.step.loss import compute_loss
 from tests.conftest import make_tokenizer
 
 QLORA = {

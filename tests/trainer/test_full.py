@@ -13,10 +13,10 @@ from autoft.trainer.data.shape import Message
 from autoft.trainer.evaluation.chat import open_run
 from autoft.trainer.job import Job
 from autoft.trainer.model.build import build_model, without_adapter
+from autoft.trainer.objectives.loss import compute_loss
 from autoft.trainer.optimizers.optim import build_optimizer
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.run.session import run
-from autoft.trainer.step.loss import compute_loss
 from autoft.trainer.storage.run_folder import SMALL_FILES_BYTES, output_bytes
 from tests.trainer.test_step import make_batch
 

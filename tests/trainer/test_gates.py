@@ -22,9 +22,9 @@ from autoft.trainer.data.tokens import Example, Tokenized, tokenize
 from autoft.trainer.doctor import compute
 from autoft.trainer.job import Job
 from autoft.trainer.model.build import build_model, without_adapter
-from autoft.trainer.recipe import IGNORED, Recipe
+from autoft.trainer.objectives.loss import IGNORED, compute_loss
+from autoft.trainer.recipe import Recipe
 from autoft.trainer.sources.resolve import resolve
-from autoft.trainer.step.loss import compute_loss
 from tests.conftest import CHAT_TEMPLATE, make_tokenizer, write_jsonl
 from tests.planner.families import FAMILIES, family_config
 from tests.trainer.test_templates import make

@@ -9,8 +9,8 @@ from transformers import AutoConfig
 from autoft.errors import ModelError
 from autoft.trainer.model import offload
 from autoft.trainer.model.build import build_model
+from autoft.trainer.objectives.loss import compute_loss
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.step.loss import compute_loss
 from tests.trainer.test_step import FP32, INT8, QLORA, make_batch
 
 OFFLOADED = {"gradient_checkpointing": True, "offload_checkpoints": True}

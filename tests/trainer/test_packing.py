@@ -8,12 +8,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
 from autoft.errors import ModelError
-from autoft.trainer.data.pack import collator, pack, packed_row
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.loop.rows import ROWS, batch_maker, split
 from autoft.trainer.model.build import build_model
-from autoft.trainer.recipe import IGNORED, Recipe
-from autoft.trainer.step.loss import compute_loss
+from autoft.trainer.objectives.loss import IGNORED, compute_loss
+from autoft.trainer.objectives.packing import collator, pack, packed_row
+from autoft.trainer.recipe import Recipe
 from tests.planner.families import FAMILIES, family_config
 
 SETTINGS = {"base_dtype": "float32", "loss": "selected", "packing": True, "micro_batch": 2, "seq_len": 48}

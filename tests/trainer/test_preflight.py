@@ -15,10 +15,10 @@ from autoft.profiles.hardware import GpuProcess
 from autoft.trainer.doctor import compute
 from autoft.trainer.job import Job
 from autoft.trainer.model.build import build_model
+from autoft.trainer.objectives.loss import compute_loss
 from autoft.trainer.optimizers.optim import build_optimizer
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.run.preflight import check_room, disk_bytes, nccl, preflight
-from autoft.trainer.step.loss import compute_loss
 from autoft.trainer.storage.run_folder import SMALL_FILES_BYTES
 from autoft.units import GIB, MIB
 from tests.trainer.test_doctor import HOST, NO_GPU, machine

@@ -14,9 +14,9 @@ from autoft.errors import ModelError
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.evaluation.evaluate import generate, mean_loss
 from autoft.trainer.model.build import build_model
+from autoft.trainer.objectives.loss import IGNORED, compute_loss
 from autoft.trainer.optimizers.optim import build_optimizer
-from autoft.trainer.recipe import IGNORED, Recipe
-from autoft.trainer.step.loss import compute_loss
+from autoft.trainer.recipe import Recipe
 from tests.conftest import make_tokenizer
 
 FP32 = {"base_dtype": "float32", "loss": "selected", "micro_batch": 2, "seq_len": 16}

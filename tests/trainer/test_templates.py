@@ -14,7 +14,7 @@ from autoft.trainer.data.read import RawRow
 from autoft.trainer.data.shape import Row, recognise
 from autoft.trainer.data.templates import FAMILIES, PLAIN_TEMPLATE, supply_template
 from autoft.trainer.data.tokens import prompt_ids, stop_ids, tokenize
-from autoft.trainer.recipe import IGNORED
+from autoft.trainer.objectives.loss import IGNORED
 
 SYSTEM = {"role": "system", "content": "s"}
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},

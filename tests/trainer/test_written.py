@@ -20,7 +20,8 @@ from autoft.trainer.data.shape import recognise
 from autoft.trainer.data.tokens import prompt_ids, stop_ids, tokenize
 from autoft.trainer.data.written import CONTROL, chat_of
 from autoft.trainer.job import Job
-from autoft.trainer.recipe import IGNORED, Recipe
+from autoft.trainer.objectives.loss import IGNORED
+from autoft.trainer.recipe import Recipe
 from autoft.trainer.sources.resolve import load_stops, resolve
 from tests.conftest import make_tokenizer, save_tiny_model, write_jsonl
 from tests.trainer.test_templates import make

@@ -20,13 +20,13 @@ import numpy as np
 from autoft.errors import DataError, ModelError, TrainingError
 from autoft.trainer.checks.reference_loss import Reference, base_loss
 from autoft.trainer.data.fit import OTHER_PROMPT, SAMPLED_ROWS, follows_answer, is_prompt_of
-from autoft.trainer.data.pack import collator, packed_row
 from autoft.trainer.data.prepare import Prepared
 from autoft.trainer.data.shape import Row
 from autoft.trainer.data.tokens import Example, asked_ids
 from autoft.trainer.job import Job
-from autoft.trainer.recipe import IGNORED, Recipe
-from autoft.trainer.step.loss import compute_loss
+from autoft.trainer.objectives.loss import IGNORED, compute_loss
+from autoft.trainer.objectives.packing import collator, packed_row
+from autoft.trainer.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch

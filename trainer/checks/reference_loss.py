@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.model.build import without_adapter
-from autoft.trainer.recipe import IGNORED
+from autoft.trainer.objectives.loss import IGNORED
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ from autoft.trainer.data.thinking import settle
 from autoft.trainer.data.tokens import Example, asked_ids, tokenize
 from autoft.trainer.data.written import chat_of
 from autoft.trainer.job import Thinking
-from autoft.trainer.recipe import IGNORED
+from autoft.trainer.objectives.loss import IGNORED
 
 OTHER_PROMPT = "training and inference prompts would not match"
 SEEN_ROWS = 1000  # among which thoughts are looked for

@@ -18,7 +18,7 @@ from autoft.errors import DataError
 from autoft.trainer.data.plain import SPLIT, Pieces, encoded, joined
 from autoft.trainer.data.shape import Message, Row, said_in
 from autoft.trainer.data.written import Answer, Written, chat_of
-from autoft.trainer.recipe import IGNORED
+from autoft.trainer.objectives.loss import IGNORED
 
 CHUNK_CHARACTERS = 2_000_000  # rendered at once: 500,000 tokens or so, which the tokenizer holds in some 100 MB
 CHUNK_ROWS = 1000

@@ -192,9 +192,9 @@ def training_step() -> str:
 
     import autoft.trainer.loop.engine  # noqa: F401 - whether it can be imported
     from autoft.trainer.model.build import build_model
+    from autoft.trainer.objectives.loss import compute_loss
     from autoft.trainer.optimizers.optim import build_optimizer
     from autoft.trainer.recipe import Recipe
-    from autoft.trainer.step.loss import compute_loss
 
     device, dtype = "cpu", "float32"
     if torch.cuda.is_available():

@@ -13,12 +13,12 @@ from typing import Any
 from autoft.trainer.data.shape import Row
 from autoft.trainer.data.tokens import Example, prompt_ids
 from autoft.trainer.data.written import chat_of
+from autoft.trainer.evaluation.batches import Tell, in_batches, silent
 from autoft.trainer.evaluation.generate import Check, Tick, evaluating, generate, nothing, pad_id, room_of
 from autoft.trainer.evaluation.metrics import perplexity, score
-from autoft.trainer.recipe import IGNORED, Recipe
+from autoft.trainer.objectives.loss import IGNORED, compute_loss
+from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import Evaluation
-from autoft.trainer.step.batches import Tell, in_batches, silent
-from autoft.trainer.step.loss import compute_loss
 
 
 def evaluate(

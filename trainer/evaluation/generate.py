@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autoft.profiles.host import available_ram
+from autoft.trainer.evaluation.batches import Tell, in_batches, silent
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.step.batches import Tell, in_batches, silent
 
 if TYPE_CHECKING:
     import torch

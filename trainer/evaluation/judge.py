@@ -14,6 +14,7 @@ from autoft.trainer.data.shape import Row
 from autoft.trainer.data.split import row_key
 from autoft.trainer.data.tokens import Example, model_stop_ids, stop_ids, tokenize
 from autoft.trainer.data.written import chat_of
+from autoft.trainer.evaluation.batches import Tell, silent
 from autoft.trainer.evaluation.open_run import base_name, load_base, load_run_tokenizer, load_trained, open_result
 from autoft.trainer.evaluation.samples import samples
 from autoft.trainer.job import Job
@@ -21,7 +22,6 @@ from autoft.trainer.result import Evaluation, RunResult, Sample
 from autoft.trainer.runtime import environment
 from autoft.trainer.runtime.peak_memory import free_memory, is_out_of_memory
 from autoft.trainer.sources.resolve import load_stops, resolve
-from autoft.trainer.step.batches import Tell, silent
 
 Watch = Callable[[str, int, int], None]
 

@@ -12,7 +12,7 @@ from autoft.trainer.data.shape import Row
 from autoft.trainer.data.tokens import Example, tokenize
 from autoft.trainer.data.written import chat_of
 from autoft.trainer.export.source import Source
-from autoft.trainer.recipe import IGNORED
+from autoft.trainer.objectives.loss import IGNORED
 
 MOST_SCORED = 256  # tokens: llama.cpp computes them one at a time
 MOST_ROWS = 8

@@ -19,7 +19,6 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from autoft.errors import OptionError, OutOfMemory, TrainingError
-from autoft.trainer.data.pack import pack
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.distributed.group import Group
 from autoft.trainer.events import Listener, Recovered
@@ -27,12 +26,12 @@ from autoft.trainer.job import Job
 from autoft.trainer.loop.fallback import Fallbacks
 from autoft.trainer.loop.rows import ROWS, Sampler, batch_maker, dataset, split
 from autoft.trainer.model.build import without_adapter
+from autoft.trainer.objectives.loss import IGNORED, compute_loss
+from autoft.trainer.objectives.packing import pack
 from autoft.trainer.optimizers.optim import build_optimizer, forget_steps
-from autoft.trainer.recipe import IGNORED
 from autoft.trainer.runtime.peak_memory import free_memory, is_out_of_memory
 from autoft.trainer.runtime.randomness import random_state, set_random_state
 from autoft.trainer.runtime.signals import StopRequest
-from autoft.trainer.step.loss import compute_loss
 from autoft.trainer.storage.checkpoint import Checkpoint
 from autoft.trainer.storage.checkpoint_manager import Keeper
 from autoft.trainer.storage.progress import Progress

@@ -14,11 +14,12 @@ from torch.nn.functional import pad
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from autoft.trainer.data.pack import collator, packed_row
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.distributed.group import Group
 from autoft.trainer.job import Job
-from autoft.trainer.recipe import IGNORED, PAD_MULTIPLE, Recipe
+from autoft.trainer.objectives.loss import IGNORED
+from autoft.trainer.objectives.packing import collator, packed_row
+from autoft.trainer.recipe import PAD_MULTIPLE, Recipe
 
 ROWS = "rows"  # column of a batch: which rows of the dataset it has
 

@@ -139,8 +139,8 @@ def run(task: Task) -> Steps:
     import torch
 
     from autoft.trainer.model.build import build_model
+    from autoft.trainer.objectives.loss import compute_loss
     from autoft.trainer.optimizers.optim import build_optimizer
-    from autoft.trainer.step.loss import compute_loss
 
     environment.quiet()
     recipe, weights = task.recipe, Path(task.weights)

@@ -17,7 +17,7 @@ def rendered(row: Row, meter: Meter | None) -> Example:
     if meter is None:
         return Example(where=row.where, template="none", segments=_turns(row))
     from autoft.trainer.data.tokens import tokenize
-    from autoft.trainer.recipe import IGNORED
+    from autoft.trainer.objectives.loss import IGNORED
 
     (example,) = tokenize([row], meter.tokenizer, stops=meter.stops).examples
     pairs = zip(example.input_ids, example.labels, strict=True)

@@ -6,11 +6,13 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from autoft.trainer.data.tokens import Example
-from autoft.trainer.recipe import IGNORED, Recipe
+from autoft.trainer.objectives.loss import IGNORED
 
 if TYPE_CHECKING:
     import torch
+
+    from autoft.trainer.data.tokens import Example
+    from autoft.trainer.recipe import Recipe
 
 
 def pack(lengths: Sequence[int], seq_len: int) -> list[list[int]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from autoft.trainer.recipe import IGNORED, Recipe, torch_dtype
-
 if TYPE_CHECKING:
     import torch
+
+    from autoft.trainer.recipe import Recipe
+
+IGNORED = -100  # label of a token that is not trained, PyTorch's own convention
 
 
 def compute_loss(
@@ -29,7 +31,7 @@ def compute_loss(
         num_trained_tokens = (labels_BS[:, 1:] != IGNORED).sum().clamp(min=1)
     # autocast knows no meta device: a rehearsal there reads that of the CPU
     device = "cpu" if labels_BS.is_meta else labels_BS.device.type
-    with torch.autocast(device, dtype=torch_dtype(recipe.base_dtype), enabled=recipe.autocast):
+    with torch.autocast(device, dtype=getattr(torch, recipe.base_dtype), enabled=recipe.autocast):
         if recipe.loss == "logits":
             loss: torch.Tensor = model(**batch, use_cache=False, num_items_in_batch=num_trained_tokens).loss
             return loss

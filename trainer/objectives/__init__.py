@@ -1,0 +1,1 @@
+"""What does a step minimise, and on which batches?"""
