@@ -112,6 +112,7 @@ CASES = {
         "mistral", GROUPED | {"sliding_window": 64}, FLOAT32 | PACKED | CHECKPOINTED
     ),
     "gemma2-lora-packed-eager": Case("gemma2", GROUPED | {"head_dim": 64}, BFLOAT16 | EAGER | PACKED),
+    "llama-lora-dft-packed": Case("llama", GROUPED, FLOAT32 | PACKED | {"objective": "dft"}, micro_batches=2),
     "llama-int8-checkpointed": Case("llama", GROUPED, AUTOCAST | INT8 | CHECKPOINTED),
     "qwen2-int8-float32": Case("qwen2", GROUPED, FLOAT32 | INT8),
     "smollm2-135m-lora": Case(
@@ -206,7 +207,8 @@ def measure(case: Case, folder: Path, steps: int = STEPS) -> dict[str, int]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from autoft.trainer.model.build import build_model
-    from autoft.trainer.objectives.loss import IGNORED, compute_loss
+    from autoft.trainer.objectives import objective_of
+    from autoft.trainer.objectives.loss import IGNORED
     from autoft.trainer.optimizers.optim import build_optimizer
     from autoft.trainer.recipe import Recipe, torch_dtype
 
@@ -223,7 +225,7 @@ def measure(case: Case, folder: Path, steps: int = STEPS) -> dict[str, int]:
                 with record_function(f"phase {step} forward"):
                     batch = a_batch(recipe, config)
                     count = case.micro_batches * (batch["labels"][:, 1:] != IGNORED).sum()
-                    loss = compute_loss(model, batch, recipe, num_trained_tokens=count)
+                    loss = objective_of(recipe).loss(model, batch, recipe, num_trained_tokens=count)
                 with record_function(f"phase {step} backward"):
                     loss.backward()
                     loss = loss.detach()  # as Trainer.training_step returns it

@@ -177,7 +177,7 @@ def _gpu_time(run: Run, step_time_s: float) -> dict[str, float]:
 
 
 class Run:
-    """A model in training, as the trainer builds it: `build_model`, `compute_loss`, `build_optimizer`."""
+    """A model in training, as the trainer builds it: `build_model`, the objective's loss, `build_optimizer`."""
 
     def __init__(self, recipe: Any, weights: Path, device: str) -> None:
         from transformers import AutoConfig
@@ -197,15 +197,16 @@ class Run:
         import torch
         from packed_rows import packed_batch
 
-        from autoft.trainer.objectives.loss import compute_loss
+        from autoft.trainer.objectives import objective_of
 
+        objective = objective_of(self.recipe)
         if self.recipe.packing:
             rows = packed_batch(self.recipe, self.vocabulary)
         else:
             ids_BS = torch.randint(self.vocabulary, (self.recipe.micro_batch, self.recipe.seq_len))
-            rows = {"input_ids": ids_BS, "labels": ids_BS.clone(), "attention_mask": torch.ones_like(ids_BS)}
+            rows = objective.dummy_batch(self.recipe, ids_BS)
         self.batch = {name: tensor.to(self.device) for name, tensor in rows.items()}
-        return compute_loss(self.model, self.batch, self.recipe)
+        return objective.loss(self.model, self.batch, self.recipe)
 
     def optimize(self) -> None:
         import torch

@@ -200,7 +200,7 @@ def prepared_step(config: Any, recipe: Any, device: str) -> Callable[[], None]:
     import transformers
 
     from autoft.trainer.model.build import build_model
-    from autoft.trainer.objectives.loss import compute_loss
+    from autoft.trainer.objectives import objective_of
     from autoft.trainer.optimizers.optim import build_optimizer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -209,10 +209,11 @@ def prepared_step(config: Any, recipe: Any, device: str) -> Callable[[], None]:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = build_optimizer(trained, recipe, learning_rate=1e-4)
     ids = torch.randint(config.vocab_size, (recipe.micro_batch, recipe.seq_len), device=device)
-    batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+    objective = objective_of(recipe)
+    batch = objective.dummy_batch(recipe, ids)
 
     def step() -> None:
-        compute_loss(model, batch, recipe).backward()
+        objective.loss(model, batch, recipe).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Lt
 from autoft.schema import Record
 from autoft.settings import Setting, settings_of
 from autoft.trainer.adapters import ADAPTERS
+from autoft.trainer.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 QuantType = Literal["nf4", "fp4", "int8"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor"]
+ObjectiveName = Literal["sft", "dft"]
 Loss = Literal["fused", "selected", "logits"]
 Adapter = Literal["lora", "ia3"]
 RopeScaling = Literal["yarn", "linear"]
@@ -48,6 +50,19 @@ class Recipe(Record):
             exported=True,
         ),
     ] = "lora"
+    objective: Annotated[
+        ObjectiveName,
+        Setting(
+            "what training minimises: cross entropy (sft), or DFT's weighted one",
+            group="Method",
+            more="sft counts every trained token the same. dft (Dynamic Fine-Tuning, arXiv:2508.05629) multiplies a "
+            "token's loss by the probability that the model gives the token, so that unlikely tokens count less; it "
+            "needs loss fused or selected. A step shows the loss that is minimised; held-out loss is the cross entropy "
+            "for both.",
+            changes=("memory", "quality"),
+            elsewhere="loss_type use_dft_loss",
+        ),
+    ] = "sft"
     base_dtype: Annotated[
         Dtype,
         Setting(
@@ -331,6 +346,12 @@ class Recipe(Record):
                 raise ValueError(f"{name} needs a quant_type")
             if getattr(self, name) and self.quant_type == "int8":
                 raise ValueError(f"{name} needs a quant_type of 4 bits, nf4 or fp4, not int8")
+        losses = OBJECTIVES[self.objective].losses
+        if self.loss not in losses:
+            raise ValueError(
+                f"objective {self.objective} needs the loss of each token: set loss to {' or '.join(losses)}, "
+                f"not {self.loss}"
+            )
         if self.use_dora and self.quant_type == "int8":
             raise ValueError("use_dora needs a base in 16 or 4 bits: PEFT loses the scales of 8-bit weights")
         if self.attention == "flash_attention_2" and self.base_dtype == "float32":

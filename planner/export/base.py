@@ -11,6 +11,7 @@ from typing import Any, Literal
 from autoft.planner.plan.record import Plan
 from autoft.trainer.data.thinking import Switched
 from autoft.trainer.job import Job
+from autoft.trainer.objectives import objective_of
 from autoft.trainer.optimizers import spec_of
 from autoft.trainer.recipe import Recipe
 
@@ -56,6 +57,10 @@ class Source:
     def optimizer(self, tool: str) -> str:
         """What the tool calls it."""
         return spec_of(self.recipe.optimizer).elsewhere.get(tool, self.recipe.optimizer)
+
+    def objective(self, tool: str) -> dict[str, Any]:
+        """What the tool is told of what is minimised, in its own keys; nothing where it has none, or by default."""
+        return objective_of(self.recipe).elsewhere.get(tool, {})
 
     @property
     def num_gpus(self) -> int:

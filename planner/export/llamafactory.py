@@ -24,6 +24,7 @@ def llamafactory(source: Source) -> Config:
         "use_dora": recipe.use_dora,
         "lora_target": ",".join(source.target_modules or ["all"]),
     }
+    objective = {} if text else source.objective("llamafactory")  # its pre-training has the usual loss alone
     values = {
         "model_name_or_path": source.model,
         "trust_remote_code": False,
@@ -46,6 +47,7 @@ def llamafactory(source: Source) -> Config:
         "cutoff_len": recipe.seq_len,
         "packing": recipe.packing,
         "neat_packing": True if recipe.packing and not text else None,
+        **objective,
         "output_dir": source.output,
         "per_device_train_batch_size": recipe.micro_batch,
         "gradient_accumulation_steps": job.accumulation,
@@ -74,7 +76,7 @@ def llamafactory(source: Source) -> Config:
         (f"FORCE_TORCHRUN=1 NPROC_PER_NODE={n} " if (n := source.num_gpus) > 1 else "")
         + "llamafactory-cli train {file}",
         (*rounded, *_differs(source)),
-        frozenset({"double_quant", "kbit_upcast", "use_rslora", "use_dora"}),
+        frozenset({"double_quant", "kbit_upcast", "use_rslora", "use_dora", *(("objective",) if objective else ())}),
         {"dataset_info.json": json.dumps(_datasets(source), indent=2) + "\n"},
     )
 

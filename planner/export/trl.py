@@ -17,6 +17,7 @@ def trl(source: Source) -> Config:
         "use_dora": recipe.use_dora,
         "lora_target_modules": source.target_modules or ["all-linear"],
     }
+    objective = source.objective("trl")
     values = {
         "model_name_or_path": source.model,
         "dtype": recipe.weights_dtype,
@@ -38,6 +39,7 @@ def trl(source: Source) -> Config:
         "packing_strategy": "bfd" if recipe.packing else None,
         "eval_packing": False if recipe.packing else None,
         "pad_to_multiple_of": recipe.pad_multiple,
+        **objective,
         "assistant_only_loss": source.form == "messages",
         "per_device_train_batch_size": recipe.micro_batch,
         "gradient_accumulation_steps": job.accumulation,
@@ -60,7 +62,9 @@ def trl(source: Source) -> Config:
         "save_strategy": "epoch",
         "report_to": "none",
     }
-    keys = frozenset({"double_quant", "use_rslora", "use_dora", "group_by_length"})
+    keys = frozenset(
+        {"double_quant", "use_rslora", "use_dora", "group_by_length", *(("objective",) if objective else ())}
+    )
     command = "trl sft --config {file}" + (f" --num_processes {n}" if (n := source.num_gpus) > 1 else "")
     variables = source.switched.variables
     columns = only_if(bool(variables), {"chat_template_kwargs": variables})

@@ -20,6 +20,7 @@ from autoft.planner.plan.disk_cache import Shelf, digest
 from autoft.planner.plan.provenance import data_digest
 from autoft.planner.plan.record import Plan
 from autoft.planner.request import Request
+from autoft.planner.search.set_option import parse_settings
 from autoft.planner.timing.roofline import measure_cpu_flops
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.preset_catalogue import find_preset
@@ -40,6 +41,7 @@ class PlanQuestion:
 
 def ask(request: Request, hardware: Hardware) -> PlanQuestion | None:
     """None where not all can be told that the plan depends on. Raises: InputError, as planning does."""
+    parse_settings(request.settings)  # what is wrong with them is told before a model is looked for
     target = target_of(
         hardware, gpu_name=request.gpu, vram_gib=request.vram_gib, cpu_flops_per_s=functools.cache(measure_cpu_flops)
     )

@@ -36,7 +36,7 @@ from autoft.trainer.compat.torch import RNG_STATE, RUN_BACKWARD
 from autoft.trainer.compat.transformers import PACKED_SEQUENCES
 from autoft.trainer.model import offload
 from autoft.trainer.model.build import build_base, build_model, without_adapter
-from autoft.trainer.objectives.loss import compute_loss
+from autoft.trainer.objectives import objective_of
 from autoft.trainer.recipe import Recipe
 
 aten = torch.ops.aten
@@ -281,7 +281,7 @@ class _Step:
             kept: list[Any] = []
             if self.loop.output_until != "loss":
                 hook = self.model.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
-            loss = compute_loss(self.model, batch, recipe, num_trained_tokens=None)
+            loss = objective_of(recipe).loss(self.model, batch, recipe, num_trained_tokens=None)
             if self.loop.output_until != "loss":
                 hook.remove()
             trace.begin("loss_backward", kind="logits", recomputed=recomputed)
@@ -312,13 +312,14 @@ class _Step:
 
         def loss() -> torch.Tensor:
             batch = self._batch()  # held to the end, as mean_loss of trainer/evaluation/evaluate.py does
-            return compute_loss(model, batch, recipe, num_trained_tokens=1)
+            value: torch.Tensor = objective_of(recipe).metrics["loss"](model, batch, recipe, num_trained_tokens=1)
+            return value
 
         try:
             found = {"loss": self._evaluated(loss)}
             if self.device.cuda:
                 with suppress(MismatchError, RuntimeError, TypeError, ValueError, AttributeError, LookupError):
-                    ids = _ids(recipe)
+                    ids = torch.empty(recipe.micro_batch, recipe.seq_len, dtype=torch.long, device="meta")
                     found["prompt"] = self._evaluated(lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
         finally:
             self.model.train()
@@ -341,14 +342,7 @@ class _Step:
         return Extension(trace.sections, self.depth)
 
     def _batch(self) -> dict[str, torch.Tensor]:
-        batch = {"input_ids": _ids(self.recipe)}
-        batch["labels"] = _ids(self.recipe) if self.loop.mask else batch["input_ids"]
-        if self.loop.mask:
-            batch["attention_mask"] = _ids(self.recipe)
-        if self.recipe.packing:
-            batch["position_ids"] = _ids(self.recipe)
-            if self.recipe.attention == "flash_attention_2":  # trainer/objectives/packing.py lays the rows end to end
-                batch = {name: ids.view(1, -1) for name, ids in batch.items()}
+        batch: dict[str, torch.Tensor] = objective_of(self.recipe).dummy_batch(self.recipe, plain=not self.loop.mask)
         return batch
 
 
@@ -356,10 +350,6 @@ def _backward(loss: torch.Tensor) -> None:
     """loss.backward(), which is a torch function itself and so would run outside of Kernels."""
     run_backward = RUN_BACKWARD.fetch()
     run_backward((loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
-
-
-def _ids(recipe: Recipe) -> torch.Tensor:
-    return torch.empty(recipe.micro_batch, recipe.seq_len, dtype=torch.long, device="meta")
 
 
 def _relabel(sections: list[Section], key: int, kind: int) -> None:

@@ -9,6 +9,7 @@ from autoft.errors import FileFormatError
 from autoft.planner.estimator.target import Target
 from autoft.trainer.adapters import kind_of
 from autoft.trainer.job import Device
+from autoft.trainer.objectives import objective_of
 from autoft.trainer.optimizers import spec_of
 from autoft.trainer.recipe import Attention, Dtype, Optimizer, Recipe
 
@@ -128,6 +129,8 @@ def describe(recipe: Recipe, *, micro_batch: bool = True) -> str:
     label = spec_of(recipe.optimizer).label
     if label and recipe.method != "full":  # whose base tells
         parts.append(label)
+    if minimised := objective_of(recipe).label:
+        parts.append(minimised)
     return ", ".join(parts)
 
 

@@ -42,13 +42,14 @@ def split(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check(recipe: dict[str, Any], job: dict[str, Any], *, where: str) -> None:
-    """Whether each value is one of its field, as far as it can be told without the others.
+    """Whether each value is one of its field, and none contradicts another, as far as it can be told without the rest.
 
     Raises: FileFormatError naming `where` and the field.
     """
-    for name, value in recipe.items():
-        if SETTINGS[name].setting.alone:
-            Recipe.from_dict({name: value}, where=where)
+    alone = {name: value for name, value in recipe.items() if SETTINGS[name].setting.alone}
+    for name, value in alone.items():
+        Recipe.from_dict({name: value}, where=where)
+    Recipe.from_dict(alone, where=where)
     Job.from_dict({"model": "", "recipe": {}, **job}, where=where)
     method = recipe.get("method", "lora")
     methods = SETTINGS["method"].choices

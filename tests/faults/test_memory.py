@@ -11,12 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoft.errors import OutOfMemory, Resumable
 from autoft.trainer.events import Recovered
-from autoft.trainer.loop import engine
 from autoft.trainer.loop.engine import Engine
+from autoft.trainer.objectives import OBJECTIVES
 from autoft.trainer.run.session import resume, run
 from autoft.trainer.runtime.peak_memory import is_out_of_memory
 from autoft.trainer.storage.run_folder import unfinished
-from tests.faults.conftest import STEPS
+from tests.faults.conftest import STEPS, minimise
 
 FORMS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -35,8 +35,8 @@ class MemoryEnds:
 
     def __init__(self, monkeypatch, *, rows, tokens=10_000, first=0, error=FORMS[0]):
         self.rows, self.tokens, self.first, self.error, self.calls = rows, tokens, first, error, 0
-        self.real = engine.compute_loss
-        monkeypatch.setattr(engine, "compute_loss", self)
+        self.real = OBJECTIVES["sft"].loss
+        minimise(self, monkeypatch)
 
     def __call__(self, model, batch, recipe, *, num_trained_tokens=None):
         self.calls += 1
@@ -138,7 +138,7 @@ def test_checkpointing_is_really_on_once_it_was_fallen_back_on(make_job, tmp_pat
         ends.rows = 1 if any(on) else 0
         return ends(model, batch, recipe, num_trained_tokens=num_trained_tokens)
 
-    monkeypatch.setattr(engine, "compute_loss", loss)
+    minimise(loss, monkeypatch)
     result = run(job, tmp_path / "out", plan_toml="")
     assert [event["change"] for event in result.events] == ["gradient_checkpointing"]
     assert seen[-1]

@@ -11,17 +11,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from autoft.errors import TrainingError
-from autoft.trainer.loop import engine
 from autoft.trainer.loop.callbacks import DEAD_AFTER, SPIKE_WINDOW, LossWatch
+from autoft.trainer.objectives import OBJECTIVES
 from autoft.trainer.run.session import run
 from autoft.trainer.storage.checkpoint import newest_checkpoint
 from autoft.trainer.storage.ownership import CHECKPOINTS
 from autoft.trainer.storage.run_folder import unfinished
+from tests.faults.conftest import minimise
 
 
 def poisoned(monkeypatch, model_calls, *, gradient_only):
     """The loss of the row that asks for number 7 is no number from some call on, or its gradient alone."""
-    real, calls = engine.compute_loss, []
+    real, calls = OBJECTIVES["sft"].loss, []
 
     def loss(model, batch, recipe, *, num_trained_tokens=None):
         calls.append(1)
@@ -34,7 +35,7 @@ def poisoned(monkeypatch, model_calls, *, gradient_only):
             return value * float("inf")
         return value
 
-    monkeypatch.setattr(engine, "compute_loss", loss)
+    minimise(loss, monkeypatch)
 
 
 POISON = ""

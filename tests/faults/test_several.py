@@ -42,14 +42,15 @@ def threads():
 
 
 def in_the_second(monkeypatch, folder: Path, code: str) -> None:
-    """Have `code` run in the second process once it has joined; `engine` is the module there."""
+    """Have `code` run in the second process once it has joined; OBJECTIVES and `replace` are there."""
     folder.mkdir()
     lines = textwrap.indent(textwrap.dedent(code), " " * 4)
     (folder / "sitecustomize.py").write_text(
         "from autoft.trainer.distributed.group import Group\n"
         "real = Group.join\n"
         "def join(self, *args):\n"
-        "    from autoft.trainer.loop import engine\n"
+        "    from dataclasses import replace\n"
+        "    from autoft.trainer.objectives import OBJECTIVES\n"
         "    real(self, *args)\n"
         f"{lines}\n"
         "Group.join = join\n"
@@ -61,13 +62,13 @@ def at_backward(number: int, act: str) -> str:
     """Code that does `act` in the second process when it comes to its backward `number`, those of the rehearsal too."""
     return f"""
         import os, torch
-        loss, calls = engine.compute_loss, []
+        loss, calls = OBJECTIVES["sft"].loss, []
         def compute_loss(model, batch, recipe, **words):
             calls.append(1)
             if len(calls) == {number}:
                 {act}
             return loss(model, batch, recipe, **words)
-        engine.compute_loss = compute_loss
+        OBJECTIVES["sft"] = replace(OBJECTIVES["sft"], loss=compute_loss)
     """
 
 
@@ -229,12 +230,12 @@ def test_a_row_of_the_second_whose_loss_is_no_number_is_named(make_job, tmp_path
         monkeypatch,
         tmp_path / "site",
         f"""
-        loss, calls, ids = engine.compute_loss, [], {str(ids)[1:-1]!r}
+        loss, calls, ids = OBJECTIVES["sft"].loss, [], {str(ids)[1:-1]!r}
         def compute_loss(model, batch, recipe, **words):
             calls.append(1)
             value = loss(model, batch, recipe, **words)
             return value * float("nan") if any(ids in str(row) for row in batch["input_ids"].tolist()) else value
-        engine.compute_loss = compute_loss
+        OBJECTIVES["sft"] = replace(OBJECTIVES["sft"], loss=compute_loss)
         """,
     )
     job = of_two(make_job, max_steps=None, epochs=2.0, eval_rows=0)

@@ -21,6 +21,7 @@ QUICK = (
     "mixtral-lora",
     "stablelm-qlora-paged",
     "llama-lora-packed",
+    "llama-lora-dft-packed",
     "llama-int8-checkpointed",
 )
 

@@ -39,6 +39,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "int8": {"method": "qlora", "quant_type": "int8", "base_dtype": "float16", "optimizer": "paged_adamw_8bit"},
     "offloaded": {"gradient_checkpointing": True, "offload_checkpoints": True, "target_modules": ("q_proj", "v_proj")},
     "full": {"method": "full", "autocast": True, "gradient_checkpointing": True},
+    "dft": {"objective": "dft"},
     "float32": {"base_dtype": "float32", "autocast": False, "loss": "selected", "optimizer": "adamw_8bit"},
 }
 CASES = [
@@ -47,6 +48,7 @@ CASES = [
     ("int8", "text"),
     ("offloaded", "turns"),
     ("full", "turns"),
+    ("dft", "pairs"),
     ("float32", "pairs"),
 ]
 
@@ -90,8 +92,9 @@ def test_trl_s_own_parser_reads_it_and_finds_the_data(tmp_path: Path, change: st
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (1, 3)
     assert (args.num_train_epochs, args.max_steps, args.learning_rate) == (3.0, 7, 2e-4)
     assert (args.lr_scheduler_type, args.warmup_steps, args.optim) == ("cosine", 1, recipe.optimizer)
-    assert (args.bf16, args.fp16) == (change in ("lora", "qlora", "offloaded", "full"), change == "int8")
+    assert (args.bf16, args.fp16) == (change not in ("int8", "float32"), change == "int8")
     assert args.gradient_checkpointing == recipe.gradient_checkpointing
+    assert args.loss_type == ("dft" if change == "dft" else "nll")
     assert args.assistant_only_loss == (rows == "turns")
     assert args.report_to == []
     data = load_dataset(script.dataset_name, cache_dir=str(tmp_path / "cache"))
@@ -123,6 +126,7 @@ def test_axolotl_and_llamafactory_know_every_key(tmp_path: Path, change: str, ro
     assert config.get("quantization_bit") == {"qlora": 4, "int8": 8}.get(change)
     assert config["finetuning_type"] == ("full" if change == "full" else "lora")
     assert config["stage"] == ("pt" if rows == "text" else "sft")
+    assert config.get("use_dft_loss") == (True if change == "dft" else None)
     info = json.loads((Path(config["dataset_dir"]) / "dataset_info.json").read_text())
     assert set(info) == {config["dataset"], config["eval_dataset"]}
     for entry in info.values():
@@ -163,6 +167,16 @@ def test_what_a_tool_cannot_express_stands_at_its_top(tmp_path: Path) -> None:
         _, out = exported(tmp_path, tool, "offloaded", "turns", **job)  # type: ignore[arg-type]
         assert note in out.read_text().splitlines()
         assert all(len(line) <= 102 for line in out.read_text().splitlines() if line.startswith("#"))
+    minimised = '# - objective = "dft" has no key here'
+    for tool, rows, is_noted in (
+        ("trl", "text", False),
+        ("llamafactory", "pairs", False),
+        ("llamafactory", "text", True),
+        ("axolotl", "pairs", True),
+        ("unsloth", "pairs", True),
+    ):
+        _, out = exported(tmp_path, tool, "dft", rows)
+        assert (minimised in out.read_text().splitlines()) == is_noted
     _, out = exported(tmp_path, "axolotl", "qlora", "turns")
     assert "# - lora_alpha 16.5 is written as 16: it takes whole numbers only" in out.read_text().splitlines()
 

@@ -55,6 +55,8 @@ REAL: dict[str, tuple[str, dict[str, Any]]] = {
     "adafactor-float32": ("llama", FLOAT32 | {"optimizer": "adafactor"}),
     "ia3-autocast-checkpointed": ("llama", IA3 | {"autocast": True, "loss": "logits"} | CHECKPOINTED),
     "ia3-nf4": ("qwen2", IA3 | {"method": "qlora", "quant_type": "nf4", "autocast": True, "loss": "fused"}),
+    "dft-fused-checkpointed": ("llama", SHORT | {"objective": "dft", "autocast": True, "loss": "fused"} | CHECKPOINTED),
+    "dft-nf4-selected": ("qwen2", NF4 | {"objective": "dft", "loss": "selected"}),
     "full-experts": ("mixtral", FULL | {"base_dtype": "float32", "loss": "selected"}),
 }
 

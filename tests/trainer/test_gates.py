@@ -22,6 +22,7 @@ from autoft.trainer.data.tokens import Example, Tokenized, tokenize
 from autoft.trainer.doctor import compute
 from autoft.trainer.job import Job
 from autoft.trainer.model.build import build_model, without_adapter
+from autoft.trainer.objectives import OBJECTIVES
 from autoft.trainer.objectives.loss import IGNORED, compute_loss
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.sources.resolve import resolve
@@ -66,12 +67,13 @@ def digest(model: Any) -> list[tuple[str, float, bool]]:
         FP32 | {"loss": "fused", "gradient_checkpointing": True, "dropout": 0.5},
         PACKED | {"loss": "logits", "base_dtype": "bfloat16"},
         FP32 | {"use_dora": True},
+        PACKED | {"objective": "dft"},
         FP32 | {"method": "full", "base_dtype": "bfloat16", "autocast": True},
         QLORA,
         QLORA | {"packing": True, "base_dtype": "bfloat16", "autocast": True},
         INT8,
     ],
-    ids=["lora", "packed", "fused", "logits", "dora", "full", "nf4", "nf4 bfloat16", "int8"],
+    ids=["lora", "packed", "fused", "logits", "dora", "dft", "full", "nf4", "nf4 bfloat16", "int8"],
 )
 def test_a_sound_run_passes_and_is_left_as_it_was(tiny_model, prepared, settings) -> None:
     work = job(**settings)
@@ -272,7 +274,7 @@ def without_mask(model: Any, batch: dict[str, Any], recipe: Recipe) -> torch.Ten
     [(shifted_again, FP32), (without_mask, FP32), (shifted_again, QLORA), (shifted_again, INT8 | {"loss": "fused"})],
 )
 def test_a_loss_that_is_not_the_base_s_is_refused(tiny_model, prepared, monkeypatch, fault, settings) -> None:
-    monkeypatch.setattr(gates, "compute_loss", fault)
+    monkeypatch.setitem(OBJECTIVES, "sft", replace(OBJECTIVES["sft"], metrics={"loss": fault}))
     with pytest.raises(
         TrainingError, match=r"before the first step the loss is \S+ as training computes it, and \S+ o"
     ):
@@ -327,7 +329,7 @@ def test_packed_examples_that_see_each_other_are_refused(tiny_model, prepared, s
 
 
 def test_packed_rows_without_positions_are_not_the_base_either(tiny_model, prepared, monkeypatch) -> None:
-    monkeypatch.setattr(gates, "compute_loss", without_positions)
+    monkeypatch.setitem(OBJECTIVES, "sft", replace(OBJECTIVES["sft"], metrics={"loss": without_positions}))
     monkeypatch.setattr(gates, "_neighbours_are_apart", lambda *_: None)
     with pytest.raises(TrainingError, match="before the first step the loss is"):
         check_model(build(tiny_model, job(**PACKED)), prepared, job(**PACKED))

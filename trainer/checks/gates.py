@@ -24,8 +24,8 @@ from autoft.trainer.data.prepare import Prepared
 from autoft.trainer.data.shape import Row
 from autoft.trainer.data.tokens import Example, asked_ids
 from autoft.trainer.job import Job
-from autoft.trainer.objectives.loss import IGNORED, compute_loss
-from autoft.trainer.objectives.packing import collator, packed_row
+from autoft.trainer.objectives import objective_of
+from autoft.trainer.objectives.loss import IGNORED
 from autoft.trainer.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -226,20 +226,21 @@ def _neighbours_are_apart(
 
 
 def _loss(model: Any, examples: Sequence[Example], pad_id: int, recipe: Recipe) -> float:
-    return float(compute_loss(model, _batch(examples, pad_id, recipe, model.device), recipe).detach())
+    """What is reported of held-out rows, whatever is minimised: the reference is of that."""
+    loss = objective_of(recipe).metrics["loss"](model, _batch(examples, pad_id, recipe, model.device), recipe)
+    return float(loss.detach())
 
 
 def _batch(examples: Sequence[Example], pad_id: int, recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """A micro-batch as training makes it: padded, or one row of which the end is padding."""
+    objective = objective_of(recipe)
     if recipe.packing:
         tokens = sum(len(example.input_ids) for example in examples)
         width = math.ceil((tokens + 1) / recipe.pad_multiple) * recipe.pad_multiple
-        batch = collator(recipe)([packed_row(examples, width, pad_id)])
+        rows = [objective.row(examples, recipe, pad_id, width)]
     else:
-        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-
-        collate = DataCollatorForLanguageModeling(pad_id, pad_to_multiple_of=recipe.pad_multiple)
-        batch = collate([{"input_ids": e.input_ids, "labels": e.labels} for e in examples])
+        rows = [objective.row([example], recipe, pad_id) for example in examples]
+    batch = objective.collate(rows, recipe, pad_id)
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
@@ -256,7 +257,7 @@ def _other_ways(recipe: Recipe) -> str:
     if recipe.quant_type is not None:
         ways.append("--method lora (`autoft doctor` looks at the quantized kernels)")
     if recipe.loss == "fused":
-        ways.append("--set loss=logits")
+        ways.append(f"--set loss={objective_of(recipe).losses[-1]}")
     if recipe.base_dtype == "float16":
         ways.append("--set base_dtype=float32")
     return ", or ".join([*ways, "the tested versions of the libraries (`autoft doctor` names them)"])

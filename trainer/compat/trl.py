@@ -70,7 +70,5 @@ TABLE.hook(
     "trl.trainer.sft_trainer:DataCollatorForLanguageModeling",
     "(pad_token_id, padding_free=False, return_position_ids=False, pad_to_multiple_of=None, return_tensors='pt')",
     "pads the rows of a micro-batch",
-    "trainer/loop/rows.py",
-    "trainer/checks/gates.py",
-    "trainer/evaluation/evaluate.py",
+    "trainer/objectives/batch.py",
 )

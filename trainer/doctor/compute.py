@@ -192,7 +192,7 @@ def training_step() -> str:
 
     import autoft.trainer.loop.engine  # noqa: F401 - whether it can be imported
     from autoft.trainer.model.build import build_model
-    from autoft.trainer.objectives.loss import compute_loss
+    from autoft.trainer.objectives import objective_of
     from autoft.trainer.optimizers.optim import build_optimizer
     from autoft.trainer.recipe import Recipe
 
@@ -202,7 +202,7 @@ def training_step() -> str:
         device, dtype = "cuda", "bfloat16" if half else "float16"
     recipe = Recipe.from_dict(
         {"method": "qlora", "quant_type": "nf4", "base_dtype": dtype, "rank": 4, "optimizer": "adamw_8bit",
-         "gradient_checkpointing": True}
+         "gradient_checkpointing": True, "micro_batch": 2, "seq_len": 64}
     )  # fmt: skip
     config = LlamaConfig(**TINY)
     torch.manual_seed(0)
@@ -211,8 +211,9 @@ def training_step() -> str:
         model = build_model(recipe, config=config, weights=Path(folder), device=device)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         before = [parameter.detach().clone() for parameter in trained]
-        ids = torch.randint(TINY["vocab_size"], (2, 64), device=device)
-        loss = compute_loss(model, {"input_ids": ids, "labels": ids}, recipe)
+        ids = torch.randint(TINY["vocab_size"], (recipe.micro_batch, recipe.seq_len), device=device)
+        objective = objective_of(recipe)
+        loss = objective.loss(model, objective.dummy_batch(recipe, ids), recipe)
         torch.autograd.backward(loss)
         build_optimizer(trained, recipe, learning_rate=1e-3).step()
         if not math.isfinite(loss.item()):

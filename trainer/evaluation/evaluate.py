@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from autoft.trainer.data.shape import Row
@@ -16,7 +17,8 @@ from autoft.trainer.data.written import chat_of
 from autoft.trainer.evaluation.batches import Tell, in_batches, silent
 from autoft.trainer.evaluation.generate import Check, Tick, evaluating, generate, nothing, pad_id, room_of
 from autoft.trainer.evaluation.metrics import perplexity, score
-from autoft.trainer.objectives.loss import IGNORED, compute_loss
+from autoft.trainer.objectives import objective_of
+from autoft.trainer.objectives.loss import IGNORED
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import Evaluation
 
@@ -124,23 +126,22 @@ def mean_loss(
     tell: Tell = silent,
     check: Check = nothing,
 ) -> float:
-    """Nats a trained token over all examples, each token counting the same whatever its batch.
+    """Nats a trained token over all examples, each token counting the same whatever its batch and the objective.
 
     A batch has as many tokens, padding included, as a micro-batch of the longest of `examples`: rows that are shorter
     go together in greater number.
     """
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-
-    collate = DataCollatorForLanguageModeling(pad_id(tokenizer), pad_to_multiple_of=recipe.pad_multiple)
+    objective, padding, alone = objective_of(recipe), pad_id(tokenizer), replace(recipe, packing=False)
     order = sorted(examples, key=lambda example: -len(example.input_ids))
     most = recipe.micro_batch * _padded(order[0], recipe)
     losses: list[float] = []
 
     def add(batch: Sequence[Example]) -> None:
         check()
-        tensors = collate([{"input_ids": e.input_ids, "labels": e.labels} for e in batch])
+        rows = [objective.row([example], alone, padding) for example in batch]
+        tensors = objective.collate(rows, alone, padding)
         tensors = {name: tensor.to(model.device) for name, tensor in tensors.items()}
-        losses.append(float(compute_loss(model, tensors, recipe, num_trained_tokens=1)))
+        losses.append(float(objective.metrics["loss"](model, tensors, recipe, num_trained_tokens=1)))
 
     with evaluating(model):
         in_batches(order, lambda example: most // _padded(example, recipe), add, tell=tell)

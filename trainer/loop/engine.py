@@ -26,7 +26,8 @@ from autoft.trainer.job import Job
 from autoft.trainer.loop.fallback import Fallbacks
 from autoft.trainer.loop.rows import ROWS, Sampler, batch_maker, dataset, split
 from autoft.trainer.model.build import without_adapter
-from autoft.trainer.objectives.loss import IGNORED, compute_loss
+from autoft.trainer.objectives import objective_of
+from autoft.trainer.objectives.loss import IGNORED
 from autoft.trainer.objectives.packing import pack
 from autoft.trainer.optimizers.optim import build_optimizer, forget_steps
 from autoft.trainer.runtime.peak_memory import free_memory, is_out_of_memory
@@ -138,7 +139,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
     ) -> Any:
         assert not return_outputs
         inputs = {name: value for name, value in inputs.items() if name != ROWS}
-        return compute_loss(model, inputs, self.recipe, num_trained_tokens=num_items_in_batch)
+        return objective_of(self.recipe).loss(model, inputs, self.recipe, num_trained_tokens=num_items_in_batch)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         """Forward and backward of one micro-batch, in smaller ones where memory has run out before.

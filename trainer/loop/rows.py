@@ -12,13 +12,12 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import pad
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.distributed.group import Group
 from autoft.trainer.job import Job
+from autoft.trainer.objectives import objective_of
 from autoft.trainer.objectives.loss import IGNORED
-from autoft.trainer.objectives.packing import collator, packed_row
 from autoft.trainer.recipe import PAD_MULTIPLE, Recipe
 
 ROWS = "rows"  # column of a batch: which rows of the dataset it has
@@ -70,28 +69,18 @@ def dataset(
     if filler:
         shortest = min(of_rows, key=lambda row: sum(len(example.input_ids) for example in row))
         of_rows.append([dataclasses.replace(example, labels=[IGNORED] * len(example.labels)) for example in shortest])
-    found = [_row(row, recipe, pad_id) for row in of_rows]
-    columns = {name: [row[name] for row in found] for name in found[0]}
+    found = [objective_of(recipe).row(row, recipe, pad_id) for row in of_rows]
+    columns = {name: [np.asarray(row[name], np.int32) for row in found] for name in found[0]}
     return Dataset.from_dict({**columns, ROWS: list(range(len(found)))})
 
 
-def _row(examples: list[Example], recipe: Recipe, pad_id: int) -> dict[str, Any]:
-    if recipe.packing:
-        return packed_row(examples, recipe.seq_len, pad_id)
-    (example,) = examples
-    return {"input_ids": np.asarray(example.input_ids, np.int32), "labels": np.asarray(example.labels, np.int32)}
-
-
 def batch_maker(recipe: Recipe, pad_id: int) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any]]:
-    inner = (
-        collator(recipe)
-        if recipe.packing
-        else DataCollatorForLanguageModeling(pad_id, pad_to_multiple_of=recipe.pad_multiple)
-    )
+    objective = objective_of(recipe)
 
     def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         numbers = torch.tensor([row[ROWS] for row in rows])
-        return {**inner([{k: v for k, v in row.items() if k != ROWS} for row in rows]), ROWS: numbers}
+        rows = [{k: v for k, v in row.items() if k != ROWS} for row in rows]
+        return {**objective.collate(rows, recipe, pad_id), ROWS: numbers}
 
     return collate
 

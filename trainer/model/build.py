@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from autoft.errors import ModelError
 from autoft.trainer.adapters import kind_of
 from autoft.trainer.model.rope import scaled_config
+from autoft.trainer.objectives import objective_of
 from autoft.trainer.recipe import Attention, Recipe, torch_dtype
 from autoft.trainer.sources.suitable import auto_class, has_towers, missing_library, refuse_unsuitable
 
@@ -88,7 +89,7 @@ def build_whole_base(
     if recipe.kbit_upcast:
         _upcast(base)
     if for_loss and recipe.loss == "fused":
-        _add_fused_head(base)
+        _add_fused_head(base, recipe)
     return base
 
 
@@ -420,7 +421,7 @@ def _upcast(base: PreTrainedModel) -> None:
             parameter.data = parameter.data.to(torch.float32)
 
 
-def _add_fused_head(base: PreTrainedModel) -> None:
+def _add_fused_head(base: PreTrainedModel, recipe: Recipe) -> None:
     from transformers import PreTrainedModel
     from trl.trainer.utils import add_fused_lm_head
 
@@ -428,7 +429,10 @@ def _add_fused_head(base: PreTrainedModel) -> None:
         parts = (name for name, part in base.named_children() if isinstance(part, PreTrainedModel))
         base.base_model_prefix = next(parts, "")
     if base.base_model is base or base.base_model.get_output_embeddings() is not None:
-        raise ModelError(f"{type(base).__name__} has no backbone beside its head to fuse", fix="--set loss=logits")
+        raise ModelError(
+            f"{type(base).__name__} has no backbone beside its head to fuse",
+            fix=f"--set loss={objective_of(recipe).losses[-1]}",
+        )
     add_fused_lm_head(base, outputs=("log_probs",))
 
 

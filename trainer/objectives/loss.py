@@ -1,7 +1,9 @@
-"""The loss of one Recipe: next-token cross entropy over the trained tokens. B batch, S sequence, V vocabulary."""
+"""Next-token cross entropy over the trained tokens, computed as recipe.loss says. B batch, S sequence, V vocabulary."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,13 +15,19 @@ IGNORED = -100  # label of a token that is not trained, PyTorch's own convention
 
 
 def compute_loss(
-    model: torch.nn.Module, batch: dict[str, Any], recipe: Recipe, *, num_trained_tokens: Any = None
+    model: torch.nn.Module,
+    batch: dict[str, Any],
+    recipe: Recipe,
+    *,
+    num_trained_tokens: Any = None,
+    weigh: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Negative log likelihood in nats, summed over the trained tokens of `batch` and divided by `num_trained_tokens`.
 
     batch: input_ids_BS, attention_mask_BS and labels_BS (IGNORED where not trained; labels are shifted here), and of
         packed rows position_ids_BS, which start anew with every example.
     num_trained_tokens: of the whole optimizer step, so that accumulation leaves the loss alone; None counts `batch`'s.
+    weigh: makes of the losses of all tokens, 0 where not trained, what is summed; not with recipe.loss "logits".
     """
     import torch
 
@@ -33,10 +41,12 @@ def compute_loss(
     device = "cpu" if labels_BS.is_meta else labels_BS.device.type
     with torch.autocast(device, dtype=getattr(torch, recipe.base_dtype), enabled=recipe.autocast):
         if recipe.loss == "logits":
+            assert weigh is None  # a Recipe refuses an objective that would need it
             loss: torch.Tensor = model(**batch, use_cache=False, num_items_in_batch=num_trained_tokens).loss
             return loss
         if recipe.loss == "fused":
-            summed = -model(**batch, use_cache=False, fused_lm_head=True).log_probs.sum()
+            forward = partial(model, **batch, use_cache=False, fused_lm_head=True)
+            summed = -forward().log_probs.sum() if weigh is None else weigh(-forward().log_probs).sum()
         else:
             inputs = {name: value for name, value in batch.items() if name != "labels"}
             targets_BS = labels_BS[:, 1:]
@@ -44,8 +54,13 @@ def compute_loss(
             targets_BS = targets_BS[:, columns]
             logits_BSV = model(**inputs, use_cache=False).logits[:, : targets_BS.size(1)].float()
             summed = torch.nn.functional.cross_entropy(
-                logits_BSV.flatten(0, 1), targets_BS.flatten(), ignore_index=IGNORED, reduction="sum"
+                logits_BSV.flatten(0, 1),
+                targets_BS.flatten(),
+                ignore_index=IGNORED,
+                reduction="sum" if weigh is None else "none",
             )
+            if weigh is not None:
+                summed = weigh(summed).sum()
     return torch.div(summed, num_trained_tokens)
 
 

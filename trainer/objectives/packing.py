@@ -57,17 +57,21 @@ def packed_row(examples: Sequence[Example], seq_len: int, pad_id: int) -> dict[s
 
 
 def collator(recipe: Recipe) -> Callable[[Sequence[dict[str, list[int]]]], dict[str, torch.Tensor]]:
-    """Makes a micro-batch of packed rows: tensors BS, for flash_attention_2 one row (1, B * S).
+    """Makes a micro-batch of packed rows."""
+    import torch
+
+    def collate(rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+        return end_to_end({name: torch.tensor([row[name] for row in rows]) for name in rows[0]}, recipe)
+
+    return collate
+
+
+def end_to_end(batch: dict[str, torch.Tensor], recipe: Recipe) -> dict[str, torch.Tensor]:
+    """Tensors BS as they are; of packed rows and flash_attention_2 one row (1, B * S).
 
     FlashAttention's kernel for sequences of different lengths takes them end to end; every other kernel takes a mask
     of B * S * S, which one row would make (B * S) * (B * S).
     """
-    import torch
-
-    def collate(rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-        batch = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
-        if recipe.attention == "flash_attention_2":
-            batch = {name: tensor.view(1, -1) for name, tensor in batch.items()}
-        return batch
-
-    return collate
+    if recipe.packing and recipe.attention == "flash_attention_2":
+        return {name: tensor.view(1, -1) for name, tensor in batch.items()}
+    return batch

@@ -98,9 +98,12 @@ class Scale:
 
 
 def loss_chart(
-    losses: Figures, heldout: Figures, *, best_step: int | None, marks: Iterable[tuple[int, str]]
+    losses: Figures, heldout: Figures, *, label: str, best_step: int | None, marks: Iterable[tuple[int, str]]
 ) -> Chart | None:
-    """The loss of every step and smoothed, and that of the held-out rows. None where no step was made."""
+    """The loss of every step and smoothed, and that of the held-out rows. None where no step was made.
+
+    label: what the loss of a step is called where it is another than that of held-out rows, else nothing.
+    """
     losses = finite(losses)
     if not losses:
         return None
@@ -109,11 +112,13 @@ def loss_chart(
     last = max(1, losses[-1][0], *(step for step, _ in heldout))
     scale = _scale(last, min(shown), max(shown))
     smoothed = smooth(losses) if len(losses) >= SMOOTHED_FROM else []
-    lines = [_curve("each step", "raw" if smoothed else "main", scale, losses)]
+    of_step = f" ({label})" if label else ""
+    lines = [_curve(f"each step{of_step}", "raw" if smoothed else "main", scale, losses)]
     if smoothed:
-        lines.append(_curve("smoothed", "main", scale, smoothed))
+        lines.append(_curve(f"smoothed{of_step}", "main", scale, smoothed))
     if heldout:
-        lines.append(Line(label="held-out rows", kind="second", d=scale.dots(thin(heldout)), dots=True))
+        of_rows = "held-out rows, cross entropy" if label else "held-out rows"
+        lines.append(Line(label=of_rows, kind="second", d=scale.dots(thin(heldout)), dots=True))
     if best_step is not None:
         kept = [figure for figure in heldout if figure[0] == best_step]
         lines += [Line(label=f"kept, step {best_step:,}", kind="kept", d=scale.dots(kept), dots=True)] if kept else []
@@ -122,7 +127,7 @@ def loss_chart(
     return Chart(
         id="loss-chart",
         title="Loss by step",
-        description=f"The training loss over {_steps(losses)}: {first:.3f} at first, {end:.3f} at the end"
+        description=f"The {label or 'training loss'} over {_steps(losses)}: {first:.3f} at first, {end:.3f} at the end"
         f"{' (smoothed)' if smoothed else ''}, {lowest[1]:.3f} at the lowest, at step {lowest[0]:,}.",
         lines=tuple(lines),
         x_ticks=scale.x_ticks(),

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from autoft.trainer.objectives import objective_of
 from autoft.trainer.report import tables
 from autoft.trainer.report.charts import Chart, finite, loss_chart, memory_chart
 from autoft.trainer.report.wording import how_trained, judged_rows, question, snippet, what_it_is
@@ -87,6 +88,7 @@ def _charts(result: RunResult) -> dict[str, Chart | None]:
         "loss": loss_chart(
             result.losses,
             [(step, loss) for step, loss in sorted(heldout.items()) if loss is not None],
+            label=objective_of(result.job.recipe).label,
             best_step=result.best_step,
             marks=marks,
         ),
@@ -105,7 +107,8 @@ def _tiles(result: RunResult) -> list[tuple[str, str, str]]:
         was = "" if result.before.loss is None else f"before: {result.before.loss:.3f}"
         tiles.append(("held-out loss", f"{result.after.loss:.3f}", was))
     elif losses := finite(result.losses):
-        tiles.append(("training loss", f"{losses[-1][1]:.3f}", f"at first: {losses[0][1]:.3f}"))
+        label = objective_of(result.job.recipe).label or "training loss"
+        tiles.append((label, f"{losses[-1][1]:.3f}", f"at first: {losses[0][1]:.3f}"))
     predicted = "" if result.predicted is None else f"predicted: {size(result.predicted.peak_bytes)}"
     tiles += [
         ("peak memory", size(result.measured.peak_bytes), predicted),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from autoft.trainer.adapters import kind_of
 from autoft.trainer.model.rope import snippet as scaling_snippet
+from autoft.trainer.objectives import objective_of
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import Evaluation, RunResult
 
@@ -72,9 +73,10 @@ def what_it_is(recipe: Recipe) -> str:
 
 
 def how_trained(recipe: Recipe) -> str:
-    """Method, precision and adapter."""
+    """Method, precision, adapter and objective."""
+    minimised = f", {label}" if (label := objective_of(recipe).label) else ""
     if recipe.method == "full":
-        return f"All weights in {recipe.weights_dtype}, computed in {recipe.base_dtype}"
+        return f"All weights in {recipe.weights_dtype}, computed in {recipe.base_dtype}{minimised}"
     precision: str = recipe.base_dtype
     if recipe.quant_type:
         bits = "8-bit" if recipe.quant_type == "int8" else "4-bit"
@@ -85,7 +87,7 @@ def how_trained(recipe: Recipe) -> str:
         adapter += f" of rank {recipe.rank}, alpha {recipe.alpha:g}"
     targets = recipe.target_modules if isinstance(recipe.target_modules, str) else ", ".join(recipe.target_modules)
     return f"{recipe.method} on a base in {precision}, {adapter}, targets {targets}" + (
-        f", RoPE scaled ({recipe.rope_scaling})" if recipe.rope_scaling else ""
+        (f", RoPE scaled ({recipe.rope_scaling})" if recipe.rope_scaling else "") + minimised
     )
 
 

@@ -139,7 +139,7 @@ def run(task: Task) -> Steps:
     import torch
 
     from autoft.trainer.model.build import build_model
-    from autoft.trainer.objectives.loss import compute_loss
+    from autoft.trainer.objectives import objective_of
     from autoft.trainer.optimizers.optim import build_optimizer
 
     environment.quiet()
@@ -157,7 +157,7 @@ def run(task: Task) -> Steps:
 
     def step() -> None:
         began = time.perf_counter()
-        loss = compute_loss(model, batch, recipe)
+        loss = objective_of(recipe).loss(model, batch, recipe)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -188,13 +188,14 @@ def _batch(task: Task, config: Any) -> dict[str, Any]:
     """Rows of exactly the recipe's shape, every token of which is trained, as a rehearsal takes them."""
     import torch
 
+    from autoft.trainer.objectives import objective_of
+
     shape = task.recipe.micro_batch, task.recipe.seq_len
     if task.rows:
         ids_BS = torch.tensor(task.rows, dtype=torch.long)
-        assert ids_BS.shape == shape
     else:
         ids_BS = torch.randint(config.get_text_config().vocab_size, shape, generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids_BS, "labels": ids_BS.clone(), "attention_mask": torch.ones_like(ids_BS)}
+    return objective_of(task.recipe).dummy_batch(task.recipe, ids_BS)
 
 
 def _heldout_loss(task: Task, model: Any) -> float | None:
