@@ -341,29 +341,37 @@ class Recipe(Record):
             self._check_full()
         for name in self._set_in_vain():
             raise ValueError(f"adapter {self.adapter} has no {name}: leave {name} out")
-        for name in ("double_quant", "experts_4bit"):
-            if getattr(self, name) and self.quant_type is None:
-                raise ValueError(f"{name} needs a quant_type")
-            if getattr(self, name) and self.quant_type == "int8":
-                raise ValueError(f"{name} needs a quant_type of 4 bits, nf4 or fp4, not int8")
+        self._check_quantization()
+        self._check_checkpointing()
         losses = OBJECTIVES[self.objective].losses
         if self.loss not in losses:
             raise ValueError(
                 f"objective {self.objective} needs the loss of each token: set loss to {' or '.join(losses)}, "
                 f"not {self.loss}"
             )
+        for name, needs_half in (
+            ("flash_attention_2", self.attention == "flash_attention_2"),
+            ("autocast", self.autocast),
+        ):
+            if needs_half and self.base_dtype == "float32":
+                raise ValueError(f"{name} needs a 16-bit base_dtype")
+
+    def _check_quantization(self) -> None:
+        for name in ("double_quant", "experts_4bit"):
+            if getattr(self, name) and self.quant_type is None:
+                raise ValueError(f"{name} needs a quant_type")
+            if getattr(self, name) and self.quant_type == "int8":
+                raise ValueError(f"{name} needs a quant_type of 4 bits, nf4 or fp4, not int8")
         if self.use_dora and self.quant_type == "int8":
             raise ValueError("use_dora needs a base in 16 or 4 bits: PEFT loses the scales of 8-bit weights")
-        if self.attention == "flash_attention_2" and self.base_dtype == "float32":
-            raise ValueError("flash_attention_2 needs a 16-bit base_dtype")
+
+    def _check_checkpointing(self) -> None:
         if self.offload_checkpoints and not self.gradient_checkpointing:
             raise ValueError("offload_checkpoints needs gradient_checkpointing")
         if self.checkpoint_every > 1 and not self.gradient_checkpointing:
             raise ValueError("checkpoint_every needs gradient_checkpointing")
         if self.checkpoint_every > 1 and self.experts_4bit:
             raise ValueError("experts_4bit checkpoints every layer: another one would keep its experts unpacked")
-        if self.autocast and self.base_dtype == "float32":
-            raise ValueError("autocast needs a 16-bit base_dtype")
 
     def _check_full(self) -> None:
         for name in self._set_in_vain():
