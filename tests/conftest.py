@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import hypothesis
 import pytest
 
 from autoft.cli.main import main
+from tests.support.shapes import save_shape
 
 # The models here are tiny: a second thread only waits for the first, and spins while it waits. Set before torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,10 +32,32 @@ CHAT_TEMPLATE = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: where processes share the files, none is left with a long one at the end."""
+# The files that take longest, the first of them most; names alone, which stay where folders change
+LONGEST = (
+    "test_starter.py", "test_gpu_evidence.py", "test_model_catalogue.py", "test_readme.py", "test_export_gguf.py",
+    "test_cpu_truth.py", "test_gpu_validate.py", "test_what_if.py", "test_plan.py", "test_writes.py",
+    "test_several.py", "test_machines.py", "test_bad_input.py", "test_planner.py", "test_families.py",
+)  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run files, and the tests of each, in random order")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long files first, then those with slow tests: where processes share the files, none has a long one at the end.
+
+    In another order with --shuffle; a file's tests stay together, as they share what its fixtures make.
+    """
+    seed = config.getoption("--shuffle")
+    if seed is not None:
+        random.Random(seed).shuffle(items)
+        place = {path: number for number, path in enumerate(dict.fromkeys(item.path for item in items))}
+        items.sort(key=lambda item: place[item.path])
+        return
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (place.get(item.path.name, len(LONGEST)), item.path not in slow))
 
 
 def pytest_collection_finish() -> None:
@@ -51,23 +75,32 @@ class Done(NamedTuple):
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """AUTOFT_HOME in a temporary folder, so that no test sees another's cache or the user's."""
+def as_before() -> Iterator[None]:
+    """Environment and working folder are after a test what they were before it.
+
+    A command changes both as if its process ended with it: a run on the CPU hides the GPUs, `resume` goes to the folder
+    where the run was started. Here other tests follow.
+    """
+    environment, folder = dict(os.environ), Path.cwd()
+    yield
+    os.chdir(folder)
+    for name in {*os.environ, *environment} - {"PYTEST_CURRENT_TEST"}:
+        if name not in environment:
+            del os.environ[name]
+        elif os.environ.get(name) != environment[name]:
+            os.environ[name] = environment[name]
+
+
+@pytest.fixture(autouse=True)
+def own_home(as_before: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: ARG001
+    """AUTOFT_HOME in a temporary folder, so that no test sees another's cache or the user's.
+
+    as_before: begun before the MonkeyPatch, so that it ends after it.
+    """
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("AUTOFT_HOME", str(home))
     monkeypatch.delenv("COLUMNS", raising=False)  # readline, which pytest imports, may have set it
     return home
-
-
-@pytest.fixture(autouse=True)
-def same_gpus() -> Iterator[None]:
-    """A run on the CPU hides the GPUs from its process, which here goes on with other tests."""
-    before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    yield
-    if before is None:
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-    else:
-        os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 @pytest.fixture
@@ -89,6 +122,12 @@ def autoft(capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Llama with random weights and a real byte-level tokenizer: everything a model folder has."""
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def wide_shape(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model to plan for: a configuration alone, of two wide layers. See tests/support/shapes.py."""
+    return save_shape(tmp_path_factory.mktemp("shapes") / "wide")
 
 
 def save_tiny_model(folder: Path) -> Path:
@@ -139,9 +178,12 @@ def make_tokenizer() -> Any:
 @pytest.fixture
 def data_file(tmp_path: Path) -> Path:
     """Forty rows of prompt and completion."""
-    return write_jsonl(
-        tmp_path / "data.jsonl", [{"prompt": f"number {n}", "completion": f"it is {n}"} for n in range(40)]
-    )
+    return write_forty_rows(tmp_path / "data.jsonl")
+
+
+def write_forty_rows(path: Path) -> Path:
+    """The rows of `data_file`, into a file."""
+    return write_jsonl(path, [{"prompt": f"number {n}", "completion": f"it is {n}"} for n in range(40)])
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST
+
 ROOT = Path(__file__).parent.parent
 PACKED = (".py", ".toml", ".typed", ".html", ".css", ".js")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -169,3 +171,8 @@ def test_the_wheel_holds_everything_and_works_elsewhere(tmp_path: Path) -> None:
     where = run(sys.executable, "-c", "import autoft.planner.plan.make as p; print(p.__file__)", cwd=tmp_path, env=env)
     assert where.startswith(str(site))
     assert "rtx-4090" in run(sys.executable, "-m", "autoft", "profiles", "gpus", cwd=tmp_path, env=env)
+
+
+def test_the_files_that_run_first_are_there() -> None:
+    names = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert [name for name in LONGEST if name not in names] == []

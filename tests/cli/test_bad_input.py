@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 
+from autoft.cli.main import main
 from autoft.errors import FileFormatError
 from autoft.planner.plan.record import read_plan
 from autoft.trainer.sources.starter import WHEEL
-from tests.conftest import Done, write_jsonl
+from tests.conftest import Done, write_forty_rows, write_jsonl
 
 AUTOFT = [sys.executable, "-m", "autoft"]
 GOOD = {"prompt": "a", "completion": "b"}
@@ -444,17 +445,30 @@ def test_columns_that_are_no_number_do_not_matter(autoft, tiny_model, monkeypatc
 # --- plan files ----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def planned(tiny_model, tmp_path_factory) -> tuple[str, Path]:
+    """The text of a real plan file, and the data that it is of."""
+    folder = tmp_path_factory.mktemp("planned")
+    data = write_forty_rows(folder / "data.jsonl")
+    words = ["plan", tiny_model, "--data", data, "--gpu", "cpu", "--set", "max_steps=1", "-o", folder / "plan.toml"]
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    assert not ended.value.code
+    return (folder / "plan.toml").read_text(encoding="utf-8"), data
+
+
 @pytest.fixture
-def edited_plan(autoft, tiny_model, data_file, tmp_path) -> Callable[[str, str], Path]:
-    """`edited_plan(old, new)`: a real plan file, with the one line `old` written as `new`."""
+def edited_plan(planned, data_file, tmp_path) -> Callable[[str, str], Path]:
+    """`edited_plan(old, new)`: a real plan file of `data_file`, with the one line `old` written as `new`."""
 
     def edit(old: str, new: str) -> Path:
-        path = tmp_path / "plan.toml"
-        done = autoft("plan", tiny_model, "--data", data_file, "--gpu", "cpu", "--set", "max_steps=1", "-o", path)
-        assert done.code == 0, done.err
-        changed, count = re.subn(rf"(?m)^{re.escape(old)}(  # .*)?$", new, path.read_text(), count=1)
+        text, data = planned
+        changed, count = re.subn(
+            rf"(?m)^{re.escape(old)}(  # .*)?$", new, text.replace(str(data), str(data_file)), count=1
+        )
         assert count == 1
-        path.write_text(changed)
+        path: Path = tmp_path / "plan.toml"
+        path.write_text(changed, encoding="utf-8")
         return path
 
     return edit

@@ -21,6 +21,12 @@ def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An AUTOFT_HOME of these tests: a question that two of them ask is rehearsed for one, and kept for the other."""
+    return str(tmp_path_factory.mktemp("kept"))
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_and_takes_json(autoft, command) -> None:
     for flag in ("-h", "--help"):
@@ -52,16 +58,18 @@ def test_start_up_imports_neither_torch_nor_transformers(words) -> None:
     assert "HEAVY []" in done.stderr
 
 
-def test_plan_without_data_explains_itself(autoft) -> None:
+def test_plan_without_data_explains_itself(autoft, monkeypatch, kept) -> None:
+    monkeypatch.setenv("AUTOFT_HOME", kept)
     done = autoft("plan", TINYLLAMA, "--gpu", "rtx-3060", "--seq-len", 1024)
     assert done.code == 0
     for part in ("Why", "Instead", "no --data: assuming", "Next: autoft run", "More: --explain"):
         assert part in done.out
 
 
-def test_plan_json_is_one_object_that_reads_back(autoft) -> None:
+def test_plan_json_is_one_object_that_reads_back(autoft, monkeypatch, kept) -> None:
     from autoft.planner.plan.record import Plan
 
+    monkeypatch.setenv("AUTOFT_HOME", kept)
     done = autoft("plan", TINYLLAMA, "--gpu", "rtx-3060", "--seq-len", 1024, "--json")
     plan = Plan.from_dict(json.loads(done.out))
     assert plan.job.model == TINYLLAMA
@@ -90,20 +98,21 @@ def test_estimate_json_has_the_contract_s_keys(autoft) -> None:
     assert estimate["fits"] == "yes"
 
 
-def test_what_does_not_fit_exits_with_three(autoft) -> None:
-    done = autoft("estimate", TINYLLAMA, "--vram", 2, "--seq-len", 2048, "--micro-batch", 64, "--json")
+def test_what_does_not_fit_exits_with_three(autoft, wide_shape) -> None:
+    done = autoft("estimate", wide_shape, "--vram", 2, "--seq-len", 2048, "--micro-batch", 64, "--json")
     assert done.code == 3
     assert json.loads(done.out)["fits"] == "no"
-    plan = autoft("plan", TINYLLAMA, "--vram", 1, "--json")
+    plan = autoft("plan", wide_shape, "--vram", 0.6, "--json")
     assert plan.code == 3
     assert json.loads(plan.out)["error"]["exit_code"] == 3
 
 
 @pytest.mark.parametrize("width", [40, 60, 100, 200])
-def test_plans_and_estimates_fit_the_width(autoft, monkeypatch, width) -> None:
+def test_plans_and_estimates_fit_the_width(autoft, monkeypatch, kept, width) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("AUTOFT_HOME", kept)
     for words in (
-        ("plan", TINYLLAMA, "--gpu", "rtx-3060"),
+        ("plan", TINYLLAMA, "--gpu", "rtx-3060", "--seq-len", 1024),
         ("estimate", TINYLLAMA, "--gpu", "rtx-3060"),
         ("profiles",),
     ):

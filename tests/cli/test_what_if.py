@@ -104,8 +104,8 @@ def test_a_sweep_fits_the_width(autoft, monkeypatch, width, family) -> None:
         assert done.code == 3
 
 
-def test_a_comparison_fits_every_width(autoft) -> None:
-    done = autoft("compare", SMALL, "--gpu", "rtx-3060", "--seq-len", "128", "--json")
+def test_a_comparison_fits_every_width(autoft, wide_shape) -> None:
+    done = autoft("compare", wide_shape, "--gpu", "rtx-3060", "--seq-len", "128", "--json")
     assert done.code == 0, done.err
     found = Comparison.from_dict(json.loads(done.out))
     for width in (40, 80, 100, 200):

@@ -6,6 +6,7 @@ import bz2
 import json
 import os
 import random
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -76,36 +77,49 @@ def write_tables(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def read_in_child(file: Path) -> int:
-    """Exit code of a process that reads it: 0 read, 2 refused as data, 1 anything else, below 0 a signal."""
+def read_in_child(file: Path, contents: list[bytes]) -> list[int]:
+    """What became of each content of the file in a process that reads them in turn: 0 read, 2 refused as data, 1
+    anything else; and of the one that ends the process its exit code, below 0 a signal, with nothing after it."""
     from autoft.errors import DataError
     from autoft.trainer.data.columnar import arrow_rows, parquet_rows
 
+    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        code = 1
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            list((parquet_rows if file.suffix == ".parquet" else arrow_rows)(file))
-            code = 0
-        except DataError:
-            code = 2
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os.close(reading)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        for content in contents:
+            code = 1
+            with suppress(Exception):
+                file.write_bytes(content)
+                try:
+                    list((parquet_rows if file.suffix == ".parquet" else arrow_rows)(file))
+                    code = 0
+                except DataError:
+                    code = 2
+            os.write(writing, bytes([code]))
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        codes = list(pipe.read())
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return codes if ended == 0 else [*codes, ended]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_table_with_bits_flipped_is_read_or_refused_and_ends_no_process(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     for file in write_tables(tmp_path):
-        whole = file.read_bytes()
+        whole, contents = file.read_bytes(), []
         for _ in range(40):
             damaged = bytearray(whole)
             for _ in range(chance.choice((1, 1, 3))):
                 damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
-            file.write_bytes(damaged)
-            assert read_in_child(file) in (0, 2), damaged.hex()
+            contents.append(bytes(damaged))
+        codes = read_in_child(file, contents)
+        for content, code in zip(contents, codes, strict=False):
+            assert code in (0, 2), content.hex()
+        assert len(codes) == len(contents)
 
 
 def test_control_tokens_in_a_row_s_text_are_told_with_a_count(autoft, tiny_model: Path, tmp_path: Path) -> None:

@@ -20,14 +20,13 @@ from autoft.planner.timing.roofline import BENCH_ATTENTION, CARD_PRODUCTS, _basi
 from autoft.profiles import bench_store
 from autoft.profiles.bench_store import BYTES, FLOPS, Bench, Reading, cpu_key, gpu_key
 from autoft.profiles.detect import gpu_from_profile
-from autoft.profiles.hardware import Hardware, Host
+from autoft.profiles.hardware import Hardware
+from tests.support.machines import HOST
+from tests.support.machines import NO_GPU as NO_CARD
 
 GIB = 2**30
-HOST = Host(cpu="test", cores=2, ram_total_bytes=16 * GIB, ram_available_bytes=8 * GIB, disk_path="/",
-            disk_free_bytes=GIB, bf16=True)  # fmt: skip
 CARD = replace(gpu_from_profile("rtx-3060"), origin="nvml", index=0, uuid="GPU-1")
 WITH_CARD = Hardware(host=HOST, gpus=(CARD,), driver_version="580.65.06", cuda_version="13.0")
-NO_CARD = Hardware(host=HOST, no_gpu_reason="none")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -77,10 +76,13 @@ def target(hardware: Hardware, gpu: str | None = None):
 
 
 def test_this_cpu_is_measured_within_its_budget() -> None:
-    began = time.monotonic()
-    found = list(readings("cpu", 6.0))
-    assert time.monotonic() - began < 60  # a share that hangs, not a slow one
-    measured = {each.what for each in found if isinstance(each, Reading)}
+    for budget_s in (6.0, 24.0):  # more where other processes have the cores and something is out of time
+        began = time.monotonic()
+        found = list(readings("cpu", budget_s))
+        assert time.monotonic() - began < 10 * budget_s  # a share that hangs, not a slow one
+        measured = {each.what for each in found if isinstance(each, Reading)}
+        if {"product", "memory", "copy"} <= measured:
+            break
     assert {"product", "memory", "copy"} <= measured
     for each in found:
         if isinstance(each, Reading):

@@ -20,15 +20,12 @@ from autoft.planner.plan import cached_estimates, disk_cache
 from autoft.planner.plan.cached_estimates import Kept, Question, ask, keep, recall
 from autoft.planner.request import Request
 from autoft.profiles.detect import gpu_from_profile
-from autoft.profiles.hardware import Gpu, GpuProcess, GpuStatus, Hardware, Host
+from autoft.profiles.hardware import Gpu, GpuProcess, GpuStatus, Hardware
 from autoft.trainer.recipe import Recipe
+from tests.support.machines import HOST
+from tests.support.machines import NO_GPU as CPU
 
 GIB = 2**30
-HOST = Host(
-    cpu="test", cores=2, ram_total_bytes=16 * GIB, ram_available_bytes=8 * GIB, disk_path="/", disk_free_bytes=GIB,
-    bf16=True,
-)  # fmt: skip
-CPU = Hardware(host=HOST, no_gpu_reason="none")
 LIVE = replace(gpu_from_profile("rtx-3060"), origin="nvml", index=0, uuid="GPU-1")
 REQUEST = Request(model="tinyllama-1.1b-chat-v1.0", gpu="rtx-4090", seq_len=512)
 ESTIMATE = Estimate(

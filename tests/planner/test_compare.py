@@ -13,24 +13,20 @@ from autoft.planner.what_if import compare_measured as planner_measured
 from autoft.planner.what_if.compare import Comparison, compare
 from autoft.planner.what_if.compare_measured import measured
 from autoft.planner.what_if.context import make_frame
-from autoft.profiles.hardware import Hardware, Host
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.run.measure import Task, measure, random_weights, run, weights_at_hand
 from autoft.trainer.sources.resolve import resolve
+from tests.support.machines import NO_GPU as CPU
+from tests.support.shapes import WIDE_LLAMA
 
-GIB = 2**30
-CPU = Hardware(
-    host=Host(
-        cpu="test", cores=2, ram_total_bytes=16 * GIB, ram_available_bytes=8 * GIB, disk_path="/", disk_free_bytes=GIB
-    ),
-    no_gpu_reason="none",
+LAYERS, HIDDEN, INNER, VOCAB = (
+    WIDE_LLAMA[name] for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
 )
-SMALL = "smollm2-135m"
-LAYERS, HIDDEN, KV, INNER, VOCAB = 30, 576, 192, 1536, 49_152
+KV = WIDE_LLAMA["num_key_value_heads"] * HIDDEN // WIDE_LLAMA["num_attention_heads"]
 
 
-def test_sizes_are_what_the_shapes_say() -> None:
-    found = compare(make_frame(Request(model=SMALL, gpu="rtx-3060", seq_len=256), CPU))
+def test_sizes_are_what_the_shapes_say(wide_shape) -> None:
+    found = compare(make_frame(Request(model=wide_shape, gpu="rtx-3060", seq_len=256), CPU))
     assert Comparison.from_dict(found.to_dict()) == found
     lora, int8, qlora = found.sides
     assert [side.fits for side in found.sides] == ["yes"] * 3
@@ -60,8 +56,8 @@ def test_sizes_are_what_the_shapes_say() -> None:
     assert lora.base_bytes - qlora.base_bytes == 2 * linear - LAYERS * packed
 
 
-def test_a_card_without_the_kernels_and_a_pinned_method_are_told() -> None:
-    frame = make_frame(Request(model=SMALL, gpu="v100-16gb", seq_len=64), CPU)
+def test_a_card_without_the_kernels_and_a_pinned_method_are_told(wide_shape) -> None:
+    frame = make_frame(Request(model=wide_shape, gpu="v100-16gb", seq_len=64), CPU)
     sides = {side.name: side for side in compare(frame).sides}
     assert sides["int8"].fits == "refused"
     assert str(sides["int8"].reason).startswith("bitsandbytes has no 8-bit kernels for ")

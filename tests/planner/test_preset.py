@@ -19,12 +19,12 @@ from tests.conftest import write_jsonl
 HARDWARE = replace(detect(), gpus=())
 
 
-def planned(model: str = "smollm2-135m", **words: Any) -> Plan:
+def planned(model: str, **words: Any) -> Plan:
     return make_plan(Request(model=model, gpu="rtx-3060", **words), HARDWARE)[0]
 
 
-def test_a_preset_sets_what_the_user_does_not() -> None:
-    plan = planned(preset="code")
+def test_a_preset_sets_what_the_user_does_not(wide_shape) -> None:
+    plan = planned(wide_shape, preset="code")
     job, recipe = plan.job, plan.job.recipe
     assert (plan.preset, plan.prefer) == ("code", "quality")
     assert (recipe.rank, recipe.alpha, recipe.packing, recipe.seq_len) == (64, 128.0, True, 4096)
@@ -32,8 +32,8 @@ def test_a_preset_sets_what_the_user_does_not() -> None:
     assert Plan.from_dict(plan.to_dict()) == plan
 
 
-def test_the_plan_says_why_and_what_nothing_acts_on() -> None:
-    plan = planned(preset="classification")
+def test_the_plan_says_why_and_what_nothing_acts_on(wide_shape) -> None:
+    plan = planned(wide_shape, preset="classification")
     reasons = [reason for reason in plan.reasons if "(" in reason]
     assert "preset: classification, one label for a text" in plan.reasons
     for start in (
@@ -50,8 +50,9 @@ def test_the_plan_says_why_and_what_nothing_acts_on() -> None:
     assert plan.job.metric == "exact_match"
 
 
-def test_options_and_settings_win_over_a_preset() -> None:
-    plan = planned(preset="code", seq_len=512, prefer="memory", settings=("rank=4", "epochs=1.5", "packing=false"))
+def test_options_and_settings_win_over_a_preset(wide_shape) -> None:
+    settings = ("rank=4", "epochs=1.5", "packing=false")
+    plan = planned(wide_shape, preset="code", seq_len=512, prefer="memory", settings=settings)
     job, recipe = plan.job, plan.job.recipe
     assert (plan.prefer, recipe.rank, recipe.packing, recipe.seq_len, job.epochs) == ("memory", 4, False, 512, 1.5)
     assert recipe.alpha == 32.0  # the preset's belongs to its rank
@@ -91,7 +92,7 @@ def test_epochs_of_one_s_own_lift_a_preset_s_end() -> None:
 
 
 def test_a_model_that_cannot_pack_is_planned_without() -> None:
-    plan = planned("opt-1.3b", preset="chatbot")
+    plan = planned("opt-1.3b", preset="chatbot", settings=("method=lora",))
     assert not plan.job.recipe.packing
     assert "preset chatbot: no packing, for this model cannot keep packed examples apart" in plan.notes
     assert not any(reason.startswith("packing") for reason in plan.reasons)

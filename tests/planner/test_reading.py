@@ -17,23 +17,15 @@ from autoft.planner.plan import prefetch
 from autoft.planner.plan.make import ask
 from autoft.planner.plan.prefetch import LEAST_BYTES, begin
 from autoft.planner.request import Request
-from autoft.profiles.hardware import Hardware, Host
+from autoft.profiles.hardware import Hardware
 from autoft.trainer.data.prepare import Prepared, prepare
 from autoft.trainer.runtime.environment import of_child
 from autoft.trainer.sources.resolve import resolve
 from tests.conftest import write_jsonl
+from tests.support.machines import HOST
 from tests.trainer.test_written import thinking_model
 
 ROWS = 2500
-HOST = Host(
-    cpu="test",
-    cores=2,
-    ram_total_bytes=2**34,
-    ram_available_bytes=2**33,
-    disk_path="/",
-    disk_free_bytes=2**30,
-    bf16=True,
-)
 MACHINE = Hardware(host=HOST, no_gpu_reason="none")
 pytestmark = pytest.mark.skipif(prefetch.cores() < 2, reason="no second core to read on, or processes do not fork")
 

@@ -16,15 +16,12 @@ from autoft.planner.memory.allocator import Allocator
 from autoft.planner.memory.replay import replay
 from autoft.planner.plan.cases import estimates, read_cases
 from autoft.planner.rehearsal.step import rehearse
-from autoft.profiles.hardware import Hardware, Host
+from autoft.profiles.hardware import Hardware
 from autoft.trainer.recipe import Recipe
+from tests.support.machines import HOST
 
 GIB = 2**30
 HERE = Path(__file__).parent.parent / "validation"
-HOST = Host(
-    cpu="test", cores=2, ram_total_bytes=16 * GIB, ram_available_bytes=8 * GIB, disk_path="/", disk_free_bytes=GIB,
-    bf16=True,
-)  # fmt: skip
 BF16 = {"method": "lora", "autocast": True, "loss": "logits", "micro_batch": 2, "seq_len": 64, "rank": 4}
 
 

@@ -77,7 +77,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a config.json alone."""
     folder = tmp_path_factory.mktemp("model")
     wide = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 4}
-    family_config("llama3", num_hidden_layers=4, vocab_size=32_000, **wide).save_pretrained(folder)
+    family_config("llama3", num_hidden_layers=2, vocab_size=32_000, **wide).save_pretrained(folder)
     return folder
 
 

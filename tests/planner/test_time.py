@@ -22,8 +22,9 @@ from autoft.planner.tracing.work import Kernel, Work, attention, product_dtypes
 from autoft.profiles.architectures import architecture
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.gpu_catalogue import gpu_profiles
-from autoft.profiles.hardware import Gpu, Hardware, Host
+from autoft.profiles.hardware import Gpu, Hardware
 from autoft.trainer.recipe import Recipe
+from tests.support.machines import HOST
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2,
          "vocab_size": 500, "num_hidden_layers": 12, "tie_word_embeddings": False}  # fmt: skip
@@ -32,8 +33,6 @@ SHORT = transformers.AutoConfig.for_model("llama", **(SHAPE | {"num_hidden_layer
 QLORA = {"method": "qlora", "quant_type": "nf4", "double_quant": True}
 HALF = {"autocast": True, "micro_batch": 2, "seq_len": 128, "rank": 4}
 ADA = Device((8, 9))
-HOST = Host(cpu="test", cores=2, ram_total_bytes=2**34, ram_available_bytes=2**33, disk_path="/", disk_free_bytes=2**30,
-            bf16=True)  # fmt: skip
 
 
 def rehearsed(device: Device = ADA, config: transformers.PretrainedConfig = SHORT, **recipe) -> Rehearsal:

@@ -24,14 +24,9 @@ from autoft.planner.plan.make import Answer, make_estimate
 from autoft.planner.rehearsal.loop import Phase
 from autoft.planner.request import Request
 from autoft.planner.tracing.trace import KINDS
-from autoft.profiles.hardware import Hardware, Host
+from tests.support.machines import NO_GPU as HARDWARE
 
 GIB = 2**30
-HOST = Host(
-    cpu="test", cores=2, ram_total_bytes=16 * GIB, ram_available_bytes=8 * GIB, disk_path="/", disk_free_bytes=GIB,
-    bf16=True,
-)  # fmt: skip
-HARDWARE = Hardware(host=HOST, no_gpu_reason="none")
 MODEL = "smollm2-135m"
 QUESTIONS = {
     "lora": Request(model=MODEL, gpu="rtx-4090", seq_len=256),

@@ -17,16 +17,10 @@ from autoft.planner.what_if.models import family_of, members, sweep_models
 from autoft.profiles.architectures import architectures
 from autoft.profiles.catalogue import forget, own_folder
 from autoft.profiles.gpu_catalogue import gpu_profiles
-from autoft.profiles.hardware import Hardware, Host
 from autoft.trainer.recipe import Recipe
+from tests.support.machines import NO_GPU as CPU
 
 GIB = 2**30
-CPU = Hardware(
-    host=Host(
-        cpu="test", cores=2, ram_total_bytes=16 * GIB, ram_available_bytes=8 * GIB, disk_path="/", disk_free_bytes=GIB
-    ),
-    no_gpu_reason="none",
-)
 CONFIG = {
     "model_type": "llama",
     "vocab_size": 32000,

@@ -23,17 +23,13 @@ from autoft.planner.search.hyperparameters import Rows
 from autoft.planner.search.problem import Question
 from autoft.planner.search.rank import PREFERENCES, SAME_TIME, Choice, choose, order
 from autoft.planner.search.search import Candidate
-from autoft.profiles.hardware import Hardware, Host
 from autoft.schema import parse_toml
 from autoft.trainer.recipe import Recipe
 from tests.planner.families import family_config
+from tests.support.machines import NO_GPU as PLACE
 
 GIB = 2**30
 SEQ_LEN = 256
-HOST = Host(
-    cpu="test", cores=2, ram_total_bytes=16 * GIB, ram_available_bytes=8 * GIB, disk_path="/", disk_free_bytes=GIB
-)
-PLACE = Hardware(host=HOST, no_gpu_reason="none")
 PINS = st.fixed_dictionaries(
     {},
     optional={
@@ -102,10 +98,10 @@ class Remembered(Question):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a config.json alone: four layers, wide enough that every saving of memory counts."""
+    """A folder with a config.json alone: two layers, wide enough that every saving of memory counts."""
     folder = tmp_path_factory.mktemp("model")
     wide = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 4}
-    family_config("llama3", num_hidden_layers=4, vocab_size=32_000, **wide).save_pretrained(folder)
+    family_config("llama3", num_hidden_layers=2, vocab_size=32_000, **wide).save_pretrained(folder)
     return folder
 
 
