@@ -44,15 +44,14 @@ def largest(values: Sequence[int], need: Callable[[int], int], room: int, *, nea
 
 
 def _crossing(needs: dict[int, int], room: int) -> int | None:
-    """The last place below the crossing of `room` by a line through the two answers nearest to it."""
-    below = [place for place in needs if needs[place] <= room]
-    above = [place for place in needs if needs[place] > room]
-    nearest = sorted([*sorted(below)[-2:], *sorted(above)[:2]], key=lambda place: abs(needs[place] - room))[:2]
-    if below and above:
-        nearest = [max(below), min(above)]
-    if len(nearest) < 2:
+    """The last place below the crossing of `room` by a line through the two answers on either side of it, else through
+    the two nearest to it. None where no line crosses it.
+    """
+    places = sorted(needs)
+    fitting = sum(needs[place] <= room for place in places)  # more never needs less: these come first
+    if len(places) < 2:
         return None
-    low, high = sorted(nearest)
-    if needs[high] <= needs[low]:
-        return None
-    return low + int((room - needs[low]) * (high - low) / (needs[high] - needs[low]))
+    first = min(max(fitting - 1, 0), len(places) - 2)
+    low, high = places[first : first + 2]
+    rise = needs[high] - needs[low]
+    return low + int((room - needs[low]) * (high - low) / rise) if rise > 0 else None
