@@ -28,6 +28,22 @@ def test_a_killed_run_is_resumed_evaluated_and_asked(on_card, tiny_model, data_f
     assert asked.code == 0, asked.err
 
 
+def test_a_killed_run_goes_on_with_adafactor_s_float32_state(on_card, tiny_model, data_file, tmp_path):
+    card = on_card("a100", truth=True)
+    settings = {"optimizer": "adafactor", "base_dtype": "bfloat16"}
+    words = [
+        run(tiny_model, data_file, tmp_path / name, "--method", "full", full=True, **settings)
+        for name in ("quiet", "out")
+    ]
+    quiet = card.warm(*words[0])
+    assert quiet.code == 0, quiet.err
+    killed = card.warm("kill", 3, "", *words[1], call=HURT)
+    assert killed.code == -signal.SIGKILL, killed.err
+    resumed = card.warm("resume", tmp_path / "out", "--json")
+    assert resumed.code == 0, resumed.err
+    assert weights_of(tmp_path / "out") == weights_of(tmp_path / "quiet")
+
+
 def test_a_lost_card_is_named_and_what_was_learnt_is_kept(on_card, tiny_model, data_file, tmp_path):
     gone, out = tmp_path / "gone", tmp_path / "out"
     card = on_card("rtx4090", truth=True, fault=f"lost:{gone}")
