@@ -60,7 +60,7 @@ OLDER_BASES = {
     "from the data sheet": "data sheet",
     r"from the data sheet and its (\d+) W limit": "data sheet, held to {} W",
     "assumed": "assumption",
-    r"measured on (\d{4}-\d\d-\d\d), of which .*": "bench of {}",
+    r"measured on (\d{4}-\d\d-\d\d), .*": "bench of {}",
 }
 AS_JSON = ("circumstances", "versions", "recipe")
 

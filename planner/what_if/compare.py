@@ -147,7 +147,7 @@ def compare(frame: Frame) -> Comparison:
         run=frame.run_of,
         plan_takes=_plan_takes(frame),
         sides=sides,
-        notes=(*frame.asked.notes, *(known[0].assumptions if known else ())),
+        notes=(*frame.problem.notes, *(known[0].assumptions if known else ())),
     )
 
 

@@ -30,7 +30,7 @@ class Frame:
 
     request: Request
     hardware: Hardware
-    asked: Asked
+    problem: Asked
     question: Question
 
     @property
@@ -43,7 +43,7 @@ class Frame:
 
     @property
     def prepared(self) -> Prepared | None:
-        return self.asked.prepared
+        return self.problem.prepared
 
     @property
     def seq_len(self) -> int:
@@ -76,16 +76,15 @@ class Frame:
 
     def best(self) -> tuple[Recipe, Estimate]:
         """What the plan would choose, or what comes closest where nothing fits: then its `fits` is not "yes"."""
-        found = self.question.search()
-        choice = self.question.choose(found)
+        choice = self.question.choose(self.question.search())
         if choice is not None:
             return choice.recipe, choice.estimate
         return self.closest()
 
     def closest(self) -> tuple[Recipe, Estimate]:
         """What needs the least."""
-        found = [(recipe, self.question.estimate(recipe)) for recipe in self.recipes()]
-        least = min(found, key=lambda pair: pair[1].device_bytes)
+        estimates = [(recipe, self.question.estimate(recipe)) for recipe in self.recipes()]
+        least = min(estimates, key=lambda pair: pair[1].device_bytes)
         while (lighter := self.question.lighter(least[0])) is not None:
             least = lighter, self.question.estimate(lighter)
         return least
@@ -100,7 +99,7 @@ class Frame:
 
 def make_frame(request: Request, hardware: Hardware) -> Frame:
     """Raises: InputError of several kinds, as `make_plan` does; never DoesNotFit."""
-    asked = ask(request, hardware)
-    if asked.counts[0] > 1 or (request.gpu is not None and len(asked.counts) > 1):
+    problem = ask(request, hardware)
+    if problem.counts[0] > 1 or (request.gpu is not None and len(problem.counts) > 1):
         raise OptionError("this question is about one GPU", fix="--gpu NAME without a count, and no num_gpus")
-    return Frame(request, hardware, asked, asked.question)
+    return Frame(request, hardware, problem, problem.question)
