@@ -1,4 +1,4 @@
-"""How large is the house? Files, lines, functions, imports: of this checkout, and of commits beside it.
+"""How large is the house? Files, lines, functions: of this checkout, and of commits beside it.
 
     python benchmarks/house.py [COMMIT ...]
 

@@ -10,7 +10,7 @@ def packed_batch(recipe: Any, vocabulary: int) -> dict[str, Any]:
     import torch
 
     from autoft.trainer.data.tokens import Example
-    from autoft.trainer.objectives.packing import collator, packed_row
+    from autoft.trainer.objectives.packing import collate_packed, packed_row
 
     rows = []
     for row in range(recipe.micro_batch):
@@ -18,4 +18,4 @@ def packed_batch(recipe: Any, vocabulary: int) -> dict[str, Any]:
         second = recipe.seq_len - first if row % 2 == 0 else recipe.seq_len // 2
         ids = [torch.randint(3, vocabulary, (length,)).tolist() for length in (first, second)]
         rows.append(packed_row([Example(i, i) for i in ids], recipe.seq_len, pad_id=0))
-    return collator(recipe)(rows)
+    return collate_packed(rows, recipe)

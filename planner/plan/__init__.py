@@ -1,4 +1,4 @@
 """The Plan: made, written, read, compared, checked again before a run, and cached.
 
-In: a PlanRequest, or a plan.toml. Out: a Plan and its file.
+In: a Request, or a plan.toml. Out: a Plan and its file.
 """

@@ -223,7 +223,7 @@ class Trace(TorchDispatchMode):
         return func in _WRITTEN_IN_PLACE and self._held_by_a_sum is not None and not torch.is_grad_enabled()
 
     def _run_in_place(self, func: Any, args: Any, kwargs: Any) -> Any:
-        scratch = self.scratch.get(_WRITTEN_IN_PLACE[func]) if func in _WRITTEN_IN_PLACE else None
+        scratch = self.scratch.get(_WRITTEN_IN_PLACE.get(func))
         for own, size in self._take_scratch(scratch, args, kwargs) if scratch else ():
             self.drop(own, size)
         self.count(kernels(func, args, kwargs, args[0]))

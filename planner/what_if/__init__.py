@@ -1,4 +1,4 @@
 """What if it were another card, model, length, rank, batch or method? Each answer is a plan or an estimate of its own.
 
-In: a PlanRequest. Out: a limit, or a row for each card, model or method.
+In: a Request. Out: a limit, or a row for each card, model or method.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-OUTWARDS = 16  # past the last place that was asked, at most so many times as far: the far end is slow to rehearse
+OUTWARDS = 16  # a guess goes at most this many times as far as the last answer: the far end is slow to rehearse
 
 
 def largest(values: Sequence[int], need: Callable[[int], int], room: int, *, near: int = 0) -> int:

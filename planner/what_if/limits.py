@@ -64,11 +64,11 @@ def find_limit(frame: Frame, quantity: Quantity) -> Limit:
     values, bound_by = _values(frame, quantity)
     ceilings: list[Ceiling] = []
     for recipe in _recipes(frame):
-        ceilings.append(_ceiling(frame, recipe, quantity, values, near=ceilings[-1:]))
+        ceilings.append(_ceiling(frame, recipe, quantity, values, near=ceilings[-1].value if ceilings else None))
     best = min(ceilings, key=_rank)
     lighter = frame.question.lighter(best.recipe)  # the optimizer's state is the same in all of them
     while lighter is not None:
-        ceilings.append(_ceiling(frame, lighter, quantity, values, near=[best]))
+        ceilings.append(_ceiling(frame, lighter, quantity, values, near=best.value))
         lighter = frame.question.lighter(lighter)
     ceilings.sort(key=_rank)
     best = ceilings[0]
@@ -131,17 +131,15 @@ def _values(frame: Frame, quantity: Quantity) -> tuple[Sequence[int], str]:
     return range(1, MOST_ROWS + 1), "more was not tried"
 
 
-def _ceiling(
-    frame: Frame, recipe: Recipe, quantity: Quantity, values: Sequence[int], near: Sequence[Ceiling]
-) -> Ceiling:
-    """near: that of a similar recipe, if there is one: where to look first."""
+def _ceiling(frame: Frame, recipe: Recipe, quantity: Quantity, values: Sequence[int], near: int | None) -> Ceiling:
+    """near: the most that fits with a similar recipe, where to look first; None where nothing does."""
 
     def at(value: int) -> Recipe:
         changed: dict[str, Any] = {quantity: value}
         return replace(recipe, **changed)
 
     room = frame.target.available_bytes
-    begin = next((values.index(each.value) for each in near if each.value is not None), 0)
+    begin = 0 if near is None else values.index(near)
     place = largest(values, lambda value: frame.question.estimate(at(value)).device_bytes, room, near=begin)
     found = at(values[max(place, 0)])
     beyond = values[place + 1] if 0 <= place < len(values) - 1 else None

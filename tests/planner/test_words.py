@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 PROSE = (
     r"(reasons?|assumptions?|notes?|pruned|text|sentences?|described|describe\w*\([^()]*\)|target\.name|plan\.target)"
 )
-# planner/plan/record.py and planner/history/past_runs.py read the words of older files, of which nothing else remains
+# planner/plan/record.py and planner/history/past_runs.py read the words of older files, which have nothing else
 CUT = re.compile(
     rf"{PROSE}(\[\w+\])?\.(startswith|endswith|partition|rpartition|split|removeprefix|removesuffix)\((?!\))"
 )

@@ -12,7 +12,7 @@ from autoft.trainer.data.tokens import Example
 from autoft.trainer.loop.rows import ROWS, batch_maker, split
 from autoft.trainer.model.build import build_model
 from autoft.trainer.objectives.loss import IGNORED, compute_loss
-from autoft.trainer.objectives.packing import collator, pack, packed_row
+from autoft.trainer.objectives.packing import collate_packed, pack, packed_row
 from autoft.trainer.recipe import Recipe
 from tests.planner.families import FAMILIES, family_config
 
@@ -39,7 +39,7 @@ def test_a_packed_row_restarts_positions_and_learns_nothing_across_examples() ->
 
 def test_flash_attention_takes_the_rows_end_to_end() -> None:
     rows = [packed_row([Example([5, 6], [5, 6])], 3, 0), packed_row([Example([7], [7]), Example([8], [8])], 3, 0)]
-    batch = collator(Recipe(packing=True, attention="flash_attention_2", seq_len=3))(rows)
+    batch = collate_packed(rows, Recipe(packing=True, attention="flash_attention_2", seq_len=3))
     assert batch["input_ids"].tolist() == [[5, 6, 0, 7, 8, 0]]
     assert batch["position_ids"].tolist() == [[0, 1, 0, 0, 0, 0]]
     # transformers finds in them where each begins, padding and single tokens included
@@ -102,7 +102,7 @@ def test_packed_rows_learn_what_their_examples_do_alone(family, loss, tmp_path) 
     trained = sum(label != IGNORED for example in alone for label in example.labels[1:])
     rows = pack([len(e.input_ids) for e in alone], recipe.seq_len)
     assert len(rows) == 2
-    packed = collator(recipe)([packed_row([alone[i] for i in row], recipe.seq_len, 0) for row in rows])
+    packed = collate_packed([packed_row([alone[i] for i in row], recipe.seq_len, 0) for row in rows], recipe)
     apart = [
         {"input_ids": torch.tensor([e.input_ids]), "labels": torch.tensor([e.labels])}
         for e in alone
@@ -121,7 +121,9 @@ def test_rows_end_to_end_learn_the_same(tiny_model) -> None:
     model = build_model(recipe, config=config, weights=tiny_model, device="cpu")
     alone = examples(config.vocab_size)
     rows = [packed_row([alone[i] for i in row], 48, 0) for row in pack([len(e.input_ids) for e in alone], 48)]
-    batches = [collator(r)(rows) for r in (recipe, Recipe(attention="flash_attention_2", packing=True, seq_len=48))]
+    batches = [
+        collate_packed(rows, r) for r in (recipe, Recipe(attention="flash_attention_2", packing=True, seq_len=48))
+    ]
     assert [tuple(batch["input_ids"].shape) for batch in batches] == [(2, 48), (1, 96)]
     stacked, end_to_end = (losses_and_gradients(model, [batch], recipe, None) for batch in batches)
     torch.testing.assert_close(end_to_end, stacked, rtol=1e-4, atol=1e-5)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from autoft.trainer.objectives.loss import IGNORED
-from autoft.trainer.objectives.packing import collator, end_to_end, packed_row
+from autoft.trainer.objectives.packing import collate_packed, end_to_end, packed_row
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ def row(examples: Sequence[Example], recipe: Recipe, pad_id: int, width: int | N
 def collate(rows: Sequence[dict[str, Any]], recipe: Recipe, pad_id: int) -> dict[str, torch.Tensor]:
     """A micro-batch of rows, padded on the right to recipe.pad_multiple unless they are packed."""
     if recipe.packing:
-        return collator(recipe)(rows)
+        return collate_packed(rows, recipe)
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     padded = DataCollatorForLanguageModeling(pad_id, pad_to_multiple_of=recipe.pad_multiple)
@@ -35,7 +35,7 @@ def collate(rows: Sequence[dict[str, Any]], recipe: Recipe, pad_id: int) -> dict
 
 
 def dummy_batch(recipe: Recipe, ids: torch.Tensor | None = None, *, plain: bool = False) -> dict[str, torch.Tensor]:
-    """A micro-batch of exactly the recipe's shape, without padding, of which every token is trained.
+    """A micro-batch of exactly the recipe's shape: no padding, every token trained.
 
     ids: BS, its tokens, where it is to have values; packed rows are then two examples long. Without, all is on the meta
         device.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from autoft.trainer.objectives.loss import IGNORED
@@ -56,14 +56,11 @@ def packed_row(examples: Sequence[Example], seq_len: int, pad_id: int) -> dict[s
     }
 
 
-def collator(recipe: Recipe) -> Callable[[Sequence[dict[str, list[int]]]], dict[str, torch.Tensor]]:
-    """Makes a micro-batch of packed rows."""
+def collate_packed(rows: Sequence[dict[str, Any]], recipe: Recipe) -> dict[str, torch.Tensor]:
+    """A micro-batch of packed rows."""
     import torch
 
-    def collate(rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-        return end_to_end({name: torch.tensor([row[name] for row in rows]) for name in rows[0]}, recipe)
-
-    return collate
+    return end_to_end({name: torch.tensor([row[name] for row in rows]) for name in rows[0]}, recipe)
 
 
 def end_to_end(batch: dict[str, torch.Tensor], recipe: Recipe) -> dict[str, torch.Tensor]:
