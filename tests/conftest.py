@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,9 +76,9 @@ class Done(NamedTuple):
     err: str
 
 
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    """Environment and working folder are after a test what they were before it.
+@contextmanager
+def put_back() -> Iterator[None]:
+    """Environment and working folder are afterwards what they were before.
 
     A command changes both as if its process ended with it: a run on the CPU hides the GPUs, `resume` goes to the folder
     where the run was started. Here other tests follow.
@@ -89,6 +91,21 @@ def as_before() -> Iterator[None]:
             del os.environ[name]
         elif os.environ.get(name) != environment[name]:
             os.environ[name] = environment[name]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Iterator[object]:
+    """A fixture that several tests share leaves nothing behind either; one that yields cleans up by itself."""
+    if fixturedef.scope == "function" or inspect.isgeneratorfunction(fixturedef.func):
+        return (yield)
+    with put_back():
+        return (yield)
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    with put_back():
+        yield
 
 
 @pytest.fixture(autouse=True)
