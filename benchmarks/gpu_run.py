@@ -161,10 +161,10 @@ def _command(words: list[str], *, caps: tuple[int, int] | None = None, shrink_af
 
 def _worker(request: Json) -> None:
     """The command line in this process. Its GPU is kept to the caps once the run is planned: planning touches none."""
-    from autoft.cli import run as run_command
+    from autoft import training
     from autoft.cli.main import main as autoft
 
-    take_devices = run_command.take_devices
+    take_devices = training.take_devices
 
     def take_and_cap(plan: Any) -> list[str]:
         taken: list[str] = take_devices(plan)
@@ -172,7 +172,7 @@ def _worker(request: Json) -> None:
             _cap(*request["caps"])
         return taken
 
-    run_command.take_devices = take_and_cap
+    training.take_devices = take_and_cap
     if request["shrink_after"] is not None:
         _shrink_after(request["shrink_after"])
     autoft(request["words"])

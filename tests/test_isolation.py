@@ -30,6 +30,7 @@ def test_a_fixture_of_several_tests_leaves_nothing_behind(leaves: Path) -> None:
     assert Path.cwd() == leaves
 
 
-@pytest.mark.parametrize("time", ["first", "second"])
-def test_one_that_yields_says_itself_how_long(keeps: None, time: str) -> None:
+@pytest.mark.usefixtures("keeps")
+@pytest.mark.parametrize("_", ["first", "second"])
+def test_one_that_yields_says_itself_how_long(_: str) -> None:
     assert os.environ["AUTOFT_TESTED"] == "1"

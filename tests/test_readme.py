@@ -115,7 +115,7 @@ def test_every_page_of_docs_is_in_the_index_and_in_the_site() -> None:
 
 def test_the_program_prints_every_message_of_troubleshooting() -> None:
     """`...` stands for what is filled in. Literals that Python joins are joined here."""
-    folders = ("autoft/cli", "planner", "trainer", "profiles")
+    folders = ("autoft", "planner", "trainer", "profiles")
     sources = (file.read_text(encoding="utf-8") for folder in folders for file in (ROOT / folder).rglob("*.py"))
     code = re.sub(r"\"\s*\n\s*f?\"", "", "\n".join(sources))
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ import click
 
 from autoft import render
 from autoft.cli import options, show_settings
-from autoft.errors import OptionError, OutputError
+from autoft.errors import OptionError
 from autoft.planner.request import Prefer
 from autoft.trainer.recipe import Method
 
@@ -155,11 +155,12 @@ def kept_plan(wanted: Request, *, no_cache: bool) -> Plan:
     hardware = detect()
     with rehearsing():
         from autoft.planner.plan import cached_plans
+        from autoft.planner.plan.corrected import corrected
 
         question = None if no_cache else cached_plans.ask(wanted, hardware)
         known = cached_plans.recall(question) if question is not None else None
         if known is not None:
-            return _corrected(known, wanted, hardware)
+            return corrected(known, wanted, hardware, _say)
         found, _ = _plan(wanted, hardware, apart=False)
         if question is not None:
             cached_plans.keep(question, found)
@@ -187,31 +188,15 @@ def _plan(wanted: Request, hardware: Hardware, *, apart: bool) -> tuple[Plan, Pr
     from autoft.planner.plan.prefetch import begin
 
     with begin(wanted) as reading:  # before the imports that it is to go on beside
+        from autoft.planner.plan.corrected import corrected
         from autoft.planner.plan.make import make_plan
 
         found, prepared = make_plan(wanted, hardware, reading, apart=apart)
-    return _corrected(found, wanted, hardware), prepared
+    return corrected(found, wanted, hardware, _say), prepared
 
 
-def _corrected(plan: Plan, wanted: Request, hardware: Hardware) -> Plan:
-    from autoft.planner.estimator.target import target_of
-    from autoft.planner.history import past_runs
-    from autoft.planner.history.correction import correction_for, warnings
-    from autoft.planner.timing.roofline import measure_cpu_flops
-
-    try:
-        aside = past_runs.put_aside()
-    except OutputError as error:
-        aside = f"the history of runs cannot be used: {error.what}"
-    if aside is not None:
-        render.console(stderr=True).print(f"Note: {aside}", markup=False)
-    target = target_of(hardware, gpu_name=wanted.gpu, vram_gib=wanted.vram_gib, cpu_flops_per_s=measure_cpu_flops)
-    target = target.using(plan.job.num_gpus)
-    correction = correction_for(target, plan.estimate, plan.job.recipe)
-    if correction is None:
-        return plan
-    notes = (*plan.notes, *warnings(correction, plan.estimate))
-    return replace(plan, notes=notes, correction=correction)
+def _say(text: str) -> None:
+    render.console(stderr=True).print(text, markup=False)
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import click
 
-from autoft import render
+from autoft import render, training
 from autoft.cli import options
 
 
@@ -43,15 +44,16 @@ def command(folder: Path, accept_changes: bool, as_json: bool) -> None:
 
     plan = read_plan(unfinished(out) / "plan.toml")
     about = about_run(unfinished(out))
-    gpus = run_command.take_devices(plan)
-    console = render.console(stderr=True)
+    gpus = training.take_devices(plan)
     shown = folder.with_name(out.name)
     _go_to(about.get("started_in"))
     known = about.get("predicted")
     predicted = None if known is None else Predicted.from_dict(known)
     with run_command.display(plan, predicted, as_json=as_json) as listener:
         result = trainer.resume(out, plan.job, accept_changes=accept_changes, gpus=gpus, listener=listener)
-    run_command.conclude(plan, predicted, result, shown, console, as_json=as_json)
+    if predicted is not None:
+        training.remember(plan, predicted, result, partial(render.console(stderr=True).print, markup=False))
+    run_command.show(result, shown, as_json=as_json)
 
 
 def _go_to(started_in: str | None) -> None:

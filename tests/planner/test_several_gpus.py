@@ -15,7 +15,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from autoft.cli.run import uuids
 from autoft.errors import DoesNotFit, ModelError, OptionError
 from autoft.planner.estimate import Range
 from autoft.planner.estimator.target import NCCL_BYTES, target_of
@@ -48,6 +47,7 @@ from autoft.trainer.distributed.group import Group
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import Predicted
+from autoft.training import uuids
 from autoft.units import GIB, MIB
 from tests.conftest import write_jsonl
 from tests.planner.families import family_config

@@ -38,12 +38,17 @@ DEFAULTS = {
 }
 
 
-def prepare() -> None:
-    """Quiet, private and predictable libraries. Call before torch or transformers is imported."""
+def set_defaults() -> None:
+    """Private and predictable libraries. Call before torch or transformers is imported."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     if sys.platform == "linux":
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+def prepare() -> None:
+    """As `set_defaults`, in a process that is all ours: no warnings of libraries either."""
+    set_defaults()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
