@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import LONGEST
 
 ROOT = Path(__file__).parent.parent
-PACKED = (".py", ".toml", ".typed", ".html", ".css", ".js")
+PACKED = (".py", ".toml", ".typed", ".html", ".css", ".js", ".jsonl")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # What each folder may import of autoft; the face may import all of it.
 ALLOWED = {

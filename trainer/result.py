@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from autoft.schema import Record
 from autoft.trainer.job import Job
 
 SCHEMA_VERSION = 1
+
+Form = Literal["merged", "nf4", "int8"]  # in which a trained model can be judged beside the way it was trained
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from autoft import render
 from autoft.cli import options
 from autoft.errors import OptionError
+from autoft.trainer.result import Form
 
-MODELS = {"before": "the base", "after": "the trained model"}
+FORMS: tuple[str, ...] = get_args(Form)
+MODELS = {
+    "before": "the base",
+    "after": "the trained model",
+    "merged": "the merged model",
+    "nf4": "the model in 4 bits",
+    "int8": "the model in 8 bits",
+}
 
 
 @options.command(
@@ -30,12 +39,20 @@ MODELS = {"before": "the base", "after": "the trained model"}
 @click.option(
     "--rows", type=click.IntRange(min=1), metavar="N", help="Evaluate at most N rows (default: as many as the run)."
 )
+@click.option(
+    "--also",
+    "forms",
+    multiple=True,
+    type=options.Choice(FORMS),
+    help="Judge the merged or quantized model too (repeatable).",
+)
 @options.ACCEPT_CHANGES
 def command(
     folder: Path,
     data: str | None,
     mapping: tuple[str, ...],
     rows: int | None,
+    forms: tuple[Form, ...],
     accept_changes: bool,
     as_json: bool,
 ) -> None:
@@ -55,6 +72,7 @@ def command(
             data=data,
             mapping=",".join(mapping) or None,
             most=rows,
+            forms=tuple(dict.fromkeys(forms)),
             accept_changes=accept_changes,
             watch=lambda which, done, total: status.update(f"Evaluating {MODELS[which]}: {done} of {total} rows"),
             tell=lambda text: console.print(f"Note: {text}", markup=False),

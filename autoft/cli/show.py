@@ -154,11 +154,38 @@ def _components(estimate: Estimate) -> Table:
     return table
 
 
+CHANGE_NOTE = "change: from before to after, in 95% of draws of other rows like these (bootstrap)"
+
+
 def show_judgement(judgement: Judgement, console: Console) -> None:
     """A run judged again: its samples side by side, then the figures."""
     for sample in judgement.samples:
         console.print(_side_by_side(sample, console.width))
-    console.print(scores(judgement.before, judgement.after))
+    console.print(_judged(judgement))
+    if judgement.changes:
+        console.print(CHANGE_NOTE, style="dim")
+
+
+def _judged(judgement: Judgement) -> Table:
+    """A line a figure, a column a model; the change from the base to the trained model as an interval."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    others = [variant.name for variant in judgement.variants]
+    change = ["change (95%)"] if judgement.changes else []
+    table.add_column(f"{judgement.after.rows} held-out rows")
+    for name in ("before", "after", *change, *others):
+        table.add_column(name, justify="right")
+    for score, was, now in wording.scores(judgement.before, judgement.after):
+        interval = judgement.changes.get(score.name)
+        row = [score.label, score.text(was), score.text(now)]
+        row += [score.interval(interval.lower, interval.upper) if interval else ""] if change else []
+        row += [score.text(getattr(variant.evaluation, score.name)) for variant in judgement.variants]
+        table.add_row(*row)
+    if judgement.general is not None:
+        general, loss = judgement.general, wording.SCORES[0]
+        row = [f"loss on {general.rows} general prompts", loss.text(general.before), loss.text(general.after)]
+        row += [loss.interval(general.change.lower, general.change.upper)] if change else []
+        table.add_row(*row)
+    return table
 
 
 def scores(before: Evaluation, after: Evaluation) -> Table:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,8 +47,25 @@ def test_a_run_is_judged_as_it_judged_itself(autoft, tiny_model, data_file, tmp_
         assert figures_of(found[when]) == pytest.approx(figures_of(known), rel=1e-6), when
     assert [sample["expected"][:6] for sample in found["samples"]] == ["it is "] * 4
     assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    general = found["general"]
+    assert general["rows"] == 40
+    assert general["change"]["lower"] <= general["after"] - general["before"] <= general["change"]["upper"]
     if kind == "lora":
+        judged_in_other_forms(autoft, out, found)
         judged_on_other_rows(autoft, out, data_file, tmp_path)
+
+
+def judged_in_other_forms(autoft, out: Path, found: dict[str, Any]) -> None:
+    """A merged model answers as its adapter does, but for rounding; one in 4 bits is another, and both are told."""
+    done = autoft("eval", out, "--also", "merged", "--also", "nf4", "--json")
+    assert done.code == 0, done.err
+    judged = json.loads(done.out)
+    assert judged["after"]["loss"] == found["after"]["loss"]
+    merged, nf4 = judged["variants"]
+    assert (merged["name"], nf4["name"]) == ("merged", "nf4")
+    assert merged["evaluation"]["loss"] == pytest.approx(found["after"]["loss"], rel=1e-4)
+    assert nf4["evaluation"]["loss"] != pytest.approx(found["after"]["loss"], rel=1e-4)
+    assert judged["changes"] == {}  # of four rows
 
 
 def judged_on_other_rows(autoft, out: Path, data_file: Path, tmp_path: Path) -> None:
@@ -67,6 +86,12 @@ def judged_on_other_rows(autoft, out: Path, data_file: Path, tmp_path: Path) -> 
     assert "1 rows are longer than" in judged["notes"][0]
     done = autoft("eval", out, "--data", data_file, "--json")
     assert "36 of these 40 rows were trained: the figures flatter" in done.err
+    judged = json.loads(done.out)
+    change = judged["changes"]["loss"]
+    assert change["lower"] <= judged["after"]["loss"] - judged["before"]["loss"] <= change["upper"] < 0
+    shown = autoft("eval", out, "--data", data_file)
+    assert re.search(r"loss, nats a token +\d\.\d{3} +\d\.\d{3} +-\d\.\d{3} to -\d\.\d{3}", shown.out)
+    assert "loss on 40 general prompts" in shown.out
     data_file.unlink()
     done = autoft("eval", out)
     assert (done.code, done.out) == (2, "")
@@ -94,6 +119,7 @@ def judged_on_other_rows(autoft, out: Path, data_file: Path, tmp_path: Path) -> 
         (("{here}/cut",), "To fix: autoft resume {here}/cut goes on with the unfinished one"),
         (("{here}",), "Error: {here}: holds no finished run"),
         (("{here}/none", "--map", "prompt=q"), "Error: --map goes with --data"),
+        (("{here}/none", "--also", "gguf"), "Error: --also gguf: not known.\nTo fix: one of: merged, nf4, int8"),
         (("{here}/none", "--rows", "0"), "Error: Invalid value for '--rows'"),
         ((), "Error: Missing argument 'DIR'"),
     ],

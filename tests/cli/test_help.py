@@ -17,7 +17,7 @@ BANNED = re.compile(r"so many|times the time|\banew\b|of which|[Tt]ake up|\btell
 
 
 def commands() -> Iterator[tuple[str, Command]]:
-    ctx = click.Context(cli)
+    ctx = click.Context(cli, **cli.context_settings)
     for name in COMMANDS:
         command = cli.get_command(ctx, name)
         found = command.commands if isinstance(command, click.Group) else {"": command}
@@ -48,7 +48,7 @@ def test_there_are_three_examples_and_the_command_takes_them(name: str) -> None:
     for example in command.examples:
         words = shlex.split(example.partition(" <")[0])
         assert words[: 1 + len(name.split())] == ["autoft", *name.split()]
-        ctx = click.Context(command)
+        ctx = click.Context(command, **command.context_settings)
         command.make_parser(ctx).parse_args(words[1 + len(name.split()) :])  # refuses an option that is not there
 
 

@@ -11,7 +11,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -24,22 +24,37 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def score(expected: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
-    """Every figure that `applicable` names, the mean over all answers, by its field. Empty without answers."""
+Part = tuple[float, float]  # what a row adds to a figure, and its weight: the figure is the sum of one over the other
+Parts = dict[str, list[Part]]  # by figure, a Part a row
+
+
+def row_scores(expected: Sequence[str], answers: Sequence[str]) -> Parts:
+    """Every figure that `applicable` names, of each answer. Empty without answers."""
     if not answers:
         return {}
     pairs = list(zip(expected, answers, strict=True))
     names = applicable(expected)
-    scores = {"exact_match": _mean(want.strip() == got.strip() for want, got in pairs)}
+    scores = {"exact_match": [_whole(want.strip() == got.strip()) for want, got in pairs]}
     if "fields_right" in names:
-        scores["json_valid"] = _mean(_json_object(got) is not None for _, got in pairs)
-        scores["fields_right"] = _mean(right for want, got in pairs for right in _fields(want, got))
+        scores["json_valid"] = [_whole(_json_object(got) is not None) for _, got in pairs]
+        fields = [_fields(want, got) for want, got in pairs]
+        scores["fields_right"] = [(float(sum(of_row)), float(len(of_row))) for of_row in fields]
     if "number_match" in names:
-        scores["number_match"] = _mean(last_number(want) == last_number(got) for want, got in pairs)
+        scores["number_match"] = [_whole(last_number(want) == last_number(got)) for want, got in pairs]
     if "f1" in names:
-        scores["f1"] = _mean(f1(want, got) for want, got in pairs)
-        scores["rouge_l"] = _mean(rouge_l(want, got) for want, got in pairs)
+        scores["f1"] = [_whole(f1(want, got)) for want, got in pairs]
+        scores["rouge_l"] = [_whole(rouge_l(want, got)) for want, got in pairs]
     return scores
+
+
+def mean_of(parts: Sequence[Part]) -> float:
+    """The figure of all rows together."""
+    return sum(value for value, _ in parts) / sum(weight for _, weight in parts)
+
+
+def score(expected: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+    """Every figure that `applicable` names, the mean over all answers, by its field. Empty without answers."""
+    return {name: mean_of(parts) for name, parts in row_scores(expected, answers).items()}
 
 
 def applicable(expected: Sequence[str]) -> frozenset[Metric]:
@@ -156,6 +171,5 @@ def _same(left: Any, right: Any) -> bool:
     return type(left) is type(right) and bool(left == right)
 
 
-def _mean(values: Iterable[float]) -> float:
-    counted = list(values)
-    return sum(counted) / len(counted)
+def _whole(value: float) -> Part:
+    return float(value), 1.0

@@ -99,13 +99,14 @@ def base_name(folder: Path, result: RunResult) -> str:
     return result.job.model
 
 
-def load_trained(folder: Path, result: RunResult, *, for_loss: bool = False) -> Any:
+def load_trained(folder: Path, result: RunResult, *, recipe: Recipe | None = None, for_loss: bool = False) -> Any:
     """Base and adapter, or the whole model, on the GPU if there is one. for_loss: ready for the recipe's loss.
 
+    recipe: to load by, where it is not the run's own.
     Raises: ModelError when weights of it, or its base, are gone.
     """
-    recipe = result.job.recipe
-    whole = recipe.method == "full"
+    whole = result.job.recipe.method == "full"
+    recipe = recipe or result.job.recipe
     # without its weights PEFT would look for a pickle, and then on the hub
     for written in ("config.json",) if whole else ("adapter_config.json", ADAPTER):
         if not (folder / written).is_file():
@@ -113,7 +114,7 @@ def load_trained(folder: Path, result: RunResult, *, for_loss: bool = False) -> 
     if whole:
         # its own config.json has the scaling
         return _load(str(folder.resolve()), replace(recipe, rope_scaling=None), for_loss=for_loss)
-    model = load_base(folder, result, for_loss=for_loss)
+    model = _load(base_name(folder, result), recipe, for_loss=for_loss)
     from peft import PeftModel
     from safetensors import SafetensorError
 

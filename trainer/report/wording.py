@@ -28,6 +28,12 @@ class Score:
             return "-"
         return f"{value:.1%}" if self.share else f"{value:.3f}" if value < 1000 else f"{value:,.0f}"
 
+    def interval(self, lower: float, upper: float) -> str:
+        """A change that lies between two."""
+        if self.share:
+            return f"{100 * lower:+.1f} to {100 * upper:+.1f} points"
+        return f"{lower:+,.3f} to {upper:+,.3f}"
+
     def change(self, before: float | None, after: float | None) -> str:
         """From before to after, with its sign; empty where one of them is not known."""
         if before is None or after is None:
