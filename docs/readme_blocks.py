@@ -33,6 +33,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- output of: (?P<name>.+?) -->\n```text\n)(?P<text>.*?)(```\n)", re.DOTALL)
 TABLE = re.compile(r"(<!-- table of: (?P<name>.+?) -->\n)(?P<text>(?:\|.*\n)*)")
 MODELS = ("qwen2.5-1.5b-instruct", "llama-3.2-3b-instruct", "llama-3.1-8b-instruct", "phi-4", "qwen2.5-32b-instruct")
+EXPORTS = {
+    "safetensors": "merged, 16 bits",
+    "gguf:q8_0": "GGUF q8_0",
+    "gguf:q4_k_m": "GGUF q4_k_m",
+    "nf4": "bitsandbytes NF4",
+}
 CARDS = {
     "rtx-4060": "RTX 4060 8 GB",
     "rtx-3060": "RTX 3060 12 GB",
@@ -269,7 +275,18 @@ def plan_in_short(cells: list[str]) -> str:
     return f"{names[method]}, {memory}" if method in names else "no"
 
 
-TABLES: dict[str, Callable[[], str]] = {"docs/plans.md": will_it_fit}
+def sizes_and_quality() -> str:
+    """Some rows of docs/exports.md: size, and perplexity on held-out rows."""
+    report = json.loads((RESULTS / "exports.json").read_text(encoding="utf-8"))
+    rows = [("base and adapter", "", next(iter(report["exports"].values()))["reference"])]
+    for kind, name in EXPORTS.items():
+        row = report["exports"][kind]
+        rows.append((name, f"{row['bytes'] / 2**20:,.0f} MiB", row["quality"]))
+    lines = [f"| {name} | {num_bytes} | {quality['perplexity']:.3f} |" for name, num_bytes, quality in rows]
+    return "\n".join(["| | size | perplexity on held-out rows |", "|---|---|---|", *lines])
+
+
+TABLES: dict[str, Callable[[], str]] = {"docs/plans.md": will_it_fit, "docs/exports.md": sizes_and_quality}
 
 
 def regenerated(text: str) -> str:
