@@ -106,8 +106,10 @@ def check_folder(plan: Plan, out: Path, *, force: bool) -> None:
     """Raises: OutputError where the run's result has no room at `out`, or another result is there without force."""
     from autoft.trainer.storage.run_folder import check_output, output_bytes
 
-    each = 4 if plan.job.recipe.method != "full" or plan.job.recipe.weights_dtype == "float32" else 2
-    check_output(out, force=force, needed_bytes=output_bytes(plan.estimate.trainable_params, bytes_each=each))
+    recipe, estimate = plan.job.recipe, plan.estimate
+    each = 4 if recipe.method != "full" or recipe.weights_dtype == "float32" else 2
+    params = estimate.trainable_params if recipe.method == "full" else estimate.total_params - plan.shape.total_params
+    check_output(out, force=force, needed_bytes=output_bytes(params, bytes_each=each))
 
 
 def train(

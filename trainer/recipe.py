@@ -178,6 +178,17 @@ class Recipe(Record):
             alone=False,
         ),
     ] = False
+    freeze_a: Annotated[
+        bool,
+        Setting(
+            "train only LoRA's B, over a random A",
+            group="Adapter",
+            more="LoRA-FA, arXiv:2308.03303. The inputs of layers need not be kept for A's gradient, and half of the "
+            "adapter has neither gradient nor optimizer state.",
+            changes=("memory", "time", "quality"),
+            elsewhere="lora_fa use_lora_fa freeze_lora_a",
+        ),
+    ] = False
     target_modules: Annotated[
         Literal["all-linear"] | tuple[str, ...],
         Setting(

@@ -28,7 +28,7 @@ def host_parts(rehearsal: Rehearsal, base_params: int, num_gpus: int = 1) -> Par
     that is trained itself. merge: the base in 16 bits, and the update of one layer in float32.
     """
     widest = max(weight.params for weight in rehearsal.weights)
-    adapter = 4 * rehearsal.trainable_params
+    adapter = 4 * rehearsal.written_params
     found = {
         "load": {"the largest tensor, 16-bit": 2 * widest},
         "train": {
@@ -67,7 +67,7 @@ def disk_parts(rehearsal: Rehearsal, base_params: int) -> Parts:
         }
     return {
         "load": {"the base, 16-bit": 2 * base_params},
-        "save": {"the adapter and what goes with it": output_bytes(rehearsal.trainable_params)},
+        "save": {"the adapter and what goes with it": output_bytes(rehearsal.written_params)},
         "merge": {"the merged model, 16-bit": 2 * base_params},
     }
 

@@ -80,6 +80,11 @@ class Rehearsal:
             found.update(enumerate(maker.made if isinstance(maker, Extension) else maker, first))
         return found
 
+    @property
+    def written_params(self) -> int:
+        """Of an adapter all weights, those that stay as they are drawn too; else what is trained."""
+        return sum(weight.params for weight in self.weights if weight.trained or weight.adapter)
+
 
 def rehearse(
     recipe: Recipe,

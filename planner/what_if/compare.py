@@ -201,8 +201,8 @@ def _plan_takes(frame: Frame) -> Name | None:
 
 
 def _adapter_bytes(recipe: Recipe, rehearsal: Rehearsal) -> int:
-    """Of the file: the trained weights as they are held."""
-    return rehearsal.trainable_params * (4 if recipe.adapter_dtype == "float32" else 2)
+    """Of the file: the adapter's weights as they are held."""
+    return rehearsal.written_params * (4 if recipe.adapter_dtype == "float32" else 2)
 
 
 def _smallest_gib(frame: Frame) -> int | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from autoft.trainer.adapters import ADAPTERS
+from autoft.trainer.loop.engine import Engine
+from autoft.trainer.model.build import build_model
 from autoft.trainer.recipe import Recipe
 
 SETTINGS = ("max_steps=2", "seq_len=64", "micro_batch=4", "accumulation=1", "eval_rows=4", "max_new_tokens=4")
@@ -93,3 +96,43 @@ def test_every_kind_says_what_it_is() -> None:
         assert kind.name == name
         assert kind.source
         assert kind.settings <= Recipe.__dataclass_fields__.keys()
+
+
+def test_lora_fa_trains_b_alone_and_takes_less(autoft, tmp_path, tiny_model, data_file) -> None:
+    settings = words(*SETTINGS, "freeze_a=true")
+    planned = {}
+    for name, value in (("lora", "false"), ("lora-fa", "true")):
+        done = autoft("estimate", tiny_model, "--gpu", "rtx-3060", "--set", f"freeze_a={value}", "--json")
+        assert done.code == 0, done.err
+        planned[name] = json.loads(done.out)
+    assert planned["lora-fa"]["trainable_params"] < planned["lora"]["trainable_params"]
+    assert planned["lora-fa"]["total_params"] == planned["lora"]["total_params"]
+    assert planned["lora-fa"]["disk_bytes"]["save"] == planned["lora"]["disk_bytes"]["save"]
+    assert planned["lora-fa"]["peak_allocated_bytes"] < planned["lora"]["peak_allocated_bytes"]
+
+    out = tmp_path / "out"
+    done = autoft("run", tiny_model, "--data", data_file, "-o", out, *settings, "--gpu", "cpu", "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    opened = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), out)
+    weights = dict(opened.named_parameters())
+    trained = sum(each.numel() for name, each in weights.items() if ".lora_B." in name)
+    assert result["trainable_params"] == trained
+    fresh = build_model(
+        Recipe.from_dict(result["job"]["recipe"]), config=opened.config, weights=tiny_model, device="cpu", seed=0
+    )
+    for name, drawn in fresh.named_parameters():
+        if ".lora_" in name:
+            assert torch.equal(weights[name], drawn) == (".lora_A." in name), name
+    assert "An adapter" not in (out / "README.md").read_text(encoding="utf-8")
+    assert "LoRA-FA of rank 16" in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_checkpoint_holds_the_a_that_is_not_trained(tiny_model) -> None:
+    """Drawn at random by another PyTorch it might be another."""
+    recipe = Recipe(base_dtype="float32", loss="logits", freeze_a=True)
+    model = build_model(recipe, config=AutoConfig.from_pretrained(tiny_model), weights=tiny_model, device="cpu")
+    kept = Engine._weights(SimpleNamespace(model=model, recipe=recipe))
+    adapter = {name for name, _ in model.named_parameters() if ".lora_" in name}
+    assert kept.keys() == adapter
+    assert {name for name in adapter if kept[name].requires_grad} == {name for name in adapter if ".lora_B." in name}

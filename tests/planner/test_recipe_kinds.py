@@ -53,6 +53,8 @@ REAL: dict[str, tuple[str, dict[str, Any]]] = {
     "full-bfloat16-8-bit-optimizer": ("llama", FULL | {"loss": "fused", "optimizer": "adamw_8bit"}),
     "full-bfloat16-adafactor": ("llama", FULL | {"loss": "fused", "optimizer": "adafactor"}),
     "adafactor-float32": ("llama", FLOAT32 | {"optimizer": "adafactor"}),
+    "lora-fa-autocast": ("llama", AUTOCAST | {"freeze_a": True}),
+    "lora-fa-nf4-dropout": ("qwen2", NF4 | {"freeze_a": True, "dropout": 0.1, "optimizer": "adamw_torch"}),
     "ia3-autocast-checkpointed": ("llama", IA3 | {"autocast": True, "loss": "logits"} | CHECKPOINTED),
     "ia3-nf4": ("qwen2", IA3 | {"method": "qlora", "quant_type": "nf4", "autocast": True, "loss": "fused"}),
     "dft-fused-checkpointed": ("llama", SHORT | {"objective": "dft", "autocast": True, "loss": "fused"} | CHECKPOINTED),

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from autoft.trainer.adapters.kind import AdapterKind
 
 if TYPE_CHECKING:
+    import torch
+
     from autoft.trainer.recipe import Recipe
 
 # The last layers of MLPs, by their last names: PEFT's own list of feedforward modules, peft/utils/constants.py
@@ -18,6 +20,30 @@ def config(_: Recipe, layers: list[str], **common: Any) -> Any:
 
     last = [name for name in layers if name.rsplit(".", 1)[-1] in FEEDFORWARD]
     return IA3Config(target_modules=layers, feedforward_modules=last, **common)
+
+
+def mend(model: Any) -> None:
+    """Have quantized layers give what they take outside autocast too, as generation runs.
+
+    PEFT 0.21 computes there in float32 and means to go back to the input's dtype, but asks the result for it
+    (tuners/ia3/bnb.py, expected_dtype): the head, in 16 bits, then refuses float32.
+    """
+    from peft.tuners.ia3 import IA3Layer
+
+    for module in model.modules():
+        if isinstance(module, IA3Layer) and type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+            module.register_forward_hook(_in_dtype_of_input)
+
+
+def _in_dtype_of_input(_module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    device = "cpu" if output.is_meta else output.device.type
+    return output if torch.is_autocast_enabled(device) else output.to(inputs[0].dtype)
+
+
+def trains(_weight: str, _: Recipe) -> bool:
+    return True
 
 
 def title(_: Recipe) -> str:
@@ -34,6 +60,8 @@ ADAPTER = AdapterKind(
     prefix="ia3_",
     once=".ia3_l.",
     settings=frozenset(),
+    trains=trains,
+    mend=mend,
     title=title,
     size=size,
     learning_rate=3e-3,

@@ -17,6 +17,8 @@ class AdapterKind:
     config: (recipe, names of its layers, what is the same for all kinds) -> PEFT's configuration.
     prefix: with which PEFT begins the names of its weights. once: in the name of one weight of every layer that has it.
     settings: fields of the Recipe that it has beside target_modules, adapter_dtype and kbit_upcast.
+    trains: whether an own weight of that name is trained; the others stay as they are made.
+    mend: changes what PEFT does wrong in a model that has the adapter, for all who compute with it.
     title: its name for people, of a Recipe. size: how large it is, "rank 16"; empty where it has no size to choose.
     learning_rate: to begin with, and rate_source: where that comes from.
     source: where it is described.
@@ -27,6 +29,8 @@ class AdapterKind:
     prefix: str
     once: str
     settings: frozenset[str]
+    trains: Callable[[str, Recipe], bool]
+    mend: Callable[[Any], None] = lambda model: None
     title: Callable[[Recipe], str]
     size: Callable[[Recipe], str]
     learning_rate: float

@@ -1,4 +1,4 @@
-"""LoRA: a product of two small matrices beside each weight (arXiv:2106.09685); rsLoRA and DoRA with it."""
+"""LoRA: a product of two small matrices beside each weight (arXiv:2106.09685); rsLoRA, LoRA-FA and DoRA with it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,14 @@ def config(recipe: Recipe, layers: list[str], **common: Any) -> Any:
     )
 
 
+def trains(weight: str, recipe: Recipe) -> bool:
+    return not (recipe.freeze_a and ".lora_A." in weight)
+
+
 def title(recipe: Recipe) -> str:
-    """LoRA, rsLoRA, LoRA with DoRA."""
-    return ("rsLoRA" if recipe.use_rslora else "LoRA") + (" with DoRA" if recipe.use_dora else "")
+    """LoRA, rsLoRA, LoRA-FA, LoRA with DoRA."""
+    plain = ("rsLoRA" if recipe.use_rslora else "LoRA") + ("-FA" if recipe.freeze_a else "")
+    return plain + (" with DoRA" if recipe.use_dora else "")
 
 
 def size(recipe: Recipe) -> str:
@@ -38,7 +43,8 @@ ADAPTER = AdapterKind(
     config=config,
     prefix="lora_",
     once=".lora_A.",
-    settings=frozenset({"rank", "alpha", "dropout", "use_rslora", "use_dora"}),
+    settings=frozenset({"rank", "alpha", "dropout", "use_rslora", "use_dora", "freeze_a"}),
+    trains=trains,
     title=title,
     size=size,
     learning_rate=2e-4,

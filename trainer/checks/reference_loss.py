@@ -35,7 +35,7 @@ def base_loss(model: Any, examples: Sequence[Example]) -> Reference:
     import torch
 
     base = without_adapter(model)
-    alone = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
+    alone = _adapter_aside(model) if hasattr(model, "disable_adapter") else nullcontext()
     training = model.training
     found, trained = [], []
     model.eval()
@@ -53,6 +53,18 @@ def base_loss(model: Any, examples: Sequence[Example]) -> Reference:
         model.train(training)
     losses = torch.cat(found).double()
     return Reference(loss=float(losses[torch.cat(trained)].mean()), spread=float(losses.std()))
+
+
+@contextmanager
+def _adapter_aside(model: Any) -> Iterator[None]:
+    """Inside the block no adapter. PEFT would leave all of its weights trainable, those too that are to stay."""
+    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, before in trainable.items():
+            parameter.requires_grad_(before)
 
 
 @contextmanager

@@ -127,6 +127,7 @@ def load_trained(folder: Path, result: RunResult, *, recipe: Recipe | None = Non
             fix="restore its files, or run again",
         ) from error
     _check_keys(model, folder / ADAPTER)
+    kind_of(recipe).mend(model)
     restore_dtype(model, recipe)
     return model
 

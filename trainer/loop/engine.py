@@ -19,6 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from autoft.errors import OptionError, OutOfMemory, TrainingError
+from autoft.trainer.adapters import kind_of
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.distributed.group import Group
 from autoft.trainer.events import Listener, Recovered
@@ -400,7 +401,13 @@ class Engine(SFTTrainer):  # type: ignore[misc]
             )
 
     def _weights(self) -> dict[str, Any]:
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        """What is trained, and what of an adapter stays as it was drawn at random."""
+        kind = kind_of(self.recipe)
+        return {
+            name: parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad or kind.owns(name)
+        }
 
     def _snapshot(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler

@@ -446,7 +446,8 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe, device: str = "meta") -> 
     from transformers.pytorch_utils import Conv1D
 
     by_type = recipe.target_modules == "all-linear"
-    config = kind_of(recipe).config(
+    kind = kind_of(recipe)
+    config = kind.config(
         recipe,
         _linear_layers(base) if by_type else list(recipe.target_modules),
         exclude_modules=_within(towers(base)),
@@ -465,9 +466,11 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe, device: str = "meta") -> 
             f"target_modules {recipe.target_modules!r}: {' '.join(str(error).split())[:160]}",
             fix="--set target_modules=all-linear",
         ) from error
-    for parameter in model.parameters():
+    kind.mend(model)
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch_dtype(recipe.adapter_dtype))
+            parameter.requires_grad_(kind.trains(name, recipe))
     return model
 
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from autoft import __version__
 from autoft.home import sha256, share, write_text
+from autoft.trainer.adapters import kind_of
 from autoft.trainer.data.written import chat_of
 from autoft.trainer.evaluation.samples import samples
 from autoft.trainer.job import Job
+from autoft.trainer.recipe import Recipe
 from autoft.trainer.report import report_html
 from autoft.trainer.report.model_card import model_card
 from autoft.trainer.result import Evaluation, Measured, Predicted, RunResult
@@ -106,6 +108,12 @@ def finish(
 def trainable_params(model: Any) -> int:
     """How many weights are trained."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def written_params(model: Any, recipe: Recipe) -> int:
+    """How many weights a checkpoint holds: of an adapter those too that stay as they are drawn."""
+    owns = kind_of(recipe).owns
+    return sum(p.numel() for name, p in model.named_parameters() if p.requires_grad or owns(name))
 
 
 def _save(job: Job, loaded: Loaded, folder: Path) -> None:

@@ -55,7 +55,7 @@ def preflight(
     return [shortage] if shortage is not None else beside
 
 
-def check_room(job: Job, folder: Path, trainable_params: int) -> None:
+def check_room(job: Job, folder: Path, written_params: int) -> None:
     """The disk has room for all that the run will hold at once. folder: the unfinished one of the run.
 
     What is there already counts: it goes as other checkpoints come.
@@ -64,23 +64,23 @@ def check_room(job: Job, folder: Path, trainable_params: int) -> None:
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     check_disk(
         folder,
-        disk_bytes(job, trainable_params) - there,
+        disk_bytes(job, written_params) - there,
         f"the run with {job.keep_checkpoints} checkpoints",
         fix="free some room, --set keep_checkpoints=1, or -o a folder on another disk",
     )
 
 
-def disk_bytes(job: Job, trainable_params: int) -> int:
+def disk_bytes(job: Job, written_params: int) -> int:
     """The most that a run has on its disk: the checkpoints kept, that of the best step, one in the writing, the result.
 
-    A checkpoint holds the trained weights and the optimizer's state.
+    A checkpoint holds the trained weights, all of an adapter's, and the optimizer's state.
     """
     recipe = job.recipe
     dtype: Dtype = recipe.weights_dtype if recipe.method == "full" else recipe.adapter_dtype
     weight = BYTES[dtype]
     state = spec_of(recipe.optimizer).state_bytes(weight)
     checkpoints = job.keep_checkpoints + 2
-    return int(trainable_params * (checkpoints * (weight + state) + weight)) + SMALL_FILES_BYTES
+    return int(written_params * (checkpoints * (weight + state) + weight)) + SMALL_FILES_BYTES
 
 
 def _shortage(job: Job, predicted_bytes: int, hardware: Hardware, others: Sequence[Claim]) -> str | None:

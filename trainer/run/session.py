@@ -32,7 +32,7 @@ from autoft.trainer.loop.probe_step import rehearse
 from autoft.trainer.loop.trackers import check_trackers, trackers
 from autoft.trainer.result import Evaluation, Predicted, RunResult
 from autoft.trainer.run.fingerprint import changes, identity_of
-from autoft.trainer.run.finish import finish, trainable_params
+from autoft.trainer.run.finish import finish, written_params
 from autoft.trainer.run.launcher import Peers
 from autoft.trainer.run.preflight import check_room, preflight
 from autoft.trainer.run.setup import Loaded, find_sources, load
@@ -245,7 +245,7 @@ def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | 
     identity = identity_of(job, loaded.prepared, loaded.weights)
     if checkpoint is not None:
         _check_same(session, checkpoint, identity)
-    check_room(job, folder, trainable_params(loaded.model))
+    check_room(job, folder, written_params(loaded.model, job.recipe))
     with PeakMemory(job.device, loaded.baseline_bytes) as memory, _energy(session):
         keeper = Keeper(folder, job, session.progress, run_id=session.run_id, identity=identity, listener=session.tell)
         engine = _engine(session, loaded, keeper, memory)
