@@ -18,12 +18,13 @@ from autoft.trainer.events import (
     Step,
     Stopped,
 )
+from autoft.trainer.report.wording import SCORES
 from autoft.trainer.result import Evaluation
 from autoft.units import duration, size
 
 STAGES = {
     "model": "Loading",
-    "rehearse": "Rehearsing",
+    "rehearse": "Trying",
     "evaluate": "Evaluating",
     "train": "Training",
     "save": "Saving",
@@ -34,7 +35,6 @@ CHANGES = {
     "offload_checkpoints": "with checkpoints kept in the host's memory, micro-batches of {rows}",
     "row_tokens": "with packed rows cut between their examples, micro-batches of {rows}",
 }
-SHARES = ("exact_match", "json_valid", "fields_right", "number_match", "f1", "rouge_l")
 NOT_SLOWED = {"idle", "clocks set by an application"}  # reasons of a clock that hold no training back
 
 
@@ -54,7 +54,7 @@ def lines(event: Event) -> list[str]:
         case Resumed():
             return [f"Going on from step {event.step:,}", *(f"Skipped: {sentence}" for sentence in event.skipped)]
         case Stopped():
-            return [f"Stopped at step {event.step:,}: {event.reason}"]
+            return [_stopped(event)]
         case Finished():
             return [f"Finished: {event.steps:,} steps in {duration(event.seconds)}"]
         case Note():
@@ -117,11 +117,10 @@ def gpu_parts(gpu: dict[str, Any] | None) -> list[str]:
 def scores(evaluation: Evaluation) -> list[str]:
     """The figures that there are."""
     found = [] if evaluation.loss is None else [f"loss {evaluation.loss:.3f}"]
-    for name in SHARES:
-        share = getattr(evaluation, name)
-        if share is not None:
-            found.append(f"{name.replace('_', ' ')} {share:.1%}")
-    return found
+    shares = (score for score in SCORES if score.share)
+    return found + [
+        f"{score.label} {value:.1%}" for score in shares if (value := getattr(evaluation, score.name)) is not None
+    ]
 
 
 def fitted(parts: Iterable[str], width: int) -> str:
@@ -153,11 +152,18 @@ def _rehearsed(event: Rehearsed) -> str:
         memory += f", predicted {size(event.predicted_bytes)}"
         if event.predicted_bytes:
             memory += f" ({event.peak_bytes / event.predicted_bytes - 1:+.1%})"
-    return f"Rehearsed on the longest micro-batch, {batch}: {memory} (took {duration(event.seconds)})"
+    return f"Probe step, {batch}: {memory}, took {duration(event.seconds)}"
+
+
+def _stopped(event: Stopped) -> str:
+    where = f"at step {event.step:,}"
+    if event.reason.startswith("stopped by "):
+        return f"S{event.reason[1:]} {where}"
+    return f"Stopped {where}: {event.reason}"
 
 
 def _recovered(event: Recovered) -> str:
-    when = f"at step {event.step:,}" if event.step else "in the rehearsal"
+    when = f"at step {event.step:,}" if event.step else "in the probe step"
     change = CHANGES.get(event.change, event.change).format(rows=_rows(event.micro_batch))
     return f"Out of memory {when} ({event.reason}): going on {change}"
 

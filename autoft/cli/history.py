@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from autoft.planner.history.past_runs import PastRun
 
 FORMATS = (".json", ".csv")
-WIDE = 80
+WIDE = 100
 MIN_COLUMN = 10
 
 
@@ -130,7 +130,7 @@ def _show(runs: list[PastRun], console: Console) -> None:
         return
     if console.width < WIDE:
         for run in runs:
-            when, what, memory, step = _cells(run)
+            when, what, memory, step = (", ".join(cell) for cell in _cells(run))
             console.print(Text(f"{when}  {what}", style="bold"))
             console.print(render.facts([("Device", run.device_name), ("Memory", memory), ("Step", step)]))
         return
@@ -141,23 +141,23 @@ def _show(runs: list[PastRun], console: Console) -> None:
             table.add_column(name, overflow="fold", min_width=MIN_COLUMN)
         for run in runs:
             if run.device_name == device:
-                table.add_row(*map(Text, _cells(run)))
+                table.add_row(*(Text("\n".join(cell)) for cell in _cells(run)))
         console.print(table)
 
 
-def _cells(run: PastRun) -> tuple[str, str, str, str]:
-    """When, what, memory and time of a step, each predicted and measured."""
+def _cells(run: PastRun) -> tuple[list[str], ...]:
+    """When, what, memory and time of a step, each predicted and measured; a line a part."""
     recipe = run.recipe
     method = " ".join(str(recipe[name]) for name in ("method", "quant_type") if recipe.get(name))
-    what = f"{run.model}, {method}, micro-batch {recipe.get('micro_batch')}, {recipe.get('seq_len')} tokens"
-    memory = "ran out" if not run.finished else _memory(run.measured_peak_bytes)
-    step = "" if run.measured_step_s is None else duration(run.measured_step_s)
+    what = [run.model, f"{method}, {recipe.get('micro_batch')} x {recipe.get('seq_len')} tokens"]
+    memory = ["ran out of memory" if not run.finished else _memory(run.measured_peak_bytes)]
+    step = [] if run.measured_step_s is None else [duration(run.measured_step_s)]
     if run.predicted_peak_bytes is not None:
-        memory = f"{memory}, predicted {_memory(run.predicted_peak_bytes)}"
+        memory.append(f"predicted {_memory(run.predicted_peak_bytes)}")
     if run.predicted_step_lower_s is not None and run.predicted_step_upper_s is not None and step:
         bounds = duration(run.predicted_step_lower_s), duration(run.predicted_step_upper_s)
-        step = f"{step}, predicted {bounds[0]} to {bounds[1]}"
-    return run.at[:16].replace("T", " "), what, memory, step
+        step.append(f"predicted {bounds[0]} to {bounds[1]}")
+    return [run.at[:16].replace("T", " ")], what, memory, step
 
 
 def _memory(num_bytes: int | None) -> str:

@@ -100,9 +100,9 @@ def show_result(result: RunResult, out: str, console: Console) -> None:
     console.print(Text("Next", style="bold"))
     for command, what in (
         (f"autoft chat {out}", "talk to it"),
-        (f"autoft export {out} --to ollama -o my-model", "for Ollama; also llama.cpp, vLLM"),
-        ("autoft plan MODEL --data FILE", "plan your own model and data"),
-        ("autoft run MODEL --data FILE", "and train it"),
+        (f"autoft eval {out}", "how sure the figures are"),
+        (f"autoft export {out} --to ollama -o my-model", "or gguf, vllm"),
+        ("autoft run MODEL --data FILE", "your own model and data"),
     ):
         console.print(Text(f"  {command}", style="cyan").append(f"   {what}", style="default"))
 
@@ -182,7 +182,7 @@ def _judged(judgement: Judgement) -> Table:
         table.add_row(*row)
     if judgement.general is not None:
         general, loss = judgement.general, wording.SCORES[0]
-        row = [f"loss on {general.rows} general prompts", loss.text(general.before), loss.text(general.after)]
+        row = ["general prompts, loss", loss.text(general.before), loss.text(general.after)]
         row += [loss.interval(general.change.lower, general.change.upper)] if change else []
         table.add_row(*row)
     return table

@@ -95,7 +95,7 @@ def test_a_finished_run_is_told_at_once(autoft, tmp_path: Path) -> None:
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines() == [
         "Loading tiny",
-        "Rehearsed on the longest micro-batch, 4 rows, 2,048 tokens: 9.0 GiB, predicted 10.0 GiB (-10.0%) (took 2.0 s)",
+        "Probe step, 4 rows, 2,048 tokens: 9.0 GiB, predicted 10.0 GiB (-10.0%), took 2.0 s",
         "Evaluated before training: loss 2.500 (3 held-out rows, 0 ms)",
         "Training 40 rows",
         "Note: here is a note",

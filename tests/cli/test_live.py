@@ -257,11 +257,11 @@ def test_without_a_gpu_there_is_nothing_of_it() -> None:
         (Note(text="so it is", warning=True), "Warning: so it is"),
         (
             Rehearsed(micro_batch=1, tokens=512, peak_bytes=GIB, predicted_bytes=None, seconds=1.0),
-            "Rehearsed on the longest micro-batch, 1 row, 512 tokens: 1.0 GiB (took 1.0 s)",
+            "Probe step, 1 row, 512 tokens: 1.0 GiB, took 1.0 s",
         ),
         (
             Recovered(step=0, change="micro_batch", micro_batch=2, reason="CUDA out of memory"),
-            "Out of memory in the rehearsal (CUDA out of memory): going on with micro-batches of 2 rows",
+            "Out of memory in the probe step (CUDA out of memory): going on with micro-batches of 2 rows",
         ),
         (
             Recovered(step=12, change="gradient_checkpointing", micro_batch=1, reason="CUDA out of memory"),
@@ -270,7 +270,7 @@ def test_without_a_gpu_there_is_nothing_of_it() -> None:
         ),
         (
             Evaluated(when="during", step=50, evaluation=Evaluation(rows=1, loss=0.5, number_match=0.25), best=True),
-            "Evaluated at step 50: loss 0.500, number match 25.0%, the best so far (1 held-out row, 0 ms)",
+            "Evaluated at step 50: loss 0.500, last number right 25.0%, the best so far (1 held-out row, 0 ms)",
         ),
         (Finished(steps=1200, seconds=7200), "Finished: 1,200 steps in 2.0 h"),
     ],
