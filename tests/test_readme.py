@@ -37,14 +37,14 @@ def test_the_page_of_the_catalogue_is_what_the_profiles_say() -> None:
 @pytest.mark.parametrize(
     ("model", "cards"),
     [
-        ("qwen2.5-0.5b-instruct", ("t4", "rtx-3060", "rtx-4090", "h100-80gb")),
-        ("llama-3.1-8b-instruct", ("t4", "rtx-3060", "rtx-4080", "rtx-4090", "rtx-5090", "a100-80gb")),
+        ("qwen2.5-0.5b-instruct", ("t4", "rtx-4090")),
+        ("llama-3.1-8b-instruct", ("rtx-3060", "rtx-5090", "a100-80gb")),
     ],
 )
 def test_the_page_of_plans_is_what_the_planner_answers(
     monkeypatch: pytest.MonkeyPatch, model: str, cards: tuple[str, ...]
 ) -> None:
-    """A small and a middling model on cards of every generation of the page; `make readme` makes it whole."""
+    """A small and a middling model, each generation of cards once; `make readme` makes the page whole."""
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     page = importlib.import_module("plan_table")
     assert set(cards) <= set(page.CARDS)

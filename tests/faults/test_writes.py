@@ -19,7 +19,7 @@ COMMAND = Path(__file__).parents[2] / "benchmarks" / "faults.py"
 
 @pytest.mark.slow
 def test_no_change_of_a_file_is_one_that_a_run_does_not_survive(tmp_path: Path) -> None:
-    """Of a checkpoint's save each, of a whole run one of sixty; and a terminal that is closed."""
+    """Of a checkpoint's save each, of a whole run one of 120; and a terminal that is closed."""
     if compile_shim(tmp_path) is None:
         pytest.skip("no C compiler, or no Linux")
     told = tmp_path / "rows.json"
@@ -30,7 +30,7 @@ def test_no_change_of_a_file_is_one_that_a_run_does_not_survive(tmp_path: Path) 
             "--only",
             "checkpoint,kills,power,full disks,terminal",
             "--every",
-            "60",
+            "120",
             "--json",
             told,
         ],

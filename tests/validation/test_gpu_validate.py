@@ -43,9 +43,12 @@ def test_the_cases_cover_what_they_must(validate) -> None:
 
 
 @pytest.mark.slow
-def test_every_case_can_be_estimated_with_and_without_a_cap(validate, tmp_path) -> None:
+def test_cases_can_be_estimated_with_and_without_a_cap(validate, tmp_path) -> None:
+    """The first of each shape, in the other ways every fourth."""
     predict = validate.Predictor(gpu_from_profile("h100-80gb"), tmp_path)
-    for case in validate.read_cases():
+    cases = validate.read_cases()
+    first = {case["shape"]: case for case in reversed(cases)}
+    for case in [case for number, case in enumerate(cases) if case in first.values() or number % 4 == 0]:
         free = predict(case, None)
         assert (free["predicted"]["fits"], free["cap_bytes"]) == ("yes", None), case["id"]
     capped = predict(case, 8)
