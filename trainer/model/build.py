@@ -5,9 +5,11 @@ With `device="meta"` the same calls make a model without storage, from the confi
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import logging
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -117,6 +119,7 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
     if recipe.quant_type is not None:
         _demand_quantized_layers(base, recipe)
         _forbid_repacking(base)
+        _unpack_as_one_row()
         _let_go_of_inputs(base)
     if recipe.packing:
         _demand_packing(base, recipe)
@@ -390,6 +393,37 @@ def _forbid_repacking(base: PreTrainedModel) -> None:
     for module in base.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+@functools.cache
+def _unpack_as_one_row() -> torch.library.Library | None:
+    """Have bitsandbytes unpack weights on a CPU as one long row where their rows are no whole blocks.
+
+    Its AVX-512 kernel, in 0.50, begins a new block with each row, which quantization does not: weights of 32, 48 or 96
+    columns in blocks of 64 come out wrong by half. Returns what has to live as long as that holds; None where there is
+    no such kernel.
+    """
+    import bitsandbytes  # noqa: F401 - registers its kernels
+    import torch
+
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return None
+    name, device = "bitsandbytes::dequantize_4bit", "CPU"
+    kernel = torch.library.get_kernel(name, device)
+
+    def by_blocks(
+        keys: Any, packed: Any, scales: Any, blocksize: int, quant_type: str, shape: tuple[int, ...], dtype: Any
+    ) -> Any:
+        row = shape if shape[-1] % blocksize == 0 else (1, math.prod(shape))
+        return kernel.call_boxed(keys, packed, scales, blocksize, quant_type, row, dtype).reshape(shape)
+
+    library = torch.library.Library("bitsandbytes", "IMPL")  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*[Oo]verrid", UserWarning)
+        library.impl(  # type: ignore[no-untyped-call]
+            "dequantize_4bit", by_blocks, device, with_keyset=True, allow_override=True
+        )
+    return library
 
 
 def _let_go_of_inputs(base: PreTrainedModel) -> None:
