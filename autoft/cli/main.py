@@ -54,6 +54,7 @@ SECTIONS = {
     "Runs": {
         "watch": "Follow a run from another terminal.",
         "resume": "Resume an interrupted run from its latest valid checkpoint.",
+        "runs": "List, show, compare, tag and clean runs.",
         "history": "Show predicted and measured memory and speed of past runs.",
     },
     "Use the result": {
