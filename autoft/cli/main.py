@@ -58,6 +58,7 @@ SECTIONS = {
         "history": "Show predicted and measured memory and speed of past runs.",
     },
     "Use the result": {
+        "serve": "Serve a model to OpenAI-compatible clients.",
         "merge": "Merge the adapter of a run into its 16-bit base.",
         "export": "Export a model for llama.cpp, Ollama, vLLM, transformers or MLX.",
     },
