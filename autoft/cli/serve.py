@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import sys
@@ -16,6 +17,7 @@ import click
 
 from autoft import render
 from autoft.cli import options
+from autoft.errors import Interrupted
 
 if TYPE_CHECKING:
     from autoft.trainer.serving.models import Served
@@ -69,15 +71,15 @@ def command(folders: tuple[Path, ...], host: str, port: int, accept_changes: boo
 
 @contextmanager
 def _until_stopped() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM in the block sets; a second ends the process as it always does."""
+    """An event that the first Ctrl-C or SIGTERM in the block sets; a second ends the process at once."""
     stopped = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
 
     def ask(*_: Any) -> None:
+        if stopped.is_set():
+            os._exit(Interrupted.exit_code)  # an exit of Python's aborts where a thread is within PyTorch
         stopped.set()
-        for number in numbers:
-            signal.signal(number, before[number])
 
     for number in numbers:
         signal.signal(number, ask)

@@ -272,6 +272,16 @@ def test_a_signal_ends_it_after_the_current_request(runs, tmp_path, number: sign
         assert "Stopping after the current request" in server.log.read_text(encoding="utf-8")
 
 
+def test_a_second_signal_ends_it_at_once(runs, tmp_path) -> None:
+    with serving(tmp_path / "log", runs["yes"]) as server:
+        stream = iter(server.client.chat.completions.create(model="tiny", messages=QUESTION, stream=True))
+        next(stream)
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.1)  # two at once may be one
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 130
+
+
 def test_what_cannot_be_served(autoft, runs, tmp_path) -> None:
     twin = tmp_path / "yes"
     twin.mkdir()
