@@ -61,6 +61,7 @@ SECTIONS = {
         "serve": "Serve a model to OpenAI-compatible clients.",
         "merge": "Merge the adapter of a run into its 16-bit base.",
         "export": "Export a model for llama.cpp, Ollama, vLLM, transformers or MLX.",
+        "push": "Upload a run or an export to the Hugging Face hub.",
     },
     "More": {
         "profiles": "List the GPUs, models and presets that autoft knows by name.",
