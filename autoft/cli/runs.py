@@ -186,8 +186,11 @@ def _known() -> list[StoredRun]:
 
 
 def _runs_of(folders: Sequence[Path]) -> list[StoredRun]:
-    """The runs in these folders, which the index has from now on. Raises: OptionError where there is none in one."""
-    from autoft.trainer.storage.runs import runs_in
+    """The runs in these folders, newest first, which the index has from now on if it can be written.
+
+    Raises: OptionError where there is none in one.
+    """
+    from autoft.trainer.storage.runs import newest_first, runs_in
 
     runs = []
     for folder in folders:
@@ -196,9 +199,14 @@ def _runs_of(folders: Sequence[Path]) -> list[StoredRun]:
             reason = "no run in it" if folder.is_dir() else "no such folder"
             raise OptionError(f"{folder}: {reason}", fix="a run's folder, or a folder of runs")
         runs += here
-    _index(runs)
-    places = {(run.id, run.folder) for run in runs}
-    return [run for run in _known() if (run.id, run.folder) in places]
+    try:
+        _index(runs)
+    except OSError as error:
+        render.console(stderr=True).print(
+            f"Note: not added to the list: {error.filename}: {error.strerror}", markup=False
+        )
+    known = {(run.id, run.path): run for run in _known()}
+    return newest_first(known.get((run.id, run.path), run) for run in runs)
 
 
 def _index(runs: Sequence[StoredRun]) -> None:

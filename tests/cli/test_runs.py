@@ -143,6 +143,15 @@ def test_the_index_is_rebuilt_from_folders(autoft, runs) -> None:
     assert (nothing.code, "no such folder" in nothing.err) == (2, True)
 
 
+def test_a_home_that_cannot_be_written_hides_no_run(autoft, runs, tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("AUTOFT_HOME", str(tmp_path / "file"))
+    done = autoft("runs", "list", runs, "--json")
+    assert done.code == 0, done.err
+    assert len(json.loads(done.out)["runs"]) == 2
+    assert "Note: not added to the list" in done.err
+
+
 def test_a_result_that_cannot_be_read_and_one_from_before_run_ids(autoft, runs) -> None:
     for name, change in (("short", {"steps": "many"}), ("long", {"run_id": None})):
         result = json.loads((runs / name / RESULT).read_text(encoding="utf-8"))
