@@ -7,11 +7,12 @@ import os
 import shlex
 import signal
 import sys
-import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,6 +23,7 @@ from autoft.errors import Interrupted
 if TYPE_CHECKING:
     from autoft.trainer.serving.models import Served
 
+LOOK_EVERY_S = 0.1  # for a signal
 HEADER = "Content-Type: application/json"
 
 
@@ -60,31 +62,34 @@ def command(folders: tuple[Path, ...], host: str, port: int, accept_changes: boo
                 markup=False,
             )
         models = open_models(folders, accept_changes=accept_changes, say=lambda text: notes.print(text, markup=False))
-        with _until_stopped() as stopped:
+        with _stop_signals() as received:
             server.start(models, lambda line: notes.print(line, markup=False, soft_wrap=True))
             _show(server.url, models, as_json=as_json)
-            while not stopped.wait(1):
-                pass
+            while not received:
+                time.sleep(LOOK_EVERY_S)
             notes.print("Stopping after the current request", markup=False)
             server.stop()
 
 
 @contextmanager
-def _until_stopped() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM in the block sets; a second ends the process at once."""
-    stopped = threading.Event()
+def _stop_signals() -> Iterator[list[int]]:
+    """The Ctrl-C or SIGTERM that came while the block runs; a second one ends the process at once.
+
+    A list, as a handler may not wait for the lock of an Event that the main thread holds.
+    """
+    received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
 
-    def ask(*_: Any) -> None:
-        if stopped.is_set():
+    def receive(number: int, _: FrameType | None) -> None:
+        if received:
             os._exit(Interrupted.exit_code)  # an exit of Python's aborts where a thread is within PyTorch
-        stopped.set()
+        received.append(number)
 
     for number in numbers:
-        signal.signal(number, ask)
+        signal.signal(number, receive)
     try:
-        yield stopped
+        yield received
     finally:
         for number in numbers:
             signal.signal(number, before[number])
