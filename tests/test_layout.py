@@ -34,6 +34,7 @@ FLOORS = {
     "trainer": (
         "adapters", "objectives", "", "compat", "runtime", "storage", "sources", "optimizers", "model", "data",
         "distributed", "checks", "evaluation", "loop", "report", "doctor", "run", "export",
+        "serving", "publish",
     ),
 }  # fmt: skip
 COMMON = {"errors", "hooks", "schema", "settings", "home", "units"}

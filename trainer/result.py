@@ -89,6 +89,7 @@ class RunResult(Record):
     samples: held-out conversations before and after; sample is the first of them.
     data_sha256: of the token ids and labels that were trained on. auto_class: of transformers, which opens the base.
     base_fingerprint: SHA-256 of samples of the base's weights (sources/weights.py), None in files from before it.
+    run_id: of the run, also where its folder is moved; None in files from before it.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -125,3 +126,4 @@ class RunResult(Record):
     data_sha256: str | None = None
     auto_class: str = "AutoModelForCausalLM"
     base_fingerprint: str | None = None
+    run_id: str | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -11,26 +10,13 @@ import click
 
 from autoft import render
 from autoft.cli import options
-from autoft.errors import DataError, OptionError, near
-
-
-class Actions(click.Group):
-    """Refuses an action that is not there in our words."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            is_file = "." in args[0] or Path(args[0]).exists()
-            fix = shlex.join(["autoft", "data", "check", *args]) if is_file else "autoft data --help lists the actions"
-            raise OptionError(f"data {args[0]}: not known.{near(args[0], self.commands)}", fix=fix)
-        return super().resolve_command(ctx, args)
+from autoft.errors import DataError, OptionError
 
 
 @click.group(
-    cls=Actions,
+    cls=options.Actions,
+    for_files="check",
     help="Check training data before a run. Every action takes --json, --offline and --debug.",
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 def command() -> None:
     pass

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
-from filelock import FileLock, Timeout
 
 from autoft import render
 from autoft.cli import options
@@ -18,7 +17,7 @@ from autoft.errors import AutoftError, OptionError, near
 from autoft.trainer.events import Finished, Saved, Step, Stopped
 from autoft.trainer.storage.event_log import EVENTS, Recorded, read_from
 from autoft.trainer.storage.ownership import RESULT
-from autoft.trainer.storage.run_folder import UNFINISHED, unfinished
+from autoft.trainer.storage.run_folder import UNFINISHED, is_being_written, unfinished
 
 LOOK_EVERY_S = 0.5
 QUIET_S = 1.0  # without news for so long, a run is asked whether it lives
@@ -145,7 +144,7 @@ def _until_over(run: Run, show: Callable[[Recorded], None], enough: Callable[[],
     while not enough():
         is_quiet = time.monotonic() - heard_at >= QUIET_S
         # asked first: what came until then is read below
-        is_over = run.is_finished() or (is_quiet and not _is_being_written(run.out))
+        is_over = run.is_finished() or (is_quiet and not is_being_written(run.out))
         news = run.news()
         for recorded in news:
             show(recorded)
@@ -155,19 +154,6 @@ def _until_over(run: Run, show: Callable[[Recorded], None], enough: Callable[[],
             heard_at = time.monotonic()
         if not news:
             time.sleep(LOOK_EVERY_S)
-
-
-def _is_being_written(out: Path) -> bool:
-    """Whether a process holds the run's lock. A free one is taken for a moment: there is no other way to ask."""
-    lock = FileLock(out.with_name(f".{out.name}.lock"))
-    if not Path(lock.lock_file).exists():
-        return False
-    try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError):  # held, or another user's
-        return True
-    lock.release()
-    return False
 
 
 def _is_run(out: Path) -> bool:

@@ -54,11 +54,14 @@ SECTIONS = {
     "Runs": {
         "watch": "Follow a run from another terminal.",
         "resume": "Resume an interrupted run from its latest valid checkpoint.",
+        "runs": "List, show, compare, tag and clean runs.",
         "history": "Show predicted and measured memory and speed of past runs.",
     },
     "Use the result": {
+        "serve": "Serve a model to OpenAI-compatible clients.",
         "merge": "Merge the adapter of a run into its 16-bit base.",
         "export": "Export a model for llama.cpp, Ollama, vLLM, transformers or MLX.",
+        "push": "Upload a run or an export to the Hugging Face hub.",
     },
     "More": {
         "profiles": "List the GPUs, models and presets that autoft knows by name.",

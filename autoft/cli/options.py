@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +54,25 @@ class Command(click.Command):
             with formatter.section("Examples"):
                 for example in self.examples:
                     formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+
+
+class Actions(click.Group):
+    """A command with actions; refuses one that is not there in our words. for_files: the action that takes a file."""
+
+    def __init__(self, *args: Any, for_files: str, **settings: Any) -> None:
+        super().__init__(*args, context_settings={"help_option_names": ["-h", "--help"]}, **settings)
+        self.for_files = for_files
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            is_file = "." in args[0] or Path(args[0]).exists()
+            fix = f"autoft {ctx.info_name} --help lists the actions"
+            if is_file:
+                fix = shlex.join(["autoft", str(ctx.info_name), self.for_files, *args])
+            raise OptionError(f"{ctx.info_name} {args[0]}: not known.{near(args[0], self.commands)}", fix=fix)
+        return super().resolve_command(ctx, args)
 
 
 def command(help_text: str, examples: Sequence[str] = ()) -> Callable[[Callable[..., Any]], click.Command]:

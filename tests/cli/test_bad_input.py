@@ -529,7 +529,7 @@ def test_an_option_beside_a_plan_file_is_refused_and_not_ignored(autoft, edited_
         ("run nope --json --data d.jsonl", "no model 'nope': not a folder, a .gguf file or a catalogue name."),
         ("plan nope --json --method qlra", "--method qlra: not known. Did you mean qlora, lora?"),
         ("estimate --json", "no model given"),
-        ("rnu --json", "no command 'rnu'. Did you mean run?"),
+        ("rnu --json", "no command 'rnu'. Did you mean run, runs?"),
     ],
 )
 def test_json_holds_the_error_as_one_object(autoft, tmp_path, monkeypatch, words, what):

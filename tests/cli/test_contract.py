@@ -44,7 +44,8 @@ def test_help_lists_every_command_with_its_line(autoft) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["probe", "--json"], ["profiles", "--json"], ["run", "--help"], ["plan", "-h"]]
+    "words",
+    [["--help"], ["probe", "--json"], ["profiles", "--json"], ["run", "--help"], ["plan", "-h"], ["runs", "list"]],
 )
 def test_start_up_imports_neither_torch_nor_transformers(words) -> None:
     code = (

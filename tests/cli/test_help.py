@@ -48,7 +48,7 @@ def test_there_are_three_examples_and_the_command_takes_them(name: str) -> None:
     for example in command.examples:
         words = shlex.split(example.partition(" <")[0])
         assert words[: 1 + len(name.split())] == ["autoft", *name.split()]
-        ctx = click.Context(command, **command.context_settings)
+        ctx = click.Context(command, **command.context_settings)  # click keeps the first context's help option
         command.make_parser(ctx).parse_args(words[1 + len(name.split()) :])  # refuses an option that is not there
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from autoft.errors import ModelError, OptionError
@@ -69,12 +70,18 @@ def _reopen(source: Source, written: Path, question: Question) -> Answer:
     return Answer(logprobs=answer.logprobs, max_logit=answer.max_logit, notes=(note,))
 
 
+def serve_command(base: str, adapters: Mapping[str, Path], rank: int) -> str:
+    """The command that serves adapters, folders by their names, beside their base. rank: the largest of them."""
+    modules = [f"{name}={folder.absolute()}" for name, folder in adapters.items()]
+    words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", *modules]
+    if rank > DEFAULT_MAX_RANK:
+        words += ["--max-lora-rank", str(next((most for most in MAX_RANKS if most >= rank), MAX_RANKS[-1]))]
+    return shlex.join(words)
+
+
 def _commands(source: Source, order: Order) -> tuple[str, ...]:
     base = source.base if "/" in source.base else str(source.weights)
-    words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", f"{_name(order)}={order.out.absolute()}"]
-    if (rank := _rank(source)) > DEFAULT_MAX_RANK:
-        words += ["--max-lora-rank", str(next(most for most in MAX_RANKS if most >= rank))]
-    return (shlex.join(words),)
+    return (serve_command(base, {_name(order): order.out}, _rank(source)),)
 
 
 EXPORTER = Exporter(

@@ -42,10 +42,12 @@ def finish(
     *,
     folder: Path,
     name: str,
+    run_id: str,
     identity: dict[str, Any],
 ) -> RunResult:
-    """Save the model, its card and result.json in `folder`. name: of the run; identity: as `identity_of` has it.
+    """Save the model, its card and result.json in `folder`.
 
+    name, run_id: of the run. identity: as `identity_of` has it.
     Raises: OSError when the disk is full.
     """
     write_places(folder, job, loaded.weights)
@@ -97,6 +99,7 @@ def finish(
         samples=shown,
         data_sha256=identity["data_sha256"],
         base_fingerprint=identity["base_fingerprint"],
+        run_id=run_id,
     )
     write_text(folder / CARD, model_card(result, name, hub_name(loaded.ref), licence(loaded.ref)))
     result = replace(result, artifacts=_hashes(folder))

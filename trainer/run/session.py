@@ -39,6 +39,7 @@ from autoft.trainer.run.setup import Loaded, find_sources, load
 from autoft.trainer.runtime.energy import energy_meter
 from autoft.trainer.runtime.peak_memory import PeakMemory, is_device_lost, is_out_of_memory
 from autoft.trainer.runtime.signals import StopRequest, StopRequested, let_go_of_lost_outputs, listening
+from autoft.trainer.storage import run_index
 from autoft.trainer.storage.checkpoint import (
     Checkpoint,
     checkpoint_path,
@@ -54,6 +55,7 @@ from autoft.trainer.storage.ownership import CHECKPOINTS, NOT_FINITE, RUN, WORK,
 from autoft.trainer.storage.places import without_paths, write_places
 from autoft.trainer.storage.progress import Progress
 from autoft.trainer.storage.run_folder import output_folder, unfinished, unfinished_folder
+from autoft.trainer.storage.runs import entry_of_job
 
 if TYPE_CHECKING:
     from autoft.trainer.loop.engine import Engine
@@ -251,6 +253,8 @@ def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | 
         engine = _engine(session, loaded, keeper, memory)
         checkpoint = _begin(session, engine, keeper, checkpoint)
         session.stop.resumable = True
+        with suppress(OSError):  # a home that cannot be written to is no reason not to run
+            run_index.add([entry_of_job(session.run_id, session.out, job)])
         session.peers.join(checkpoint, job, identity["data_sha256"], session.stop.check)
         with progress.stage("rehearse"), _rows_named(session, loaded):
             _rehearse(session, loaded, engine, checkpoint, memory)
@@ -264,7 +268,7 @@ def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | 
         session.tell(Stage(name="save"))
         result = finish(
             job, loaded, progress, session.predicted, (before, answers_before), (after, answers_after),
-            folder=folder, name=session.out.name, identity=identity,
+            folder=folder, name=session.out.name, run_id=session.run_id, identity=identity,
         )  # fmt: skip
     session.tell(Finished(steps=result.steps, seconds=round(time.perf_counter() - began, 2)))
     return result

@@ -44,15 +44,19 @@ def is_finished(folder: Path) -> bool:
     return _artifacts(folder) is not None
 
 
+def written(folder: Path, part: str = "") -> list[str]:
+    """Files in `folder`, or in its `part`, by their paths in it, that a run of autoft has written."""
+    is_ours = _ours(folder)
+    return [name for name in _files(folder) if is_ours(name) and PurePosixPath(name).is_relative_to(part)]
+
+
 def discard(folder: Path, part: str = "") -> None:
     """Remove what a run has written in `folder`, or in its `part`, and the folders that this empties."""
     if folder.is_symlink():
         return
-    is_ours = _ours(folder)
-    for name in list(_files(folder)):
-        if is_ours(name) and PurePosixPath(name).is_relative_to(part):
-            with suppress(OSError):
-                (folder / name).unlink()
+    for name in written(folder, part):
+        with suppress(OSError):
+            (folder / name).unlink()
     for path in sorted([folder / part, *(folder / part).rglob("*")], reverse=True):
         if path.is_dir() and not path.is_symlink():
             with suppress(OSError):  # not empty

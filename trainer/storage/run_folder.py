@@ -99,7 +99,7 @@ def output_folder(out: Path, *, force: bool, needed_bytes: int = 0) -> Iterator[
     check_output(out, force=force, needed_bytes=needed_bytes)
     staging = unfinished(out)
     staging.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with exclusive(out):
         discard(staging)
         staging.mkdir(exist_ok=True)
         try:
@@ -133,7 +133,7 @@ def unfinished_folder(out: Path) -> Iterator[Path]:
 
     Raises: OutputError when another run is writing there.
     """
-    with _locked(out):
+    with exclusive(out):
         for pattern in LITTER:
             for path in filter(Path.is_file, unfinished(out).glob(pattern)):
                 path.unlink()
@@ -141,8 +141,22 @@ def unfinished_folder(out: Path) -> Iterator[Path]:
         _put_in_place(unfinished(out), out)
 
 
+def is_being_written(out: Path) -> bool:
+    """Whether a process holds the run's lock. A free one is taken for a moment: there is no other way to ask."""
+    if not _lock(out).exists():
+        return False
+    lock = FileLock(_lock(out))
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):  # held, or another user's
+        return True
+    lock.release()
+    return False
+
+
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def exclusive(out: Path) -> Iterator[None]:
+    """Nobody else writes the run to `out` while the block runs. Raises: OutputError when another run does."""
     lock = FileLock(_lock(out))
     try:
         lock.acquire(timeout=0)
