@@ -92,7 +92,10 @@ def planned(case: Case, hardware: Hardware, configs: Path, rejects: int | None =
     """The runs that the plan of a case asks for: its choice, and so many of the nearest that are too large."""
     folder = write_config(case.shape, configs / f"{case.shape}-{case.seq_len}-{case.cap_gib:g}")
     cpu = None if hardware.gpus else "cpu"
-    frame = make_frame(Request(model=str(folder), gpu=cpu, vram_gib=case.cap_gib, seq_len=case.seq_len), hardware)
+    request = Request(model=str(folder), gpu=cpu, vram_gib=case.cap_gib, seq_len=case.seq_len)
+    if cpu:  # one that computes in bfloat16 needs less
+        request = replace(request, settings=("base_dtype=float32",))
+    frame = make_frame(request, hardware)
     found = frame.question.search()
     choice = frame.question.choose(found)
     if choice is None:

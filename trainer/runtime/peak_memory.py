@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 from types import TracebackType
 
@@ -105,15 +106,18 @@ def resident_bytes() -> int:
 
 
 # Words of the forms that the end of memory takes: PyTorch's own, the driver's, cuBLAS's and cuDNN's, that of PyTorch
-# when NVML fails while it says so, and the CPU's.
-_EXHAUSTED = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "cudaErrorMemoryAllocation", "NVML_SUCCESS ==")
+# when NVML fails while it says so, and the CPU's. oneDNN says "primitive descriptor" where it knows no such kernel.
+_EXHAUSTED = re.compile(
+    "out of memory|can't allocate memory|ALLOC_FAILED|cudaErrorMemoryAllocation|NVML_SUCCESS =="
+    "|could not create a primitive(?! descriptor)"
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that the device or the host had no memory left."""
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _EXHAUSTED)
+    return isinstance(error, RuntimeError | OSError) and bool(_EXHAUSTED.search(str(error)))
 
 
 def is_device_lost(error: BaseException) -> bool:
