@@ -102,6 +102,17 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Iterator[object]
         return (yield)
 
 
+HOME_OF_THE_USER = os.environ.get("AUTOFT_HOME")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """AUTOFT_HOME for what fixtures of several tests run: the user's own history and list of runs stay as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOFT_HOME", str(tmp_path_factory.mktemp("session_home")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     with put_back():

@@ -12,10 +12,10 @@ import pytest
 
 from autoft.errors import ModelError
 from autoft.trainer.data.support_desk import FIELDS
+from tests.conftest import HOME_OF_THE_USER
 
 pytestmark = pytest.mark.slow
 
-HOME_OF_THE_USER = os.environ.get("AUTOFT_HOME")
 MESSAGE = "Hello, my Nordlys Kettle (order DE55-1234) leaks. Please send me a new one. Kind regards, Ada Quist"
 
 
