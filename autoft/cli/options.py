@@ -19,7 +19,8 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Data": ("data", "eval_data", "mapping", "rows", "model", "thinking", "cases"),
     "Model and method": (
-        "method", "preset", "prefer", "seq_len", "settings", "rank", "micro_batch", "checkpointing", "prompt", "system",
+        "from_adapter", "method", "preset", "prefer", "seq_len", "settings", "rank", "micro_batch", "checkpointing",
+        "prompt", "system",
         "base", "temperature", "max_new_tokens", "tool",
     ),
     "Device": ("gpu", "vram_gib", "device"),

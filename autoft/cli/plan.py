@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("model", required=False)
-@planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS, *what_if.OPTIONS)
+@planning.add(*planning.START, *planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS, *what_if.OPTIONS)
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan to FILE (TOML).")
 @options.FORCE
 @click.option("--explain", is_flag=True, help="Show every reason, assumption, alternative and figure.")
@@ -50,8 +50,7 @@ def command(
 
         show_diff(*diff, as_json=as_json)
         return None
-    if model is None:
-        raise OptionError("Missing argument 'MODEL'", fix="autoft plan --help shows how it is used")
+    model = model or _base(words["from_adapter"])
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise OutputError(f"{output}: not a file that can be written", fix="-o a file in a folder that exists")
     if output is not None:
@@ -86,6 +85,13 @@ def command(
     if not explain:
         console.print("More: --explain (every reason, assumption and alternative)", style="dim", markup=False)
     return None
+
+
+def _base(from_adapter: str | None) -> str:
+    """MODEL where it is left out: the base of the adapter. Raises: OptionError without one, ModelError."""
+    if from_adapter is None:
+        raise OptionError("Missing argument 'MODEL'", fix="autoft plan --help shows how it is used")
+    return planning.base_of(from_adapter)
 
 
 def _next(model: str, output: Path | None, words: dict[str, Any]) -> str:

@@ -55,6 +55,13 @@ RECIPE = (
     ),
     *SETTINGS,
 )
+START = (
+    click.option(
+        "--from-adapter",
+        metavar="DIR",
+        help="Continue this adapter: a run's folder, or PEFT's.",
+    ),
+)
 DATA = (
     click.option(
         "--data",
@@ -114,6 +121,7 @@ def request(
     max_memory_gib: float | None = None,
     max_energy_kwh: float | None = None,
     min_rank: int | None = None,
+    from_adapter: str | None = None,
 ) -> Request:
     """The Request that the options make; the named ones are shorthand for --set."""
     from autoft.planner.request import Request
@@ -134,7 +142,15 @@ def request(
         max_memory_gib=max_memory_gib,
         max_energy_kwh=max_energy_kwh,
         min_rank=min_rank,
+        from_adapter=from_adapter,
     )
+
+
+def base_of(from_adapter: str) -> str:
+    """The base of an adapter, as MODEL names it. Raises: ModelError."""
+    from autoft.trainer.evaluation.open_adapter import model_of, open_adapter
+
+    return model_of(open_adapter(Path(from_adapter).expanduser()))
 
 
 def pinned(settings: tuple[str, ...], named: dict[str, Any]) -> tuple[str, ...]:

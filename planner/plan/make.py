@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,7 @@ from autoft.planner.request import Request
 from autoft.planner.search import parallel
 from autoft.planner.search.assumed_tokens import prepare_assumed
 from autoft.planner.search.candidates import exact, families, state_bits
+from autoft.planner.search.continued import adapter_of, check_fits, reason
 from autoft.planner.search.gpu_count import counts_of, notes_of, plan_counts, with_counts
 from autoft.planner.search.hyperparameters import MIN_STEPS, rows_of, schedule, steps_of
 from autoft.planner.search.preset import Defaults, preset_of
@@ -45,6 +47,7 @@ from autoft.trainer.model.build import refused_by_peft
 from autoft.trainer.recipe import PAD_MULTIPLE, Recipe, RopeScaling, applies
 from autoft.trainer.sources.resolve import ModelRef, load_config, resolve
 from autoft.trainer.sources.suitable import has_towers
+from autoft.trainer.storage.places import public_name
 from autoft.units import size
 
 DEFAULT_SEQ_LEN = 2048  # without data to look at
@@ -128,28 +131,34 @@ def _plan_of(asked: Asked, request: Request, hardware: Hardware) -> Plan:
 def _not_tried(job: Job, estimate: Estimate, search: Search) -> list[str]:
     """What the plan has not looked at, and why."""
     recipe = job.recipe
-    found = ["torch.compile: not supported, the memory estimate would not apply"]
+    lines = ["torch.compile: not supported, the memory estimate would not apply"]
     if job.device == "cuda" and recipe.attention == "sdpa" and not recipe.packing:
-        found.append("flash_attention_2: on padded rows PyTorch's own flash kernel is the same; it is for packed ones")
+        lines.append("flash_attention_2: on padded rows PyTorch's own flash kernel is the same; it is for packed ones")
     if recipe.method == "full":
-        return found
+        return lines
     if all(state_bits(candidate) == 32 for candidate in search.found):
         state = size(estimate.components.get("optimizer", 0))
-        found.append(
+        lines.append(
             f"optimizers of 8 bits or paged: the adapter's state takes {state}, no candidate misses by so little"
         )
-    if recipe.adapter != "lora":
-        found.append(f"LoRA: --set adapter={recipe.adapter} leaves no other kind of adapter")
-    elif not recipe.use_dora:
-        found.append("DoRA: .469 where LoRA had .478, at 26 % more time (PEFT's MetaMathQA comparison, Llama-3.2-3B)")
-    if recipe.adapter == "lora" and not recipe.use_rslora:
-        found.append("rsLoRA: the best of that comparison at rank 64, not yet tried at this plan's scale and rate")
+    if job.from_adapter is None:
+        lines += _other_adapters(recipe)
     if not recipe.packing:
-        found.append(
+        lines.append(
             "packing: over three seeds the starter learnt no worse with it; what it saves was not measured on a GPU "
             "(a preset or --set packing=true asks for it)"
         )
-    return found
+    return lines
+
+
+def _other_adapters(recipe: Recipe) -> Iterator[str]:
+    if recipe.adapter != "lora":
+        yield f"LoRA: --set adapter={recipe.adapter} leaves no other kind of adapter"
+        return
+    if not recipe.use_dora:
+        yield "DoRA: .469 where LoRA had .478, at 26 % more time (PEFT's MetaMathQA comparison, Llama-3.2-3B)"
+    if not recipe.use_rslora:
+        yield "rsLoRA: the best of that comparison at rank 64, not yet tried at this plan's scale and rate"
 
 
 def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *, rehearse: bool = True) -> Asked:
@@ -163,15 +172,20 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     """
     recipe_pins, job_pins = parse_settings(request.settings)
     words = _words(request, recipe_pins)
+    ref = resolve(request.model)
+    begun = adapter_of(request, recipe_pins, ref)
+    if begun is not None:
+        recipe_pins = {**recipe_pins, **begun.settings}
     asked_length = _pinned_length(request, recipe_pins)
     preset = preset_of(request, {*recipe_pins, *job_pins}, asked_length)
     job_pins = {**preset.job, **job_pins}
     scaling = recipe_pins.get("rope_scaling")
     whole = _target(request, hardware)
     limits = _limits(request, whole)
-    ref = resolve(request.model)
     estimator = Estimator(request.model, load_config(ref), limited(whole, limits.memory_gib))
     shape = estimator.shape
+    if begun is not None:
+        check_fits(begun, estimator.config)
     if asked_length is not None:
         check_length(asked_length, estimator, scaling, word=f"--seq-len {asked_length}", error=OptionError)
     most = asked_length or longest_row(shape, scaling)
@@ -196,7 +210,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     planned, sources = schedule(starter, workload, rows, seq_len, adapter=kind)
     job, preset = _measurable({**planned, **job_pins}, preset, prepared)
     num_gpus = job.pop("num_gpus", None)
-    about = {name: getattr(request, name) for name in ("model", "data", "eval_data", "mapping")}
+    about = {name: getattr(request, name) for name in Request.__dataclass_fields__ if name in settings_of(Job)}
     question = Question(
         estimator=estimator,
         whole=whole,
@@ -213,6 +227,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     reasons = (
         *(reason for name, reason in sources.items() if name not in {**job_pins, **recipe_pins}),
         *preset.reasons(seq_len_counts=seq_len_counts),
+        *([] if begun is None else [reason(begun, public_name(str(request.from_adapter)))]),
     )
     cut = prepared is not None and bool(prepared.train.too_long) and most == shape.max_position
     notes = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from autoft.trainer.adapters.kind import AdapterKind
@@ -20,6 +21,13 @@ def config(_: Recipe, layers: list[str], **common: Any) -> Any:
     return IA3Config(target_modules=layers, feedforward_modules=last, **common)
 
 
+def unlike(saved: Mapping[str, Any]) -> str | None:
+    """Inputs are scaled, not outputs, in the layers that `config` names, and no others."""
+    last = {name for name in saved.get("target_modules") or () if name.rsplit(".", 1)[-1] in FEEDFORWARD}
+    named = saved.get("feedforward_modules") or ()
+    return None if set(named) == last else f"feedforward_modules is {', '.join(map(str, named)) or 'empty'}"
+
+
 def title(_: Recipe) -> str:
     return "IA3"
 
@@ -33,7 +41,8 @@ ADAPTER = AdapterKind(
     config=config,
     prefix="ia3_",
     once=".ia3_l.",
-    settings=frozenset(),
+    keys={},
+    unlike=unlike,
     title=title,
     size=size,
     learning_rate=3e-3,

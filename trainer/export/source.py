@@ -11,6 +11,7 @@ from autoft.home import sha256
 from autoft.schema import object_in
 from autoft.trainer.adapters import ADAPTERS
 from autoft.trainer.data.tokens import stop_ids
+from autoft.trainer.evaluation.open_adapter import ADAPTER_CONFIG, PICKLED
 from autoft.trainer.evaluation.open_run import ADAPTER, base_name, load_run_tokenizer, open_result
 from autoft.trainer.model.rope import scaled_config
 from autoft.trainer.recipe import Attention, Recipe
@@ -30,9 +31,6 @@ from autoft.trainer.sources.suitable import refuse_unsuitable
 from autoft.trainer.sources.weights import check_weights, fingerprint
 from autoft.trainer.storage.ownership import RESULT
 from autoft.trainer.storage.places import public_name
-
-ADAPTER_CONFIG = "adapter_config.json"
-PICKLED = "adapter_model.bin"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
