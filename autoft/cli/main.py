@@ -57,6 +57,7 @@ SECTIONS = {
         "history": "Show predicted and measured memory and speed of past runs.",
     },
     "Use the result": {
+        "adapters": "List, show and combine adapters.",
         "merge": "Merge the adapter of a run into its 16-bit base.",
         "export": "Export a model for llama.cpp, Ollama, vLLM, transformers or MLX.",
     },

@@ -20,7 +20,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Data": ("data", "eval_data", "mapping", "rows", "model", "thinking", "cases"),
     "Model and method": (
         "from_adapter", "method", "preset", "prefer", "seq_len", "settings", "rank", "micro_batch", "checkpointing",
-        "prompt", "system",
+        "weights", "density", "prompt", "system",
         "base", "temperature", "max_new_tokens", "tool",
     ),
     "Device": ("gpu", "vram_gib", "device"),

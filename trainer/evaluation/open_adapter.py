@@ -19,7 +19,7 @@ from autoft.trainer.result import RunResult, Start
 from autoft.trainer.sources.resolve import ModelRef, resolve
 from autoft.trainer.sources.weights import fingerprint, read_tensors
 from autoft.trainer.storage.ownership import RESULT
-from autoft.trainer.storage.places import public_name
+from autoft.trainer.storage.places import public_name, read_places
 from autoft.trainer.storage.run_folder import unfinished
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -113,6 +113,9 @@ def model_of(adapter: AdapterFolder) -> str:
     """The base of the adapter, as `resolve` takes it. Raises: ModelError when it is named nowhere, or not here."""
     if adapter.result is not None:
         return model_of_run(adapter.folder, adapter.result)
+    local = read_places(adapter.folder).get("base")
+    if local is not None and Path(local).is_dir():
+        return local
     if adapter.base is None:
         raise ModelError(f"{adapter.folder / ADAPTER_CONFIG}: names no base", fix="name the base as MODEL")
     try:
@@ -165,24 +168,27 @@ def check_base(adapter: AdapterFolder, ref: ModelRef, weights: Path | None) -> N
         )
 
 
-def check_shapes(adapter: AdapterFolder, model: Any) -> None:
-    """Whether the file has the weights that the adapter of a model has, of the same shapes. model: also on meta.
+def check_shapes(adapter: AdapterFolder, model: Any, name: str = "default") -> None:
+    """Whether the file has the weights that an adapter of a model has, of the same shapes.
 
+    model: also one on meta. name: of its adapter.
     Raises: ModelError naming the first that does not fit.
     """
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    needed = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    needed = {weight: tuple(tensor.shape) for weight, tensor in state.items()}
     path, base = adapter.folder / ADAPTER, public_name(str(model.get_base_model().config.name_or_path)) or "the model"
     fix = "name the base that the adapter was trained on"
     differ = sorted(needed.keys() ^ adapter.shapes.keys())
     if differ:
         lacking = "is missing" if differ[0] in needed else f"belongs to no layer of {base}"
         raise ModelError(f"{path}: {differ[0]} {lacking}; {len(differ)} weights in all do not fit", fix=fix)
-    for name, shape in needed.items():
-        if adapter.shapes[name] != shape:
-            raise ModelError(f"{path}: {name} is {_by(adapter.shapes[name])}, and {base} takes {_by(shape)}", fix=fix)
+    for weight, shape in needed.items():
+        if adapter.shapes[weight] != shape:
+            raise ModelError(
+                f"{path}: {weight} is {_by(adapter.shapes[weight])}, and {base} takes {_by(shape)}", fix=fix
+            )
 
 
 def put_weights(adapter: AdapterFolder, model: Any) -> None:
