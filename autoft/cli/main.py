@@ -41,7 +41,7 @@ SECTIONS = {
         "doctor": "Check your setup: driver, PyTorch, CUDA kernels, versions, disk, hub.",
         "plan": "Find the best settings to fine-tune a model on this machine.",
         "run": "Plan, train, evaluate and save, in one step.",
-        "chat": "Talk to a model that autoft trained.",
+        "chat": "Talk to a model that autoft trained, or to several adapters.",
     },
     "Look closer": {
         "data": "Check training data, and write a cleaned copy.",
