@@ -147,12 +147,12 @@ def combine(
         _show_combined(combined, render.console())
 
 
-def _numbers(text: str | None) -> tuple[float, ...]:
+def _numbers(given: str | None) -> tuple[float, ...]:
     """The numbers of "1,0.5". Raises: OptionError."""
     try:
-        return tuple(float(word) for word in text.split(",")) if text is not None else ()
+        return tuple(float(number) for number in given.split(",")) if given is not None else ()
     except ValueError:
-        raise OptionError(f"--weights {text}: not numbers with commas", fix="--weights 1,0.5") from None
+        raise OptionError(f"--weights {given}: not numbers with commas", fix="--weights 1,0.5") from None
 
 
 def _show_list(summaries: list[Summary], console: Console) -> None:

@@ -50,7 +50,7 @@ def command(
 
         show_diff(*diff, as_json=as_json)
         return None
-    model = model or _base(words["from_adapter"])
+    model = _model(model, words)
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise OutputError(f"{output}: not a file that can be written", fix="-o a file in a folder that exists")
     if output is not None:
@@ -87,11 +87,12 @@ def command(
     return None
 
 
-def _base(from_adapter: str | None) -> str:
-    """MODEL where it is left out: the base of the adapter. Raises: OptionError without one, ModelError."""
-    if from_adapter is None:
+def _model(model: str | None, words: dict[str, Any]) -> str:
+    """MODEL, or what --base-run or --from-adapter names. Raises: OptionError without any of these, ModelError."""
+    named = planning.named_model(model, words, fetches=False)
+    if named is None:
         raise OptionError("Missing argument 'MODEL'", fix="autoft plan --help shows how it is used")
-    return planning.base_of(from_adapter)
+    return named
 
 
 def _next(model: str, output: Path | None, words: dict[str, Any]) -> str:

@@ -59,7 +59,7 @@ def command(what: str | None, output: Path | None, force: bool, as_json: bool, *
 
     ignore_hangup()
     _see_one_gpu_where_nothing_forks()
-    what = what or (planning.base_of(words["from_adapter"]) if words["from_adapter"] else "starter")
+    what = planning.named_model(what, words, fetches=True) or "starter"
     out = output or free_name(RUNS, Path(what).stem if what.endswith(".toml") else Path(what).name or "run")
     check_output(out, force=force)
     console = render.console(stderr=True)

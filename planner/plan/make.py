@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ from autoft.planner.estimate import Estimate
 from autoft.planner.estimator.estimate_recipe import Estimator
 from autoft.planner.estimator.target import Target, like, target_of
 from autoft.planner.facts import Reason, sentences
+from autoft.planner.plan.not_tried import not_tried
 from autoft.planner.plan.prefetch import Reading, prepare_options
 from autoft.planner.plan.provenance import inputs_of
 from autoft.planner.plan.record import Plan
@@ -21,14 +21,13 @@ from autoft.planner.rehearsal.step import Rehearsal
 from autoft.planner.request import Request
 from autoft.planner.search import parallel
 from autoft.planner.search.assumed_tokens import prepare_assumed
-from autoft.planner.search.candidates import exact, families, state_bits
+from autoft.planner.search.candidates import exact, families
 from autoft.planner.search.continued import adapter_of, check_fits, reason
 from autoft.planner.search.gpu_count import counts_of, notes_of, plan_counts, with_counts
 from autoft.planner.search.hyperparameters import MIN_STEPS, rows_of, schedule, steps_of
 from autoft.planner.search.preset import Defaults, preset_of
 from autoft.planner.search.problem import Limits, Question, check_limits, limited
 from autoft.planner.search.remedies import nothing_fits
-from autoft.planner.search.search import Search
 from autoft.planner.search.sequence_length import check_length, length_notes, longest_row
 from autoft.planner.search.set_option import parse_settings
 from autoft.planner.timing.allreduce import ALONE, Replicas
@@ -48,7 +47,6 @@ from autoft.trainer.recipe import PAD_MULTIPLE, Recipe, RopeScaling, applies
 from autoft.trainer.sources.resolve import ModelRef, load_config, resolve
 from autoft.trainer.sources.suitable import has_towers
 from autoft.trainer.storage.places import public_name
-from autoft.units import size
 
 DEFAULT_SEQ_LEN = 2048  # without data to look at
 
@@ -113,7 +111,7 @@ def _plan_of(asked: Asked, request: Request, hardware: Hardware) -> Plan:
         preset=asked.preset.name,
         reasons=sentences(reasons),
         reason_records=reasons,
-        pruned=(*(group.text for group in found.pruned), *_not_tried(job, choice.estimate, found)),
+        pruned=(*(group.text for group in found.pruned), *not_tried(job, choice.estimate, found)),
         notes=(*asked.notes, *(record.text for record in estimate.assumption_records if record.kind == "kernels")),
         steps=steps_of(job, question.rows),
         run_time_s=run_time_s,
@@ -126,39 +124,6 @@ def _plan_of(asked: Asked, request: Request, hardware: Hardware) -> Plan:
         alternatives=choice.alternatives,
         inputs=inputs_of(job, resolve(request.model)),
     )
-
-
-def _not_tried(job: Job, estimate: Estimate, search: Search) -> list[str]:
-    """What the plan has not looked at, and why."""
-    recipe = job.recipe
-    lines = ["torch.compile: not supported, the memory estimate would not apply"]
-    if job.device == "cuda" and recipe.attention == "sdpa" and not recipe.packing:
-        lines.append("flash_attention_2: on padded rows PyTorch's own flash kernel is the same; it is for packed ones")
-    if recipe.method == "full":
-        return lines
-    if all(state_bits(candidate) == 32 for candidate in search.found):
-        state = size(estimate.components.get("optimizer", 0))
-        lines.append(
-            f"optimizers of 8 bits or paged: the adapter's state takes {state}, no candidate misses by so little"
-        )
-    if job.from_adapter is None:
-        lines += _other_adapters(recipe)
-    if not recipe.packing:
-        lines.append(
-            "packing: over three seeds the starter learnt no worse with it; what it saves was not measured on a GPU "
-            "(a preset or --set packing=true asks for it)"
-        )
-    return lines
-
-
-def _other_adapters(recipe: Recipe) -> Iterator[str]:
-    if recipe.adapter != "lora":
-        yield f"LoRA: --set adapter={recipe.adapter} leaves no other kind of adapter"
-        return
-    if not recipe.use_dora:
-        yield "DoRA: .469 where LoRA had .478, at 26 % more time (PEFT's MetaMathQA comparison, Llama-3.2-3B)"
-    if not recipe.use_rslora:
-        yield "rsLoRA: the best of that comparison at rank 64, not yet tried at this plan's scale and rate"
 
 
 def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *, rehearse: bool = True) -> Asked:

@@ -257,6 +257,34 @@ def test_what_agrees_with_the_adapter_is_taken(autoft, here) -> None:
     assert json.loads(done.out)["job"]["recipe"]["rank"] == 4
 
 
+def test_the_base_of_a_run_is_trained_on_again(autoft, here, tiny_model, tmp_path) -> None:
+    given = ("--base-run", here / "first", "--data", here / "data.jsonl", *words(*SHORT, *LEARNS, "rank=2"))
+    done = autoft("run", *given, "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    first, result = (
+        json.loads((f / "result.json").read_text(encoding="utf-8")) for f in (here / "first", tmp_path / "out")
+    )
+    assert (result["base"], result["base_fingerprint"]) == (first["base"], first["base_fingerprint"])
+    assert result["before"]["loss"] == pytest.approx(first["before"]["loss"], abs=1e-5)
+    assert (result["continued"], result["job"]["recipe"]["rank"]) == (None, 2)
+    both = autoft("plan", tiny_model, *given)
+    assert both.code == 2
+    assert f"--base-run {here / 'first'} names the model, and so does {tiny_model}" in both.err
+    moved = Path(shutil.copytree(here / "first", tmp_path / "moved"))
+    places = json.loads((moved / "local.json").read_text(encoding="utf-8"))
+    other = other_base(tmp_path, tiny_model)
+    (moved / "local.json").write_text(json.dumps({**places, "model": other, "base": other}), encoding="utf-8")
+    record = json.loads((moved / "result.json").read_text(encoding="utf-8"))
+    record["job"]["model"] = "other"
+    (moved / "result.json").write_text(json.dumps(record), encoding="utf-8")
+    for command in ("plan", "run"):
+        done = autoft(command, "--base-run", moved, *given[2:])
+        assert done.code == 2
+        assert f"{other}: not the weights that {moved} was trained on" in done.err
+    none = autoft("plan", "--base-run", tmp_path / "none", *words())
+    assert (none.code, "holds no finished run" in none.err) == (2, True)
+
+
 def test_a_whole_model_is_no_adapter(autoft, tiny_model, tmp_path) -> None:
     data = write_jsonl(tmp_path / "data.jsonl", [{"prompt": f"n {n}", "completion": "yes"} for n in range(40)])
     given = ("run", tiny_model, "--data", data, "--method", "full", "-o", tmp_path / "full")
