@@ -1,7 +1,7 @@
-"""Several adapters of one base made into one, by PEFT's own methods, without the base's weights.
+"""Several adapters of one base made into one, by PEFT's methods, without the base's weights.
 
 PEFT adds adapters up on a model that they are on. Here it is the base's skeleton, whose tensors have shapes and one
-stored number each, so that memory holds the adapters and one layer's update.
+stored number each, so that memory holds the adapters alone.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from autoft.trainer.storage.ownership import CARD
 from autoft.trainer.storage.places import IGNORE, LOCAL, public_name, write_base_place
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 # The methods, and what each makes of the adapters
@@ -265,10 +266,13 @@ def _shown(value: Any) -> str:
 def _write(adapters: Sequence[AdapterFolder], mix: Mix, ref: ModelRef, aside: Path) -> list[str]:
     """Write the sum and a tokenizer; what to know of them. Raises: ModelError."""
     import torch
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
     names = [f"part_{number}" for number in range(len(adapters))]
+    # PEFT's own svd decomposes whole updates, which takes hours for a 7B model; the exact sum has all that it needs
+    figures = {"combination_type": "cat" if mix.method == "svd" else mix.method, "density": mix.density}
     try:
         model: Any = PeftModel.from_pretrained(skeleton(adapters[0], load_config(ref)), adapters[0].folder, names[0])
         for name, adapter in zip(names[1:], adapters[1:], strict=True):
@@ -276,21 +280,46 @@ def _write(adapters: Sequence[AdapterFolder], mix: Mix, ref: ModelRef, aside: Pa
         for name, adapter in zip(names, adapters, strict=True):
             check_shapes(adapter, model, name)
         torch.manual_seed(SEED)
-        figures = {} if adapters[0].kind == "ia3" else {"combination_type": mix.method, "density": mix.density}
         with torch.no_grad():
-            model.add_weighted_adapter(names, list(mix.weights), "default", **figures)
+            weights = list(mix.weights)
+            model.add_weighted_adapter(names, weights, "default", **({} if adapters[0].kind == "ia3" else figures))
     except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ModelError(f"PEFT cannot combine them: {reason}", fix="give adapters of one base") from error
-    for name, parameter in model.named_parameters():
-        if ".default" in name and not bool(torch.isfinite(parameter).all()):
-            raise AutoftError(f"the sum is not finite, {name} for one", fix="give other adapters or --weights")
+    state = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
     config = model.peft_config["default"]
+    if mix.method == "svd":
+        config.r = config.lora_alpha = max(int(adapter.settings["rank"]) for adapter in adapters)
+        state = of_rank(state, config.r)
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise AutoftError(f"the sum is not finite, {name} for one", fix="give other adapters or --weights")
     if hasattr(config, "use_rslora"):
         config.use_rslora = False  # the sum has all scaling in its weights; rsLoRA would scale them once more
-    config.base_model_name_or_path = base_reference(ref, Path(ref.name))
-    model.save_pretrained(aside, selected_adapters=["default"], save_embedding_layers=False)
+    config.base_model_name_or_path, config.inference_mode = base_reference(ref, Path(ref.name)), True
+    config.save_pretrained(aside)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, aside / ADAPTER, {"format": "pt"})
     return _write_tokenizer(adapters, ref, aside)
+
+
+def of_rank(state: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
+    """The factors of LoRA whose product is nearest to that of `state`, of at most `rank`.
+
+    The product of tall Q_b R_b and wide (Q_a R_a)^T has the singular values of R_b R_a^T, which is small.
+    """
+    import torch
+
+    nearest: dict[str, torch.Tensor] = {}
+    for name, a_RI in state.items():
+        other = name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
+        if other == name:
+            continue
+        q_b, r_b = torch.linalg.qr(state[other])
+        q_a, r_a = torch.linalg.qr(a_RI.T)
+        left, values, right = torch.linalg.svd(r_b @ r_a.T)
+        nearest[name] = right[:rank] @ q_a.T
+        nearest[other] = q_b @ left[:, :rank] * values[:rank]
+    return nearest
 
 
 def _write_tokenizer(adapters: Sequence[AdapterFolder], ref: ModelRef, aside: Path) -> list[str]:
@@ -321,7 +350,7 @@ def _card(combined: Combined, name: str) -> str:
 ---
 # {name}
 
-An adapter{size} for `{combined.base}`, combined by autoft {__version__} from {len(combined.parts)} others with PEFT's \
+An adapter{size} for `{combined.base}`, combined by autoft {__version__} from {len(combined.parts)} others by \
 `{combined.method}`{density}: {METHODS[combined.method]}.
 
 | adapter | weight | SHA-256 of its {ADAPTER} |
