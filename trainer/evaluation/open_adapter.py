@@ -15,7 +15,7 @@ from autoft.trainer.adapters import ADAPTERS
 from autoft.trainer.evaluation.open_run import ADAPTER, base_name, read_result
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.result import RunResult, Start
+from autoft.trainer.result import RunResult
 from autoft.trainer.sources.resolve import ModelRef, resolve
 from autoft.trainer.sources.weights import fingerprint, read_tensors
 from autoft.trainer.storage.ownership import RESULT
@@ -68,10 +68,6 @@ class AdapterFolder:
     def recipe(self) -> Recipe:
         """A recipe of such an adapter, in float32."""
         return Recipe(base_dtype="float32", **self.settings)
-
-    def start(self) -> Start:
-        """What a run that continues it keeps of it."""
-        return Start(name=public_name(str(self.folder.absolute())), sha256=sha256(self.folder / ADAPTER))
 
 
 def open_adapter(folder: Path) -> AdapterFolder:
