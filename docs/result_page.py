@@ -18,7 +18,7 @@ from autoft.settings import default_of, described, settings_of
 from autoft.trainer import events
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
-from autoft.trainer.result import SCHEMA_VERSION, Evaluation, Measured, Predicted, RunResult, Sample
+from autoft.trainer.result import SCHEMA_VERSION, Evaluation, Measured, Predicted, RunResult, Sample, Start
 
 PAGE = Path(__file__).parent / "result.md"
 HEAD = f"""# What a run writes of itself
@@ -51,9 +51,8 @@ SETTINGS = (Job, Recipe)  # records whose fields say what they are
 def page() -> str:
     """The whole text of the page."""
     kinds = [kind for kind in typing.get_args(events.Event) if kind is not events.Progress]
-    result = [
-        section(kind, kind.__name__) for kind in (RunResult, Predicted, Measured, Evaluation, Sample, Job, Recipe)
-    ]
+    records = (RunResult, Predicted, Measured, Evaluation, Sample, Start, Job, Recipe)
+    result = [section(kind, kind.__name__) for kind in records]
     told = [section(kind, kind.__name__.lower()) for kind in kinds]
     return "\n".join([HEAD, *result, EVENTS, *told])
 

@@ -44,6 +44,16 @@ class Job(Record):
             exported=True,
         ),
     ] = None
+    from_adapter: Annotated[
+        str | None,
+        Setting(
+            "folder of an adapter to continue; without it a new one begins",
+            group="Adapter",
+            more="Of a run, or of PEFT. Its kind, rank, alpha, dropout and layers are those of the run.",
+            changes=("quality",),
+            typed=False,
+        ),
+    ] = None
     device: Annotated[Device, Setting("where it trains", group="Method", typed=False, exported=True)] = "cpu"
     num_gpus: Annotated[
         int,
@@ -283,6 +293,8 @@ class Job(Record):
         return "constant_with_warmup" if self.schedule == "constant" else self.schedule
 
     def __post_init__(self) -> None:
+        if self.from_adapter is not None and self.recipe.method == "full":
+            raise ValueError("method full has no adapter: leave from_adapter out")
         if self.group_by_length and self.recipe.packing:
             raise ValueError("group_by_length has nothing to group beside packing: all rows are of one length then")
         if self.early_stopping is not None and self.eval_steps is None:

@@ -78,6 +78,14 @@ class Measured(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Start(Record):
+    """The adapter that a run continued: the name of its folder, and the SHA-256 of its weights' file."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult(Record):
     """A finished run. losses: (step, loss) of every optimizer step. artifacts: file name to SHA-256.
 
@@ -90,6 +98,7 @@ class RunResult(Record):
     data_sha256: of the token ids and labels that were trained on. auto_class: of transformers, which opens the base.
     base_fingerprint: SHA-256 of samples of the base's weights (sources/weights.py), None in files from before it.
     run_id: of the run, also where its folder is moved; None in files from before it.
+    continued: the adapter that training began with, None for a new one. `before` is then its evaluation.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -127,3 +136,4 @@ class RunResult(Record):
     auto_class: str = "AutoModelForCausalLM"
     base_fingerprint: str | None = None
     run_id: str | None = None
+    continued: Start | None = None

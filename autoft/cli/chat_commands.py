@@ -13,10 +13,10 @@ from autoft.home import write_text
 
 if TYPE_CHECKING:
     from autoft.trainer.data.shape import Message
-    from autoft.trainer.evaluation.chat import Talker
+    from autoft.trainer.evaluation.chat import Talker, Voice
 
 HELP = """/base TEXT        answer as the base does, without the adapter; alone: answer the last message so
-/adapter DIR      go on with the adapter of another run on the same base
+/adapter NAME     go on with another adapter on the same base, loaded or in the folder NAME; alone: list those loaded
 /reset            forget the conversation
 /save FILE        write the conversation as a line of training data (JSON)
 /set NAME=VALUE   temperature=0.7 (0 takes the likeliest token), max_new_tokens=256
@@ -86,12 +86,17 @@ class Conversation:
 
     def _adapter(self, folder: str) -> str:
         if not folder:
-            return f"adapter: {self.talker.folder}"
+            return "\n".join(self._listed(voice) for voice in self.talker.voices)
         own_prompt = self.system == self.talker.system_prompt
-        self.talker.take_adapter(Path(folder))
+        named = {voice.name: voice.folder for voice in self.talker.voices}
+        self.talker.take_adapter(named.get(folder, Path(folder)))
         if own_prompt:
             self.system = self.talker.system_prompt
         return f"adapter: {folder}"
+
+    def _listed(self, voice: Voice) -> str:
+        mark = "*" if voice is self.talker.voice else " "
+        return f"{mark} {voice.name}   {voice.folder}"
 
     def _reset(self, _: str) -> str:
         self.messages.clear()

@@ -41,7 +41,7 @@ SECTIONS = {
         "doctor": "Check your setup: driver, PyTorch, CUDA kernels, versions, disk, hub.",
         "plan": "Find the best settings to fine-tune a model on this machine.",
         "run": "Plan, train, evaluate and save, in one step.",
-        "chat": "Talk to a model that autoft trained.",
+        "chat": "Talk to a model that autoft trained, or to several adapters.",
     },
     "Look closer": {
         "data": "Check training data, and write a cleaned copy.",
@@ -58,6 +58,7 @@ SECTIONS = {
         "history": "Show predicted and measured memory and speed of past runs.",
     },
     "Use the result": {
+        "adapters": "List, show and combine adapters.",
         "serve": "Serve a model to OpenAI-compatible clients.",
         "merge": "Merge the adapter of a run into its 16-bit base.",
         "export": "Export a model for llama.cpp, Ollama, vLLM, transformers or MLX.",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("model", required=False)
-@planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS, *what_if.OPTIONS)
+@planning.add(*planning.START, *planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS, *what_if.OPTIONS)
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan to FILE (TOML).")
 @options.FORCE
 @click.option("--explain", is_flag=True, help="Show every reason, assumption, alternative and figure.")
@@ -50,8 +50,7 @@ def command(
 
         show_diff(*diff, as_json=as_json)
         return None
-    if model is None:
-        raise OptionError("Missing argument 'MODEL'", fix="autoft plan --help shows how it is used")
+    model = _model(model, words)
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise OutputError(f"{output}: not a file that can be written", fix="-o a file in a folder that exists")
     if output is not None:
@@ -86,6 +85,14 @@ def command(
     if not explain:
         console.print("More: --explain (every reason, assumption and alternative)", style="dim", markup=False)
     return None
+
+
+def _model(model: str | None, words: dict[str, Any]) -> str:
+    """MODEL, or what --base-run or --from-adapter names. Raises: OptionError without any of these, ModelError."""
+    named = planning.named_model(model, words, fetches=False)
+    if named is None:
+        raise OptionError("Missing argument 'MODEL'", fix="autoft plan --help shows how it is used")
+    return named
 
 
 def _next(model: str, output: Path | None, words: dict[str, Any]) -> str:

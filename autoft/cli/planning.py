@@ -14,7 +14,7 @@ import click
 
 from autoft import render
 from autoft.cli import options, show_settings
-from autoft.errors import OptionError
+from autoft.errors import ModelError, OptionError
 from autoft.planner.request import Prefer
 from autoft.trainer.recipe import Method
 
@@ -54,6 +54,14 @@ RECIPE = (
         help="lora (16-bit base), qlora (4-bit base) or full (all weights).",
     ),
     *SETTINGS,
+)
+START = (
+    click.option(
+        "--from-adapter",
+        metavar="DIR",
+        help="Continue this adapter: a run's folder, or PEFT's.",
+    ),
+    click.option("--base-run", metavar="DIR", help="Use the base of this finished run as MODEL."),
 )
 DATA = (
     click.option(
@@ -114,6 +122,7 @@ def request(
     max_memory_gib: float | None = None,
     max_energy_kwh: float | None = None,
     min_rank: int | None = None,
+    from_adapter: str | None = None,
 ) -> Request:
     """The Request that the options make; the named ones are shorthand for --set."""
     from autoft.planner.request import Request
@@ -134,7 +143,49 @@ def request(
         max_memory_gib=max_memory_gib,
         max_energy_kwh=max_energy_kwh,
         min_rank=min_rank,
+        from_adapter=from_adapter,
     )
+
+
+def named_model(model: str | None, words: dict[str, Any], *, fetches: bool) -> str | None:
+    """MODEL, or the base that --base-run, taken out of `words`, or --from-adapter names; None where nothing does.
+
+    fetches: download the base of a run that is not here, to compare it with that of the run.
+    Raises: OptionError where MODEL and --base-run are given; ModelError.
+    """
+    base_run, from_adapter = words.pop("base_run"), words["from_adapter"]
+    if base_run is not None and model is not None:
+        raise OptionError(f"--base-run {base_run} names the model, and so does {model}", fix="remove one of them")
+    if base_run is not None:
+        return _base_of_run(Path(base_run).expanduser(), fetches=fetches)
+    if model is not None or from_adapter is None:
+        return model
+    from autoft.trainer.evaluation.open_adapter import model_of, open_adapter
+
+    return model_of(open_adapter(Path(from_adapter).expanduser()))
+
+
+def _base_of_run(folder: Path, *, fetches: bool) -> str:
+    """What the run in `folder` began with. Raises: ModelError where that is not here, or not what it was."""
+    from autoft.trainer.runtime import environment
+
+    environment.prepare()
+    from autoft.trainer.evaluation.open_adapter import model_of_run
+    from autoft.trainer.evaluation.open_run import read_result
+    from autoft.trainer.sources.resolve import fetch, fetched, resolve
+    from autoft.trainer.sources.weights import fingerprint
+
+    result = read_result(folder)
+    model = model_of_run(folder, result)
+    ref = resolve(model)
+    console = render.console(stderr=True)
+    weights = fetch(ref, lambda line: console.print(line, markup=False)) if fetches else fetched(ref)
+    if weights is not None and result.base_fingerprint not in (None, fingerprint(weights)):
+        raise ModelError(
+            f"{model}: not the weights that {folder} was trained on",
+            fix="give the run its base back, or name a MODEL in place of --base-run",
+        )
+    return model
 
 
 def pinned(settings: tuple[str, ...], named: dict[str, Any]) -> tuple[str, ...]:

@@ -33,8 +33,8 @@ RUNS = Path("runs")
         "autoft run plan.toml -o my-adapter",
     ),
 )
-@click.argument("what", default="starter")
-@planning.add(*planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS)
+@click.argument("what", required=False)
+@planning.add(*planning.START, *planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS)
 @click.option(
     "-o",
     "--output",
@@ -47,7 +47,7 @@ RUNS = Path("runs")
     is_flag=True,
     help="Replace a finished run, or run a plan that may not fit.",
 )
-def command(what: str, output: Path | None, force: bool, as_json: bool, **words: Any) -> None:
+def command(what: str | None, output: Path | None, force: bool, as_json: bool, **words: Any) -> None:
     from autoft.trainer.runtime import environment
 
     environment.prepare()
@@ -56,6 +56,7 @@ def command(what: str, output: Path | None, force: bool, as_json: bool, **words:
 
     ignore_hangup()
     training.see_one_gpu_where_nothing_forks()
+    what = planning.named_model(what, words, fetches=True) or "starter"
     out = output or free_name(RUNS, Path(what).stem if what.endswith(".toml") else Path(what).name or "run")
     check_output(out, force=force)
     console = render.console(stderr=True)
@@ -128,6 +129,7 @@ def _from_file(
         "--max-memory": "max_memory_gib",
         "--max-energy-kwh": "max_energy_kwh",
         "--min-rank": "min_rank",
+        "--from-adapter": "from_adapter",
     }
     for option, name in named.items():
         if words[name]:

@@ -117,17 +117,17 @@ def production_commands(models: Sequence[Served]) -> tuple[str, ...]:
     from autoft.trainer.evaluation.open_run import base_name
     from autoft.trainer.export.vllm import serve_command
 
-    adapters = [model for model in models if model.adapter is not None]
+    adapters = [model for model in models if model.has_adapter]
     if not adapters:
-        return (shlex.join(["vllm", "serve", str(models[0].talker.folder.absolute())]),)
-    recipes = [model.talker.result.job.recipe for model in adapters]
+        return (shlex.join(["vllm", "serve", str(models[0].voice.folder.absolute())]),)
+    recipes = [model.voice.recipe for model in adapters]
     if any(recipe.adapter != "lora" or recipe.use_dora or recipe.rope_scaling is not None for recipe in recipes):
         merged = (f"{model.name}-merged" for model in adapters)
         return tuple(
-            f"{shlex.join(['autoft', 'merge', str(model.talker.folder), '-o', name])} && vllm serve {shlex.quote(name)}"
+            f"{shlex.join(['autoft', 'merge', str(model.voice.folder), '-o', name])} && vllm serve {shlex.quote(name)}"
             for model, name in zip(adapters, merged, strict=True)
         )
-    first = adapters[0].talker
-    base = first.result.base if "/" in first.result.base else base_name(first.folder, first.result)
-    folders = {model.name: model.talker.folder for model in adapters}
+    first = adapters[0].voice
+    base = first.base if "/" in first.base or first.result is None else base_name(first.folder, first.result)
+    folders = {model.name: model.voice.folder for model in adapters}
     return (serve_command(base, folders, max(recipe.rank for recipe in recipes)),)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from autoft.cli.show import BAR_COLORS, memory_bar, step_time
 from autoft.cli.show_correction import show_correction
+from autoft.errors import harmless
 from autoft.planner.alternative import Alternative
 from autoft.planner.plan.record import Plan
 from autoft.planner.search import words
@@ -121,8 +122,10 @@ def _job_facts(plan: Plan) -> list[tuple[str, str]]:
     trained = f"{count(estimate.trainable_params)} of {count(estimate.total_params)} weights"
     kind = kind_of(recipe)
     adapter = ("Adapter", f"{kind.size(recipe) or kind.title(recipe)} on {words.modules(recipe)}, {trained}")
+    begun = plan.job.from_adapter
     return [
         ("Trained", trained) if recipe.method == "full" else adapter,
+        *([] if begun is None else [("Continues", harmless(begun, one_line=True))]),
         ("Batch", f"{words.batch(plan.job)}, learning rate {words.rate(plan.job.learning_rate)}"),
         *_data(plan),
         ("Memory", f"{words.of_usable(estimate)}: {words.closeness(estimate)}"),

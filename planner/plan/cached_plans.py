@@ -47,8 +47,9 @@ def ask(request: Request, hardware: Hardware) -> PlanQuestion | None:
     )
     ref = resolve(request.model)
     config = config_source(ref)
-    data = [data_digest(path) for path in (request.data, request.eval_data)]
-    unknown = [path for path, found in zip((request.data, request.eval_data), data, strict=True) if path and not found]
+    paths = (request.data, request.eval_data, request.from_adapter)
+    data = [data_digest(path) for path in paths]
+    unknown = [path for path, digest_ in zip(paths, data, strict=True) if path and not digest_]
     if config is None or unknown or (request.data is not None and ref.kind in ("hub", "catalogue")):
         return None  # the hub's tokenizer may be another one next time
     # the starter's is of one version, and that of a .gguf file in the header that `config` is

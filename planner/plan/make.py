@@ -13,6 +13,7 @@ from autoft.planner.estimate import Estimate
 from autoft.planner.estimator.estimate_recipe import Estimator
 from autoft.planner.estimator.target import Target, like, target_of
 from autoft.planner.facts import Reason, sentences
+from autoft.planner.plan.not_tried import not_tried
 from autoft.planner.plan.prefetch import Reading, prepare_options
 from autoft.planner.plan.provenance import inputs_of
 from autoft.planner.plan.record import Plan
@@ -20,13 +21,13 @@ from autoft.planner.rehearsal.step import Rehearsal
 from autoft.planner.request import Request
 from autoft.planner.search import parallel
 from autoft.planner.search.assumed_tokens import prepare_assumed
-from autoft.planner.search.candidates import exact, families, state_bits
+from autoft.planner.search.candidates import exact, families
+from autoft.planner.search.continued import adapter_of, check_fits, reason
 from autoft.planner.search.gpu_count import counts_of, notes_of, plan_counts, with_counts
 from autoft.planner.search.hyperparameters import MIN_STEPS, rows_of, schedule, steps_of
 from autoft.planner.search.preset import Defaults, preset_of
 from autoft.planner.search.problem import Limits, Question, check_limits, limited
 from autoft.planner.search.remedies import nothing_fits
-from autoft.planner.search.search import Search
 from autoft.planner.search.sequence_length import check_length, length_notes, longest_row
 from autoft.planner.search.set_option import parse_settings
 from autoft.planner.timing.allreduce import ALONE, Replicas
@@ -45,7 +46,7 @@ from autoft.trainer.model.build import refused_by_peft
 from autoft.trainer.recipe import PAD_MULTIPLE, Recipe, RopeScaling, applies
 from autoft.trainer.sources.resolve import ModelRef, load_config, resolve
 from autoft.trainer.sources.suitable import has_towers
-from autoft.units import size
+from autoft.trainer.storage.places import public_name
 
 DEFAULT_SEQ_LEN = 2048  # without data to look at
 
@@ -110,7 +111,7 @@ def _plan_of(asked: Asked, request: Request, hardware: Hardware) -> Plan:
         preset=asked.preset.name,
         reasons=sentences(reasons),
         reason_records=reasons,
-        pruned=(*(group.text for group in found.pruned), *_not_tried(job, choice.estimate, found)),
+        pruned=(*(group.text for group in found.pruned), *not_tried(job, choice.estimate, found)),
         notes=(*asked.notes, *(record.text for record in estimate.assumption_records if record.kind == "kernels")),
         steps=steps_of(job, question.rows),
         run_time_s=run_time_s,
@@ -125,33 +126,6 @@ def _plan_of(asked: Asked, request: Request, hardware: Hardware) -> Plan:
     )
 
 
-def _not_tried(job: Job, estimate: Estimate, search: Search) -> list[str]:
-    """What the plan has not looked at, and why."""
-    recipe = job.recipe
-    found = ["torch.compile: not supported, the memory estimate would not apply"]
-    if job.device == "cuda" and recipe.attention == "sdpa" and not recipe.packing:
-        found.append("flash_attention_2: on padded rows PyTorch's own flash kernel is the same; it is for packed ones")
-    if recipe.method == "full":
-        return found
-    if all(state_bits(candidate) == 32 for candidate in search.found):
-        state = size(estimate.components.get("optimizer", 0))
-        found.append(
-            f"optimizers of 8 bits or paged: the adapter's state takes {state}, no candidate misses by so little"
-        )
-    if recipe.adapter != "lora":
-        found.append(f"LoRA: --set adapter={recipe.adapter} leaves no other kind of adapter")
-    elif not recipe.use_dora:
-        found.append("DoRA: .469 where LoRA had .478, at 26 % more time (PEFT's MetaMathQA comparison, Llama-3.2-3B)")
-    if recipe.adapter == "lora" and not recipe.use_rslora:
-        found.append("rsLoRA: the best of that comparison at rank 64, not yet tried at this plan's scale and rate")
-    if not recipe.packing:
-        found.append(
-            "packing: over three seeds the starter learnt no worse with it; what it saves was not measured on a GPU "
-            "(a preset or --set packing=true asks for it)"
-        )
-    return found
-
-
 def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *, rehearse: bool = True) -> Asked:
     """What the request comes to for its model, data and device.
 
@@ -163,15 +137,20 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     """
     recipe_pins, job_pins = parse_settings(request.settings)
     words = _words(request, recipe_pins)
+    ref = resolve(request.model)
+    begun = adapter_of(request, recipe_pins, ref)
+    if begun is not None:
+        recipe_pins = {**recipe_pins, **begun.settings}
     asked_length = _pinned_length(request, recipe_pins)
     preset = preset_of(request, {*recipe_pins, *job_pins}, asked_length)
     job_pins = {**preset.job, **job_pins}
     scaling = recipe_pins.get("rope_scaling")
     whole = _target(request, hardware)
     limits = _limits(request, whole)
-    ref = resolve(request.model)
     estimator = Estimator(request.model, load_config(ref), limited(whole, limits.memory_gib))
     shape = estimator.shape
+    if begun is not None:
+        check_fits(begun, estimator.config)
     if asked_length is not None:
         check_length(asked_length, estimator, scaling, word=f"--seq-len {asked_length}", error=OptionError)
     most = asked_length or longest_row(shape, scaling)
@@ -196,7 +175,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     planned, sources = schedule(starter, workload, rows, seq_len, adapter=kind)
     job, preset = _measurable({**planned, **job_pins}, preset, prepared)
     num_gpus = job.pop("num_gpus", None)
-    about = {name: getattr(request, name) for name in ("model", "data", "eval_data", "mapping")}
+    about = {name: getattr(request, name) for name in Request.__dataclass_fields__ if name in settings_of(Job)}
     question = Question(
         estimator=estimator,
         whole=whole,
@@ -213,6 +192,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     reasons = (
         *(reason for name, reason in sources.items() if name not in {**job_pins, **recipe_pins}),
         *preset.reasons(seq_len_counts=seq_len_counts),
+        *([] if begun is None else [reason(begun, public_name(str(request.from_adapter)))]),
     )
     cut = prepared is not None and bool(prepared.train.too_long) and most == shape.max_position
     notes = (

@@ -14,6 +14,7 @@ from autoft.home import home, sha256
 from autoft.planner.plan.cached_estimates import LIBRARIES
 from autoft.profiles.host import installed_version
 from autoft.schema import Record
+from autoft.trainer.evaluation.open_run import ADAPTER
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.sources.resolve import ModelRef, config_source
@@ -25,6 +26,7 @@ class Inputs(Record):
 
     job: of all that [job] sets otherwise than by default; it tells whether the file was edited.
     model_config: of config.json; of a GGUF file's header, or the catalogue's entry, where that is what was read.
+    adapter: of the weights of an adapter that is continued.
     data, eval_data: see `data_digest`. versions: of autoft and the libraries that shape a step.
     """
 
@@ -32,6 +34,7 @@ class Inputs(Record):
     model_config_sha256: str | None = None
     data_sha256: str | None = None
     eval_data_sha256: str | None = None
+    adapter_sha256: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -44,6 +47,7 @@ def inputs_of(job: Job, ref: ModelRef) -> Inputs:
         model_config_sha256=hashlib.sha256(config).hexdigest() if config is not None else None,
         data_sha256=data_digest(job.data),
         eval_data_sha256=data_digest(job.eval_data),
+        adapter_sha256=None if job.from_adapter is None else data_digest(str(Path(job.from_adapter) / ADAPTER)),
         versions={"autoft": __version__, **{name: version for name, version in found.items() if version is not None}},
     )
 

@@ -175,6 +175,8 @@ def _input_notes(planned: Plan, now: Inputs, workload: Workload) -> list[str]:
         kinds = ("rows to train on", "held out", "tokens in the longest")
         figures = ", ".join(f"{b} {kind} ({a} then)" for kind, a, b in zip(kinds, old, rows, strict=True))
         notes.append(f"the data is not what was planned with: {figures}")
+    if then is not None and then.adapter_sha256 != now.adapter_sha256:
+        notes.append("the adapter that it continues has changed since the plan was made")
     if then is not None and then.model_config_sha256 != now.model_config_sha256:
         notes.append("the model's configuration has changed since the plan was made")
     if then is not None and then.versions != now.versions:

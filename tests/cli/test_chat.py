@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from autoft.cli.chat_commands import Conversation
 from autoft.cli.main import main
+from autoft.errors import ModelError
+from autoft.trainer.evaluation.chat import open_run
 from tests.cli.terminal import plain, read_terminal, terminal
 from tests.conftest import write_jsonl
+from tests.trainer.exports import save_adapter
 
 QUESTION = "number 7"
 SETTINGS = (
@@ -73,7 +80,7 @@ def test_lines_of_a_conversation(autoft, runs, tmp_path) -> None:
         ("/rest", "Error: /rest: not known. Did you mean reset"),
         (f"/adapter {tmp_path}", "holds no finished run"),
         ("word " * 600, "and the model takes 512"),
-        ("/help", "/adapter DIR"),
+        ("/help", "/adapter NAME"),
     ]
     words = [sys.executable, "-m", "autoft", "chat", str(runs["yes"]), "--max-new-tokens", "4"]
     with terminal(200) as (ours, theirs):
@@ -89,6 +96,69 @@ def test_lines_of_a_conversation(autoft, runs, tmp_path) -> None:
     assert json.loads(saved.read_text(encoding="utf-8")) == {
         "messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": no}]
     }
+
+
+def test_several_adapters_answer_on_one_base(autoft, runs) -> None:
+    yes, no = answer(autoft, runs["yes"]), answer(autoft, runs["no"])
+    given = ("-p", QUESTION, "--max-new-tokens", 4)
+    done = autoft("chat", runs["no"], runs["yes"], *given, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out) == {"prompt": QUESTION, "answers": {"no": no, "yes": yes}}
+    assert autoft("chat", runs["no"], runs["yes"], *given).out.splitlines() == [f"no: {no}", f"yes: {yes}"]
+    base = json.loads(autoft("chat", runs["no"], runs["yes"], *given, "--base", "--json").out)["answer"]
+    assert base == answer(autoft, runs["yes"], "--base")
+
+
+def test_an_adapter_of_another_tool_answers_as_plain_peft_does(autoft, runs, tiny_model, tmp_path) -> None:
+    own = json.loads((runs["yes"] / "result.json").read_text(encoding="utf-8"))["job"]["recipe"]["rank"]
+    for name in ("peft", "same/yes"):
+        folder = tmp_path / name
+        shutil.copytree(runs["yes"], folder, ignore=shutil.ignore_patterns("result.json", "local.json", "tokenizer*"))
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        assert config["r"] == own
+        changed = {**config, "base_model_name_or_path": str(tiny_model)}
+        (folder / "adapter_config.json").write_text(json.dumps(changed), encoding="utf-8")
+    expected = answer(autoft, runs["yes"])
+    assert answer(autoft, tmp_path / "peft") == expected
+    done = autoft("chat", runs["yes"], tmp_path / "same" / "yes", "-p", QUESTION, "--max-new-tokens", 4, "--json")
+    assert json.loads(done.out)["answers"] == {"yes": expected, str(tmp_path / "same" / "yes"): expected}
+
+
+def test_a_conversation_switches_by_name(runs, tiny_model, tmp_path) -> None:
+    wide = save_adapter(tiny_model, tmp_path / "wide", r=2, target_modules=["q_proj"])
+    for name in ("torn", "ia3"):
+        shutil.copytree(wide, tmp_path / name)
+    save_file({"a": torch.zeros(1)}, tmp_path / "torn" / "adapter_model.safetensors")
+    targets = {"target_modules": ["k_proj"], "feedforward_modules": []}
+    save_adapter(tiny_model, tmp_path / "ia3", ia3=True, **targets)
+    talker = open_run(runs["yes"])
+    talker.take_adapter(runs["no"])
+    talk = Conversation(talker, system=None, max_new_tokens=4, show=lambda _: None)
+    assert talk.run("/adapter") == f"  yes   {runs['yes']}\n* no   {runs['no']}"
+    no = talk.say(QUESTION)
+    talk.run("/reset")
+    assert talk.run("/adapter yes") == "adapter: yes"
+    yes = talk.say(QUESTION)
+    assert yes != no
+    for folder, message in (("torn", "weights in all do not fit"), ("ia3", "ia3 and lora cannot be on one base")):
+        with pytest.raises(ModelError, match=message):
+            talk.run(f"/adapter {tmp_path / folder}")
+    talk.run("/reset")
+    assert talk.say(QUESTION) == yes  # what failed has changed nothing
+    assert talk.run(f"/adapter {wide}") == f"adapter: {wide}"
+    assert [voice.name for voice in talker.voices] == ["yes", "no", "wide"]
+    assert talk.run("/adapter no") == "adapter: no"
+    talk.run("/reset")
+    assert talk.say(QUESTION) == no
+
+
+def test_adapters_of_other_bases_are_refused(autoft, runs, tmp_path) -> None:
+    other = Path(shutil.copytree(runs["no"], tmp_path / "other"))
+    result = json.loads((other / "result.json").read_text(encoding="utf-8"))
+    (other / "result.json").write_text(json.dumps({**result, "base_fingerprint": "0" * 64}), encoding="utf-8")
+    done = autoft("chat", runs["yes"], other, "-p", QUESTION, "--accept-changes")
+    assert done.code == 2
+    assert f"Error: {other}: trained on another base" in done.err
 
 
 def test_what_answers_once_only(autoft, runs) -> None:

@@ -12,7 +12,15 @@ import pytest
 from autoft.errors import ModelError, OutputError
 from autoft.trainer.sources import gguf as gguf_module
 from autoft.trainer.sources.gguf import check_gguf, gguf_folder
-from autoft.trainer.sources.resolve import ModelRef, base_reference, fetch, load_config, load_tokenizer, resolve
+from autoft.trainer.sources.resolve import (
+    ModelRef,
+    base_reference,
+    fetch,
+    fetched,
+    load_config,
+    load_tokenizer,
+    resolve,
+)
 from autoft.trainer.sources.starter import starter_folder
 from tests.conftest import CHAT_TEMPLATE
 
@@ -216,6 +224,17 @@ def test_a_hub_model_comes_from_the_cache(tiny_model, hub_cache):
     assert fetch(ref, told.append) == folder
     assert told == ["fetching somebody/tiny from the hub"]
     assert base_reference(ref, folder) == "somebody/tiny"
+
+
+def test_what_is_here_need_not_be_fetched(tiny_model, hub_cache, tmp_path):
+    away = resolve("somebody/tiny")
+    assert fetched(away) is None
+    assert fetched(resolve("starter")) is None
+    folder = cached(hub_cache, "somebody/tiny", tiny_model)
+    assert fetched(away) == folder
+    assert fetched(resolve(str(tiny_model))) == tiny_model
+    shutil.copy(tiny_model / "config.json", tmp_path)
+    assert fetched(resolve(str(tmp_path))) is None
 
 
 def test_a_hub_model_of_pickles_is_refused(tiny_model, hub_cache):

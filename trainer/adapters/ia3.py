@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from autoft.trainer.adapters.kind import AdapterKind
@@ -22,6 +23,13 @@ def config(_: Recipe, layers: list[str], **common: Any) -> Any:
     return IA3Config(target_modules=layers, feedforward_modules=last, **common)
 
 
+def unlike(saved: Mapping[str, Any]) -> str | None:
+    """Inputs are scaled, not outputs, in the layers that `config` names, and no others."""
+    last = {name for name in saved.get("target_modules") or () if name.rsplit(".", 1)[-1] in FEEDFORWARD}
+    named = saved.get("feedforward_modules") or ()
+    return None if set(named) == last else f"feedforward_modules is {', '.join(map(str, named)) or 'empty'}"
+
+
 def mend(model: Any) -> None:
     """Have quantized layers give what they take outside autocast too, as generation runs.
 
@@ -31,8 +39,9 @@ def mend(model: Any) -> None:
     from peft.tuners.ia3 import IA3Layer
 
     for module in model.modules():
-        if isinstance(module, IA3Layer) and type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
-            module.register_forward_hook(_in_dtype_of_input)
+        quantized = isinstance(module, IA3Layer) and type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+        if quantized and not hasattr(module, "gives_dtype_of_input"):
+            module.gives_dtype_of_input = module.register_forward_hook(_in_dtype_of_input)
 
 
 def _in_dtype_of_input(_module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
@@ -59,7 +68,8 @@ ADAPTER = AdapterKind(
     config=config,
     prefix="ia3_",
     once=".ia3_l.",
-    settings=frozenset(),
+    keys={},
+    unlike=unlike,
     trains=trains,
     mend=mend,
     title=title,

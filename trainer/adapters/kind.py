@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,9 @@ class AdapterKind:
 
     config: (recipe, names of its layers, what is the same for all kinds) -> PEFT's configuration.
     prefix: with which PEFT begins the names of its weights. once: in the name of one weight of every layer that has it.
-    settings: fields of the Recipe that it has beside target_modules, adapter_dtype and kbit_upcast.
+    keys: fields of the Recipe that it has beside target_modules, adapter_dtype and kbit_upcast, each with its key in
+        adapter_config.json. unsaved: those that it does not know.
+    unlike: what of a saved configuration would be trained otherwise here, as "key is value"; None for nothing.
     trains: whether an own weight of that name is trained; the others stay as they are made.
     mend: changes what PEFT does wrong in a model that has the adapter, for all who compute with it.
     title: its name for people, of a Recipe. size: how large it is, "rank 16"; empty where it has no size to choose.
@@ -28,7 +30,9 @@ class AdapterKind:
     config: Callable[..., Any]
     prefix: str
     once: str
-    settings: frozenset[str]
+    keys: Mapping[str, str]
+    unsaved: frozenset[str] = frozenset()
+    unlike: Callable[[Mapping[str, Any]], str | None]
     trains: Callable[[str, Recipe], bool]
     mend: Callable[[Any], None] = lambda model: None
     title: Callable[[Recipe], str]
@@ -36,6 +40,11 @@ class AdapterKind:
     learning_rate: float
     rate_source: str
     source: str
+
+    @property
+    def settings(self) -> frozenset[str]:
+        """Names of its fields of the Recipe."""
+        return frozenset(self.keys) | self.unsaved
 
     def owns(self, weight: str) -> bool:
         """Whether a weight of this name is the adapter's own."""

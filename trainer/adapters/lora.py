@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from autoft.trainer.adapters.kind import AdapterKind
 
 if TYPE_CHECKING:
     from autoft.trainer.recipe import Recipe
+
+
+PLAIN_BEGINNINGS = (None, True, False, "gaussian", "orthogonal", "eva")  # of init_lora_weights: the base stays as it is
 
 
 def config(recipe: Recipe, layers: list[str], **common: Any) -> Any:
@@ -28,6 +32,12 @@ def trains(weight: str, recipe: Recipe) -> bool:
     return not (recipe.freeze_a and ".lora_A." in weight)
 
 
+def unlike(saved: Mapping[str, Any]) -> str | None:
+    """First weights such as PiSSA's move a part of the base into the adapter, which then belongs to another base."""
+    beginning = saved.get("init_lora_weights")
+    return None if beginning in PLAIN_BEGINNINGS else f"init_lora_weights is {beginning}"
+
+
 def title(recipe: Recipe) -> str:
     """LoRA, rsLoRA, LoRA-FA, LoRA with DoRA."""
     plain = ("rsLoRA" if recipe.use_rslora else "LoRA") + ("-FA" if recipe.freeze_a else "")
@@ -43,7 +53,15 @@ ADAPTER = AdapterKind(
     config=config,
     prefix="lora_",
     once=".lora_A.",
-    settings=frozenset({"rank", "alpha", "dropout", "use_rslora", "use_dora", "freeze_a"}),
+    keys={
+        "rank": "r",
+        "alpha": "lora_alpha",
+        "dropout": "lora_dropout",
+        "use_rslora": "use_rslora",
+        "use_dora": "use_dora",
+    },
+    unsaved=frozenset({"freeze_a"}),
+    unlike=unlike,
     trains=trains,
     title=title,
     size=size,

@@ -9,18 +9,19 @@ from typing import Any
 from autoft.errors import ModelError
 from autoft.home import sha256
 from autoft.schema import parse_json, read_text
-from autoft.trainer.adapters import kind_of
+from autoft.trainer.adapters import ADAPTERS, kind_of
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import RunResult
 from autoft.trainer.runtime import environment
 from autoft.trainer.sources.resolve import Say, fetch, load_config, resolve
 from autoft.trainer.sources.weights import fingerprint
 from autoft.trainer.storage.ownership import CARD, RESULT
-from autoft.trainer.storage.places import LOCAL, private_job, read_places
+from autoft.trainer.storage.places import LOCAL, private_job, public_name, read_places
 from autoft.trainer.storage.run_folder import unfinished
 from autoft.units import size
 
 ADAPTER = "adapter_model.safetensors"
+FIRST = "default"  # PEFT's name for the first adapter of a model
 TOLD_BYTES = 2**30  # assumption: what is hashed in a second or so
 
 
@@ -113,42 +114,56 @@ def load_trained(folder: Path, result: RunResult, *, recipe: Recipe | None = Non
             raise ModelError(f"{folder}: its {written} is gone", fix="run again, or restore the file")
     if whole:
         # its own config.json has the scaling
-        return _load(str(folder.resolve()), replace(recipe, rope_scaling=None), for_loss=for_loss)
-    model = _load(base_name(folder, result), recipe, for_loss=for_loss)
-    from peft import PeftModel
-    from safetensors import SafetensorError
-
-    try:
-        model = PeftModel.from_pretrained(model, folder).eval()
-    except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ModelError(
-            f"{folder}: its adapter cannot be put on {result.job.model}: {reason}",
-            fix="restore its files, or run again",
-        ) from error
-    _check_keys(model, folder / ADAPTER)
-    kind_of(recipe).mend(model)
+        return load_named(str(folder.resolve()), replace(recipe, rope_scaling=None), for_loss=for_loss)
+    model = put_adapter(load_named(base_name(folder, result), recipe, for_loss=for_loss), folder)
     restore_dtype(model, recipe)
     return model
 
 
-def restore_dtype(model: Any, recipe: Recipe) -> None:
-    """Give an adapter the dtype that it was trained in: PEFT widens what is narrower than float32."""
+def put_adapter(model: Any, folder: Path, name: str = FIRST) -> Any:
+    """The model with the adapter in `folder` on it, under `name`, beside those that it has.
+
+    Raises: ModelError where the adapter does not fit; those that the model has stay.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        if isinstance(model, PeftModel):
+            model.load_adapter(folder, adapter_name=name)
+        else:
+            model = PeftModel.from_pretrained(model, folder, adapter_name=name)
+        _check_keys(model, folder / ADAPTER, name)
+    except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError, ModelError) as error:
+        if name != FIRST and name in model.peft_config:
+            model.delete_adapter(name)
+        if isinstance(error, ModelError):
+            raise
+        reason, base = " ".join(str(error).split())[:160], public_name(str(model.config.name_or_path))
+        raise ModelError(
+            f"{folder}: its adapter cannot be put on {base}: {reason}", fix="restore its files, or run again"
+        ) from error
+    ADAPTERS[model.peft_config[name].peft_type.lower()].mend(model)
+    return model.eval()
+
+
+def restore_dtype(model: Any, recipe: Recipe, name: str = FIRST) -> None:
+    """Give the adapter `name` the dtype that it was trained in: PEFT widens what is narrower than float32."""
     from autoft.trainer.recipe import torch_dtype
 
-    for name, parameter in model.named_parameters():
-        if kind_of(recipe).owns(name):
+    for weight, parameter in model.named_parameters():
+        if kind_of(recipe).owns(weight) and name in weight.split("."):
             parameter.data = parameter.data.to(torch_dtype(recipe.adapter_dtype))
 
 
-def _check_keys(model: Any, path: Path) -> None:
+def _check_keys(model: Any, path: Path, name: str) -> None:
     """Raises: ModelError where the file has other weights than the model takes: PEFT only warns of that."""
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
         stored = set(file.keys())
-    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    wanted = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     if stored != wanted:
         one = min(stored ^ wanted)
         raise ModelError(
@@ -160,7 +175,7 @@ def _check_keys(model: Any, path: Path) -> None:
 
 def load_base(folder: Path, result: RunResult, *, for_loss: bool = False) -> Any:
     """What the run in `folder` began with. Raises: ModelError when it is gone."""
-    return _load(base_name(folder, result), result.job.recipe, for_loss=for_loss)
+    return load_named(base_name(folder, result), result.job.recipe, for_loss=for_loss)
 
 
 def load_run_tokenizer(folder: Path) -> Any:
@@ -176,7 +191,8 @@ def load_run_tokenizer(folder: Path) -> Any:
         ) from error
 
 
-def _load(name: str, recipe: Recipe, *, for_loss: bool) -> Any:
+def load_named(name: str, recipe: Recipe, *, for_loss: bool = False) -> Any:
+    """The base `name` as the recipe has it, on the GPU if there is one. Raises: ModelError."""
     environment.quiet()
     import torch
 

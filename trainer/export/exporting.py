@@ -53,7 +53,7 @@ def export(exporter: Exporter, source: Source, order: Order) -> Export:
     began = time.perf_counter()
     exporter.check(source, order)
     check_target(order.out, is_folder=exporter.is_folder, force=order.force)
-    dtype = _dtype(source)
+    dtype = dtype_for(source)
     texts = texts_of(source)
     needed_bytes = exporter.disk_bytes(source, order)
     with (
@@ -117,7 +117,7 @@ def _remedy(exporter: Exporter) -> str:
     return "--force to keep it, after `autoft eval` on the run"
 
 
-def _dtype(source: Source) -> str:
+def dtype_for(source: Source) -> str:
     """In which the models are computed: float32 where memory allows, else as the base is stored.
 
     Raises: ModelError where the host's memory is too small for either.

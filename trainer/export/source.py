@@ -11,6 +11,7 @@ from autoft.home import sha256
 from autoft.schema import object_in
 from autoft.trainer.adapters import ADAPTERS
 from autoft.trainer.data.tokens import stop_ids
+from autoft.trainer.evaluation.open_adapter import ADAPTER_CONFIG, PICKLED
 from autoft.trainer.evaluation.open_run import ADAPTER, base_name, load_run_tokenizer, open_result
 from autoft.trainer.model.rope import scaled_config
 from autoft.trainer.recipe import Attention, Recipe
@@ -29,10 +30,7 @@ from autoft.trainer.sources.resolve import (
 from autoft.trainer.sources.suitable import refuse_unsuitable
 from autoft.trainer.sources.weights import check_weights, fingerprint
 from autoft.trainer.storage.ownership import RESULT
-from autoft.trainer.storage.places import public_name
-
-ADAPTER_CONFIG = "adapter_config.json"
-PICKLED = "adapter_model.bin"
+from autoft.trainer.storage.places import public_name, read_places
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +134,7 @@ def _of_peft(folder: Path, base: str | None, say: Say) -> Source:
             f"{folder / ADAPTER_CONFIG}: peft_type is {adapter.get('peft_type')!r}, not {' or '.join(kinds)}",
             fix="give an adapter of these",
         )
-    named = base or adapter.get("base_model_name_or_path")
+    named = base or _local_base(folder) or adapter.get("base_model_name_or_path")
     if not named:
         raise ModelError(f"{folder}: its adapter_config.json names no base", fix="name it with --base MODEL")
     try:
@@ -156,6 +154,12 @@ def _of_peft(folder: Path, base: str | None, say: Say) -> Source:
     return _opened(
         folder, None, ref, weights, base_reference(ref, weights), tokenizer, recipe, stops, False, tuple(notes)
     )
+
+
+def _local_base(folder: Path) -> str | None:
+    """Where the base of a combined adapter lies, if it still does."""
+    local = read_places(folder).get("base")
+    return local if local is not None and Path(local).is_dir() else None
 
 
 def _opened(

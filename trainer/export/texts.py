@@ -70,14 +70,14 @@ def texts_of(source: Source) -> Texts:
                     splits.heldout, source.tokenizer, max_tokens=source.recipe.seq_len, stops=list(source.stops)
                 )
                 return replace(
-                    _chosen(held.examples, "held-out rows", None), written=_written(splits.heldout, source.tokenizer)
+                    chosen(held.examples, "held-out rows", None), written=_written(splits.heldout, source.tokenizer)
                 )
             note = "judged on bundled prompts: the run held no rows out"
         except DataError as error:
             note = f"judged on bundled prompts: {error.what}"
     rows = _bundled(source.tokenizer)
     examples = tokenize(rows, source.tokenizer).examples
-    return replace(_chosen(examples, "bundled prompts", note), written=_written(rows, source.tokenizer))
+    return replace(chosen(examples, "bundled prompts", note), written=_written(rows, source.tokenizer))
 
 
 def _written(rows: Sequence[Row], tokenizer: Any) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ def _bundled(tokenizer: Any) -> list[Row]:
     return [Row(where=f"bundled:{at}", text=f"{ask}\n{say}") for at, (ask, say) in enumerate(BUNDLED, start=1)]
 
 
-def _chosen(examples: Sequence[Example], what: str, note: str | None) -> Texts:
+def chosen(examples: Sequence[Example], what: str, note: str | None) -> Texts:
     """The first rows that the limits allow, short ones first, and of each answer as many tokens, evenly spread."""
     rows: list[tuple[int, ...]] = []
     trained: list[list[int]] = []

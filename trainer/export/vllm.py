@@ -10,13 +10,14 @@ from pathlib import Path
 
 from autoft.errors import ModelError, OptionError
 from autoft.home import write_text
+from autoft.trainer.evaluation.open_adapter import ADAPTER_CONFIG
 from autoft.trainer.evaluation.open_run import ADAPTER
 from autoft.trainer.export.exporter import Answer, Bound, Exporter, Order, Question
 from autoft.trainer.export.gguf_lora import refuse_beyond_lora
 from autoft.trainer.export.merge import write_record
 from autoft.trainer.export.reload import reload_folder
 from autoft.trainer.export.safetensors import SMALL_FILES_BYTES
-from autoft.trainer.export.source import ADAPTER_CONFIG, Source, stored_vocabulary
+from autoft.trainer.export.source import Source, stored_vocabulary
 
 # vllm/config/lora.py: the values of --max-lora-rank; an adapter of a rank between two needs the next
 MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from autoft.trainer.report.wording import how_trained, judged_rows, scores, snippet, what_it_is
+from autoft.trainer.report.wording import continued, how_trained, judged_rows, scores, snippet, what_it_is
 from autoft.trainer.result import RunResult
 
 
@@ -49,7 +49,7 @@ on {result.rows:,} rows of `{data}`.
 ## How it was trained
 {how_trained(recipe)}, \
 learning rate {job.learning_rate:g} ({job.schedule}), {result.steps} steps of {rows_per_step} rows, seed {job.seed}. \
-{result.trainable_params:,} of {result.total_params:,} weights were trained. \
+{result.trainable_params:,} of {result.total_params:,} weights were trained. {continued(result)}\
 `plan.toml` has every setting, `result.json` every figure, `report.html` shows them.
 
 ## How to use it

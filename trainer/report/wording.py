@@ -97,6 +97,13 @@ def how_trained(recipe: Recipe) -> str:
     )
 
 
+def continued(result: RunResult) -> str:
+    """The adapter that the run continued, a sentence and a space; empty for a new one."""
+    if result.continued is None:
+        return ""
+    return f"Training continued from the adapter `{result.continued.name}` (SHA-256 `{result.continued.sha256}`). "
+
+
 def snippet(result: RunResult) -> str:
     """Python that loads what the run made, from its folder, and answers one question: transformers and peft alone."""
     imports, model = _opening(result)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from autoft import __version__
+from autoft.home import sha256
 from autoft.trainer.data.prepare import Prepared
 from autoft.trainer.data.tokens import Example
+from autoft.trainer.evaluation.open_run import ADAPTER
 from autoft.trainer.job import Job
 from autoft.trainer.sources.weights import fingerprint
 
@@ -21,13 +23,19 @@ HARMLESS = ("save_minutes", "save_steps", "keep_checkpoints", "report_to")
 
 
 def identity_of(job: Job, prepared: Prepared, weights: Path) -> dict[str, Any]:
-    """Plain values: the job, digests of what is trained and held out, sizes and samples of the base, versions."""
+    """Plain values: the job, digests of what is trained and held out, sizes and samples of the base, versions.
+
+    Of an adapter that is continued the SHA-256 of its file; None where the file is gone, as after its first checkpoint
+    a run needs it no more.
+    """
+    adapter = None if job.from_adapter is None else Path(job.from_adapter).expanduser() / ADAPTER
     return {
         "job": job.to_dict(),
         "data_sha256": digest_of(prepared.train.examples),
         "eval_data_sha256": digest_of(prepared.heldout),
         "base": {path.name: path.stat().st_size for path in sorted(weights.glob("*.safetensors"))},
         "base_fingerprint": fingerprint(weights),
+        "adapter_sha256": sha256(adapter) if adapter is not None and adapter.is_file() else None,
         "versions": versions(),
     }
 
@@ -61,6 +69,9 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     known = before.get("base_fingerprint", now["base_fingerprint"])  # not in checkpoints from before it
     if (before["base"], known) != (now["base"], now["base_fingerprint"]):
         found.append(f"the weights of {now['job']['model']} have changed")
+    began, adapter = before.get("adapter_sha256"), now["adapter_sha256"]
+    if None not in (began, adapter) and began != adapter:
+        found.append(f"the adapter that it continues ({now['job']['from_adapter']}) has changed")
     found += [f"{name} was {was} and is {is_}" for name, was, is_ in _differences(before["versions"], now["versions"])]
     return found
 

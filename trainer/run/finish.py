@@ -18,12 +18,12 @@ from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.report import report_html
 from autoft.trainer.report.model_card import model_card
-from autoft.trainer.result import Evaluation, Measured, Predicted, RunResult
+from autoft.trainer.result import Evaluation, Measured, Predicted, RunResult, Start
 from autoft.trainer.run.fingerprint import versions
 from autoft.trainer.sources.resolve import base_reference, hub_name, licence, load_config
 from autoft.trainer.sources.suitable import auto_class
 from autoft.trainer.storage.ownership import CARD, NOT_HASHED, REPORT, RESULT, is_of_training
-from autoft.trainer.storage.places import forget_host, public_job, without_paths, write_places
+from autoft.trainer.storage.places import forget_host, public_job, public_name, without_paths, write_places
 from autoft.trainer.storage.progress import Progress
 
 if TYPE_CHECKING:
@@ -100,12 +100,21 @@ def finish(
         data_sha256=identity["data_sha256"],
         base_fingerprint=identity["base_fingerprint"],
         run_id=run_id,
+        continued=_continued(job, identity),
     )
     write_text(folder / CARD, model_card(result, name, hub_name(loaded.ref), licence(loaded.ref)))
     result = replace(result, artifacts=_hashes(folder))
     write_text(folder / REPORT, report_html(result, name))
     write_text(folder / RESULT, json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")
     return result
+
+
+def _continued(job: Job, identity: dict[str, Any]) -> Start | None:
+    """What the run began with, None for a new adapter."""
+    if job.from_adapter is None or identity["adapter_sha256"] is None:
+        return None
+    folder = Path(job.from_adapter).expanduser().absolute()
+    return Start(name=public_name(str(folder)), sha256=identity["adapter_sha256"])
 
 
 def trainable_params(model: Any) -> int:

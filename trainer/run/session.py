@@ -25,6 +25,7 @@ from autoft.home import write_text
 from autoft.profiles.detect import detect
 from autoft.trainer.data.prepare import Prepared
 from autoft.trainer.evaluation.metrics import better
+from autoft.trainer.evaluation.open_adapter import check_base, put_weights
 from autoft.trainer.events import Evaluated, Event, Finished, Listener, Note, Rehearsed, Resumed, Stage, Stopped
 from autoft.trainer.events import Progress as Done
 from autoft.trainer.job import Job
@@ -35,7 +36,7 @@ from autoft.trainer.run.fingerprint import changes, identity_of
 from autoft.trainer.run.finish import finish, written_params
 from autoft.trainer.run.launcher import Peers
 from autoft.trainer.run.preflight import check_room, preflight
-from autoft.trainer.run.setup import Loaded, find_sources, load
+from autoft.trainer.run.setup import Loaded, adapter_to_continue, find_sources, load
 from autoft.trainer.runtime.energy import energy_meter
 from autoft.trainer.runtime.peak_memory import PeakMemory, is_device_lost, is_out_of_memory
 from autoft.trainer.runtime.signals import StopRequest, StopRequested, let_go_of_lost_outputs, listening
@@ -243,10 +244,11 @@ def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | 
     began = time.perf_counter()
     job, folder, progress = session.job, session.folder, session.progress
     with progress.stage("load"):
-        loaded = _load(session, prepared)
+        loaded = _load(session, prepared, begins=checkpoint is None)
     identity = identity_of(job, loaded.prepared, loaded.weights)
     if checkpoint is not None:
         _check_same(session, checkpoint, identity)
+        identity["adapter_sha256"] = checkpoint.identity.get("adapter_sha256")  # of the file that it began with
     check_room(job, folder, written_params(loaded.model, job.recipe))
     with PeakMemory(job.device, loaded.baseline_bytes) as memory, _energy(session):
         keeper = Keeper(folder, job, session.progress, run_id=session.run_id, identity=identity, listener=session.tell)
@@ -284,10 +286,14 @@ def _energy(session: _Session) -> Iterator[None]:
         yield
 
 
-def _load(session: _Session, prepared: Prepared | None) -> Loaded:
-    """Whatever can refuse the job is asked here; the other processes load what was found to be good."""
+def _load(session: _Session, prepared: Prepared | None, *, begins: bool) -> Loaded:
+    """Whatever can refuse the job is asked here; the other processes load what was found to be good.
+
+    begins: with the weights of the adapter that is to be continued; those of a checkpoint come later.
+    """
     job, tell = session.job, session.tell
     check_trackers(job)
+    adapter = adapter_to_continue(job) if begins else None
     for note in preflight(
         job,
         predicted_bytes=session.peak_bytes,
@@ -297,8 +303,13 @@ def _load(session: _Session, prepared: Prepared | None) -> Loaded:
     ):
         tell(Note(text=note, warning=True))
     sources = find_sources(job, tell, prepared)
+    if adapter is not None:
+        check_base(adapter, sources.ref, sources.weights)
     session.peers.start(job, predicted_bytes=session.peak_bytes, force=session.force)
-    return load(job, sources, session.stop.check)
+    loaded = load(job, sources, session.stop.check)
+    if adapter is not None:
+        put_weights(adapter, loaded.model)
+    return loaded
 
 
 def _check_same(session: _Session, checkpoint: Checkpoint, identity: dict[str, Any]) -> None:

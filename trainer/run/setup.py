@@ -11,6 +11,7 @@ from autoft.errors import DataError
 from autoft.trainer.checks.gates import check_data, check_model
 from autoft.trainer.data.prepare import Prepared, prepare
 from autoft.trainer.data.tokens import model_stop_ids, stop_ids
+from autoft.trainer.evaluation.open_adapter import AdapterFolder, check_settings, open_adapter, refuse_to_continue
 from autoft.trainer.events import Listener, Note, Stage
 from autoft.trainer.job import Job
 from autoft.trainer.runtime import environment
@@ -37,6 +38,19 @@ class Loaded:
     model: Any
     stop_ids: list[int]
     baseline_bytes: int
+
+
+def adapter_to_continue(job: Job) -> AdapterFolder | None:
+    """The adapter that the job begins with, as the job's recipe describes it; None where a new one begins.
+
+    Raises: ModelError.
+    """
+    if job.from_adapter is None:
+        return None
+    adapter = open_adapter(Path(job.from_adapter).expanduser())
+    refuse_to_continue(adapter)
+    check_settings(adapter, job, where="the plan")
+    return adapter
 
 
 def find_sources(job: Job, tell: Listener, prepared: Prepared | None = None) -> Sources:

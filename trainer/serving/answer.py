@@ -24,12 +24,12 @@ def prompt_of(served: Served, question: Question) -> list[int]:
 
     Raises: RequestError where they leave no room for an answer in the model's context, or the chat template refuses.
     """
-    talker = served.talker
+    talker, voice = served.talker, served.voice
     messages = list(question.messages)
-    if talker.system_prompt and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": talker.system_prompt})
+    if voice.system_prompt and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": voice.system_prompt})
     try:
-        ids = prompt_ids(messages, talker.tokenizer)
+        ids = prompt_ids(messages, voice.tokenizer)
     except DataError as error:
         raise RequestError(f"messages: {error.what}", param="messages") from None
     context = talker.context
@@ -58,7 +58,7 @@ def answer(
     import torch
     from transformers import GenerationConfig, StoppingCriteriaList
 
-    talker = served.talker
+    talker, voice = served.talker, served.voice
     room = MOST_WITHOUT_CONTEXT if talker.context is None else talker.context - len(ids)
     # 0 and 1.0: transformers would fill in its own defaults, such as a top_k of 50
     sampling: dict[str, Any] = {"do_sample": False}
@@ -67,10 +67,10 @@ def answer(
     settings = GenerationConfig(
         **sampling,
         max_new_tokens=min(question.max_tokens or room, room),
-        eos_token_id=talker.stop,
-        pad_token_id=pad_id(talker.tokenizer),
+        eos_token_id=voice.stop,
+        pad_token_id=pad_id(voice.tokenizer),
     )
-    reader = Reader(talker.tokenizer, talker.stop, question.stop, on_text)
+    reader = Reader(voice.tokenizer, voice.stop, question.stop, on_text)
 
     def ends(ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         if is_gone():

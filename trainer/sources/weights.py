@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from autoft.errors import FileFormatError, ModelError
 from autoft.schema import parse_json
@@ -55,7 +56,7 @@ def check_weights(folder: Path) -> None:
     if not files:
         _refuse_without_weights(folder)
     for path in files:
-        _check_file(path)
+        read_tensors(path)
 
 
 def _shards(index: Path) -> list[str]:
@@ -87,8 +88,12 @@ def _refuse_without_weights(folder: Path) -> None:
     )
 
 
-def _check_file(path: Path) -> None:
-    """The header says how long the file is: 8 bytes of its own length, itself, and the tensors to their last byte."""
+def read_tensors(path: Path) -> dict[str, dict[str, Any]]:
+    """The header of a safetensors file: `dtype`, `shape` and `data_offsets` of each tensor, by its name.
+
+    It says how long the file is: 8 bytes of its own length, itself, and the tensors to their last byte.
+    Raises: ModelError for a Git LFS pointer, or a file that is not whole.
+    """
     with path.open("rb") as file:
         start = file.read(len(LFS_POINTER))
         if start == LFS_POINTER:
@@ -108,3 +113,4 @@ def _check_file(path: Path) -> None:
             f"{path}: {size:,} bytes, and its header tells of {expected:,}: it was cut short or changed",
             fix="download it again",
         )
+    return tensors

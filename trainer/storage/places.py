@@ -14,7 +14,7 @@ from autoft.trainer.job import Job
 
 LOCAL = "local.json"
 IGNORE = ".gitignore"  # which `git` and `hf upload` both read
-NAMED = ("model", "data", "eval_data")
+NAMED = ("model", "data", "eval_data", "from_adapter")
 HUB_FOLDER = "models--"  # how huggingface_hub's cache names the folder of a model: models--OWNER--NAME
 
 
@@ -42,9 +42,12 @@ def without_paths(value: Any, job: Job) -> Any:
 
 def write_places(folder: Path, job: Job, base: Path | None = None) -> None:
     """Keep the paths in the run's folder, in a file that is not published with it. base: where the weights lie."""
-    places = {**_paths(job), **({} if base is None else {"base": str(base.absolute())})}
-    write_text(folder / LOCAL, json.dumps(places, indent=2, ensure_ascii=False) + "\n")
-    write_text(folder / IGNORE, f"# paths of the machine that trained this: nobody else needs them\n{LOCAL}\n")
+    _write(folder, {**_paths(job), **({} if base is None else {"base": str(base.absolute())})})
+
+
+def write_base_place(folder: Path, base: Path) -> None:
+    """Keep where the base of an adapter lies, as `write_places` does."""
+    _write(folder, {"base": str(base.absolute())})
 
 
 def read_places(folder: Path) -> dict[str, str]:
@@ -66,6 +69,11 @@ def forget_host(folder: Path) -> None:
         path.rename(path.with_name(path.name.replace(f".{host}.", ".host.")))
 
 
+def _write(folder: Path, places: dict[str, str]) -> None:
+    write_text(folder / LOCAL, json.dumps(places, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / IGNORE, f"# paths of the machine that trained this: nobody else needs them\n{LOCAL}\n")
+
+
 def _paths(job: Job) -> dict[str, str]:
     """What the job has by an absolute path."""
     named = {field: getattr(job, field) for field in NAMED}
@@ -78,6 +86,7 @@ def _renamed(job: Job, names: dict[str, str]) -> Job:
         model=names.get("model", job.model),
         data=names.get("data", job.data),
         eval_data=names.get("eval_data", job.eval_data),
+        from_adapter=names.get("from_adapter", job.from_adapter),
     )
 
 
