@@ -12,7 +12,7 @@ from rich.text import Text
 
 from autoft import render
 from autoft.cli import options
-from autoft.errors import OptionError, harmless, near
+from autoft.errors import OptionError, harmless
 from autoft.units import count, size
 
 if TYPE_CHECKING:
@@ -23,24 +23,10 @@ METHODS = ("cat", "svd", "linear", "ties", "dare_linear", "dare_ties", "magnitud
 FOLDERS = click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
 
 
-class Actions(click.Group):
-    """Refuses an action that is not there in our words."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            raise OptionError(
-                f"adapters {args[0]}: not known.{near(args[0], self.commands)}",
-                fix="autoft adapters --help lists the actions",
-            )
-        return super().resolve_command(ctx, args)
-
-
 @click.group(
-    cls=Actions,
+    cls=options.Actions,
+    for_files="show",
     help="List, show and combine adapters. Every action takes --json, --offline and --debug.",
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 def command() -> None:
     pass

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @options.command(
     "Upload the adapter or model in DIR to the Hugging Face hub, with a model card.\n\n"
-    "DIR is a folder written by `autoft run`, `autoft merge` or `autoft export`. Paths of this machine, logs and "
-    "checkpoints stay here. --dry-run shows what would be uploaded, without the network.",
+    "DIR is a folder written by `autoft run`, `autoft merge` or `autoft export`. Paths of this machine, rows of "
+    "your data, logs and checkpoints stay here. --dry-run shows what would be uploaded, without the network.",
     examples=(
         "autoft push my-adapter me/my-adapter --dry-run",
         "autoft push my-adapter me/my-adapter --private",
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("repository", metavar="OWNER/NAME")
 @click.option("--private", is_flag=True, help="Make the repository private.")
-@click.option("--without-examples", is_flag=True, help="Leave out files that show held-out rows of the data.")
+@click.option("--with-examples", is_flag=True, help="Upload files that show held-out rows too.")
 @click.option("--dry-run", is_flag=True, help="Show files and card, upload nothing.")
-def command(folder: Path, repository: str, private: bool, without_examples: bool, dry_run: bool, as_json: bool) -> None:
+def command(folder: Path, repository: str, private: bool, with_examples: bool, dry_run: bool, as_json: bool) -> None:
     from autoft.trainer.runtime import environment
 
     environment.prepare()
@@ -41,14 +41,11 @@ def command(folder: Path, repository: str, private: bool, without_examples: bool
 
     check_repository(repository)
     user_token = "" if dry_run else token()
-    publication = publication_of(folder, repository.partition("/")[2], examples=not without_examples)
+    publication = publication_of(folder, repository.partition("/")[2], examples=with_examples)
     notes = render.console(stderr=True)
-    if publication.shows_examples:
-        notes.print(
-            f"Note: {' and '.join(publication.shows_examples)} show held-out rows of your data; --without-examples "
-            "leaves them out",
-            markup=False,
-        )
+    if publication.with_examples:
+        note = f"Note: {' and '.join(publication.with_examples)} show held-out rows of your data"
+        notes.print(note if with_examples else f"{note} and stay here; --with-examples uploads them", markup=False)
     if not as_json:
         _show(publication, render.console() if dry_run else notes, with_card=dry_run)
     url = None if dry_run else upload(publication, repository, private=private, user_token=user_token)

@@ -202,7 +202,7 @@ def test_a_pushed_run_is_what_plain_peft_loads(hub, made, tiny_model, tmp_path) 
 def test_no_path_of_this_machine_and_no_log_is_uploaded(hub, made, tiny_model, tmp_path) -> None:
     assert push(hub, tmp_path, made, "me/adapter").returncode == 0
     files = Hub.repositories["me/adapter"]["files"]
-    assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "plan.toml", "result.json"} <= set(files)
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "plan.toml"} <= set(files)
     assert not {"local.json", "events.jsonl", ".gitignore"} & set(files)
     for content in files.values():
         for path in (made.parent, tiny_model, Path.home(), tmp_path):
@@ -245,15 +245,15 @@ def test_a_dry_run_shows_all_and_asks_nobody(made, tmp_path) -> None:
     done = push("http://127.0.0.1:9", tmp_path, made, "me/adapter", "--dry-run", token="")
     assert done.returncode == 0, done.stderr
     assert "adapter_model.safetensors" in done.stdout
-    assert "Stays here: .gitignore, events.jsonl, local.json" in done.stdout
+    assert "Stays here: .gitignore, events.jsonl, local.json, report.html, result.json" in done.stdout
     assert "model-index:" in done.stdout
-    assert "result.json and report.html show held-out rows" in " ".join(done.stderr.split())
+    assert "result.json and report.html show held-out rows of your data and stay here" in " ".join(done.stderr.split())
 
 
-def test_held_out_rows_stay_here_where_that_is_asked(hub, made, tmp_path) -> None:
-    shown = push(hub, tmp_path, made, "me/shown")
+def test_held_out_rows_stay_here_unless_they_are_asked_for(hub, made, tmp_path) -> None:
+    shown = push(hub, tmp_path, made, "me/shown", "--with-examples")
     assert shown.returncode == 0, shown.stderr
-    hidden = push(hub, tmp_path, made, "me/hidden", "--without-examples")
+    hidden = push(hub, tmp_path, made, "me/hidden")
     assert hidden.returncode == 0, hidden.stderr
     holds = {
         name: [file for file, content in repository["files"].items() if SECRET_ROW.encode() in content]
@@ -261,7 +261,6 @@ def test_held_out_rows_stay_here_where_that_is_asked(hub, made, tmp_path) -> Non
     }
     assert set(holds["me/shown"]) >= {"README.md", "report.html", "result.json"}
     assert holds["me/hidden"] == []
-    assert "show held-out rows" not in hidden.stderr
 
 
 def test_private_is_private_or_refused(hub, made, tmp_path) -> None:

@@ -13,7 +13,7 @@ from autoft.schema import object_in
 from autoft.trainer.evaluation.open_run import read_result
 from autoft.trainer.export.staging import RECORD
 from autoft.trainer.publish.card import card_of_export, card_of_run
-from autoft.trainer.report.model_card import model_card
+from autoft.trainer.report.wording import snippet
 from autoft.trainer.result import RunResult
 from autoft.trainer.storage.ownership import CARD, REPORT, RESULT
 
@@ -29,12 +29,12 @@ EXPORTED = (
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Publication:
     """files: by their names in the repository, the card aside. card: text of its README.md. left_out: other files that
-    lie in the folder. shows_examples: those of the files that show held-out rows of the data."""
+    lie in the folder. with_examples: files of the folder that show held-out rows of the data."""
 
     files: Mapping[str, Path]
     card: str
     left_out: tuple[str, ...]
-    shows_examples: tuple[str, ...] = ()
+    with_examples: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -42,7 +42,7 @@ class Publication:
         return {CARD: len(self.card.encode()), **{name: path.stat().st_size for name, path in self.files.items()}}
 
 
-def publication_of(folder: Path, name: str, *, examples: bool = True) -> Publication:
+def publication_of(folder: Path, name: str, *, examples: bool = False) -> Publication:
     """What to upload of `folder`. name: of the repository. examples: with the files that show held-out rows.
 
     Raises: ModelError when it holds neither a finished run nor an export, or a file of the run is not what it wrote.
@@ -68,17 +68,17 @@ def _of_run(folder: Path, result: RunResult, name: str, *, examples: bool) -> Pu
             raise ModelError(
                 f"{folder}: its {artifact} is not the file that the run wrote", fix="restore the file, or run again"
             )
-    shown = WITH_EXAMPLES if examples else ()
-    names = {*result.artifacts, *shown} - {CARD}
+    with_examples = WITH_EXAMPLES if result.samples or result.sample else ()
+    names = {*result.artifacts, *WITH_EXAMPLES} - {CARD, *(() if examples else with_examples)}
     files = {name: path for name, path in present.items() if name in names}
     text = _text(present.get(CARD))
-    if not examples:
-        text = model_card(replace(result, samples=(), sample=None), name, base=None, licence=None)
+    if text is not None and not examples:
+        text = text.replace(snippet(result), snippet(replace(result, samples=(), sample=None)))
     return Publication(
         files=files,
         card=card_of_run(text, result, name),
         left_out=_others(folder, files),
-        shows_examples=tuple(name for name in shown if name in files) if result.samples or result.sample else (),
+        with_examples=tuple(name for name in with_examples if name in present),
     )
 
 
