@@ -39,6 +39,7 @@ def plan(
     *,
     eval_data: str | Path | None = None,
     mapping: Mapping[str, str] | None = None,
+    from_adapter: str | Path | None = None,
     gpu: str | None = None,
     vram_gib: float | None = None,
     seq_len: int | None = None,
@@ -56,6 +57,7 @@ def plan(
         model: a hub id, a local folder, a .gguf file, a name from `autoft profiles models`, or "starter".
         data, eval_data: a file, a folder, a glob or a hub dataset (owner/name).
         mapping: columns of the data by role, as --map has them: {"prompt": "question", "completion": "answer"}.
+        from_adapter: the folder of an adapter to go on training.
         gpu: as --gpu has it, "RTX 3090 x2" or "cpu"; None is this machine.
         settings: fields of docs/settings.md, as --set has them: rank=8, epochs=2, method="qlora".
 
@@ -68,6 +70,7 @@ def plan(
         data=_text(data),
         eval_data=_text(eval_data),
         mapping=",".join(f"{role}={column}" for role, column in mapping.items()) if mapping else None,
+        from_adapter=_text(from_adapter),
         gpu=gpu,
         vram_gib=vram_gib,
         seq_len=seq_len,
