@@ -5,9 +5,13 @@ from __future__ import annotations
 import gc
 import re
 import threading
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 
 from autoft.profiles.host import available_ram
+
+STATUS = Path("/proc/self/status")
 
 
 class PeakMemory:
@@ -99,9 +103,18 @@ def free_memory() -> None:
 
 
 def resident_bytes() -> int:
-    """Resident size of this process in bytes."""
+    """Resident memory of this process in bytes.
+
+    On Linux without pages of files, such as a model's that is mapped while it is read: the kernel takes them back as
+    it needs them, and no tensor is in them.
+    """
     import psutil
 
+    with suppress(OSError, ValueError, IndexError):
+        status = STATUS.read_text(encoding="ascii", errors="replace")
+        kib = [int(line.split()[1]) for line in status.splitlines() if line.startswith(("RssAnon:", "RssShmem:"))]
+        if kib:
+            return 1024 * sum(kib)
     return int(psutil.Process().memory_info().rss)
 
 
