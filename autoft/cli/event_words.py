@@ -54,7 +54,7 @@ def lines(event: Event) -> list[str]:
         case Resumed():
             return [f"Going on from step {event.step:,}", *(f"Skipped: {sentence}" for sentence in event.skipped)]
         case Stopped():
-            return [_stopped(event)]
+            return [f"{event.reason[:1].upper()}{event.reason[1:]}, at step {event.step:,}"]
         case Finished():
             return [f"Finished: {event.steps:,} steps in {duration(event.seconds)}"]
         case Note():
@@ -153,13 +153,6 @@ def _rehearsed(event: Rehearsed) -> str:
         if event.predicted_bytes:
             memory += f" ({event.peak_bytes / event.predicted_bytes - 1:+.1%})"
     return f"Probe step, {batch}: {memory}, took {duration(event.seconds)}"
-
-
-def _stopped(event: Stopped) -> str:
-    where = f"at step {event.step:,}"
-    if event.reason.startswith("stopped by "):
-        return f"S{event.reason[1:]} {where}"
-    return f"Stopped {where}: {event.reason}"
 
 
 def _recovered(event: Recovered) -> str:

@@ -184,6 +184,8 @@ def _as_ours(error: BaseException, args: Sequence[str]) -> AutoftError:
         if proposal is not None and isinstance(error, click.NoSuchOption):
             message = f"No such option '{error.option_name}'"  # click's own proposal would lead astray
         return OptionError(" ".join(message.split()), fix=proposal or f"{path} --help shows how it is used")
+    if isinstance(error, MemoryError):
+        return AutoftError("out of host memory", fix="end other programs, or raise the limit (ulimit -v)")
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return AutoftError(

@@ -137,8 +137,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     """
     recipe_pins, job_pins = parse_settings(request.settings)
     words = _words(request, recipe_pins)
-    ref = resolve(request.model)
-    begun = adapter_of(request, recipe_pins, ref)
+    begun = adapter_of(request, recipe_pins)
     if begun is not None:
         recipe_pins = {**recipe_pins, **begun.settings}
     asked_length = _pinned_length(request, recipe_pins)
@@ -147,6 +146,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     scaling = recipe_pins.get("rope_scaling")
     whole = _target(request, hardware)
     limits = _limits(request, whole)
+    ref = resolve(request.model)
     estimator = Estimator(request.model, load_config(ref), limited(whole, limits.memory_gib))
     shape = estimator.shape
     if begun is not None:

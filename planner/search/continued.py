@@ -18,10 +18,10 @@ from autoft.trainer.evaluation.open_adapter import (
     same,
 )
 from autoft.trainer.model.build import add_adapter, build_base
-from autoft.trainer.sources.resolve import ModelRef, fetched
+from autoft.trainer.sources.resolve import fetched, resolve
 
 
-def adapter_of(request: Request, pins: dict[str, Any], ref: ModelRef) -> AdapterFolder | None:
+def adapter_of(request: Request, pins: dict[str, Any]) -> AdapterFolder | None:
     """The adapter that the request continues, None where a new one begins. pins: fields of the Recipe that are set.
 
     Raises: ModelError for an adapter that cannot be continued, or of another base; OptionError for a pin that differs.
@@ -46,6 +46,7 @@ def adapter_of(request: Request, pins: dict[str, Any], ref: ModelRef) -> Adapter
             f"--min-rank {request.min_rank} and {option} exclude each other: its rank is {rank}",
             fix="remove one of them",
         )
+    ref = resolve(request.model)
     check_base(adapter, ref, fetched(ref))
     return adapter
 

@@ -51,7 +51,7 @@ def events(word: str) -> list[Event]:
         ],
         "note": [Note(text="here is a note")],
         "save": [Saved(step=3, bytes=12 * 2**20, seconds=0.5)],
-        "stop": [Stopped(step=3, reason="asked to by SIGTERM", resumable=True)],
+        "stop": [Stopped(step=3, reason="stopped by SIGTERM", resumable=True)],
         "finish": [Finished(steps=10, seconds=30.0)],
     }[word]
 

@@ -128,7 +128,7 @@ def test_a_stopped_run_is_told_when_it_is_over(autoft, tmp_path: Path) -> None:
         run.process.wait(timeout=60)
         done = autoft("watch", out)
     assert done.code == 4
-    assert "Stopped at step 3: asked to by SIGTERM" in done.out
+    assert "Stopped by SIGTERM, at step 3" in done.out
     assert done.out.endswith(f"Go on with: autoft resume {out}\n")
 
 
