@@ -53,6 +53,15 @@ KINDS = {
     "LoRA on an 8-bit base": Kind(
         card="rtx3090", words=("--method", "qlora"), settings={"quant_type": "int8"}, kernels=("kInt8VectorQuant",)
     ),
+    "IA3 on a 4-bit base": Kind(
+        card="rtx3060",
+        words=("--method", "qlora"),
+        settings={
+            "quant_type": "nf4", "double_quant": "true", "adapter": "ia3", "rank": None, "alpha": None, "dropout": None,
+        },
+        kernels=("kQuantizeBlockwise",),
+    ),
+    "LoRA-FA": Kind(card="t4", settings={"freeze_a": "true"}),
     "DoRA, fused optimizer": Kind(
         card="rtx4080",
         settings={"use_dora": "true", "optimizer": "adamw_torch_fused"},
