@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from autoft.trainer.events import Listener
     from autoft.trainer.job import Job
     from autoft.trainer.result import RunResult
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def probe() -> Hardware:
@@ -131,6 +128,7 @@ def run(
 
     Raises: AutoftError of several kinds, with `what` and `fix`; Resumable when the run can be taken up again.
     """
+    from autoft.trainer.runtime.environment import own_choice_of_gpus
     from autoft.trainer.storage.run_folder import check_output
 
     out = Path(output)
@@ -138,7 +136,7 @@ def run(
     job = plan.job if data is None else replace(plan.job, data=_text(data))
     if job.data is None:
         raise OptionError("the plan names no data to train on", fix="run(plan, output, data=FILE)")
-    with _quiet(), _environment_put_back():
+    with _quiet(), own_choice_of_gpus():
         checked = _checked(plan, job, out, force=force)
         training.check_folder(checked.plan, out, force=force)
         gpus = training.take_devices(checked.plan)
@@ -162,18 +160,6 @@ def _checked(plan: Plan, job: Job, out: Path, *, force: bool) -> Rechecked:
     hardware, on_gpu = detect(out.absolute().parent), job.device == "cuda"
     with nullcontext() if on_gpu else hidden_gpus():
         return recheck(plan, job, hardware, where="the plan", force=force, apart=on_gpu)
-
-
-@contextmanager
-def _environment_put_back() -> Iterator[None]:
-    """A run chooses its GPUs by CUDA_VISIBLE_DEVICES; whoever calls from Python gets back what was there."""
-    before = os.environ.get(VISIBLE)
-    try:
-        yield
-    finally:
-        os.environ.pop(VISIBLE, None)
-        if before is not None:
-            os.environ[VISIBLE] = before
 
 
 @contextmanager

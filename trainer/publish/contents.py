@@ -1,4 +1,4 @@
-"""What is uploaded of a folder: files that autoft wrote, of which none says a path of this machine, and the card."""
+"""What is uploaded of a folder: files that autoft wrote, without paths of this machine, and the card."""
 
 from __future__ import annotations
 

@@ -116,17 +116,23 @@ def hide_gpus() -> None:
 
 
 @contextmanager
-def hidden_gpus() -> Iterator[None]:
-    """No GPU is visible to PyTorch within, nor afterwards in this process if PyTorch has looked for one within."""
+def own_choice_of_gpus() -> Iterator[None]:
+    """What is chosen within by CUDA_VISIBLE_DEVICES is afterwards what it was before."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    hide_gpus()
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["CUDA_VISIBLE_DEVICES"]
-        else:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        if before is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+@contextmanager
+def hidden_gpus() -> Iterator[None]:
+    """No GPU is visible to PyTorch within, nor afterwards in this process if PyTorch has looked for one within."""
+    with own_choice_of_gpus():
+        hide_gpus()
+        yield
 
 
 def of_child() -> dict[str, str]:
