@@ -16,6 +16,7 @@ from autoft.trainer.evaluation.open_adapter import (
     open_adapter,
     refuse_to_continue,
     same,
+    shown,
 )
 from autoft.trainer.model.build import add_adapter, build_base
 from autoft.trainer.sources.resolve import fetched, resolve
@@ -37,7 +38,7 @@ def adapter_of(request: Request, pins: dict[str, Any]) -> AdapterFolder | None:
     for name, value in adapter.settings.items():
         if name in given and not same(given[name], value):
             raise OptionError(
-                f"--set {name}={_shown(given[name])} and {option} differ: the adapter has {_shown(value)}",
+                f"--set {name}={shown(given[name])} and {option} differ: the adapter has {shown(value)}",
                 fix="remove one of them",
             )
     rank = adapter.settings.get("rank", request.min_rank)
@@ -61,7 +62,3 @@ def reason(adapter: AdapterFolder, name: str) -> Reason:
     kind, recipe = kind_of(adapter.recipe), adapter.recipe
     size = f", {kind.size(recipe)}" if kind.size(recipe) else ""
     return Reason(key="from_adapter", text=f"continues {name}: {kind.title(recipe)}{size}, with its weights and layers")
-
-
-def _shown(value: Any) -> str:
-    return ",".join(value) if isinstance(value, list | tuple) else str(value)

@@ -206,6 +206,11 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+def shown(value: Any) -> str:
+    """A value of a setting as --set takes it."""
+    return ",".join(value) if isinstance(value, list | tuple) else str(value)
+
+
 def _beyond(adapter: AdapterFolder) -> str | None:
     """The first key of another tool's configuration that is not at PEFT's default and no setting of ours."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType

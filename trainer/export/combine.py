@@ -24,6 +24,7 @@ from autoft.trainer.evaluation.open_adapter import (
     check_shapes,
     model_of,
     open_adapter,
+    shown,
 )
 from autoft.trainer.evaluation.open_run import ADAPTER, load_run_tokenizer
 from autoft.trainer.export.score_adapters import Score, labels_of, score_adapters
@@ -255,12 +256,8 @@ def _differ(adapters: Sequence[AdapterFolder], name: str) -> str:
     """The first adapter and the first whose setting is another, with both: "a has rank 4, b has rank 8"."""
     first = adapters[0]
     other = next(adapter for adapter in adapters if adapter.settings.get(name) != first.settings.get(name))
-    values = [f"{adapter.folder} has {name} {_shown(adapter.settings.get(name))}" for adapter in (first, other)]
+    values = [f"{adapter.folder} has {name} {shown(adapter.settings.get(name))}" for adapter in (first, other)]
     return ", ".join(values)
-
-
-def _shown(value: Any) -> str:
-    return ",".join(value) if isinstance(value, list | tuple) else str(value)
 
 
 def _write(adapters: Sequence[AdapterFolder], mix: Mix, ref: ModelRef, aside: Path) -> list[str]:
