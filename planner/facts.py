@@ -33,7 +33,7 @@ class Assumption(Record):
     as long as its source is.
     """
 
-    kind: Literal["memory", "context", "time", "exchange", "host", "kernels"]
+    kind: Literal["memory", "context", "time", "exchange", "link", "host", "kernels"]
     basis: str
     text: str
     figures: Figures = field(default_factory=dict)

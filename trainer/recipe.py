@@ -300,6 +300,20 @@ class Recipe(Record):
             alone=False,
         ),
     ] = False
+    streamed_layers: Annotated[
+        int,
+        Ge(0),
+        Setting(
+            "keep the frozen weights of so many layers in host RAM",
+            group="Memory",
+            more="A layer's weights are copied to the GPU when it runs, the next layer's while it computes. All "
+            "streamed layers share two places there. 0 keeps every layer on the GPU.",
+            changes=("memory", "time"),
+            elsewhere="blocks_to_swap layer_offloading num_offload_layers",
+            follows="gradient_checkpointing",
+            alone=False,
+        ),
+    ] = 0
     attention: Annotated[
         Attention,
         Setting(
@@ -354,6 +368,7 @@ class Recipe(Record):
             raise ValueError(f"adapter {self.adapter} has no {name}: leave {name} out")
         self._check_quantization()
         self._check_checkpointing()
+        self._check_streaming()
         losses = OBJECTIVES[self.objective].losses
         if self.loss not in losses:
             raise ValueError(
@@ -375,6 +390,18 @@ class Recipe(Record):
                 raise ValueError(f"{name} needs a quant_type of 4 bits, nf4 or fp4, not int8")
         if self.use_dora and self.quant_type == "int8":
             raise ValueError("use_dora needs a base in 16 or 4 bits: PEFT loses the scales of 8-bit weights")
+
+    def _check_streaming(self) -> None:
+        if not self.streamed_layers:
+            return
+        if not (self.gradient_checkpointing and self.checkpoint_every == 1):
+            raise ValueError("streamed_layers needs gradient_checkpointing, of every layer")
+        if self.method == "full":
+            raise ValueError("method full trains every layer, and streamed_layers copies layers that stay as they are")
+        if self.quant_type == "int8":
+            raise ValueError("streamed_layers needs a base in 16 or 4 bits, not int8")
+        if self.use_dora:
+            raise ValueError("use_dora measures weights that streamed_layers keeps away: set one of them")
 
     def _check_checkpointing(self) -> None:
         if self.offload_checkpoints and not self.gradient_checkpointing:

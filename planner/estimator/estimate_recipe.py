@@ -24,9 +24,11 @@ from autoft.planner.rehearsal.replicas import gradient_bytes, replicated
 from autoft.planner.rehearsal.step import Kept, Rehearsal, find_depth, rehearse
 from autoft.planner.timing.allreduce import ALONE, Replicas, together
 from autoft.planner.timing.roofline import step_timing
+from autoft.planner.timing.streaming import streamed
 from autoft.planner.tracing.reference_code import kernel_packages
 from autoft.planner.tracing.work import product_dtypes
-from autoft.trainer.model.build import base_of, build_base, refuse_flash_attention, refuse_offloading
+from autoft.trainer.model.build import base_of, build_base, refuse_flash_attention, refuse_moving
+from autoft.trainer.model.stream import copied_bytes
 from autoft.trainer.recipe import Attention, Method, QuantType, Recipe, RopeScaling
 from autoft.units import GIB, duration, size
 
@@ -135,6 +137,8 @@ class Estimator:
         fits, squeeze = self._fits(rehearsal, loop, device_bytes, self.target.available_bytes, num_gpus)
         rates = self.target.rates(product_dtypes(work), self.shape)
         timing = step_timing(work, rehearsal.managed_bytes, rates, rehearsal.offloaded_bytes)
+        if recipe.streamed_layers:
+            timing = streamed(timing, copied_bytes(rehearsal.streamed_bytes), rehearsal.layer_work, rates)
         if num_gpus > 1:
             timing = together(timing, gradient_bytes(rehearsal), replicas, self.target.gpu, rates)
         assumptions = (
@@ -144,7 +148,7 @@ class Estimator:
             *((self._of_reference_code(),) if self._runs_reference_code else ()),
             *((NCCL,) if self.device.cuda and num_gpus > 1 else ()),
             timing.basis,
-            *((timing.exchange,) if timing.exchange else ()),
+            *(record for record in (timing.link, timing.exchange) if record),
             *((HOST_ASSUMPTION,) if self.device.cuda else ()),
         )
         return Estimate(
@@ -247,8 +251,7 @@ class Estimator:
         try:
             if recipe.attention == "flash_attention_2":
                 refuse_flash_attention(self.target.name, self.device.capability)
-            if recipe.offload_checkpoints:
-                refuse_offloading(self.target.device)
+            refuse_moving(recipe, self.target.device)
         except ModelError as error:
             return error
         key = (

@@ -23,17 +23,23 @@ Parts = dict[str, dict[str, int]]  # of each phase: bytes by what they are for
 def host_parts(rehearsal: Rehearsal, base_params: int, num_gpus: int = 1) -> Parts:
     """RAM of the host, by phase, beside a GPU or several, of which each has a process. One of these saves.
 
-    load: one tensor at a time passes through. train: paged optimizer state, which the driver moves there when the card
-    is full, and the checkpoints of a micro-batch that wait there. save: a copy of the adapter, or of a model
-    that is trained itself. merge: the base in 16 bits, and the update of one layer in float32.
+    load: one tensor at a time passes through, or the whole base on its way to where it is streamed from. train: paged
+    optimizer state, which the driver moves there when the card is full, the checkpoints of a micro-batch that wait
+    there, and the layers that do. save: a copy of the adapter, or of a model that is trained itself. merge: the base in
+    16 bits, and the update of one layer in float32.
     """
     widest = max(weight.params for weight in rehearsal.weights)
     adapter = 4 * rehearsal.written_params
+    streamed = sum(rehearsal.streamed_bytes)
+    waiting = {"checkpoints, pinned": rehearsal.offloaded_bytes, "streamed layers, pinned": streamed}
     found = {
-        "load": {"the largest tensor, 16-bit": 2 * widest},
+        "load": {
+            "the largest tensor, 16-bit": 2 * widest,
+            **({"the base": _base_bytes(rehearsal)} if streamed else {}),
+        },
         "train": {
             "paged optimizer state": rehearsal.managed_bytes,
-            **({"checkpoints, pinned": rehearsal.offloaded_bytes} if rehearsal.offloaded_bytes else {}),
+            **{what: num_bytes for what, num_bytes in waiting.items() if num_bytes},
         },
         "save": {"the adapter, float32": adapter},
         "merge": {
@@ -75,6 +81,11 @@ def disk_parts(rehearsal: Rehearsal, base_params: int) -> Parts:
 def _all_trained(rehearsal: Rehearsal) -> bool:
     """Whether the model itself is trained, and nothing is left to merge."""
     return not any(weight.adapter for weight in rehearsal.weights)
+
+
+def _base_bytes(rehearsal: Rehearsal) -> int:
+    """Of the base as it is trained on, packed where it is."""
+    return sum(weight.size + sum(weight.state) for weight in rehearsal.weights if not weight.adapter)
 
 
 def _trained_bytes(rehearsal: Rehearsal) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from autoft.planner.tracing.trace import Event, Made, Section
 from autoft.planner.tracing.work import Work
+from autoft.trainer.model.layers import decoder_layers
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -50,19 +51,10 @@ class Depth:
 
 def depth_of(base: Any, config: Any) -> Depth | None:
     """The Depth of `base`, built in full without storage; None when it has no list of its layers."""
-    count = getattr(config.get_text_config(), "num_hidden_layers", None)
-    import torch
-
-    decoder = base.get_decoder()  # a vision tower may have as many layers
-    within = {id(module) for module in decoder.modules()}
-    lists = [
-        (path, module)
-        for path, module in base.named_modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count and id(module) in within
-    ]
-    if not lists:
+    whole = decoder_layers(base)
+    if whole is None:
         return None
-    path, layers = min(lists, key=lambda item: item[0].count("."))
+    path, layers = whole
     types = getattr(config.get_text_config(), "layer_types", None) or [None] * len(layers)
     numbers: dict[Any, int] = {}
     classes = [
@@ -274,9 +266,16 @@ class Extension:
     @property
     def work(self) -> Work:
         """Of the full depth."""
+        return self._work_in(self._sections)
+
+    def work_of(self, name: str) -> Work:
+        """Of all layers, of which each has a section of that name."""
+        return self._work_in(section for section in self._sections if section.name == name)
+
+    def _work_in(self, sections: Iterable[Section]) -> Work:
         total: Work = Counter()
         times = Counter(id(section) for section, _ in self.parts)
-        for section in self._sections:
+        for section in sections:
             for kernel, launches in section.work.items():
                 total[kernel] += launches * times[id(section)]
         return total

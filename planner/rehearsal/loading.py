@@ -15,6 +15,7 @@ from autoft.planner.rehearsal.layers import Depth, as_events
 from autoft.planner.rehearsal.loop import Loop, Phase
 from autoft.planner.tracing.trace import KIND, Event
 from autoft.trainer.adapters import kind_of
+from autoft.trainer.model.stream import places, room, streamed_numbers
 from autoft.trainer.recipe import Recipe
 
 Take = Callable[[int, str], int]  # (bytes, kind) -> key
@@ -25,7 +26,7 @@ Drop = Callable[[int, int], None]  # (key, bytes)
 class Weight:
     """One stored tensor of the model. size: in bytes. state: sizes of its quantization state, if it is packed.
 
-    trained: adapters, or with method full all weights.
+    trained: adapters, or with method full all weights. parameter: of its module, and no buffer.
     stored: in the checkpoint; other buffers are made with the model. params: how many weights it holds, packed or not.
     first: what the checkpoint calls it, or the first of its pieces. assembly: how it is made, unless it is only read;
     result: the key of its storage there.
@@ -37,6 +38,7 @@ class Weight:
     state: tuple[int, ...]
     adapter: bool
     trained: bool
+    parameter: bool
     stored: bool
     params: int
     shape: tuple[int, ...]
@@ -75,12 +77,12 @@ def weights_of(model: Any, recipe: Recipe, depth: Depth | None, made: dict[str, 
     found: dict[int, Weight] = {}
     pattern = re.compile(rf"{re.escape(depth.path)}\.(\d+)\." if depth else r"$^(\d)")
     tensors = [
-        (f"{path}.{name}", tensor, name not in module._non_persistent_buffers_set, module)
+        (f"{path}.{name}", tensor, name in module._parameters, name not in module._non_persistent_buffers_set, module)
         for path, module in model.named_modules()
         for name, tensor in (*module._parameters.items(), *module._buffers.items())
         if tensor is not None
     ]
-    for name, tensor, stored, module in tensors:
+    for name, tensor, parameter, stored, module in tensors:
         if id(tensor) in found:
             continue
         state = getattr(tensor, "quant_state", None)
@@ -94,6 +96,7 @@ def weights_of(model: Any, recipe: Recipe, depth: Depth | None, made: dict[str, 
             state=tuple(t.numel() * t.element_size() for t in _state_tensors(module, tensor)),
             adapter=kind.owns(name),
             trained=tensor.requires_grad,
+            parameter=parameter,
             stored=stored,
             params=state.shape.numel() if state is not None else tensor.numel(),
             shape=tuple(tensor.shape),
@@ -147,6 +150,10 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
         events.append((key, -size))
 
     parameters = [w for w in weights if not w.adapter and w.stored]
+    if recipe.streamed_layers:
+        _place(recipe, weights, take)
+        _add_adapters(recipe, [w for w in weights if w.adapter], parameters, take, drop, workspace)
+        return [Phase("load", as_events(events), loop.empty_cache)]
     by_file = loop.device_map or recipe.quant_type is not None
     if by_file:  # transformers' caching_allocator_warmup
         whole = _warmup_bytes(recipe, parameters)
@@ -166,6 +173,38 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
     _add_adapters(recipe, [w for w in weights if w.adapter], parameters, take, drop, workspace)
     phases.append(Phase("load", as_events(events), loop.empty_cache))
     return phases
+
+
+def streamed_bytes(recipe: Recipe, weights: list[Weight]) -> tuple[int, ...]:
+    """Of each layer that waits on the host, in their order: what its place on the device has room for."""
+    layers: dict[int, list[int]] = {}
+    for weight in weights:
+        if weight.layer is not None:
+            layers.setdefault(weight.layer, [])
+        if weight.layer is not None and _is_streamed(weight):
+            layers[weight.layer] += [weight.size, *weight.state[:1]]  # of its state the scales alone
+    return tuple(room(layers[number]) for number in streamed_numbers(recipe.streamed_layers, len(layers)))
+
+
+def _is_streamed(weight: Weight) -> bool:
+    """Whether it waits on the host where its layer does."""
+    return weight.parameter and not weight.adapter
+
+
+def _place(recipe: Recipe, weights: list[Weight], take: Take) -> None:
+    """stream of trainer/model/stream.py: a base that was loaded on the host comes to the device."""
+    for size in places(streamed_bytes(recipe, weights)):
+        take(size, "weights")
+    total = len({weight.layer for weight in weights if weight.layer is not None})
+    waiting = frozenset(streamed_numbers(recipe.streamed_layers, total))
+    for weight in weights:
+        if weight.adapter:
+            continue
+        away = weight.layer in waiting and _is_streamed(weight)
+        if not away:
+            take(weight.size, "weights")
+        for size in weight.state[1:] if away else weight.state:
+            take(size, "quantization_state")
 
 
 def _warmup_bytes(recipe: Recipe, parameters: list[Weight]) -> int:

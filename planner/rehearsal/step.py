@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from autoft.planner.rehearsal.layers import (
     depth_of,
     shortened,
 )
-from autoft.planner.rehearsal.loading import Weight, full_depth, load_phases, stored_tensors, weights_of
+from autoft.planner.rehearsal.loading import Weight, full_depth, load_phases, stored_tensors, streamed_bytes, weights_of
 from autoft.planner.rehearsal.loop import OURS, Loop, Phase
 from autoft.planner.rehearsal.older import arrange, older_attention
 from autoft.planner.rehearsal.optimizer import optimizer_events
@@ -55,6 +56,8 @@ class Rehearsal:
 
     steady: name of the first phase of the steady step. work: of one micro-batch, and of an optimizer step.
     managed_bytes: of paged optimizer state, outside the device's allocator. offloaded_bytes: checkpoints on the host.
+    streamed_bytes: of each layer whose weights wait on the host. layer_work: of all layers in a micro-batch's forward,
+    and in its backward.
     makers: what made the storages from a key on, for those of the steps. weights: what the model stores.
     evaluation: what trainer/evaluation/evaluate.py does with one batch, by name, each with keys of its own.
     """
@@ -71,6 +74,8 @@ class Rehearsal:
     weights: list[Weight]
     evaluation: dict[str, Extension] = field(default_factory=dict)
     offloaded_bytes: int = 0
+    streamed_bytes: tuple[int, ...] = ()
+    layer_work: tuple[Work, Work] = field(default_factory=lambda: (Counter(), Counter()))
 
     @property
     def made(self) -> dict[int, Made]:
@@ -143,20 +148,21 @@ def _rehearse(
     kept: Kept,
 ) -> Rehearsal:
     around = (device, depth, loop, backend)
+    resident = replace(recipe, streamed_layers=0)  # the step is the same wherever its weights wait
     with _real_masks(packed=recipe.packing):
-        model = (replace(recipe, micro_batch=1, seq_len=1, optimizer="adamw_torch"), *around)
+        model = (replace(resident, micro_batch=1, seq_len=1, optimizer="adamw_torch"), *around)
         kept.make_room()
         if model not in kept.steps:
             rehearsed = shortened(config, depth.rehearsed) if depth else config
             loaded = (depth, recipe.weights_dtype, recipe.attention)
             if loaded not in kept.assemblies:
                 kept.assemblies[loaded] = assemblies(rehearsed, recipe)
-            kept.steps[model] = _Step(recipe, rehearsed, kept.assemblies[loaded], *around)
-        step = kept.steps[model].of(recipe)
+            kept.steps[model] = _Step(resident, rehearsed, kept.assemblies[loaded], *around)
+        step = kept.steps[model].of(resident)
         first = step.micro_batch()
         rest = step.micro_batch() if accumulate else None
     alone = replace(
-        recipe,
+        resident,
         gradient_checkpointing=False,
         checkpoint_every=1,
         offload_checkpoints=False,
@@ -172,7 +178,13 @@ def _rehearse(
     shapes = tuple((w.shape, w.dtype) for w in step.weights if w.trained)
     optimizer = optimizer_events(shapes, recipe.optimizer, device, loop.clip)
     rehearsal = _assemble(recipe, step.weights, first, rest, optimizer, loop, device)
-    return replace(rehearsal, evaluation=kept.evaluations[evaluated], offloaded_bytes=step.offloaded_bytes)
+    return replace(
+        rehearsal,
+        evaluation=kept.evaluations[evaluated],
+        offloaded_bytes=step.offloaded_bytes,
+        streamed_bytes=streamed_bytes(recipe, step.weights),
+        layer_work=(first[0].work_of("forward"), first[0].work_of("backward")),
+    )
 
 
 @dataclass(slots=True)

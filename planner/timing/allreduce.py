@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 
 from autoft.planner.estimate import Range
 from autoft.planner.facts import Assumption, Figures
+from autoft.planner.timing.pcie import pcie_of
 from autoft.planner.timing.roofline import HOST_LINK_BYTES_PER_S, Rates, Timing
 from autoft.profiles.gpu_catalogue import gpu_profiles
 from autoft.profiles.hardware import Gpu
 from autoft.units import duration, size
 
-# Bytes/s of a PCIe lane, one direction: 8, 16 and 32 GT/s, 128/130 encoded (PCI-SIG). Later ones double it.
-LANE_BYTES_PER_S = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.56e9}
 # What a ring gets of a link, least and most. 56 of 63 GB/s were measured between two cards that reach each other over
 # PCIe 5.0 (voipmonitor/rtx6kpro, hardware/pcie-bandwidth.md). Assumption: GeForce cards, which do not, go through the
 # host's memory and share its way there, and get no less than a fifth; NVLink gives no less than half.
@@ -42,14 +41,9 @@ class Link:
 
 def link_of(gpu: Gpu) -> Link:
     """Between cards of this kind. NVLink, which may be there or not, is the upper bound where nobody has looked."""
-    profile = gpu_profiles().get(gpu.profile or "")
-    status, built = gpu.status, profile.pcie if profile else None
-    generation = (status and status.pcie_max_generation) or (built and built.generation)
-    lanes = (status and status.pcie_max_width) or (built and built.lanes)
-    pcie = (LANE_BYTES_PER_S.get(generation or 0, 0) * (lanes or 0),) * 2
-    what = f"PCIe {generation}.0 x{lanes}"
-    if not pcie[0]:
-        pcie, what = HOST_LINK_BYTES_PER_S, "PCIe"
+    profile, status, known = gpu_profiles().get(gpu.profile or ""), gpu.status, pcie_of(gpu)
+    what = known[1] if known else "PCIe"
+    pcie = (known[0], known[0]) if known else HOST_LINK_BYTES_PER_S
     lower, upper = PCIE_SHARE[0] * pcie[0], PCIE_SHARE[1] * pcie[1]
     bridged = profile.nvlink_bytes_per_s.value / 2 if profile and profile.nvlink_bytes_per_s else None
     looked = status.nvlink_active if status is not None else None

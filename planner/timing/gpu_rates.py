@@ -9,6 +9,7 @@ import math
 from dataclasses import replace
 
 from autoft.planner.estimate import Range
+from autoft.planner.timing.pcie import pcie_of
 from autoft.planner.timing.roofline import CARD_PRODUCTS, HOST_LINK_BYTES_PER_S, Basis, Rate, Rates, share_of
 from autoft.profiles.architectures import architecture
 from autoft.profiles.hardware import Gpu
@@ -73,6 +74,10 @@ LAUNCH_S = Range(lower=22e-6, upper=54e-6)
 # Launches more that unpacking for a 4-bit product costs the host, bitsandbytes 0.50.2, in the same way: 3 to 4 in the
 # recorded loops, 6.5 to 8 in the trainer's own step.
 UNPACK_LAUNCHES = 5.0
+# Copies between pinned memory and a card, of what its PCIe link carries. Assumption: a card that is not here may sit in
+# a slot with half of its lanes or of the generation before.
+PCIE_HERE = (0.7, 0.9)
+PCIE_AS_BUILT = (0.35, 0.9)
 # Assumptions for a card that no data sheet is known of.
 UNKNOWN_HALF = (10e12, 100e12)
 UNKNOWN_MEMORY = (200e9, 1000e9)
@@ -112,10 +117,18 @@ def gpu_rates(gpu: Gpu) -> Rates:
         launch_s=LAUNCH_S,
         unpack_launches=UNPACK_LAUNCHES,
         runs_ahead=True,
-        host_link=share_of(HOST_LINK_BYTES_PER_S, (1, 1), "assumption"),
+        host_link=_host_link(gpu),
         power_w=Range(lower=POWER_SHARE[0] * gpu.tdp_w, upper=POWER_SHARE[1] * gpu.tdp_w) if gpu.tdp_w else None,
         held_to_w=gpu.tdp_w if _held(gpu) < BEST_FULL[0] * halves[0] else None,
     )
+
+
+def _host_link(gpu: Gpu) -> Rate:
+    known = pcie_of(gpu)
+    if known is None:
+        return share_of(HOST_LINK_BYTES_PER_S, (1, 1), "assumption")
+    looked = gpu.status is not None and gpu.status.pcie_max_width is not None
+    return share_of((known[0],) * 2, PCIE_HERE if looked else PCIE_AS_BUILT, "data sheet")
 
 
 def _products(

@@ -116,13 +116,15 @@ class Rates:
 class Timing:
     """step_s: of one micro-batch, forward and backward, and an optimizer step. energy_wh: of the device in it.
 
-    basis: what the time is from. exchange: what several GPUs take to sum their gradients; None for one.
+    basis: what the time is from. exchange: what several GPUs take to sum their gradients; None for one. link: what
+    copying streamed layers takes; None where none is.
     """
 
     step_s: Range
     energy_wh: Range | None
     basis: Assumption
     exchange: Assumption | None = None
+    link: Assumption | None = None
 
 
 class _Span(NamedTuple):
@@ -154,9 +156,13 @@ def step_timing(work: Work, paged_bytes: int, rates: Rates, offloaded_bytes: int
     step = Range(
         lower=lower + copied / rates.host_link.upper, upper=upper + (2 * paged_bytes + copied) / rates.host_link.lower
     )
+    return Timing(step_s=step, energy_wh=step_energy(step, rates), basis=_basis(rates))
+
+
+def step_energy(step: Range, rates: Rates) -> Range | None:
+    """Wh that the device draws in `step` seconds; None where its power is not known."""
     power = rates.power_w
-    energy = Range(lower=step.lower * power.lower / 3600, upper=step.upper * power.upper / 3600) if power else None
-    return Timing(step_s=step, energy_wh=energy, basis=_basis(rates))
+    return Range(lower=step.lower * power.lower / 3600, upper=step.upper * power.upper / 3600) if power else None
 
 
 def _together(parts: list[_Span]) -> _Span:

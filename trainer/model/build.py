@@ -43,8 +43,8 @@ def build_model(
 
     from autoft.trainer.model.offload import offload_checkpoints
 
-    if recipe.offload_checkpoints and weights is not None:
-        refuse_offloading(device)
+    if weights is not None:
+        refuse_moving(recipe, device)
     base = build_whole_base(recipe, config, weights, device)
     torch.manual_seed(seed)
     if recipe.method == "full":
@@ -87,17 +87,25 @@ def build_whole_base(
     recipe: Recipe, config: Any, weights: Path | None, device: str, *, for_loss: bool = True
 ) -> PreTrainedModel:
     """The base as the adapter is trained on it. for_loss: with what the recipe's loss needs. Raises: as build_base."""
-    base = build_base(recipe, config, weights, device)
+    streams = recipe.streamed_layers > 0 and device.startswith("cuda")
+    base = build_base(recipe, config, weights, device, onto="cpu" if streams else device)
     if recipe.kbit_upcast:
         _upcast(base)
+    if streams:
+        from autoft.trainer.model.stream import stream
+
+        stream(base, recipe.streamed_layers, device)
     if for_loss and recipe.loss == "fused":
         _add_fused_head(base, recipe)
     return base
 
 
-def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device: str = "meta") -> PreTrainedModel:
+def build_base(
+    recipe: Recipe, config: Any, weights: Path | None = None, device: str = "meta", *, onto: str | None = None
+) -> PreTrainedModel:
     """The base of `recipe`, its linear layers in 4 or 8 bits where the recipe says so.
 
+    device: where it runs. onto: where its weights are loaded to, None for the same.
     Raises: ModelError when there is no such model, or it cannot be quantized.
     """
     refuse_unsuitable(config)
@@ -105,7 +113,7 @@ def build_base(recipe: Recipe, config: Any, weights: Path | None = None, device:
     if recipe.attention == "flash_attention_2" and weights is not None:
         _demand_flash_attention(device)
     try:
-        base = _ghost_base(recipe, config) if weights is None else _load_base(recipe, config, weights, device)
+        base = _ghost_base(recipe, config) if weights is None else _load_base(recipe, config, weights, onto or device)
     except ImportError as error:
         raise missing_library(f"a {config.model_type} model", error) from error
     except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
@@ -258,12 +266,19 @@ def _quantization(recipe: Recipe) -> Any:
     )
 
 
-def refuse_offloading(device: str) -> None:
-    """Refuse offload_checkpoints where there is no device but the host. Raises: ModelError."""
-    if device.startswith("cpu"):
+def refuse_moving(recipe: Recipe, device: str) -> None:
+    """Refuse what moves tensors between device and host where there is no device but the host. Raises: ModelError."""
+    if not device.startswith("cpu"):
+        return
+    if recipe.offload_checkpoints:
         raise ModelError(
             "offload_checkpoints moves checkpoints from a GPU to the host's memory; on the CPU they are there already",
             fix="leave offload_checkpoints out",
+        )
+    if recipe.streamed_layers:
+        raise ModelError(
+            "streamed_layers keeps layers in the host's memory until a GPU runs them; the CPU has them there",
+            fix="leave streamed_layers out",
         )
 
 

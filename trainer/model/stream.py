@@ -1,0 +1,227 @@
+"""A base larger than the GPU: frozen weights wait in the host's memory and are copied over when their layer runs.
+
+The streamed layers take turns in two places on the GPU: while one computes in the first, the next is copied into the
+second. Forwards go up the layers and backwards down, where checkpointing runs each layer again just before its own
+backward, so a layer's weights are read only between its entry and that of the layer after. The places are all that a
+step needs on the GPU, however many layers are streamed: docs/decisions/0025-streaming.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from autoft.errors import ModelError
+from autoft.trainer.model.layers import decoder_layers
+
+PLACES = 2  # one that computes, one that is filled
+ALIGNMENT = 512  # bytes, as CUDA's allocator has it
+
+
+def streamed_numbers(count: int, total: int) -> list[int]:
+    """Which of `total` layers wait on the host, spread evenly so that each copy has the most time to hide in."""
+    count = min(count, total)
+    return [layer for layer in range(total) if (layer + 1) * count // total > layer * count // total]
+
+
+def room(sizes: Sequence[int]) -> int:
+    """Bytes of a place for tensors of these sizes, each beginning at a multiple of ALIGNMENT."""
+    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+
+
+def places(layer_bytes: Sequence[int]) -> list[int]:
+    """Bytes of each place. layer_bytes: `room` of each streamed layer, in their order, which take turns."""
+    return [max(layer_bytes[first::PLACES]) for first in range(min(PLACES, len(layer_bytes)))]
+
+
+def copied_bytes(layer_bytes: Sequence[int]) -> tuple[int, int]:
+    """What a forward and a backward copy. Each finds in their places the two layers that the pass before ended with."""
+    return sum(layer_bytes[PLACES:]), sum(layer_bytes[:-PLACES])
+
+
+def stream(base: Any, count: int, device: str) -> Streamed:
+    """Move `base`, which was loaded on the host, to `device`: all but the frozen weights of `count` layers.
+
+    Raises: ModelError where its layers cannot be told apart.
+    """
+    whole = decoder_layers(base)
+    if whole is None:
+        raise ModelError(f"{type(base).__name__} has no list of layers to stream", fix="leave streamed_layers out")
+    _, layers = whole
+    chosen = [layers[number] for number in streamed_numbers(count, len(layers))]
+    _demand_own_weights(base, chosen)
+    streamed = Streamed(chosen, torch.device(device))
+    _move_the_rest(base, torch.device(device), streamed.tensors)
+    return streamed
+
+
+class Streamed:
+    """Layers of a model that share places on a device. tensors: ids of those that live there and on the host."""
+
+    def __init__(self, layers: Sequence[torch.nn.Module], device: torch.device) -> None:
+        parts = [list(_weights(layer)) for layer in layers]
+        sizes = [room([tensor.nbytes for _, _, tensor in part]) for part in parts]
+        self.device = device
+        self._places = [torch.empty(size, dtype=torch.uint8, device=device) for size in places(sizes)]
+        self._holds: list[int | None] = [None] * len(self._places)
+        self._last = -1
+        self._host: list[torch.Tensor] = []
+        self.tensors: set[int] = set()
+        for number, part in enumerate(parts):
+            self._host.append(torch.empty(sizes[number], dtype=torch.uint8))
+            self._put(number, part)
+        self.pinned = device.type == "cuda" and _pin(self._host, self)
+        cuda: Any = torch.cuda
+        if device.type == "cuda":
+            self._copies = cuda.Stream(device)
+            self._arrived = [cuda.Event() for _ in self._places]
+        for number, layer in enumerate(layers):
+            layer.register_forward_pre_hook(functools.partial(self._before_forward, number))
+
+    def _put(self, number: int, part: Sequence[tuple[Any, str, torch.Tensor]]) -> None:
+        """Copy the tensors of a layer to its host buffer, and leave in their stead what will be in its place."""
+        host, place, start = self._host[number], self._places[number % PLACES], 0
+        for owner, name, tensor in part:
+            own = slice(start, start + tensor.nbytes)
+            if tensor.nbytes:
+                host[own].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+            there = place[own].view(tensor.dtype).view(tensor.shape)
+            if isinstance(tensor, torch.nn.Parameter):
+                tensor.data = there
+                self.tensors.add(id(tensor))
+            else:
+                setattr(owner, name, there)
+                self.tensors.add(id(there))
+            start += room([tensor.nbytes])
+
+    def _before_forward(self, number: int, layer: Any, _inputs: Any) -> None:
+        self._enter(number)
+        checkpoint = getattr(layer, "_gradient_checkpointing_func", None)
+        if checkpoint is not None and not isinstance(checkpoint, _Entering):
+            layer._gradient_checkpointing_func = _Entering(self, number, checkpoint)
+
+    def _enter(self, number: int) -> None:
+        """A layer is about to run: have its weights there, and those of the one that comes next on their way."""
+        self._copy(number)
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).wait_event(self._arrived[number % PLACES])
+        if number == self._last:
+            return  # where forward turns into backward, the next is there as well
+        ahead = number + 1 if number == 0 or number > self._last else number - 1
+        self._last = number
+        if 0 <= ahead < len(self._host):
+            self._copy(ahead)
+
+    def _copy(self, number: int) -> None:
+        """Have a layer in its place, once what is queued by now, which may read the one before it, is done."""
+        at = number % PLACES
+        if self._holds[at] == number:
+            return
+        self._holds[at] = None
+        host, place = self._host[number], self._places[at]
+        if self.device.type == "cuda":
+            self._copies.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self._copies):
+                place[: len(host)].copy_(host, non_blocking=True)
+                self._arrived[at].record()
+        else:
+            place[: len(host)].copy_(host)
+        self._holds[at] = number
+
+
+@dataclass(frozen=True, slots=True)
+class _Entering:
+    """Checkpointing of a streamed layer: when it runs again in the backward, no hook of the layer's own does."""
+
+    streamed: Streamed
+    number: int
+    checkpoint: Callable[..., Any]
+
+    def __call__(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def entering(*inputs: Any, **named: Any) -> Any:
+            self.streamed._enter(self.number)
+            return forward(*inputs, **named)
+
+        return self.checkpoint(entering, *args, **kwargs)
+
+
+def _weights(layer: torch.nn.Module) -> Iterator[tuple[Any, str, torch.Tensor]]:
+    """(owner, attribute, tensor) of the weights of a layer, with the scales of packed ones."""
+    for module in layer.modules():
+        for name, weight in module._parameters.items():
+            if weight is None:
+                continue
+            yield module, name, weight
+            state: Any = getattr(weight, "quant_state", None)
+            if state is not None:
+                yield state, "absmax", state.absmax
+
+
+def _demand_own_weights(base: Any, layers: Sequence[torch.nn.Module]) -> None:
+    """Raises: ModelError where a layer shares weights with another, or with what is around them."""
+    inside = [id(weight) for layer in layers for weight in {id(w): w for w in layer.parameters()}.values()]
+    modules = {id(module) for layer in layers for module in layer.modules()}
+    outside = {
+        id(weight) for module in base.modules() if id(module) not in modules for weight in module._parameters.values()
+    }
+    if len(set(inside)) < len(inside) or outside & set(inside):
+        raise ModelError(
+            f"layers of {type(base).__name__} share weights, so they cannot be streamed one by one",
+            fix="leave streamed_layers out",
+        )
+
+
+def _move_the_rest(base: torch.nn.Module, device: torch.device, streamed: set[int]) -> None:
+    """Each tensor once, in the order of the modules: a weight, then its quantization state."""
+    moved: dict[int, torch.Tensor] = {}
+    for module in base.modules():
+        for weight in module._parameters.values():
+            if weight is None:
+                continue
+            if id(weight) not in streamed:
+                weight.data = weight.data.to(device)
+            state: Any = getattr(weight, "quant_state", None)
+            if state is not None:
+                _move_state(state, device, streamed)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = moved.setdefault(id(buffer), buffer.to(device))
+
+
+def _move_state(state: Any, device: torch.device, streamed: set[int]) -> None:
+    """bitsandbytes' QuantState, and that of its scales where these are quantized too."""
+    for part in filter(None, (state, state.state2)):
+        for name in ("absmax", "code", "offset"):
+            tensor = getattr(part, name)
+            if tensor is not None and id(tensor) not in streamed:
+                setattr(part, name, tensor.to(device))
+
+
+def _pin(buffers: Sequence[torch.Tensor], owner: Any) -> bool:
+    """Page-lock them, so that copies run beside the arithmetic; False where the system does not let us.
+
+    Not by pin_memory, which rounds each up to a power of two.
+    """
+    cudart = _cudart()
+    pinned = []
+    for buffer in buffers:
+        if cudart.cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0) != cudart.cudaError.success:
+            break
+        pinned.append(buffer)
+    weakref.finalize(owner, _unpin, pinned).atexit = False
+    return len(pinned) == len(buffers)
+
+
+def _unpin(buffers: Sequence[torch.Tensor]) -> None:
+    cudart = _cudart()
+    for buffer in buffers:
+        cudart.cudaHostUnregister(buffer.data_ptr())
+
+
+def _cudart() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
