@@ -65,6 +65,11 @@ class Estimate(Record):
     assumption_records: tuple[Assumption, ...] = ()
 
     @property
+    def ram_to_train(self) -> int:
+        """Bytes of the host's memory beside a GPU, loading and training."""
+        return max(self.host_bytes.get(phase, 0) for phase in ("load", "train"))
+
+    @property
     def time_basis(self) -> str | None:
         """Where its time is from; None where it has no records."""
         return next((record.basis for record in self.assumption_records if record.kind == "time"), None)

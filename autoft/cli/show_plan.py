@@ -23,7 +23,15 @@ from autoft.units import count, duration, energy, size
 
 DECISIVE = 3  # reasons on the screen
 # The settings whose reasons come first: those that decide whether it fits, then how long it takes and how it learns
-DECIDING = ("num_gpus", "method", "gradient_checkpointing", "optimizer", "accumulation", "learning_rate")
+DECIDING = (
+    "num_gpus",
+    "streamed_layers",
+    "method",
+    "gradient_checkpointing",
+    "optimizer",
+    "accumulation",
+    "learning_rate",
+)
 NEAREST = 3  # alternatives on the screen
 LEAST_SHOWN = 0.01  # of the run's memory, for a part to be named beside the bar
 
@@ -87,6 +95,7 @@ def _difference(recipe: Recipe, chosen: Recipe) -> tuple[bool, ...]:
         recipe.gradient_checkpointing != chosen.gradient_checkpointing,
         recipe.checkpoint_every != chosen.checkpoint_every,
         recipe.offload_checkpoints != chosen.offload_checkpoints,
+        recipe.streamed_layers != chosen.streamed_layers,
     )
 
 

@@ -28,7 +28,7 @@ from autoft.planner.timing.streaming import streamed
 from autoft.planner.tracing.reference_code import kernel_packages
 from autoft.planner.tracing.work import product_dtypes
 from autoft.trainer.model.build import base_of, build_base, refuse_flash_attention, refuse_moving
-from autoft.trainer.model.stream import copied_bytes
+from autoft.trainer.model.stream import copied_bytes, demand_layers
 from autoft.trainer.recipe import Attention, Method, QuantType, Recipe, RopeScaling
 from autoft.units import GIB, duration, size
 
@@ -60,10 +60,16 @@ class Estimator:
         self._depth: dict[Attention, Depth | None] = {self.attention: depth_of(base, config)}
         self._kept = Kept()
         self._refusal: dict[
-            tuple[Method, QuantType | None, bool, Attention, bool, RopeScaling | None], ModelError | None
+            tuple[Method, QuantType | None, bool, Attention, bool, RopeScaling | None, bool], ModelError | None
         ] = {}
         self._rehearsed: dict[tuple[Recipe, Loop, Backend | None, bool, bool], Rehearsal] = {}
         self._replayed: dict[int, Memory] = {}
+
+    @property
+    def num_layers(self) -> int | None:
+        """Of its decoder; None where it has no list of them."""
+        depth = self._depth[self.attention]
+        return None if depth is None else depth.layers
 
     def on(self, target: Target, *, same_kernels: bool = False) -> Estimator:
         """The same model on another device. Where that has the same kernels, what is remembered goes with it.
@@ -252,6 +258,7 @@ class Estimator:
             if recipe.attention == "flash_attention_2":
                 refuse_flash_attention(self.target.name, self.device.capability)
             refuse_moving(recipe, self.target.device)
+            self._refuse_layers(recipe)
         except ModelError as error:
             return error
         key = (
@@ -261,15 +268,27 @@ class Estimator:
             recipe.attention,
             recipe.packing,
             recipe.rope_scaling,
+            recipe.streamed_layers > 0,
         )
         if key not in self._refusal:
             try:
                 depth = self._depth.get(recipe.attention)
-                build_base(recipe, shortened(self.config, depth.rehearsed) if depth else self.config)
+                base = build_base(recipe, shortened(self.config, depth.rehearsed) if depth else self.config)
+                if recipe.streamed_layers:
+                    demand_layers(base)
                 self._refusal[key] = None
             except ModelError as error:
                 self._refusal[key] = error
         return self._refusal[key]
+
+    def _refuse_layers(self, recipe: Recipe) -> None:
+        """Raises: ModelError for more streamed layers than there are."""
+        if recipe.streamed_layers > (self.num_layers or 0):
+            has = f"has {self.num_layers} layers" if self.num_layers else "has no list of layers to stream"
+            raise ModelError(
+                f"streamed_layers={recipe.streamed_layers}: {self.shape.name} {has}",
+                fix=f"--set streamed_layers={self.num_layers}" if self.num_layers else "leave streamed_layers out",
+            )
 
 
 def _device_of(target: Target, torch: tuple[int, int]) -> Device:

@@ -78,6 +78,7 @@ class Target:
     the most free memory first.
     bench: what `autoft probe --bench` has measured of this device with the software that is installed now.
     key: of this machine's device with that software; None for a card that is not here.
+    ram_bytes: of the host, free beside a GPU; None for a card that is not here.
     """
 
     device: Literal["cuda", "cpu"]
@@ -91,6 +92,7 @@ class Target:
     cpu_bytes_per_s: Callable[[], tuple[float, float]] = _bandwidth
     bench: Bench | None = None
     key: BenchKey | None = None
+    ram_bytes: int | None = None
 
     def rates(self, dtypes: Iterable[Dtype], shape: ModelShape | None) -> Rates:
         """What the device does in a second. dtypes: of the products that are asked for."""
@@ -176,7 +178,11 @@ def target_of(
         raise OptionError(f"--vram {vram_gib:g} is not a GPU's memory", fix="give GiB between 0 and 4096")
     gpus = _gpus(hardware, gpu_name, vram_gib)
     if gpus:
-        return _of_gpus(gpus, hardware.driver_version)
+        here = gpus[0].origin not in ("profile", "user")
+        return replace(
+            _of_gpus(gpus, hardware.driver_version),
+            ram_bytes=hardware.host.ram_available_bytes if here else None,
+        )
     host = hardware.host
     ram = int(vram_gib * GIB) if vram_gib is not None else host.ram_available_bytes
     name = f"CPU ({host.cpu}, {host.cores} cores, {size(ram)} free)"

@@ -15,9 +15,12 @@ from autoft.planner.memory.allocator import CPU_ALIGNMENT, LARGE_SEGMENT, MIN_BL
 from autoft.planner.memory.host import disk_parts, host_parts
 from autoft.planner.memory.recording import SECTIONS, Recording
 from autoft.planner.plan.make import Answer
+from autoft.planner.rehearsal.loading import Weight, waiting
 from autoft.planner.tracing.trace import KIND, Made, Scratch
 from autoft.schema import Record
 from autoft.trainer.adapters import kind_of
+from autoft.trainer.model.stream import places
+from autoft.trainer.recipe import Recipe
 from autoft.units import MIB
 
 ALLOCATOR = "c10/cuda/CUDACachingAllocator.cpp"
@@ -128,30 +131,17 @@ def _parts(name: str, num_bytes: int, mine: list[_Storage], living: list[_Storag
 
 
 def _stored(name: str, num_bytes: int, answer: Answer) -> list[Part]:
-    """What the model stores, by dtype."""
-    recipe = answer.recipe
+    """What the model stores on the device, by dtype."""
+    recipe, weights = answer.recipe, answer.rehearsal.weights
     groups: dict[str, list[tuple[int, int]]] = {}  # what -> (elements, bytes) of each tensor
-    for weight in answer.rehearsal.weights:
-        if name == "quantization_state":
-            group = f"scales of blocks{' and the scales of these' if recipe.double_quant else ''}, for {{n}} tensors"
-            if recipe.quant_type == "int8":
-                group = "scales of rows, for {n} tensors"
-            if weight.state:
-                groups.setdefault(group, []).append((0, sum(weight.state)))
-            continue
-        if weight.adapter != (name == "adapter"):
-            continue
-        dtype = str(weight.dtype).removeprefix("torch.")
-        what = f"{{elements}} parameters in 4 bits ({recipe.quant_type}), two a byte, in {{n}} tensors"
-        if recipe.quant_type == "int8":
-            what = "{elements} parameters in 8 bits (int8), in {n} tensors"
-        if not weight.state:
-            what = f"{{elements}} elements x {weight.dtype.itemsize} bytes ({dtype}) in {{n}} tensors"
-        if name == "adapter":
-            kind = kind_of(recipe)
-            layers = sum(kind.once in w.name for w in answer.rehearsal.weights)
-            what = f"{kind.size(recipe) or kind.title(recipe)} on {layers} layers: {what}"
-        groups.setdefault(what, []).append((weight.params, weight.size))
+    away = {weight.name for layer in waiting(recipe, weights) for weight in layer}
+    for weight in weights:
+        streamed = weight.name in away
+        if name == "quantization_state" and weight.state:
+            own = weight.state[1:] if streamed else weight.state
+            groups.setdefault(_scales(recipe, streamed=streamed), []).append((0, sum(own)))
+        elif name != "quantization_state" and not streamed and weight.adapter == (name == "adapter"):
+            groups.setdefault(_elements(name, weight, answer), []).append((weight.params, weight.size))
     parts = [
         Part(
             bytes=sum(size for _, size in tensors),
@@ -160,11 +150,36 @@ def _stored(name: str, num_bytes: int, answer: Answer) -> list[Part]:
         for what, tensors in groups.items()
         if tensors
     ]
-    nested = next((w.state for w in answer.rehearsal.weights if len(w.state) > 2), None)
-    if name == "quantization_state" and nested is not None:
+    if name == "weights":
+        shared = "one of the places that streamed layers share"
+        parts += [Part(bytes=place, what=shared) for place in places(answer.rehearsal.streamed_bytes)]
+    nested = next((w.state for w in weights if len(w.state) > 2), None)
+    if name == "quantization_state" and nested is not None and not recipe.streamed_layers:
         parts.append(Part(bytes=nested[-1], what="the map of 8-bit scales that bitsandbytes keeps for all"))
     rest = num_bytes - sum(part.bytes for part in parts)
     return [*parts, *([Part(bytes=rest, what="not told apart")] if rest else [])]
+
+
+def _scales(recipe: Recipe, *, streamed: bool) -> str:
+    if streamed:
+        return "maps of 4-bit values, and scales of scales, for {n} tensors of streamed layers"
+    if recipe.quant_type == "int8":
+        return "scales of rows, for {n} tensors"
+    return f"scales of blocks{' and the scales of these' if recipe.double_quant else ''}, for {{n}} tensors"
+
+
+def _elements(name: str, weight: Weight, answer: Answer) -> str:
+    recipe, dtype = answer.recipe, str(weight.dtype).removeprefix("torch.")
+    what = f"{{elements}} parameters in 4 bits ({recipe.quant_type}), two a byte, in {{n}} tensors"
+    if recipe.quant_type == "int8":
+        what = "{elements} parameters in 8 bits (int8), in {n} tensors"
+    if not weight.state:
+        what = f"{{elements}} elements x {weight.dtype.itemsize} bytes ({dtype}) in {{n}} tensors"
+    if name == "adapter":
+        kind = kind_of(recipe)
+        layers = sum(kind.once in w.name for w in answer.rehearsal.weights)
+        what = f"{kind.size(recipe) or kind.title(recipe)} on {layers} layers: {what}"
+    return what
 
 
 def _per_weight(name: str, mine: list[_Storage], answer: Answer) -> list[Part]:

@@ -175,35 +175,35 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
     return phases
 
 
-def streamed_bytes(recipe: Recipe, weights: list[Weight]) -> tuple[int, ...]:
-    """Of each layer that waits on the host, in their order: what its place on the device has room for."""
-    layers: dict[int, list[int]] = {}
+def waiting(recipe: Recipe, weights: list[Weight]) -> list[list[Weight]]:
+    """Of each layer that waits on the host, in their order, the weights that do."""
+    total = len({weight.layer for weight in weights if weight.layer is not None})
+    layers: dict[int, list[Weight]] = {number: [] for number in streamed_numbers(recipe.streamed_layers, total)}
     for weight in weights:
-        if weight.layer is not None:
-            layers.setdefault(weight.layer, [])
-        if weight.layer is not None and _is_streamed(weight):
-            layers[weight.layer] += [weight.size, *weight.state[:1]]  # of its state the scales alone
-    return tuple(room(layers[number]) for number in streamed_numbers(recipe.streamed_layers, len(layers)))
+        if weight.layer in layers and weight.parameter and not weight.adapter:
+            layers[weight.layer].append(weight)
+    return list(layers.values())
 
 
-def _is_streamed(weight: Weight) -> bool:
-    """Whether it waits on the host where its layer does."""
-    return weight.parameter and not weight.adapter
+def streamed_bytes(recipe: Recipe, weights: list[Weight]) -> tuple[int, ...]:
+    """Of each layer that waits on the host: what its place on the device has room for, of its state the scales."""
+    sizes = (
+        [size for weight in layer for size in (weight.size, *weight.state[:1])] for layer in waiting(recipe, weights)
+    )
+    return tuple(room(layer) for layer in sizes)
 
 
 def _place(recipe: Recipe, weights: list[Weight], take: Take) -> None:
     """stream of trainer/model/stream.py: a base that was loaded on the host comes to the device."""
     for size in places(streamed_bytes(recipe, weights)):
         take(size, "weights")
-    total = len({weight.layer for weight in weights if weight.layer is not None})
-    waiting = frozenset(streamed_numbers(recipe.streamed_layers, total))
+    away = {weight.name for layer in waiting(recipe, weights) for weight in layer}
     for weight in weights:
         if weight.adapter:
             continue
-        away = weight.layer in waiting and _is_streamed(weight)
-        if not away:
+        if weight.name not in away:
             take(weight.size, "weights")
-        for size in weight.state[1:] if away else weight.state:
+        for size in weight.state[1:] if weight.name in away else weight.state:
             take(size, "quantization_state")
 
 

@@ -31,6 +31,8 @@ SAVINGS: tuple[dict[str, Any], ...] = (
     {"gradient_checkpointing": True},
     {"gradient_checkpointing": True, "offload_checkpoints": True},
 )
+# Where nothing fits in full: the frozen layers wait in the host's memory
+STREAMED: tuple[dict[str, Any], ...] = (SAVINGS[2], SAVINGS[3])
 SHORT_DTYPES: dict[Dtype, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
@@ -53,6 +55,7 @@ def families(
     rows_per_step: int,
     attention: Attention = "sdpa",
     experts: bool = False,
+    streamed_layers: int = 0,
     pinned: dict[str, Any],
 ) -> list[Family]:
     """Recipes for `target`, each once: base x saving x micro-batch, the rest by the device's ability.
@@ -61,6 +64,7 @@ def families(
         rows_per_step: sequences in an optimizer step; the micro-batch divides it.
         attention: what the model takes.
         experts: whether the model has experts that can be held in 4 bits.
+        streamed_layers: of all recipes; those are left out whose layers cannot wait on the host.
         pinned: fields of the Recipe that the user has set; a combination they contradict is left out.
 
     Raises: FileFormatError when a pinned value is wrong whatever it is combined with.
@@ -68,14 +72,16 @@ def families(
     found: list[Family] = []
     seen: set[Recipe] = set()
     problem: FileFormatError | None = None
-    for base, saving in ((base, saving) for base in _bases(pinned) for saving in SAVINGS):
+    streamed = {"streamed_layers": streamed_layers} if streamed_layers else {}
+    savings = STREAMED if streamed_layers else SAVINGS
+    for base, saving in ((base, saving) for base in _bases(pinned) for saving in savings):
         if target.device == "cpu" and "offload_checkpoints" in saving:
             continue  # they are in the host's memory as it is
         if "experts_4bit" in base and not experts:
             continue
         recipes: list[Recipe] = []
         for micro_batch in _micro_batches(rows_per_step):
-            varied = {**base, **saving, "micro_batch": micro_batch}
+            varied = {**base, **saving, **streamed, "micro_batch": micro_batch}
             try:
                 recipe = _pin(_recipe(target, seq_len, attention), varied, pinned)
             except FileFormatError as error:
@@ -126,6 +132,8 @@ def describe(recipe: Recipe, *, micro_batch: bool = True) -> str:
     if recipe.gradient_checkpointing:
         every = "" if recipe.checkpoint_every == 1 else f" every {_ordinal(recipe.checkpoint_every)} layer"
         parts.append(f"gradient checkpointing{every}{' in host RAM' if recipe.offload_checkpoints else ''}")
+    if recipe.streamed_layers:
+        parts.append(f"{recipe.streamed_layers} layers streamed")
     label = spec_of(recipe.optimizer).label
     if label and recipe.method != "full":  # whose base tells
         parts.append(label)
@@ -194,7 +202,8 @@ def saving_of(recipe: Recipe) -> int:
     """How much it saves, 0 for nothing; pins may have made it another than the one that was varied."""
     if not recipe.gradient_checkpointing:
         return 0
-    return (1 if recipe.checkpoint_every > 1 else 2) + 2 * recipe.offload_checkpoints
+    saved = (1 if recipe.checkpoint_every > 1 else 2) + 2 * recipe.offload_checkpoints
+    return saved + 4 * (recipe.streamed_layers > 0)
 
 
 def _micro_batches(rows: int) -> list[int]:

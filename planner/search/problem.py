@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from autoft.errors import OptionError
+from autoft.errors import FileFormatError, OptionError
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator.estimate_recipe import Estimator
 from autoft.planner.estimator.target import Target
@@ -76,15 +76,37 @@ class Question:
 
     def families(self) -> list[Family]:
         """The candidates that the model can take; where it can take none, all, and an estimate tells why."""
-        found = families(
+        found = self._families()
+        return [family for family in found if self.estimator.takes(family.recipes[0])] or found[:1]
+
+    def streamed_families(self) -> list[Family]:
+        """The same with all layers streamed from the host's memory; none where that cannot be.
+
+        Only with the base that takes the least of that memory and of the link, unless --prefer quality.
+        """
+        layers = self.estimator.num_layers
+        if self.target.device == "cpu" or not layers or "streamed_layers" in self.pinned:
+            return []
+        try:
+            found = self._families(streamed_layers=layers)
+        except FileFormatError:  # the settings exclude it
+            return []
+        found = [family for family in found if self.estimator.takes(family.recipes[0])]
+        if self.prefer == "quality":
+            return found
+        whole = {family.base: self.weights_bytes(replace(family.recipes[0], streamed_layers=0)) for family in found}
+        return [family for family in found if whole[family.base] == min(whole.values())]
+
+    def _families(self, streamed_layers: int = 0) -> list[Family]:
+        return families(
             self.target,
             seq_len=self.seq_len,
             rows_per_step=self.rows_per_gpu,
             attention=self.estimator.attention,
             experts=self.estimator.shape.expert_params > 0,
+            streamed_layers=streamed_layers,
             pinned=self.pinned,
         )
-        return [family for family in found if self.estimator.takes(family.recipes[0])] or found[:1]
 
     def lighter(self, recipe: Recipe) -> Recipe | None:
         """The same with less optimizer state on the device, None if there is none."""
@@ -96,10 +118,16 @@ class Question:
         wanted, slow = self._families_by_speed()
         if slow:
             search.pruned.append(Pruned(slow[0].recipes[0], NO_8_BIT))
+        self._look_at(search, wanted)
+        if not search.fitting:
+            self._look_at(search, self.streamed_families())
+            search.stream_least(lambda candidate: order(candidate, self.prefer))
+        return search
+
+    def _look_at(self, search: Search, wanted: list[Family]) -> None:
         for_memory = self.prefer == "memory"
         (search.smallest if for_memory else search.largest)(wanted)
         search.settle(wanted, lambda candidate: order(candidate, self.prefer), step=1 if for_memory else -1)
-        return search
 
     def least(self) -> Search:
         """What was rehearsed to tell whether anything fits at all."""
@@ -107,6 +135,8 @@ class Question:
         wanted, _ = self._families_by_speed()
         room = self.target.available_bytes
         search.least([family for family in wanted if self.weights_bytes(family.recipes[0]) <= room])
+        if not search.fitting:
+            search.least(self.streamed_families())
         return search
 
     def _families_by_speed(self) -> tuple[list[Family], list[Family]]:
@@ -125,6 +155,7 @@ class Question:
             weights_bytes=self.weights_bytes,
             padding=self.padded,
             lighter=self.lighter,
+            ram_bytes=self.whole.ram_bytes,
             gpu=self.target.device == "cuda",
         )
 
@@ -152,7 +183,10 @@ class Question:
         shape, whole = self.estimator.shape, {"float32": 4}.get(recipe.weights_dtype, 2)
         held = {None: float(whole), "int8": 1.0}.get(recipe.quant_type, 0.5)
         experts = shape.expert_params if recipe.experts_4bit else 0
-        return int((shape.linear_params + experts) * held) + (shape.other_params - experts) * whole
+        in_layers = (shape.linear_params + experts) * held + (shape.expert_params - experts) * whole
+        layers = self.estimator.num_layers or 1
+        away = min(recipe.streamed_layers, layers) / layers
+        return int(in_layers * (1 - away)) + (shape.other_params - shape.expert_params) * whole
 
     def padded(self, micro_batch: int) -> float:
         """As Rows.padded; 1 without data. GPUs wait for the one that has the longest row."""

@@ -69,6 +69,7 @@ def order(candidate: Candidate, prefer: Prefer) -> tuple[object, ...]:
     return (
         *_ORDER[prefer][1](candidate),
         saving_of(recipe),
+        recipe.streamed_layers,
         -state_bits(recipe),
         candidate.estimate.device_bytes,
         repr(recipe),
@@ -106,7 +107,12 @@ def _reasons(best: Candidate, ranked: list[Candidate], pruned: Sequence[Pruned],
     if len(ranked) == 1 and not pruned:
         return (*reasons, words.no_other())
     reasons.append(words.preferred(prefer, _ORDER[prefer][0]))
-    compared = (_of_base(best, ranked, pruned), _of_checkpointing(best, ranked), _of_state(best, ranked))
+    compared = (
+        _of_streaming(best, ranked, pruned),
+        _of_base(best, ranked, pruned),
+        _of_checkpointing(best, ranked),
+        _of_state(best, ranked),
+    )
     return (*reasons, *(reason for reason in compared if reason))
 
 
@@ -128,8 +134,24 @@ def _of_base(best: Candidate, ranked: list[Candidate], pruned: Sequence[Pruned])
     return words.base_needed_for_weights(best.recipe, heavy.recipe, heavy.weights_bytes)
 
 
+def _of_streaming(best: Candidate, ranked: list[Candidate], pruned: Sequence[Pruned]) -> Reason | None:
+    if not best.recipe.streamed_layers:
+        return None
+    resident = (c for c in ranked if not c.recipe.streamed_layers)
+    least = min(resident, key=lambda c: c.estimate.device_bytes, default=None)
+    heavy = (each for each in pruned if each.weights_bytes is not None)
+    lightest = min(heavy, key=lambda each: each.weights_bytes or 0, default=None)
+    if least is not None:
+        on_gpu = words.on_gpu(least.recipe, least.estimate)
+    elif lightest is not None:
+        on_gpu = lightest.text
+    else:
+        return None  # the settings leave no other
+    return words.streaming_needed(best.recipe, best.estimate, on_gpu)
+
+
 def _of_checkpointing(best: Candidate, ranked: list[Candidate]) -> Reason | None:
-    if not best.recipe.gradient_checkpointing:
+    if not best.recipe.gradient_checkpointing or best.recipe.streamed_layers:
         return None
     bits = base_bits(best.recipe)
     plain = [c for c in ranked if base_bits(c.recipe) == bits and not c.recipe.gradient_checkpointing]

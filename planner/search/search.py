@@ -42,7 +42,8 @@ class Pruned:
 class Search:
     """estimate: rehearses. context_bytes: what a run takes of the device before its first tensor. padding: tokens of a
     micro-batch of so many rows, padding included, over those of as many rows as long as the sequence. weights_bytes:
-    the least that a recipe's base takes of the device. lighter: the same recipe with less optimizer state, None if
+    the least that a recipe's base takes of the device. ram_bytes: of the host, free for streamed layers; None where not
+    known. lighter: the same recipe with less optimizer state, None if
     there is none. gpu: a card, not a CPU, where large tensors can take more than their share of time.
 
     found: what was rehearsed. pruned: why the rest was not.
@@ -54,6 +55,7 @@ class Search:
     weights_bytes: Callable[[Recipe], int]
     padding: Callable[[int], float]
     lighter: Callable[[Recipe], Recipe | None]
+    ram_bytes: int | None
     gpu: bool
     found: dict[Recipe, Candidate] = field(default_factory=dict)
     pruned: list[Pruned] = field(default_factory=list)
@@ -91,10 +93,28 @@ class Search:
             self.found |= found
             self.pruned += pruned
 
+    @property
+    def fitting(self) -> list[Candidate]:
+        """What fits of all that was rehearsed."""
+        return [candidate for candidate in self.found.values() if candidate.estimate.fits == "yes"]
+
+    def stream_least(self, order: Callable[[Candidate], Any]) -> None:
+        """Of the best by `order`, all of whose layers are streamed, rehearse the fewest layers with which it fits."""
+        best = min(self.fitting, key=order, default=None)
+        if best is None:
+            return
+        fewest, enough = 1, best.recipe.streamed_layers
+        while fewest < enough:
+            middle = (fewest + enough) // 2
+            if self._rehearsed(replace(best.recipe, streamed_layers=middle)).estimate.fits == "yes":
+                enough = middle
+            else:
+                fewest = middle + 1
+        self._try(replace(best.recipe, streamed_layers=enough))
+
     def settle(self, families: Sequence[Family], order: Callable[[Candidate], Any], *, step: Literal[1, -1]) -> None:
         """Rehearse larger (step 1) or smaller micro-batches of the best by `order` as long as they come before it."""
-        fitting = [candidate for candidate in self.found.values() if candidate.estimate.fits == "yes"]
-        best = min(fitting, key=order, default=None)
+        best = min(self.fitting, key=order, default=None)
         recipes = next((f.recipes for f in families if best is not None and best.recipe in f.recipes), None)
         if best is None or recipes is None:  # a lighter optimizer is for one micro-batch
             return
@@ -202,11 +222,16 @@ class Search:
 
     def _try(self, recipe: Recipe) -> Candidate:
         if recipe not in self.found:
-            estimate = self.estimate(recipe)
-            rows = recipe.micro_batch * estimate.num_gpus
-            row_s = estimate.step_time_s.middle / rows * self.padding(recipe.micro_batch)
-            self.found[recipe] = Candidate(recipe, estimate, row_s)
+            self.found[recipe] = self._rehearsed(recipe)
         return self.found[recipe]
+
+    def _rehearsed(self, recipe: Recipe) -> Candidate:
+        estimate = self.estimate(recipe)
+        if recipe.streamed_layers and self.ram_bytes is not None and estimate.ram_to_train > self.ram_bytes:
+            estimate = replace(estimate, fits="no")
+        rows = recipe.micro_batch * estimate.num_gpus
+        row_s = estimate.step_time_s.middle / rows * self.padding(recipe.micro_batch)
+        return Candidate(recipe, estimate, row_s)
 
 
 def _state(candidate: Candidate) -> float:

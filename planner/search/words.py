@@ -142,6 +142,21 @@ def checkpointing_needed(without: Recipe, device_bytes: int) -> Reason:
     )
 
 
+def on_gpu(recipe: Recipe, estimate: Estimate) -> str:
+    """What a recipe takes that keeps every layer on the GPU."""
+    return f"{describe(recipe)}: {size(estimate.device_bytes)}"
+
+
+def streaming_needed(recipe: Recipe, estimate: Estimate, on_gpu: str) -> Reason:
+    """Layers that wait on the host, as nothing fits without. on_gpu: what the closest of that takes, in words."""
+    ram, layers = estimate.ram_to_train, recipe.streamed_layers
+    return Reason(
+        key="streamed_layers",
+        text=f"streams {layers} layers from host RAM ({size(ram)} in all), needed to fit: {on_gpu}",
+        figures={"streamed_layers": layers, "host_bytes": ram},
+    )
+
+
 def state_needed(recipe: Recipe, heavier: Recipe, device_bytes: int) -> Reason:
     """An optimizer with less state. device_bytes: with the heavier one."""
     why = "optimizer state in 8 bits, which learns as well as 32 (arXiv:2110.02861)"
@@ -181,6 +196,8 @@ def instead(alternative: Alternative, chosen: Estimate) -> str:
 
 def needs(estimate: Estimate) -> str:
     """Of what does not fit, or only just."""
+    if estimate.fits == "no" and estimate.device_bytes <= estimate.available_bytes:
+        return f"needs {size(estimate.ram_to_train)} of host RAM, more than is free"
     over = size(estimate.device_bytes - estimate.available_bytes)
     why = f"{over} more than usable"
     if estimate.fits == "tight":

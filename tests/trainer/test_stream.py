@@ -80,7 +80,7 @@ def test_training_is_the_same_bit_for_bit(deep_model, settings, streamed, monkey
 
 
 def test_layers_share_two_places(deep_model, monkeypatch) -> None:
-    recipe, model, [made] = built(deep_model, QLORA, LAYERS, monkeypatch)
+    _, model, [made] = built(deep_model, QLORA, LAYERS, monkeypatch)
     layers = model.get_base_model().model.layers
     storages = [{p.untyped_storage().data_ptr() for p in layer.parameters() if not p.requires_grad} for layer in layers]
     assert all(len(own) == 1 for own in storages)
@@ -129,7 +129,7 @@ def test_streamed_layers_are_spread_evenly() -> None:
 def test_layers_that_share_weights_are_refused(tiny_model) -> None:
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     base.model.layers[1].mlp.up_proj.weight = base.model.layers[0].mlp.up_proj.weight
-    with pytest.raises(ModelError, match="layers of .* share weights"):
+    with pytest.raises(ModelError, match=r"layers of .* share weights"):
         stream.stream(base, 2, "cpu")
 
 

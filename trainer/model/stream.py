@@ -49,12 +49,8 @@ def stream(base: Any, count: int, device: str) -> Streamed:
 
     Raises: ModelError where its layers cannot be told apart.
     """
-    whole = decoder_layers(base)
-    if whole is None:
-        raise ModelError(f"{type(base).__name__} has no list of layers to stream", fix="leave streamed_layers out")
-    _, layers = whole
+    layers = demand_layers(base)
     chosen = [layers[number] for number in streamed_numbers(count, len(layers))]
-    _demand_own_weights(base, chosen)
     streamed = Streamed(chosen, torch.device(device))
     _move_the_rest(base, torch.device(device), streamed.tensors)
     return streamed
@@ -162,8 +158,12 @@ def _weights(layer: torch.nn.Module) -> Iterator[tuple[Any, str, torch.Tensor]]:
                 yield state, "absmax", state.absmax
 
 
-def _demand_own_weights(base: Any, layers: Sequence[torch.nn.Module]) -> None:
-    """Raises: ModelError where a layer shares weights with another, or with what is around them."""
+def demand_layers(base: Any) -> torch.nn.ModuleList:
+    """The layers of `base`, each with weights of its own. Raises: ModelError where they cannot be streamed."""
+    whole = decoder_layers(base)
+    if whole is None:
+        raise ModelError(f"{type(base).__name__} has no list of layers to stream", fix="leave streamed_layers out")
+    _, layers = whole
     inside = [id(weight) for layer in layers for weight in {id(w): w for w in layer.parameters()}.values()]
     modules = {id(module) for layer in layers for module in layer.modules()}
     outside = {
@@ -174,6 +174,7 @@ def _demand_own_weights(base: Any, layers: Sequence[torch.nn.Module]) -> None:
             f"layers of {type(base).__name__} share weights, so they cannot be streamed one by one",
             fix="leave streamed_layers out",
         )
+    return layers
 
 
 def _move_the_rest(base: torch.nn.Module, device: torch.device, streamed: set[int]) -> None:
