@@ -99,6 +99,7 @@ def predicted_by(plan: Plan) -> Predicted:
         step_time_upper_s=upper,
         method=estimate.method,
         phases=estimate.phases,
+        host_bytes=estimate.ram_to_train if plan.job.recipe.streamed_layers else None,
     )
 
 

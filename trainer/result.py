@@ -52,7 +52,8 @@ class Sample(Record):
 class Predicted(Record):
     """What the plan promised: peak_bytes of the training phase (see Measured), seconds an optimizer step from..to.
 
-    phases: peak bytes of each phase of the estimate, by its name.
+    phases: peak bytes of each phase of the estimate, by its name. host_bytes: RAM beside a GPU, loading and training;
+    None where nothing waits there.
     """
 
     peak_bytes: int
@@ -60,6 +61,7 @@ class Predicted(Record):
     step_time_upper_s: float
     method: str
     phases: dict[str, int] = field(default_factory=dict)
+    host_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

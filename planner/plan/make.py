@@ -30,6 +30,7 @@ from autoft.planner.search.problem import Limits, Question, check_limits, limite
 from autoft.planner.search.remedies import nothing_fits
 from autoft.planner.search.sequence_length import check_length, length_notes, longest_row
 from autoft.planner.search.set_option import parse_settings
+from autoft.planner.search.words import loss_only
 from autoft.planner.timing.allreduce import ALONE, Replicas
 from autoft.planner.timing.roofline import measure_cpu_flops
 from autoft.planner.workload import Workload, measure
@@ -74,6 +75,7 @@ class Asked:
     notes: tuple[str, ...]
     words: dict[str, str]  # how the user pinned fields of the Recipe, by field
     counts: list[int]  # of GPUs, to plan for
+    loss_only_streamed: bool  # where layers are streamed, unless the user has set how long answers may be
 
 
 def make_plan(
@@ -100,8 +102,11 @@ def _plan_of(asked: Asked, request: Request, hardware: Hardware) -> Plan:
         raise nothing_fits(question, found, asked.words)
     choice = with_counts(taken, tried, question.target.card)
     job = question.job_of(choice.recipe)
+    of_answers: tuple[Reason, ...] = ()
+    if asked.loss_only_streamed and job.recipe.streamed_layers and job.metric == "loss":
+        job, of_answers = replace(job, max_new_tokens=0), (loss_only(),)
     estimate = question.estimator.with_kernels(choice.recipe, choice.estimate, question.replicas(choice.recipe))
-    reasons = (*choice.reasons, *asked.reasons)
+    reasons = (*choice.reasons, *asked.reasons, *of_answers)
     run_time_s, run_energy_kwh = question.run_takes(choice.recipe)
     return Plan(
         autoft_version=__version__,
@@ -203,7 +208,8 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
         *notes_of(question, counts, num_gpus),
         *_machine_notes(request, hardware),
     )
-    return Asked(question, preset, prepared, workload, reasons, notes, words, counts)
+    loss_only_streamed = "max_new_tokens" not in job_pins
+    return Asked(question, preset, prepared, workload, reasons, notes, words, counts, loss_only_streamed)
 
 
 def _limits(request: Request, whole: Target) -> Limits:

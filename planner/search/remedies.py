@@ -72,12 +72,12 @@ def _error(question: Question, closest: Candidate, ways: list[Remedy]) -> DoesNo
     else:
         need, phases = closest.estimate.device_bytes, closest.estimate.phases
         phase = max(phases, key=lambda name: phases[name])
-        what += (
-            f". Closest: {describe(closest.recipe)}, {size(need)}, {size(need - room)} too much "
-            f"(peak: {phase.replace('_', ' ')})"
-        )
+        missing = f"{size(need)}, {size(need - room)} too much (peak: {phase.replace('_', ' ')})"
+        if need <= room:
+            missing = _ram(closest.estimate, question.whole.ram_bytes or 0)
+        what += f". Closest: {describe(closest.recipe)}, {missing}"
         if question.whole.num_gpus > 1:
-            what += ". More GPUs do not help: each holds the whole model, and sharding is not supported yet"
+            what += ". More GPUs do not help: each has the whole model"
         details |= {
             "closest": closest.recipe.to_dict(),
             "needs_bytes": need,
@@ -86,6 +86,12 @@ def _error(question: Question, closest: Candidate, ways: list[Remedy]) -> DoesNo
         }
     fix = "; or ".join(way.what for way in ways) or "a smaller model, or a card with more memory"
     return DoesNotFit(what, fix=fix, details=details)
+
+
+def _ram(estimate: Estimate, free: int) -> str:
+    """Of streamed layers, what is missing of the host's memory."""
+    need = estimate.ram_to_train
+    return f"which needs {size(need)} of host RAM, {size(need - free)} more than is free"
 
 
 def _looser(question: Question, words: dict[str, str]) -> Iterator[tuple[str, Question]]:

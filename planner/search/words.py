@@ -157,6 +157,15 @@ def streaming_needed(recipe: Recipe, estimate: Estimate, on_gpu: str) -> Reason:
     )
 
 
+def loss_only() -> Reason:
+    """No answers are generated in evaluations of a plan that streams layers."""
+    return Reason(
+        key="max_new_tokens",
+        text="evaluations take the loss only: each token of an answer would copy every streamed layer "
+        "(--set max_new_tokens=128 generates answers)",
+    )
+
+
 def state_needed(recipe: Recipe, heavier: Recipe, device_bytes: int) -> Reason:
     """An optimizer with less state. device_bytes: with the heavier one."""
     why = "optimizer state in 8 bits, which learns as well as 32 (arXiv:2110.02861)"

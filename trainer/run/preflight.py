@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from autoft.errors import DoesNotFit, TrainingError
 from autoft.profiles.hardware import Gpu, Hardware
@@ -28,13 +29,14 @@ def preflight(
     *,
     predicted_bytes: int | None,
     hardware: Hardware,
+    host_bytes: int | None = None,
     others: Sequence[Claim] = (),
     force: bool = False,
 ) -> list[str]:
     """Memory, card, driver and kernels. Returns what the user should know, a sentence each.
 
-    predicted_bytes: the plan's peak, as trainer/result.py's Predicted has it. others: runs on the same device. force:
-    memory that is too small is told, not refused.
+    predicted_bytes, host_bytes: the plan's, as trainer/result.py's Predicted has them. others: runs on the same
+    device. force: memory that is too small is told, not refused.
     Raises: DoesNotFit when less memory is free than the plan needs; TrainingError when the machine cannot compute.
     """
     if job.device == "cuda" and not hardware.gpus:
@@ -43,16 +45,16 @@ def preflight(
             fix="run it there, or plan with --gpu cpu",
         )
     shortage = None if predicted_bytes is None else _shortage(job, predicted_bytes, hardware, others)
+    if shortage is None and host_bytes is not None:
+        shortage = _shortage_of_ram(host_bytes, hardware)
     if shortage is not None and not force:
-        way = (
-            "wait until it has finished" if others else "close other programs" if job.device == "cpu" else "close that"
-        )
-        raise DoesNotFit(shortage, fix=f"{way}, or plan again for what is free; --force runs it all the same")
+        way = "plan again for what is free; --force runs it all the same"
+        raise DoesNotFit(shortage.what, fix=f"{shortage.fix}, or {way}")
     for finding in _findings(job, hardware):
         if finding.status == "failed":
             raise TrainingError(f"{finding.name}: {finding.found}", fix=finding.fix)
     beside = [f"{_named(other)} uses the same device: both will be slower" for other in others]
-    return [shortage] if shortage is not None else beside
+    return beside if shortage is None else [shortage.what]
 
 
 def check_room(job: Job, folder: Path, written_params: int) -> None:
@@ -83,23 +85,40 @@ def disk_bytes(job: Job, written_params: int) -> int:
     return int(written_params * (checkpoints * (weight + state) + weight)) + SMALL_FILES_BYTES
 
 
-def _shortage(job: Job, predicted_bytes: int, hardware: Hardware, others: Sequence[Claim]) -> str | None:
+class _Shortage(NamedTuple):
+    """Of memory: what is missing, and what to do about it."""
+
+    what: str
+    fix: str
+
+
+def _shortage(job: Job, predicted_bytes: int, hardware: Hardware, others: Sequence[Claim]) -> _Shortage | None:
     """What is missing of the memory, the libraries' own needs left out: None where the plan's peak is free.
 
     Of several GPUs each process sees its own; on a CPU all share one memory.
     """
     if job.device == "cpu":
         predicted_bytes *= job.num_gpus
-        gpu, free, what, held = None, hardware.host.ram_available_bytes, "RAM", ""
+        gpu, free, what, held, fix = None, hardware.host.ram_available_bytes, "RAM", "", "close other programs"
     else:
         gpu = max(hardware.gpus, key=lambda gpu: gpu.free_bytes)
-        free, what, held = gpu.free_bytes, gpu.name, _holder(gpu)
+        free, what, held, fix = gpu.free_bytes, gpu.name, _holder(gpu), "close that"
     expected = {other: other.missing_bytes(gpu) for other in others}
     if free - sum(expected.values()) >= predicted_bytes:
         return None
     if others:
         held = "".join(f"; {_named(other)} will allocate {size(more)} more" for other, more in expected.items())
-    return f"the plan needs {size(predicted_bytes)} of {what}, and {size(free)} is free now{held}"
+        fix = "wait until it has finished"
+    return _Shortage(f"the plan needs {size(predicted_bytes)} of {what}, and {size(free)} is free now{held}", fix)
+
+
+def _shortage_of_ram(host_bytes: int, hardware: Hardware) -> _Shortage | None:
+    """What is missing of the host's memory, where layers are to wait there."""
+    free = hardware.host.ram_available_bytes
+    if free >= host_bytes:
+        return None
+    what = f"streaming layers needs {size(host_bytes)} of RAM, and {size(free)} is free now"
+    return _Shortage(what, "close other programs")
 
 
 def _named(other: Claim) -> str:

@@ -297,6 +297,7 @@ def _load(session: _Session, prepared: Prepared | None, *, begins: bool) -> Load
     for note in preflight(
         job,
         predicted_bytes=session.peak_bytes,
+        host_bytes=None if session.predicted is None else session.predicted.host_bytes,
         hardware=detect(session.folder),
         others=session.others,
         force=session.force,
