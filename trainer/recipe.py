@@ -304,7 +304,7 @@ class Recipe(Record):
         int,
         Ge(0),
         Setting(
-            "keep the frozen weights of so many layers in host RAM",
+            "how many layers keep their frozen weights in host RAM",
             group="Memory",
             more="A layer's weights are copied to the GPU when it runs, the next layer's while it computes. All "
             "streamed layers share two places there. 0 keeps every layer on the GPU.",

@@ -76,8 +76,8 @@ class Question:
 
     def families(self) -> list[Family]:
         """The candidates that the model can take; where it can take none, all, and an estimate tells why."""
-        found = self._families()
-        return [family for family in found if self.estimator.takes(family.recipes[0])] or found[:1]
+        every = self._families()
+        return [family for family in every if self.estimator.takes(family.recipes[0])] or every[:1]
 
     def streamed_families(self) -> list[Family]:
         """The same with all layers streamed from the host's memory; none where that cannot be.
@@ -88,14 +88,14 @@ class Question:
         if self.target.device == "cpu" or not layers or "streamed_layers" in self.pinned:
             return []
         try:
-            found = self._families(streamed_layers=layers)
+            every = self._families(streamed_layers=layers)
         except FileFormatError:  # the settings exclude it
             return []
-        found = [family for family in found if self.estimator.takes(family.recipes[0])]
+        taken = [family for family in every if self.estimator.takes(family.recipes[0])]
         if self.prefer == "quality":
-            return found
-        whole = {family.base: self.weights_bytes(replace(family.recipes[0], streamed_layers=0)) for family in found}
-        return [family for family in found if whole[family.base] == min(whole.values())]
+            return taken
+        whole = {family.base: self.weights_bytes(replace(family.recipes[0], streamed_layers=0)) for family in taken}
+        return [family for family in taken if whole[family.base] == min(whole.values())]
 
     def _families(self, streamed_layers: int = 0) -> list[Family]:
         return families(

@@ -55,8 +55,8 @@ class Search:
     weights_bytes: Callable[[Recipe], int]
     padding: Callable[[int], float]
     lighter: Callable[[Recipe], Recipe | None]
-    ram_bytes: int | None
     gpu: bool
+    ram_bytes: int | None = None
     found: dict[Recipe, Candidate] = field(default_factory=dict)
     pruned: list[Pruned] = field(default_factory=list)
 

@@ -27,7 +27,7 @@ def streamed(timing: Timing, copied: tuple[int, int], layer_work: tuple[Work, Wo
     step = Range(lower=timing.step_s.lower + wait.lower, upper=timing.step_s.upper + wait.upper)
     hidden = "all hidden behind the layers' work"
     if wait.upper:
-        hidden = f"of which the GPU waits {duration(wait.lower)} to {duration(wait.upper)}"
+        hidden = f"and the GPU waits {duration(wait.lower)} to {duration(wait.upper)} for them"
     text = (
         f"link: {size(total)} of weights come from the host in each micro-batch, in {duration(least)} to "
         f"{duration(most)} at {link.lower / 1e9:.2g} to {link.upper / 1e9:.2g} GB/s, {hidden}"

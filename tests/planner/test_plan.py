@@ -244,8 +244,9 @@ def test_experts_in_4_bits_are_a_candidate_where_the_model_has_some(mixture, wid
     assert plan.shape.expert_params == 2 * 64 * 3 * 512 * 1024
     pinned, _ = make_plan(replace(tight, settings=("experts_4bit=true",)), CPU)
     assert pinned.job.recipe == plan.job.recipe
+    resident = ("experts_4bit=false", "streamed_layers=0")
     with pytest.raises(DoesNotFit) as error:
-        make_plan(replace(tight, settings=("experts_4bit=false",)), CPU)
+        make_plan(replace(tight, settings=resident), CPU)
     assert "without --set experts_4bit=false: QLoRA (NF4, 4-bit experts)" in str(error.value.fix)
     roomy, _ = make_plan(replace(tight, vram_gib=24, prefer="quality"), CPU)
     assert not roomy.job.recipe.experts_4bit

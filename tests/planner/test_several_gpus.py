@@ -328,14 +328,14 @@ def test_parts_of_one_card_stay_alone() -> None:
     assert found.num_gpus == 1
 
 
-def test_what_fits_no_single_gpu_is_refused_without_sharding(model: Path) -> None:
+def test_what_fits_no_single_gpu_is_refused(model: Path) -> None:
     with pytest.raises(DoesNotFit) as error:
         make_plan(
             request(model, gpu="rtx-3060 x2", seq_len=128, vram_gib=0.7, settings=("method=lora", "micro_batch=1")),
             NOWHERE,
         )
     assert error.value.exit_code == 3
-    assert "More GPUs do not help: each holds the whole model, and sharding is not supported yet" in error.value.what
+    assert "More GPUs do not help: each has the whole model" in error.value.what
 
 
 def test_steps_are_shared_out() -> None:

@@ -1,0 +1,150 @@
+"""A base in the host's memory, two ways: autoft's places on the GPU, and PyTorch's FSDP2 with CPU offload.
+
+    python benchmarks/streaming.py               on a card that the stand-in describes: bytes alone
+    python benchmarks/streaming.py --here        on this machine's GPU: seconds of a step too
+
+Both train the same adapter on the same base for three steps, each in a process of its own, beside a base that stays on
+the GPU. FSDP2 is `fully_shard` on each layer over a mesh of one, with pinned memory, adapters left out. Compared are
+PyTorch's own counts in the third step. Written to benchmarks/results/streaming.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from child import ask, tell, work_and_leave
+from common import write_results
+from shapes import write_weights
+
+from autoft.trainer.recipe import Recipe
+from autoft.trainer.runtime import environment
+
+Json = dict[str, Any]
+WAYS = ("resident", "autoft", "fsdp2")
+VALUES = Path(__file__).parent.parent / "tests" / "standin" / "values.py"
+LORA = Recipe(
+    autocast=True, gradient_checkpointing=True, micro_batch=1, seq_len=1024, optimizer="adamw_torch_fused"
+)  # fmt: skip
+QLORA = replace(LORA, method="qlora", quant_type="nf4", double_quant=True)
+CASES = (("llama-3.1-8b", 8, QLORA), ("llama-3.1-8b", 8, LORA), ("qwen2.5-1.5b", 12, LORA))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--here", action="store_true", help="use this machine's GPU, without the stand-in")
+    parser.add_argument("--card", default="rtx4090", help="card to describe (%(default)s)")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        import json
+
+        work_and_leave(lambda: measure(json.load(sys.stdin)))
+    launcher = [sys.executable]
+    if not options.here:
+        standin = os.environ.get("STANDIN_HOME") or Path(sys.prefix) / "standin"
+        launcher = [sys.executable, f"{standin}/standin.py", "--card", options.card, "--", sys.executable, str(VALUES)]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for shape, layers, recipe in CASES:
+            weights = write_weights(shape, Path(folder) / f"{shape}-{layers}", layers, empty=not options.here)
+            row: Json = {"model": f"{shape}, {layers} layers", "method": recipe.method}
+            for way in WAYS:
+                request = {"way": way, "recipe": recipe.to_dict(), "weights": str(weights), "layers": layers}
+                request["seconds"] = options.here
+                row[way] = ask(
+                    [*launcher, str(Path(__file__)), "--child"], request, timeout_s=900, environ=environment.of_child()
+                )
+                print(row["model"], recipe.method, way, row[way], flush=True)
+            rows.append(row)
+    write_results("streaming", {"card": "this machine's" if options.here else options.card, "rows": rows})
+
+
+def measure(request: Json) -> None:
+    """Three steps; the last one's peaks in bytes, and its seconds where they mean something."""
+    environment.prepare()
+    import torch
+
+    from autoft.trainer.objectives import objective_of
+    from autoft.trainer.optimizers.optim import build_optimizer
+
+    recipe = Recipe.from_dict(request["recipe"])
+    model = _model(request["way"], recipe, Path(request["weights"]), request["layers"])
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = build_optimizer(trained, recipe, learning_rate=1e-4)
+    ids_BS = torch.randint(1000, (recipe.micro_batch, recipe.seq_len))
+    objective = objective_of(recipe)
+    batch = {name: tensor.to("cuda") for name, tensor in objective.dummy_batch(recipe, ids_BS).items()}
+    seconds = 0.0
+    for _ in range(3):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        began = time.perf_counter()
+        objective.loss(model, batch, recipe).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+    tell(
+        {
+            "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
+            "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
+            **({"step_time_s": seconds} if request["seconds"] else {}),
+        }
+    )
+
+
+def _model(way: str, recipe: Recipe, weights: Path, layers: int) -> Any:
+    from transformers import AutoConfig
+
+    from autoft.trainer.model.build import build_model
+
+    config = AutoConfig.from_pretrained(weights)
+    if way != "fsdp2":
+        streamed = replace(recipe, streamed_layers=layers if way == "autoft" else 0)
+        return build_model(streamed, config=config, weights=weights, device="cuda")
+    return _sharded(build_model(recipe, config=config, weights=weights, device="cpu"))
+
+
+def _sharded(model: Any) -> Any:
+    """Layers of a model on the CPU under FSDP2 with offload; adapters, scales and all around the layers on the GPU."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+
+    os.environ.setdefault("MASTER_ADDR", "localhost")
+    os.environ.setdefault("MASTER_PORT", "29555")
+    dist.init_process_group("nccl", rank=0, world_size=1)
+    mesh = init_device_mesh("cuda", (1,))
+    layers = model.get_base_model().model.layers
+    frozen = {id(p) for layer in layers for p in layer.parameters() if not p.requires_grad}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is None:
+                continue
+            if id(parameter) not in frozen:
+                parameter.data = parameter.data.to("cuda")
+            state = getattr(parameter, "quant_state", None)
+            if state is not None:
+                state.to("cuda")
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to("cuda")
+    adapters = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, offload_policy=CPUOffloadPolicy(pin_memory=True), ignored_params=adapters)
+    outer = {parameter for parameter in model.parameters() if id(parameter) not in frozen}
+    fully_shard(model, mesh=mesh, ignored_params=outer)
+    torch.cuda.empty_cache()
+    return model
+
+
+if __name__ == "__main__":
+    main()
