@@ -154,7 +154,7 @@ def _stored(name: str, num_bytes: int, answer: Answer) -> list[Part]:
         shared = "one of the places that streamed layers share"
         parts += [Part(bytes=place, what=shared) for place in places(answer.rehearsal.streamed_bytes)]
     nested = next((w.state for w in weights if len(w.state) > 2), None)
-    if name == "quantization_state" and nested is not None and not recipe.streamed_layers:
+    if name == "quantization_state" and nested is not None:
         parts.append(Part(bytes=nested[-1], what="the map of 8-bit scales that bitsandbytes keeps for all"))
     rest = num_bytes - sum(part.bytes for part in parts)
     return [*parts, *([Part(bytes=rest, what="not told apart")] if rest else [])]

@@ -151,9 +151,12 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
 
     parameters = [w for w in weights if not w.adapter and w.stored]
     if recipe.streamed_layers:
+        _pack_in_passing(parameters, take, drop)
+        packed = Phase("load", as_events(events), empty_cache=True)
+        events = []
         _place(recipe, weights, take)
         _add_adapters(recipe, [w for w in weights if w.adapter], parameters, take, drop, workspace)
-        return [Phase("load", as_events(events), loop.empty_cache)]
+        return [packed, Phase("load", as_events(events), loop.empty_cache)]
     by_file = loop.device_map or recipe.quant_type is not None
     if by_file:  # transformers' caching_allocator_warmup
         whole = _warmup_bytes(recipe, parameters)
@@ -191,6 +194,29 @@ def streamed_bytes(recipe: Recipe, weights: list[Weight]) -> tuple[int, ...]:
         [size for weight in layer for size in (weight.size, *weight.state[:1])] for layer in waiting(recipe, weights)
     )
     return tuple(room(layer) for layer in sizes)
+
+
+def _pack_in_passing(parameters: list[Weight], take: Take, drop: Drop) -> None:
+    """trainer/model/quantizer.py: each weight that is packed comes to the device, and goes packed to the host."""
+    living: dict[int, int] = {}
+    maps: list[int] = []
+
+    def hold(size: int, _kind: str) -> int:
+        key = take(size, "temporaries")
+        living[key] = size
+        return key
+
+    def let_go(key: int, size: int) -> None:
+        del living[key]
+        drop(key, size)
+
+    for weight in sorted(parameters, key=lambda w: _natural(w.first)):
+        if not weight.state:
+            continue
+        hold(2 * weight.params, "temporaries")
+        _pack(weight, hold, let_go, maps)
+        for key in [key for key in living if key not in maps]:
+            let_go(key, living[key])
 
 
 def _place(recipe: Recipe, weights: list[Weight], take: Take) -> None:

@@ -16,7 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from autoft.errors import ModelError
 from autoft.trainer.evaluation.evaluate import generate
-from autoft.trainer.model import experts
+from autoft.trainer.model import experts, quantizer
 from autoft.trainer.model.build import add_adapter, build_base, build_model
 from autoft.trainer.objectives.loss import compute_loss
 from autoft.trainer.recipe import Recipe
@@ -315,7 +315,7 @@ def test_an_evaluation_before_a_step_changes_nothing(moe_models) -> None:
 
 
 def test_loading_packs_each_weight_before_the_next_is_read(moe_models, monkeypatch) -> None:
-    folder, pack, alive = moe_models("qwen3_moe"), experts._pack, []
+    folder, pack, alive = moe_models("qwen3_moe"), quantizer.pack, []
     shapes = {(8, 64, 64), (8, 64, 32)}  # of gate_up_proj and down_proj
 
     def watched(weight, *args):
@@ -323,7 +323,7 @@ def test_loading_packs_each_weight_before_the_next_is_read(moe_models, monkeypat
         alive.append(len({t.untyped_storage().data_ptr() for t in stored if tuple(t.shape) in shapes}))
         return pack(weight, *args)
 
-    monkeypatch.setattr(experts, "_pack", watched)
+    monkeypatch.setattr(quantizer, "pack", watched)
     load(folder, make_recipe("qwen3_moe", experts_4bit=True))
     assert alive == [1, 1, 1, 1]
 

@@ -113,7 +113,11 @@ def build_base(
     if recipe.attention == "flash_attention_2" and weights is not None:
         _demand_flash_attention(device)
     try:
-        base = _ghost_base(recipe, config) if weights is None else _load_base(recipe, config, weights, onto or device)
+        base = (
+            _ghost_base(recipe, config)
+            if weights is None
+            else _load_base(recipe, config, weights, device, onto or device)
+        )
     except ImportError as error:
         raise missing_library(f"a {config.model_type} model", error) from error
     except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
@@ -223,20 +227,23 @@ def _round_linears(model: PreTrainedModel, recipe: Recipe) -> None:
                 module.bias.data = module.bias.data.to(torch_dtype(recipe.base_dtype))
 
 
-def _load_base(recipe: Recipe, config: Any, weights: Path, device: str) -> PreTrainedModel:
-    """Raises: ModelError where a weight of the model is not in the folder: transformers would make it up at random."""
-    quantization = _quantization(recipe) if recipe.quant_type is not None else None
-    if recipe.experts_4bit:
-        from autoft.trainer.model.experts import loading_config
+def _load_base(recipe: Recipe, config: Any, weights: Path, device: str, onto: str) -> PreTrainedModel:
+    """device: where it runs. onto: where its weights go.
 
-        quantization = loading_config(quantization)
+    Raises: ModelError where a weight of the model is not in the folder: transformers would make it up at random."""
+    quantization = _quantization(recipe) if recipe.quant_type is not None else None
+    if recipe.experts_4bit or (recipe.quant_type is not None and onto != device):
+        from autoft.trainer.model.quantizer import loading_config
+
+        pack_on = None if onto == device else device
+        quantization = loading_config(quantization, experts=recipe.experts_4bit, pack_on=pack_on)
     model, told = auto_class(config).from_pretrained(
         weights,
         config=config,
         dtype=torch_dtype(recipe.weights_dtype),
         attn_implementation=recipe.attention,
         quantization_config=quantization,
-        device_map={"": device},
+        device_map={"": onto},
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,

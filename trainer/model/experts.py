@@ -20,13 +20,7 @@ import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_4bit
 from bitsandbytes.nn.parametrize import Bnb4bitParametrization
 from torch.nn.utils import parametrize
-from transformers import BitsAndBytesConfig, PreTrainedModel
-from transformers.core_model_loading import ConversionOps
-from transformers.integrations.bitsandbytes import Bnb4bitQuantize
-from transformers.quantizers import register_quantizer
-from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
-from transformers.quantizers.quantizers_utils import get_module_from_name
-from transformers.utils.quantization_config import QuantizationMethod
+from transformers import PreTrainedModel
 
 from autoft.errors import ModelError
 from autoft.trainer.recipe import Recipe
@@ -34,25 +28,24 @@ from autoft.trainer.recipe import Recipe
 BLOCK = 64  # weights that share a scale, bitsandbytes' default
 SCALES_BLOCK = 256  # scales that share a scale when they are quantized too, as bitsandbytes has it
 MOST_WEIGHTS = 2**31 - 1  # bitsandbytes 0.50 counts the weights of one tensor in an int32 and does not check
-QUANTIZER = "bitsandbytes_4bit_experts"  # our name in transformers' table of quantizers
 
 
 def quantize_experts(base: PreTrainedModel, recipe: Recipe) -> None:
     """Hold the expert weights of `base` in 4 bits, one tensor after the other, each on the device where it is.
 
     Weights on the meta device get packed tensors and scales of the true shapes there. Weights that were packed while
-    they were loaded (see `loading_config`) stay as they are.
+    they were loaded (quantizer.py) stay as they are.
     Raises: ModelError when there are no experts, or a tensor of them is too large for bitsandbytes.
     """
     demand_experts(base)
     for module, name in expert_weights(base):
         weight: Any = module.get_parameter(name)
         if not _is_packed(weight):
-            weight = _pack(weight, str(recipe.quant_type), recipe.double_quant)
+            weight = pack(weight, str(recipe.quant_type), recipe.double_quant)
             setattr(module, name, weight)
         parametrize.register_parametrization(module, name, _Unpack(weight.quant_state), unsafe=True)
     for module in base.modules():
-        if _holds_experts(module) and parametrize.is_parametrized(module):
+        if holds_experts(module) and parametrize.is_parametrized(module):
             _unpack_once_a_forward(module, for_backward=not recipe.gradient_checkpointing)
 
 
@@ -61,9 +54,9 @@ def expert_weights(model: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
     return [
         (module, name)
         for module in model.modules()
-        if _holds_experts(module)
+        if holds_experts(module)
         for name, weight in module.named_parameters(recurse=False)
-        if _is_expert_weight(weight)
+        if is_expert_weight(weight)
     ]
 
 
@@ -81,7 +74,7 @@ def demand_experts(model: torch.nn.Module) -> None:
         )
 
 
-def _holds_experts(module: torch.nn.Module) -> bool:
+def holds_experts(module: torch.nn.Module) -> bool:
     """Every class of transformers 5.23 with experts in 3-D parameters is called ...Experts; nothing else of it is.
 
     Its mark for experts, @use_experts_implementation, is missing on Llama 4, JetMoE and LongCat.
@@ -89,7 +82,7 @@ def _holds_experts(module: torch.nn.Module) -> bool:
     return parametrize.type_before_parametrizations(module).__name__.endswith("Experts")
 
 
-def _is_expert_weight(weight: torch.Tensor) -> bool:
+def is_expert_weight(weight: torch.Tensor) -> bool:
     return _is_packed(weight) or (weight.ndim == 3 and weight.is_floating_point())
 
 
@@ -114,7 +107,7 @@ class _Unpack(Bnb4bitParametrization):  # type: ignore[misc]
         return weight.view(shape)
 
 
-def _pack(weight: torch.Tensor, quant_type: str, double_quant: bool) -> torch.nn.Parameter:
+def pack(weight: torch.Tensor, quant_type: str, double_quant: bool) -> torch.nn.Parameter:
     """[n/2, 1] bytes, two weights in each, with its QuantState as attribute `quant_state`, as Params4bit has it."""
     if weight.device.type == "meta":
         packed, state = pack_on_meta(weight, quant_type, double_quant)
@@ -189,50 +182,3 @@ def _packed_for_backward(module: torch.nn.Module) -> Iterator[None]:
             yield
     finally:
         unpacked.clear()  # autograd keeps `pack`
-
-
-def loading_config(config: BitsAndBytesConfig) -> BitsAndBytesConfig:
-    """`config` for from_pretrained such that experts are packed while they are loaded, each before the next is read.
-
-    The device then never holds more than two 16-bit copies of one layer's tensor (transformers stacks the experts of a
-    checkpoint there) beside what is packed, and the host holds nothing but mapped file pages.
-    """
-    config.quant_method = QUANTIZER
-    return config
-
-
-@register_quantizer(QUANTIZER)
-class _Quantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
-    """transformers' quantizer for bitsandbytes, with the experts."""
-
-    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
-        module, name = get_module_from_name(model, param_name)
-        if _holds_experts(module):
-            return _is_expert_weight(getattr(module, name))
-        return bool(super().param_needs_quantization(model, param_name, **kwargs))
-
-    def get_quantize_ops(self) -> ConversionOps:
-        return _Quantize(self)
-
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
-        demand_experts(model)
-        super()._process_model_before_weight_loading(model, *args, **kwargs)
-
-    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        self.quantization_config.quant_method = model.quantization_method = QuantizationMethod.BITS_AND_BYTES
-        return super()._process_model_after_weight_loading(model, **kwargs)
-
-
-class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]
-    """Packs weights as they come from the checkpoint: experts as here, linear layers as transformers does."""
-
-    def convert(self, input_dict: dict[str, Any], model: Any = None, **kwargs: Any) -> dict[str, torch.Tensor]:
-        config = self.hf_quantizer.quantization_config
-        packed: dict[str, torch.Tensor] = {}
-        for name, value in input_dict.items():
-            if _holds_experts(get_module_from_name(model, name)[0]):
-                weight = value[0] if isinstance(value, list) else value
-                packed[name] = _pack(weight, config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant)
-            else:
-                packed |= super().convert({name: value}, model=model, **kwargs)
-        return packed

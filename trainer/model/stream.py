@@ -50,6 +50,8 @@ def stream(base: Any, count: int, device: str) -> Streamed:
     Raises: ModelError where its layers cannot be told apart.
     """
     layers = demand_layers(base)
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()  # of what was packed there
     chosen = [layers[number] for number in streamed_numbers(count, len(layers))]
     streamed = Streamed(chosen, torch.device(device))
     _move_the_rest(base, torch.device(device), streamed.tensors)
