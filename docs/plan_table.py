@@ -30,6 +30,7 @@ MODELS = (
 CARDS = (
     "rtx-4060", "rtx-3060", "t4", "rtx-4080", "rtx-3090", "rtx-4090", "rtx-5090", "rtx-a6000", "a100-80gb", "h100-80gb",
 )  # fmt: skip
+TWO_CARDS = (("qwen2.5-32b-instruct", "rtx-4060"), ("llama-3.1-70b-instruct", "rtx-3090"))
 LENGTHS, LENGTHS_OF = (512, 1024, 2048, 4096, 8192, 16384, 32768), ("llama-3.1-8b-instruct", "rtx-4090")
 SEQ_LEN = 2048
 HEAD = f"""# Plans
@@ -37,19 +38,19 @@ HEAD = f"""# Plans
 Made by `python docs/plan_table.py` (`make readme`): do not edit. Each line is what `autoft plan MODEL --gpu CARD
 --seq-len {SEQ_LEN}` answers: prefer balanced, rank 16 on all linear layers, no data, all of the card's memory free.
 No weights and no card were needed. Memory is what the run takes of the card at most, loading and evaluation included;
-time is that of a million tokens, from the data sheet's figures, and as wide as they are vague.
+time is that of a million tokens, from the data sheet's figures, and as wide as they are vague. Streamed: how many
+layers wait in the host's memory, and the RAM that the run needs with them; only where nothing fits without.
 """
 COLUMNS = (
-    "| {} | method | base | micro-batch | checkpointing | optimizer | memory | of usable | a million tokens |\n"
-    + "|---" * 9
-    + "|\n"
+    "| {} | method | base | micro-batch | checkpointing | optimizer | memory | of usable | streamed "
+    "| a million tokens |\n" + "|---" * 10 + "|\n"
 )
 TOKENS = 1e6
 
 
 def page() -> str:
     """The whole text of the page."""
-    return "\n".join([HEAD, *(section(model) for model in MODELS), lengths()])
+    return "\n".join([HEAD, *(section(model) for model in MODELS), two_cards(), lengths()])
 
 
 def section(model: str) -> str:
@@ -57,6 +58,15 @@ def section(model: str) -> str:
     question = ask(Request(model=model, gpu=CARDS[0], seq_len=SEQ_LEN), detect()).question
     lines = [line(card, question.on(target_of_profile(card))) for card in CARDS]
     return f"## {model}\n\n{COLUMNS.format('card')}{''.join(lines)}"
+
+
+def two_cards() -> str:
+    """Plans of large models on two cards of a kind, each with the whole model: memory of one, time of both."""
+    lines = []
+    for model, card in TWO_CARDS:
+        question = ask(Request(model=model, gpu=f"{card} x2", seq_len=SEQ_LEN), detect()).question
+        lines.append(line(f"{model} on 2 x {card}", question.spread(2)))
+    return f"## On two cards\n\n{COLUMNS.format('model and cards')}{''.join(lines)}"
 
 
 def lengths() -> str:
@@ -75,7 +85,7 @@ def line(name: str, question: Question) -> str:
         tried = found.found.values()
         least = min((c.estimate.device_bytes for c in tried), default=None)
         why = f"needs {size(least)}" if least else "weights alone are too much"
-        return f"| {name} | nothing fits | | | | | {why} | {size(room)} | |\n"
+        return f"| {name} | nothing fits | | | | | {why} | {size(room)} | | |\n"
     recipe, estimate = choice.recipe, choice.estimate
     saving = "none"
     if recipe.gradient_checkpointing:
@@ -83,11 +93,12 @@ def line(name: str, question: Question) -> str:
         saving += ", on the host" if recipe.offload_checkpoints else ""
     base = f"{recipe.quant_type}, {recipe.base_dtype}" if recipe.quant_type else recipe.base_dtype
     base += ", 4-bit experts" if recipe.experts_4bit else ""
-    million = TOKENS / (recipe.micro_batch * recipe.seq_len)
+    streamed = f"{recipe.streamed_layers} layers, {size(estimate.ram_to_train)}" if recipe.streamed_layers else ""
+    million = TOKENS / (recipe.micro_batch * recipe.seq_len * estimate.num_gpus)
     span = f"{duration(estimate.step_time_s.lower * million)} to {duration(estimate.step_time_s.upper * million)}"
     return (
         f"| {name} | {recipe.method} | {base} | {recipe.micro_batch} | {saving} | {recipe.optimizer} "
-        f"| {size(estimate.device_bytes)} | {size(room)} | {span} |\n"
+        f"| {size(estimate.device_bytes)} | {size(room)} | {streamed} | {span} |\n"
     )
 
 

@@ -270,9 +270,11 @@ def will_it_fit() -> str:
 
 def plan_in_short(cells: list[str]) -> str:
     """A line of docs/plans.md as method and memory."""
-    method, memory = cells[0].strip(), cells[5].strip()
+    method, memory, streamed = (cells[place].strip() for place in (0, 5, 7))
     names = {"lora": "LoRA", "qlora": "QLoRA"}
-    return f"{names[method]}, {memory}" if method in names else "no"
+    if method not in names:
+        return "no"
+    return f"{names[method]}, {memory}" + (" and RAM³" if streamed else "")
 
 
 def sizes_and_quality() -> str:

@@ -135,6 +135,7 @@ def _stored(name: str, num_bytes: int, answer: Answer) -> list[Part]:
     recipe, weights = answer.recipe, answer.rehearsal.weights
     groups: dict[str, list[tuple[int, int]]] = {}  # what -> (elements, bytes) of each tensor
     away = {weight.name for layer in waiting(recipe, weights) for weight in layer}
+    away |= {weight.name for weight in weights if weight.on_host and recipe.streamed_layers}
     for weight in weights:
         streamed = weight.name in away
         if name == "quantization_state" and weight.state:

@@ -31,7 +31,11 @@ def host_parts(rehearsal: Rehearsal, base_params: int, num_gpus: int = 1) -> Par
     widest = max(weight.params for weight in rehearsal.weights)
     adapter = 4 * rehearsal.written_params
     streamed = sum(rehearsal.streamed_bytes)
-    waiting = {"checkpoints, pinned": rehearsal.offloaded_bytes, "streamed layers, pinned": streamed}
+    waiting = {
+        "checkpoints, pinned": rehearsal.offloaded_bytes,
+        "streamed layers, pinned": streamed,
+        "embeddings": sum(weight.size for weight in rehearsal.weights if weight.on_host) if streamed else 0,
+    }
     found = {
         "load": {
             "the largest tensor, 16-bit": 2 * widest,

@@ -15,7 +15,8 @@ from autoft.planner.rehearsal.layers import Depth, as_events
 from autoft.planner.rehearsal.loop import Loop, Phase
 from autoft.planner.tracing.trace import KIND, Event
 from autoft.trainer.adapters import kind_of
-from autoft.trainer.model.stream import places, room, streamed_numbers
+from autoft.trainer.model.build import without_adapter
+from autoft.trainer.model.stream import host_embedding, places, room, streamed_numbers
 from autoft.trainer.recipe import Recipe
 
 Take = Callable[[int, str], int]  # (bytes, kind) -> key
@@ -28,6 +29,8 @@ class Weight:
 
     trained: adapters, or with method full all weights. parameter: of its module, and no buffer.
     stored: in the checkpoint; other buffers are made with the model. params: how many weights it holds, packed or not.
+    on_host: never on the device where layers are streamed, and in none of them.
+    stored: in the checkpoint; other buffers are made with the model. params: how many weights it holds, packed or not.
     first: what the checkpoint calls it, or the first of its pieces. assembly: how it is made, unless it is only read;
     result: the key of its storage there.
     """
@@ -39,6 +42,7 @@ class Weight:
     adapter: bool
     trained: bool
     parameter: bool
+    on_host: bool
     stored: bool
     params: int
     shape: tuple[int, ...]
@@ -73,7 +77,7 @@ def _state_tensors(module: Any, weight: torch.Tensor) -> Iterator[torch.Tensor]:
 
 def weights_of(model: Any, recipe: Recipe, depth: Depth | None, made: dict[str, Assembly]) -> list[Weight]:
     """Every tensor once, in the order of the modules. made: how the checkpoint's become the base's."""
-    kind = kind_of(recipe)
+    kind, looked_up = kind_of(recipe), host_embedding(without_adapter(model), recipe)
     found: dict[int, Weight] = {}
     pattern = re.compile(rf"{re.escape(depth.path)}\.(\d+)\." if depth else r"$^(\d)")
     tensors = [
@@ -97,6 +101,7 @@ def weights_of(model: Any, recipe: Recipe, depth: Depth | None, made: dict[str, 
             adapter=kind.owns(name),
             trained=tensor.requires_grad,
             parameter=parameter,
+            on_host=parameter and module is looked_up,
             stored=stored,
             params=state.shape.numel() if state is not None else tensor.numel(),
             shape=tuple(tensor.shape),
@@ -225,7 +230,7 @@ def _place(recipe: Recipe, weights: list[Weight], take: Take) -> None:
         take(size, "weights")
     away = {weight.name for layer in waiting(recipe, weights) for weight in layer}
     for weight in weights:
-        if weight.adapter:
+        if weight.adapter or weight.on_host:
             continue
         if weight.name not in away:
             take(weight.size, "weights")

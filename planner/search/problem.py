@@ -186,7 +186,12 @@ class Question:
         in_layers = (shape.linear_params + experts) * held + (shape.expert_params - experts) * whole
         layers = self.estimator.num_layers or 1
         away = min(recipe.streamed_layers, layers) / layers
-        return int(in_layers * (1 - away)) + (shape.other_params - shape.expert_params) * whole
+        around = shape.other_params - shape.expert_params
+        if recipe.streamed_layers:
+            around -= (
+                shape.vocab_size * shape.hidden_size
+            )  # embeddings, which stay on the host unless the head has them
+        return int(in_layers * (1 - away)) + around * whole
 
     def padded(self, micro_batch: int) -> float:
         """As Rows.padded; 1 without data. GPUs wait for the one that has the longest row."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -37,7 +39,7 @@ def built(folder, settings, streamed: int, monkeypatch):
 
         def streamed_base(*args, **kwargs):
             base = whole(*args, **kwargs)
-            made.append(stream.stream(base, streamed, "cpu"))
+            made.append(stream.stream(base, replace(recipe, streamed_layers=streamed), "cpu"))
             return base
 
         monkeypatch.setattr(build, "build_base", streamed_base)
@@ -130,7 +132,7 @@ def test_layers_that_share_weights_are_refused(tiny_model) -> None:
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     base.model.layers[1].mlp.up_proj.weight = base.model.layers[0].mlp.up_proj.weight
     with pytest.raises(ModelError, match=r"layers of .* share weights"):
-        stream.stream(base, 2, "cpu")
+        stream.stream(base, Recipe(gradient_checkpointing=True, streamed_layers=2), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -152,3 +154,25 @@ def test_on_the_cpu_there_is_nothing_to_stream(tiny_model) -> None:
     recipe = Recipe(**FP32, gradient_checkpointing=True, streamed_layers=2)
     with pytest.raises(ModelError, match="streamed_layers keeps layers in the host's memory until a GPU runs them"):
         build_model(recipe, config=AutoConfig.from_pretrained(tiny_model), weights=tiny_model, device="cpu")
+
+
+def test_an_embedding_of_its_own_stays_on_the_host_out_of_sight(tiny_model) -> None:
+    recipe = Recipe(gradient_checkpointing=True, streamed_layers=2)
+    config = AutoConfig.from_pretrained(tiny_model)
+    bases = {}
+    for tied in (False, True):
+        config.tie_word_embeddings = tied
+        torch.manual_seed(0)
+        bases[tied] = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    expected = bases[False](input_ids=ids).logits
+    stream.stream(bases[False], recipe, "cpu")
+    torch.testing.assert_close(bases[False](input_ids=ids).logits, expected, rtol=0, atol=0)
+    names = dict(bases[False].named_parameters())
+    assert "model.embed_tokens.weight" not in names
+    assert "lm_head.weight" in names
+    assert len(bases[False].get_input_embeddings().weight) == config.vocab_size
+    stream.stream(bases[True], recipe, "cpu")
+    assert "model.embed_tokens.weight" in dict(bases[True].named_parameters())
+    named = replace(recipe, target_modules=("embed_tokens",))
+    assert stream.host_embedding(AutoModelForCausalLM.from_config(config), named) is None

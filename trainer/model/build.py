@@ -94,7 +94,7 @@ def build_whole_base(
     if streams:
         from autoft.trainer.model.stream import stream
 
-        stream(base, recipe.streamed_layers, device)
+        stream(base, recipe, device)
     if for_loss and recipe.loss == "fused":
         _add_fused_head(base, recipe)
     return base

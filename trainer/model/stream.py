@@ -18,6 +18,7 @@ import torch
 
 from autoft.errors import ModelError
 from autoft.trainer.model.layers import decoder_layers
+from autoft.trainer.recipe import Recipe
 
 PLACES = 2  # one that computes, one that is filled
 ALIGNMENT = 512  # bytes, as CUDA's allocator has it
@@ -44,18 +45,36 @@ def copied_bytes(layer_bytes: Sequence[int]) -> tuple[int, int]:
     return sum(layer_bytes[PLACES:]), sum(layer_bytes[:-PLACES])
 
 
-def stream(base: Any, count: int, device: str) -> Streamed:
-    """Move `base`, which was loaded on the host, to `device`: all but the frozen weights of `count` layers.
+def host_embedding(base: Any, recipe: Recipe) -> torch.nn.Embedding | None:
+    """The embedding that is looked up on the host; None where the head shares its weight, or it may get an adapter."""
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    plain = type(embedding) is torch.nn.Embedding and recipe.target_modules == "all-linear"
+    tied = head is not None and head.weight is getattr(embedding, "weight", None)
+    return embedding if plain and not tied else None
+
+
+def stream(base: Any, recipe: Recipe, device: str) -> Streamed:
+    """Move `base`, which was loaded on the host, to `device`: all but the frozen weights of the streamed layers.
 
     Raises: ModelError where its layers cannot be told apart.
     """
     layers = demand_layers(base)
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()  # of what was packed there
-    chosen = [layers[number] for number in streamed_numbers(count, len(layers))]
+    chosen = [layers[number] for number in streamed_numbers(recipe.streamed_layers, len(layers))]
     streamed = Streamed(chosen, torch.device(device))
+    embedding = host_embedding(base, recipe)
+    if embedding is not None:
+        _look_up_on_host(embedding, torch.device(device))
     _move_the_rest(base, torch.device(device), streamed.tensors)
     return streamed
+
+
+def _look_up_on_host(embedding: Any, device: torch.device) -> None:
+    """Leave its weight where it is, out of sight of what asks a model's parameters for their device."""
+    embedding.__dict__["weight"] = embedding._parameters.pop("weight").requires_grad_(False)
+    look_up = embedding.forward
+    embedding.forward = lambda ids: look_up(ids.to("cpu")).to(device)
 
 
 class Streamed:
