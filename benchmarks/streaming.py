@@ -110,21 +110,26 @@ def _model(way: str, recipe: Recipe, weights: Path, layers: int) -> Any:
     if way != "fsdp2":
         streamed = replace(recipe, streamed_layers=layers if way == "autoft" else 0)
         return build_model(streamed, config=config, weights=weights, device="cuda")
-    return _sharded(build_model(recipe, config=config, weights=weights, device="cpu"))
+    return _sharded(build_model(recipe, config=config, weights=weights, device="cpu"), recipe)
 
 
-def _sharded(model: Any) -> Any:
-    """Layers of a model on the CPU under FSDP2 with offload; adapters, scales and all around the layers on the GPU."""
+def _sharded(model: Any, recipe: Recipe) -> Any:
+    """Layers of a model on the CPU under FSDP2 with offload, the embedding as autoft has it, all else on the GPU."""
     import torch
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+
+    from autoft.trainer.model.stream import host_embedding, look_up_on_host
 
     os.environ.setdefault("MASTER_ADDR", "localhost")
     os.environ.setdefault("MASTER_PORT", "29555")
     dist.init_process_group("nccl", rank=0, world_size=1)
     mesh = init_device_mesh("cuda", (1,))
     layers = model.get_base_model().model.layers
+    embedding = host_embedding(model.get_base_model(), recipe)
+    if embedding is not None:
+        look_up_on_host(embedding, torch.device("cuda"))
     frozen = {id(p) for layer in layers for p in layer.parameters() if not p.requires_grad}
     for module in model.modules():
         for parameter in module._parameters.values():

@@ -28,7 +28,6 @@ class Weight:
     """One stored tensor of the model. size: in bytes. state: sizes of its quantization state, if it is packed.
 
     trained: adapters, or with method full all weights. parameter: of its module, and no buffer.
-    stored: in the checkpoint; other buffers are made with the model. params: how many weights it holds, packed or not.
     on_host: never on the device where layers are streamed, and in none of them.
     stored: in the checkpoint; other buffers are made with the model. params: how many weights it holds, packed or not.
     first: what the checkpoint calls it, or the first of its pieces. assembly: how it is made, unless it is only read;

@@ -65,12 +65,12 @@ def stream(base: Any, recipe: Recipe, device: str) -> Streamed:
     streamed = Streamed(chosen, torch.device(device))
     embedding = host_embedding(base, recipe)
     if embedding is not None:
-        _look_up_on_host(embedding, torch.device(device))
+        look_up_on_host(embedding, torch.device(device))
     _move_the_rest(base, torch.device(device), streamed.tensors)
     return streamed
 
 
-def _look_up_on_host(embedding: Any, device: torch.device) -> None:
+def look_up_on_host(embedding: Any, device: torch.device) -> None:
     """Leave its weight where it is, out of sight of what asks a model's parameters for their device."""
     embedding.__dict__["weight"] = embedding._parameters.pop("weight").requires_grad_(False)
     look_up = embedding.forward
