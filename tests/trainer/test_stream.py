@@ -176,3 +176,39 @@ def test_an_embedding_of_its_own_stays_on_the_host_out_of_sight(tiny_model) -> N
     assert "model.embed_tokens.weight" in dict(bases[True].named_parameters())
     named = replace(recipe, target_modules=("embed_tokens",))
     assert stream.host_embedding(AutoModelForCausalLM.from_config(config), named) is None
+
+
+def test_memory_that_cannot_be_pinned_is_told(tiny_model, monkeypatch) -> None:
+    """The system's refusal is the only part that is played: no CUDA is here to refuse."""
+
+    class Cudart:
+        class cudaError:  # noqa: N801
+            success = 0
+
+        def __init__(self, allowed: int) -> None:
+            self.allowed, self.pinned = allowed, []
+
+        def cudaHostRegister(self, pointer: int, size: int, flags: int) -> int:  # noqa: N802
+            if len(self.pinned) == self.allowed:
+                return 2
+            self.pinned.append(pointer)
+            return 0
+
+        def cudaHostUnregister(self, pointer: int) -> None:  # noqa: N802
+            self.pinned.remove(pointer)
+
+    buffers = [torch.empty(8, dtype=torch.uint8) for _ in range(3)]
+    for allowed, expected in ((3, True), (1, False)):
+        cudart = Cudart(allowed)
+        monkeypatch.setattr(stream, "_cudart", lambda cudart=cudart: cudart)
+        owner = torch.nn.Linear(1, 1)
+        assert stream._pin(buffers, owner) is expected
+        assert len(cudart.pinned) == min(allowed, 3)
+        del owner
+        assert cudart.pinned == []  # the memory may go to others now
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert stream.slow_copies(base) is None
+    streamed = stream.stream(base, Recipe(gradient_checkpointing=True, streamed_layers=2), "cpu")
+    assert "could not be pinned" in (stream.slow_copies(base) or "")
+    streamed.pinned = True
+    assert stream.slow_copies(base) is None

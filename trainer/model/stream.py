@@ -56,6 +56,8 @@ def host_embedding(base: Any, recipe: Recipe) -> torch.nn.Embedding | None:
 def stream(base: Any, recipe: Recipe, device: str) -> Streamed:
     """Move `base`, which was loaded on the host, to `device`: all but the frozen weights of the streamed layers.
 
+    base.streamed is what moves them then.
+
     Raises: ModelError where its layers cannot be told apart.
     """
     layers = demand_layers(base)
@@ -67,7 +69,18 @@ def stream(base: Any, recipe: Recipe, device: str) -> Streamed:
     if embedding is not None:
         look_up_on_host(embedding, torch.device(device))
     _move_the_rest(base, torch.device(device), streamed.tensors)
+    base.streamed = streamed
     return streamed
+
+
+def slow_copies(base: Any) -> str | None:
+    """What to know where the host's memory could not be pinned; None where it is, or nothing is streamed."""
+    streamed = getattr(base, "streamed", None)
+    if streamed is None or streamed.pinned:
+        return None
+    return (
+        "the memory of streamed layers could not be pinned (a limit of the system): copies will be slower than planned"
+    )
 
 
 def look_up_on_host(embedding: Any, device: torch.device) -> None:

@@ -291,6 +291,9 @@ def _load(session: _Session, prepared: Prepared | None, *, begins: bool) -> Load
 
     begins: with the weights of the adapter that is to be continued; those of a checkpoint come later.
     """
+    from autoft.trainer.model.build import without_adapter
+    from autoft.trainer.model.stream import slow_copies
+
     job, tell = session.job, session.tell
     check_trackers(job)
     adapter = adapter_to_continue(job) if begins else None
@@ -308,6 +311,9 @@ def _load(session: _Session, prepared: Prepared | None, *, begins: bool) -> Load
         check_base(adapter, sources.ref, sources.weights)
     session.peers.start(job, predicted_bytes=session.peak_bytes, force=session.force)
     loaded = load(job, sources, session.stop.check)
+    slow = slow_copies(without_adapter(loaded.model))
+    if slow is not None:
+        tell(Note(text=slow, warning=True))
     if adapter is not None:
         put_weights(adapter, loaded.model)
     return loaded
