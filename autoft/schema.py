@@ -70,7 +70,7 @@ def parse_toml(text: str, *, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # besides its own, a number of 5,000 digits, or 5,000 brackets
         reason = str(error).split(";")[0]
         raise FileFormatError(
-            f"{where}: not valid TOML: {reason}", fix="correct that line, or write the file anew"
+            f"{where}: not valid TOML: {reason}", fix="correct that line, or write the file again"
         ) from None
 
 

@@ -150,7 +150,7 @@ def _timeout_s() -> float:
     with suppress(ValueError):
         if 0 < float(said) <= 3600:
             return float(said)
-    raise OptionError(f"{TIMEOUT_VARIABLE}={said!r} is no time to wait", fix="give seconds between 0 and 3600")
+    raise OptionError(f"{TIMEOUT_VARIABLE}={said!r} is not a valid timeout", fix="give seconds between 0 and 3600")
 
 
 def _in_words(where: str, name: str) -> str:

@@ -19,7 +19,7 @@ from autoft.profiles.visible import MANY_MIG_SINCE_DRIVER, Card, Instance, cuda_
 NO_DRIVER = "no NVIDIA driver found"
 # GPUs that have no memory of their own, by the names that NVML gives them: DGX Spark and Jetson modules
 UNIFIED = re.compile(r"\b(GB10|Jetson|Orin|Xavier|Thor|Tegra|nvgpu)\b", re.IGNORECASE)
-UNIFIED_REASON = "the GPU shares the host's memory, of which NVML tells no part"
+UNIFIED_REASON = "the GPU shares the host's memory, and NVML does not report it"
 # Jetson modules by the chip in their device tree. Source: developer.nvidia.com/cuda-gpus
 JETSON = {"tegra264": (11, 0), "tegra234": (8, 7), "tegra194": (7, 2), "tegra186": (6, 2), "tegra210": (5, 3)}
 # Bits of nvmlClocksEventReasons (nvml.h). Two of their own: bits that this list does not know.

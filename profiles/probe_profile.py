@@ -26,7 +26,7 @@ def profile_of(gpu: Gpu, *, date: str) -> GpuProfile:
         return replace(known, total_bytes=total)
     if gpu.compute_capability is None:
         raise OptionError(
-            f"{gpu.name}: the driver does not tell its compute capability", fix="write the file by hand: copy one"
+            f"{gpu.name}: the driver does not report its compute capability", fix="write the file by hand: copy one"
         )
     return GpuProfile(
         name=_slug(gpu.name),

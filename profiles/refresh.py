@@ -123,7 +123,7 @@ def _json(hub_id: str, revision: str | None, name: str) -> dict[str, Any] | None
     try:
         data = json.loads(text)
     except ValueError as error:
-        raise ModelError(f"{hub_id}: {name} is no JSON: {error}", fix="choose another model") from None
+        raise ModelError(f"{hub_id}: {name} is not JSON: {error}", fix="choose another model") from None
     return data if isinstance(data, dict) else None
 
 
@@ -220,7 +220,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--force", action="store_true", help="Replace files that exist.")
     told = parser.parse_intermixed_args(words)
     if not told.models:
-        raise OptionError("one hub id is wanted, or more", fix=USAGE)
+        raise OptionError("no hub id given", fix=USAGE)
     return told
 
 

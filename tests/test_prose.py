@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.error_texts import LIST, error_texts, lines_of
+
 
 @pytest.fixture(scope="module")
 def prose() -> ModuleType:
@@ -39,3 +41,12 @@ def test_banned_words_are_seen_in_texts_and_names_and_not_in_docstrings(prose: M
 def test_code_in_a_page_is_not_prose(prose: ModuleType) -> None:
     page = "```text\nplan anew\n```\nIt is `so many`.\nNobody tells.\n"
     assert list(prose.in_page(page)) == [(5, "Nobody"), (5, "tells")]
+
+
+def test_the_list_of_errors_is_up_to_date() -> None:
+    assert LIST.read_text(encoding="utf-8") == error_texts(), "read what changed: python tests/error_texts.py --write"
+
+
+def test_the_list_of_errors_has_values_in_braces_and_the_fix_behind_an_arrow() -> None:
+    module = "raise DataError(f'{path}: row {1}', fix='remove it' if one else 'add ' + other)"
+    assert list(lines_of(module)) == ["  DataError: {path}: row {1}", "    -> {remove it | add {other}}"]

@@ -72,9 +72,7 @@ def _measured(hardware: Hardware, seconds: float | None) -> list[tuple[Gpu | Non
         gpu = None if one.name is None else _card(hardware, one.uuid, number)
         key = cpu_key(hardware.host) if one.name is None else gpu_key(gpu, hardware.driver_version) if gpu else None
         if key is None:
-            raise AutoftError(
-                f"torch sees {one.name}, of which the driver's own library does not tell", fix="autoft doctor"
-            )
+            raise AutoftError(f"torch sees {one.name}, but NVML does not list it", fix="autoft doctor")
         bench = Bench(key=key, date=today, readings=one.readings, left_out=one.left_out)
         with _told_of_a_folder_that_cannot_be_written_to():
             keep(bench)

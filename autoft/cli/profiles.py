@@ -270,9 +270,7 @@ def _from_probe() -> tuple[GpuProfile, str]:
 
     hardware = detect()
     if not hardware.gpus:
-        raise OptionError(
-            f"no GPU to write a profile of: {hardware.no_gpu_reason}", fix="autoft profiles gpus add FILE"
-        )
+        raise OptionError(f"no GPU to profile: {hardware.no_gpu_reason}", fix="autoft profiles gpus add FILE")
     profile = profile_of(max(hardware.gpus, key=lambda gpu: gpu.free_bytes), date=date.today().isoformat())
     return profile, profile.to_toml()
 

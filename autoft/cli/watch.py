@@ -30,7 +30,9 @@ def watch_gpus(interval_s: float, count: int | None, *, as_json: bool) -> None:
     Raises: OptionError for an interval that is too short or no number.
     """
     if not SHORTEST_S <= interval_s <= 86_400:
-        raise OptionError(f"--interval {interval_s:g} is no time to wait", fix=f"give seconds from {SHORTEST_S:g} on")
+        raise OptionError(
+            f"--interval {interval_s:g} is not a valid interval", fix=f"give seconds from {SHORTEST_S:g} on"
+        )
     console = render.console()
     try:
         with sampler() as look, _shown(console, as_json=as_json) as show:

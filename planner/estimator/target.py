@@ -263,7 +263,7 @@ def named(gpu_name: str) -> tuple[str, int]:
     cards = [word.strip() for word in gpu_name.split(",") if word.strip()]
     if len(set(cards)) > 1:
         choices = " or ".join(f"--gpu {card}" for card in dict.fromkeys(cards))
-        raise OptionError(f"--gpu {gpu_name}: replicas of a model want cards of one kind", fix=choices)
+        raise OptionError(f"--gpu {gpu_name}: all GPUs of a run must be of one kind", fix=choices)
     if len(cards) > 1:
         return cards[0], len(cards)
     for form in (r"(?P<name>.+?)\s*x\s*(?P<count>\d{1,2})", r"(?P<count>\d{1,2})\s*x\s*(?P<name>.+)"):

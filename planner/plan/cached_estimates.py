@@ -124,7 +124,7 @@ def recall(question: Question, *, explained: bool = False) -> Kept | None:
     elif estimate.available_bytes != available:
         return None  # tight or no: only a replay under today's limit can tell
     if target.gpu is None and target.bench is None:
-        text = f"time: measured earlier today, {kept.at} UTC; --no-cache measures anew"
+        text = f"time: measured earlier today, {kept.at} UTC; --no-cache measures again"
         earlier = Assumption(kind="time", basis="measured earlier", text=text)
         estimate = replace(
             estimate,

@@ -84,7 +84,7 @@ def recall(question: PlanQuestion) -> Plan | None:
     if question.target.measures_now:
         notes = (
             *notes,
-            f"planned earlier today, {answer['at']} UTC, at the speed of then; --no-cache plans anew",
+            f"planned earlier today, {answer['at']} UTC, at the speed of then; --no-cache plans again",
         )
     return replace(plan, estimate=replace(plan.estimate, available_bytes=available), notes=notes)
 

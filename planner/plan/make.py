@@ -303,7 +303,8 @@ def make_estimate(request: Request, hardware: Hardware) -> Answer:
     pins, job_pins = parse_settings(request.settings)
     if job_pins:
         raise OptionError(
-            f"--set {next(iter(job_pins))}: no part of a recipe", fix="use it with `autoft plan` or `autoft run`"
+            f"--set {next(iter(job_pins))}: not a setting of the recipe",
+            fix="use it with `autoft plan` or `autoft run`",
         )
     target = _target(request, hardware)
     estimator = Estimator(request.model, load_config(resolve(request.model)), target)
@@ -347,7 +348,7 @@ def _unsuited(job: dict[str, Any], prepared: Prepared | None) -> str | None:
     rows = prepared.splits.heldout if prepared else []
     expected = [row.messages[-1]["content"] for row in rows if row.messages]
     if rows and metric not in applicable(expected):
-        return f"{metric.replace('_', ' ')} tells nothing of the held-out answers"
+        return f"{metric.replace('_', ' ')} says nothing about the held-out answers"
     return None
 
 
@@ -384,7 +385,7 @@ def _machine_notes(request: Request, hardware: Hardware) -> tuple[str, ...]:
     if not hardware.gpus and hardware.no_gpu_reason not in (None, NO_DRIVER):
         return (*hardware.notes, f"planned for the CPU: {hardware.no_gpu_reason}")
     beside = [gpu.name for gpu in hardware.gpus if gpu not in like(hardware.gpus)]
-    unlike = (f"not used beside the others: {', '.join(beside)}; replicas of a model want cards of one kind",)
+    unlike = (f"not used beside the others: {', '.join(beside)}; all GPUs of a run must be of one kind",)
     return (*hardware.notes, *(unlike if beside else ()))
 
 

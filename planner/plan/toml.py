@@ -29,7 +29,7 @@ SECTIONS = {
     "run_time_s": "All steps, evaluation not included.",
     "workload": "The data under the model's tokenizer and chat template, in tokens.",
     "reason_records": "The reasons at the top with what each is about, and its figures.",
-    "inputs": "What the plan was made from: `autoft run` tells what has changed since.",
+    "inputs": "What the plan was made from: `autoft run` shows what has changed since.",
     "shape": "The model. `autoft run` refuses a model of another shape.",
     "hardware": "The machine that the plan was made on.",
     "alternatives": "What was not chosen, and why.",

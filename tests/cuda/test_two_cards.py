@@ -74,7 +74,7 @@ def test_the_loss_of_one_process_ends_the_other_with_one_line(on_card, tiny_mode
     assert done.code == 4, done.err
     reason = "tuple index out of range" if when == "with an error" else "exit code -9"
     step = 2 if when == "in a step" else 0
-    assert f"Error: process 2 of 2 has ended: {reason}; what was learnt up to step {step} is kept" in done.err
+    assert f"Error: process 2 of 2 has ended: {reason}; the state after step {step} is kept" in done.err
     assert f"To fix: autoft resume {tmp_path / 'out'}" in done.err
     if when == "in a step":
         resumed = card.warm("resume", tmp_path / "out", "--json")

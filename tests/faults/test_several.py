@@ -186,7 +186,7 @@ def test_one_that_ends_is_told_of_and_nothing_is_lost(make_job, tmp_path, monkey
         in_the_second(patch, tmp_path / "site", at_backward(1 + 4, "os.kill(os.getpid(), 9)"))
         with pytest.raises(Resumable) as ended:
             run(job, out, plan_toml="")
-    assert ended.value.what == "process 2 of 2 has ended: exit code -9; what was learnt up to step 2 is kept"
+    assert ended.value.what == "process 2 of 2 has ended: exit code -9; the state after step 2 is kept"
     assert children() == []
     resume(out, job)
     assert weights_of(out) == weights_of(whole)
@@ -202,7 +202,7 @@ def test_one_that_ends_before_it_has_joined_is_told_of(make_job, tmp_path, monke
         "Group.join = lambda *_: os.kill(os.getpid(), 9)\n"
     )
     monkeypatch.syspath_prepend(folder)
-    with pytest.raises(Resumable, match="process 2 of 2 has ended: exit code -9; what was learnt up to step 0 is kept"):
+    with pytest.raises(Resumable, match="process 2 of 2 has ended: exit code -9; the state after step 0 is kept"):
         run(of_two(make_job), tmp_path / "out", plan_toml="")
     assert children() == []
 

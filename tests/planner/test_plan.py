@@ -117,7 +117,7 @@ def test_several_cards_may_be_named(spelling: str, count: int) -> None:
 
 def test_replicas_want_cards_of_one_kind() -> None:
     for words, what, fix in (
-        ("4090,3060", "replicas of a model want cards of one kind", "--gpu 4090 or --gpu 3060"),
+        ("4090,3060", "all GPUs of a run must be of one kind", "--gpu 4090 or --gpu 3060"),
         ("t4x0", "no card at all", "--gpu t4, or --gpu cpu"),
     ):
         with pytest.raises(OptionError) as error:

@@ -64,7 +64,7 @@ def test_options_and_settings_win_over_a_preset(wide_shape) -> None:
 @pytest.mark.parametrize(
     ("answer", "words", "why"),
     [
-        ("spam", {}, "fields right tells nothing of the held-out answers"),
+        ("spam", {}, "fields right says nothing about the held-out answers"),
         ('{"a": 1}', {"settings": ("max_new_tokens=0",)}, "no answers are generated (max_new_tokens is 0)"),
         ('{"a": 1}', {}, None),
     ],
@@ -81,7 +81,7 @@ def test_a_metric_that_tells_nothing_of_the_answers_gives_way(tmp_path, tiny_mod
 
 
 def test_a_metric_of_one_s_own_is_refused_where_it_tells_nothing(tiny_model, data_file) -> None:
-    why = "metric=fields_right: fields right tells nothing of the held-out answers"
+    why = "metric=fields_right: fields right says nothing about the held-out answers"
     with pytest.raises(OptionError, match=f"^{why}"):
         planned(str(tiny_model), data=str(data_file), settings=("metric=fields_right",))
 

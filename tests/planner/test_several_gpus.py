@@ -308,7 +308,7 @@ def test_like_cards_of_this_machine_are_used_and_the_fullest_decides(model: Path
     assert plan.job.num_gpus == 2
     alone = target_of(machine(*cards(9)), gpu_name=None, vram_gib=None, cpu_flops_per_s=lambda *_: 1e11)
     assert plan.estimate.available_bytes == alone.available_bytes
-    assert "not used beside the others: Tesla T4; replicas of a model want cards of one kind" in plan.notes
+    assert "not used beside the others: Tesla T4; all GPUs of a run must be of one kind" in plan.notes
     # with next to nothing free on the second card, the first one trains alone
     plan, _ = make_plan(request(model, settings=("method=lora",)), machine(*cards(11.5, 0.4)))
     assert plan.job.num_gpus == 1

@@ -24,6 +24,6 @@ def test_without_a_gpu_there_is_nothing_to_write(driver: Any, own_home: Any) -> 
     done = driver.autoft("none", "profiles", "gpus", "add", "--from-probe")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "Error: no GPU to write a profile of: the driver reports no GPU\nTo fix: autoft profiles gpus add FILE\n"
+        "Error: no GPU to profile: the driver reports no GPU\nTo fix: autoft profiles gpus add FILE\n"
     )
     assert not (own_home / "profiles").exists()

@@ -221,7 +221,7 @@ def test_a_gpu_that_shares_the_hosts_memory(driver: Any) -> None:
     assert gpu["unified_memory"]
     assert gpu["total_bytes"] == found["host"]["ram_total_bytes"]
     assert gpu["free_bytes"] == found["host"]["ram_available_bytes"]
-    assert gpu["unknown"]["used_bytes"] == "the GPU shares the host's memory, of which NVML tells no part"
+    assert gpu["unknown"]["used_bytes"] == "the GPU shares the host's memory, and NVML does not report it"
     assert found["notes"][0].startswith("NVIDIA GB10 shares the host's memory")
 
 
@@ -302,7 +302,7 @@ def test_a_time_out_that_is_none(driver: Any, said: str) -> None:
     run = driver.autoft("laptop", "probe", AUTOFT_DRIVER_TIMEOUT_S=said)
     assert run.returncode == 2
     assert run.stderr == (
-        f"Error: AUTOFT_DRIVER_TIMEOUT_S={said!r} is no time to wait\nTo fix: give seconds between 0 and 3600\n"
+        f"Error: AUTOFT_DRIVER_TIMEOUT_S={said!r} is not a valid timeout\nTo fix: give seconds between 0 and 3600\n"
     )
 
 

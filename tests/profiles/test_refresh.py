@@ -171,9 +171,9 @@ def test_what_the_hub_does_not_know_is_left_out(endpoint, tmp_path) -> None:
         (["nobody/nothing"], "nobody/nothing: the hub has no such model, or it is private"),
         (["some/gated"], "some/gated: the hub wants its licence accepted first"),
         (["some/data"], "some/data: its repository has no config.json of transformers"),
-        (["some/broken"], "some/broken: config.json is no JSON"),
+        (["some/broken"], "some/broken: config.json is not JSON"),
         (["a b/c"], "a b/c: no hub id"),
-        ([], "one hub id is wanted"),
+        ([], "no hub id given"),
     ],
 )
 def test_what_cannot_be_had_is_told_in_a_line(endpoint, tmp_path, words, error) -> None:

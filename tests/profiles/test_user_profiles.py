@@ -155,5 +155,5 @@ def test_a_card_that_is_not_known_gets_what_the_driver_tells() -> None:
     assert (profile.name, profile.product) == ("rtx-9090-d-laptop", "NVIDIA GeForce RTX 9090 D Laptop GPU")
     assert (profile.memory_gib.value, profile.memory_bytes) == (48, 49140 * 2**20)
     assert GpuProfile.from_toml(profile.to_toml()) == profile
-    with pytest.raises(OptionError, match="does not tell its compute capability"):
+    with pytest.raises(OptionError, match="does not report its compute capability"):
         profile_of(here("unnamed NVIDIA GPU", 6144, None), date="2026-01-31")

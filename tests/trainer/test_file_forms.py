@@ -140,7 +140,7 @@ PAGE = "\n<!DOCTYPE html>\n<html><body>\n404\n</body></html>\n"
         ("a.jsonl", b"PAR1\x00\x00", "a Parquet file, not .jsonl"),
         ("a.json", json.dumps({"prompt": ["a", "b"], "completion": ["c"]}),
          "its columns differ in length: prompt 2, completion 1"),
-        ("a.jsonl", LINES.encode("utf-16") + b"\x00", "begins as UTF-16 text and is none"),
+        ("a.jsonl", LINES.encode("utf-16") + b"\x00", "starts with a UTF-16 mark but is not UTF-16 text"),
         ("a.xlsx", b"PK\x03\x04", ".xlsx is not a known kind of data"),
     ],
 )  # fmt: skip

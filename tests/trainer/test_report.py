@@ -240,7 +240,7 @@ def test_events_are_told_in_words() -> None:
         ("step 7", f"{went_on} {offloaded}.", "warning"),
         (
             "step 9, 2026-11-25 18:10:00 UTC",
-            "Taken up again from the checkpoint of step 9. Skipped: step 12: a file is cut short.",
+            "Resumed from the checkpoint of step 9. Skipped: step 12: a file is cut short.",
             "plain",
         ),
         ("", "step 8: the loss rose to 4.1", "warning"),

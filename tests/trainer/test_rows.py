@@ -246,7 +246,7 @@ def test_a_query_its_tools_and_the_calls_that_answer_it() -> None:
 
 def test_a_call_that_cannot_be_read_is_refused_by_that_name() -> None:
     broken = {"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": "x=1"}}
-    assert refused({"messages": [ASK, broken]})[0] == "turn 2 calls f with arguments that are no JSON object"
+    assert refused({"messages": [ASK, broken]})[0] == "turn 2 calls f with arguments that are not a JSON object"
     nameless = {"from": "function_call", "value": "call it"}
     assert refused({"messages": [ASK, nameless]})[0] == "turn 2 calls a tool without a name"
 

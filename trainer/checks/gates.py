@@ -180,7 +180,7 @@ def _loss_is_the_base_s(
         raise TrainingError(
             f"before the first step the loss of the base alone is {reference.loss}: its weights are damaged, or too "
             f"large for {recipe.base_dtype}",
-            fix="fetch the model anew, or --set base_dtype=float32",
+            fix="download the model again, or --set base_dtype=float32",
         )
     found = _loss(model, examples, pad_id, recipe)
     if not abs(found - reference.loss) <= _tolerance(examples, recipe, reference):

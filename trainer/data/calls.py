@@ -60,7 +60,7 @@ def _call(call: Any, where: str, number: int, notes: Notes) -> dict[str, Any]:
     if isinstance(arguments, str):
         arguments = parsed(arguments) if arguments.strip() else {}
     if not isinstance(arguments, dict):
-        raise DataError(f"{where}: turn {number} calls {name} with arguments that are no JSON object", fix=CALL_HELP)
+        raise DataError(f"{where}: turn {number} calls {name} with arguments that are not a JSON object", fix=CALL_HELP)
     for field in (call.keys() | function.keys()) - CALL_FIELDS:
         if call.get(field, function.get(field)) is not None:
             notes.unused_of_turns(field)

@@ -96,10 +96,14 @@ def byte_lines(file: Path) -> Iterator[bytes]:
                     for line in _bounded(text, file):
                         yield line.encode()
     except UnicodeDecodeError:
-        raise DataError(f"{file}: begins as UTF-16 text and is none", fix="save the file as UTF-8") from None
+        raise DataError(
+            f"{file}: starts with a UTF-16 mark but is not UTF-16 text", fix="save the file as UTF-8"
+        ) from None
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         if file.suffix.lower() in PACKED and getattr(error, "errno", None) is None:
-            raise DataError(f"{file}: cannot be unpacked: {error}", fix="pack it anew, or fetch it again") from None
+            raise DataError(
+                f"{file}: cannot be unpacked: {error}", fix="compress it again, or download it again"
+            ) from None
         raise _unreadable(file, error) from None
 
 

@@ -517,9 +517,7 @@ def _filled(raw: RawRow, key: str) -> str:
             return value
         raise DataError(f"{raw.where}: {key} is empty", fix="fill it in, or remove the row")
     if isinstance(value, bool):
-        raise DataError(
-            f"{raw.where}: {key} is {json.dumps(value)}, not text", fix="write the words that the model shall answer"
-        )
+        raise DataError(f"{raw.where}: {key} is {json.dumps(value)}, not text", fix="write the answer as text")
     if isinstance(value, int | float) and math.isfinite(value):
         return json.dumps(value)
     raise DataError(f"{raw.where}: {key} is {type(value).__name__}, not text", fix=f"give every row a text {key}")

@@ -130,7 +130,7 @@ def token(environ: Mapping[str, str] | None = None) -> Finding:
             name="token",
             status="failed",
             found=f"{where} has quotes or blanks in it, which no token has",
-            fix="set it anew without them, or hf auth login",
+            fix="set it again without them, or hf auth login",
         )
     return Finding(name="token", status="ok", found=f"from {where}")
 

@@ -145,7 +145,7 @@ def judge(
             raise
         raise OutOfMemory(
             f"out of memory with one row at a time: {' '.join(str(error).split())[:160]}",
-            fix="end what else uses the device, or choose shorter rows with --data",
+            fix="end other programs on the device, or choose shorter rows with --data",
         ) from error
     variants = []
     for form, recipe in recipes.items():

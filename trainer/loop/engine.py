@@ -172,7 +172,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         if not self.take_fallback_for_want(self._exhausted, step):
             raise OutOfMemory(
                 f"out of memory at step {step}, with one row at a time and all that saves memory: {self._exhausted}",
-                fix="end what else uses the device, or plan again with a shorter --seq-len or --method qlora",
+                fix="end other programs on the device, or plan again with a shorter --seq-len or --method qlora",
             )
 
     def take_fallback_for_want(self, reason: str, step: int = 0) -> bool:

@@ -50,7 +50,7 @@ def compute_loss(
         else:
             inputs = {name: value for name, value in batch.items() if name != "labels"}
             targets_BS = labels_BS[:, 1:]
-            columns = inputs["logits_to_keep"] = _trained_columns(targets_BS)
+            columns = inputs["logits_to_keep"] = _trained_columns(targets_BS, recipe.pad_multiple)
             targets_BS = targets_BS[:, columns]
             logits_BSV = model(**inputs, use_cache=False).logits[:, : targets_BS.size(1)].float()
             summed = torch.nn.functional.cross_entropy(
@@ -64,10 +64,16 @@ def compute_loss(
     return torch.div(summed, num_trained_tokens)
 
 
-def _trained_columns(targets: torch.Tensor) -> torch.Tensor:
-    """Columns in which some row trains a token; all of them in a rehearsal, where there are no values."""
+def _trained_columns(targets: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Columns in which some row trains a token, filled up with others to a multiple. A rehearsal takes all.
+
+    Few shapes, as of padded rows: with another count in each batch, a CPU's process grows from step to step
+    (benchmarks/cpu_growth.py).
+    """
     import torch
 
     if targets.is_meta:
         return torch.arange(targets.size(1), device="meta")
-    return (targets != IGNORED).any(dim=0).nonzero().flatten()
+    trained = (targets != IGNORED).any(dim=0)
+    count = min(-(-int(trained.sum()) // multiple) * multiple, targets.size(1))
+    return trained.int().argsort(descending=True, stable=True)[:count].sort().values

@@ -227,7 +227,7 @@ def _event_text(event: dict[str, Any]) -> str:
             return f"Out of memory: {reason}. The run went on with {remedy}micro-batches of {rows}."
         case {"event": "resumed", "step": step}:
             skipped = " ".join(f"Skipped: {sentence}." for sentence in event.get("skipped", ()))
-            return f"Taken up again from the checkpoint of step {step:,}. {skipped}".strip()
+            return f"Resumed from the checkpoint of step {step:,}. {skipped}".strip()
         case {"event": "stopped", "reason": reason}:
             return f"Stopped: {reason}."
         case {"event": "note", "text": text}:

@@ -197,9 +197,7 @@ class _Session:
         step = max(self.progress.step, 0 if kept is None else kept.step)
         self.tell(Stopped(step=step, reason=reason, resumable=kept is not None))
         if kept is not None:
-            return Resumable(
-                f"{reason}; what was learnt up to step {kept.step} is kept", fix=f"autoft resume {self.out}"
-            )
+            return Resumable(f"{reason}; the state after step {kept.step} is kept", fix=f"autoft resume {self.out}")
         if isinstance(error, StopRequested):
             return Interrupted(f"{reason}: {self.out} was not written", fix="run again to start over")
         if is_out_of_memory(error) or isinstance(error, OutOfMemory):
@@ -324,7 +322,7 @@ def _check_same(session: _Session, checkpoint: Checkpoint, identity: dict[str, A
     if found and not session.accept_changes:
         raise OptionError(
             f"{session.out}: not what it was: {'; '.join(found)}",
-            fix="put that back, or --accept-changes to go on with it, though not bit for bit",
+            fix="restore it, or --accept-changes to continue, but not bit for bit",
         )
     for change in found:
         session.tell(Note(text=f"accepted: {change}", warning=True))

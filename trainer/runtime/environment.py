@@ -33,7 +33,7 @@ DEFAULTS = {
     # torch.cuda.is_available asks NVML, not the CUDA driver: a process that has started the driver must not fork, and
     # could no longer choose its GPUs by CUDA_VISIBLE_DEVICES
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-    # From Hopper on PyTorch prefers cuDNN's attention, whose workspace no source tells
+    # From Hopper on PyTorch prefers cuDNN's attention, whose workspace no source gives
     "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1",
 }
 

@@ -55,6 +55,8 @@ def _check(value: Any, where: str) -> None:
         if name in BOUNDS and isinstance(part, int | float) and not isinstance(part, bool):
             least, most = BOUNDS[name]
             if not least <= part <= most or part != int(part):
-                raise ModelError(f"{where}: {name} = {part!r:.40} is no model's", fix="download the file again")
+                raise ModelError(
+                    f"{where}: {name} = {part!r:.40} is not valid for a model", fix="download the file again"
+                )
         else:
             _check(part, where)

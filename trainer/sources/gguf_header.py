@@ -75,7 +75,9 @@ class _Header:
     def _within_bounds(self, name: str, value: int) -> None:
         for end, (least, most) in BOUNDS.items():
             if name.endswith(end) and not least <= value <= most:
-                raise ModelError(f"{self.path}: {name} = {value} is no model's", fix="download the file again")
+                raise ModelError(
+                    f"{self.path}: {name} = {value} is not valid for a model", fix="download the file again"
+                )
 
     def _skip(self, kind: int, depth: int) -> None:
         """Pass over one value of this kind."""

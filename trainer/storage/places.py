@@ -71,7 +71,7 @@ def forget_host(folder: Path) -> None:
 
 def _write(folder: Path, places: dict[str, str]) -> None:
     write_text(folder / LOCAL, json.dumps(places, indent=2, ensure_ascii=False) + "\n")
-    write_text(folder / IGNORE, f"# paths of the machine that trained this: nobody else needs them\n{LOCAL}\n")
+    write_text(folder / IGNORE, f"# paths of the machine that trained this: useless elsewhere\n{LOCAL}\n")
 
 
 def _paths(job: Job) -> dict[str, str]:
