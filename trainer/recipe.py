@@ -26,6 +26,7 @@ Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_ada
 ObjectiveName = Literal["sft", "dft"]
 Loss = Literal["fused", "selected", "logits"]
 Adapter = Literal["lora", "ia3"]
+Init = Literal["default", "orthogonal", "olora", "pissa", "pissa_niter_4", "pissa_niter_16"]
 RopeScaling = Literal["yarn", "linear"]
 
 PAD_MULTIPLE = 16  # tensor cores want multiples of 8
@@ -189,6 +190,20 @@ class Recipe(Record):
             elsewhere="lora_fa use_lora_fa freeze_lora_a",
         ),
     ] = False
+    init: Annotated[
+        Init,
+        Setting(
+            "how LoRA's matrices begin: at random, or from the base's weights",
+            group="Adapter",
+            more="pissa (arXiv:2404.02948) begins with the largest singular values of each weight, pissa_niter_4 and "
+            "pissa_niter_16 with what 4 or 16 rounds of a randomized method find of them, in a small part of the time. "
+            "olora (arXiv:2406.01775) begins with a QR decomposition. The base stays as it is: the adapter is saved as "
+            "plain LoRA of twice the rank. orthogonal begins with random matrices whose product is 0.",
+            changes=("memory", "time", "quality"),
+            elsewhere="init_lora_weights peft_init_lora_weights pissa_init",
+            alone=False,
+        ),
+    ] = "default"
     target_modules: Annotated[
         Literal["all-linear"] | tuple[str, ...],
         Setting(
@@ -353,6 +368,7 @@ class Recipe(Record):
         for name in self._set_in_vain():
             raise ValueError(f"adapter {self.adapter} has no {name}: leave {name} out")
         self._check_quantization()
+        self._check_init()
         self._check_checkpointing()
         losses = OBJECTIVES[self.objective].losses
         if self.loss not in losses:
@@ -375,6 +391,18 @@ class Recipe(Record):
                 raise ValueError(f"{name} needs a quant_type of 4 bits, nf4 or fp4, not int8")
         if self.use_dora and self.quant_type == "int8":
             raise ValueError("use_dora needs a base in 16 or 4 bits: PEFT loses the scales of 8-bit weights")
+
+    def _check_init(self) -> None:
+        if self.init == "default":
+            return
+        if self.quant_type is not None:
+            raise ValueError(
+                f"init {self.init} needs base weights in 16 or 32 bits: leave init out, or set method to lora"
+            )
+        if self.init == "orthogonal" and self.rank % 2:
+            raise ValueError(f"init orthogonal needs an even rank, not {self.rank}")
+        if self.init != "orthogonal" and self.use_dora:
+            raise ValueError(f"init {self.init} is saved as plain LoRA, which has no use_dora: leave one of them out")
 
     def _check_checkpointing(self) -> None:
         if self.offload_checkpoints and not self.gradient_checkpointing:

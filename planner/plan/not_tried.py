@@ -43,3 +43,5 @@ def _other_adapters(recipe: Recipe) -> Iterator[str]:
         yield "DoRA: .469 where LoRA had .478, at 26 % more time (PEFT's MetaMathQA comparison, Llama-3.2-3B)"
     if not recipe.use_rslora:
         yield "rsLoRA: the best of that comparison at rank 64, not yet tried at this plan's scale and rate"
+    if recipe.init == "default":
+        yield "PiSSA, OLoRA and orthogonal inits (--set init): that comparison has none of them"

@@ -25,7 +25,14 @@ from autoft.planner.rehearsal.layers import (
     depth_of,
     shortened,
 )
-from autoft.planner.rehearsal.loading import Weight, full_depth, load_phases, stored_tensors, weights_of
+from autoft.planner.rehearsal.loading import (
+    Weight,
+    full_depth,
+    largest_decomposition,
+    load_phases,
+    stored_tensors,
+    weights_of,
+)
 from autoft.planner.rehearsal.loop import OURS, Loop, Phase
 from autoft.planner.rehearsal.older import arrange, older_attention
 from autoft.planner.rehearsal.optimizer import optimizer_events
@@ -57,6 +64,7 @@ class Rehearsal:
     managed_bytes: of paged optimizer state, outside the device's allocator. offloaded_bytes: checkpoints on the host.
     makers: what made the storages from a key on, for those of the steps. weights: what the model stores.
     evaluation: what trainer/evaluation/evaluate.py does with one batch, by name, each with keys of its own.
+    decomposed_bytes: of the host, for first values that are a part of the largest layer's weight.
     """
 
     phases: list[Phase]
@@ -71,6 +79,7 @@ class Rehearsal:
     weights: list[Weight]
     evaluation: dict[str, Extension] = field(default_factory=dict)
     offloaded_bytes: int = 0
+    decomposed_bytes: int = 0
 
     @property
     def made(self) -> dict[int, Made]:
@@ -172,7 +181,12 @@ def _rehearse(
     shapes = tuple((w.shape, w.dtype) for w in step.weights if w.trained)
     optimizer = optimizer_events(shapes, recipe.optimizer, device, loop.clip)
     rehearsal = _assemble(recipe, step.weights, first, rest, optimizer, loop, device)
-    return replace(rehearsal, evaluation=kept.evaluations[evaluated], offloaded_bytes=step.offloaded_bytes)
+    return replace(
+        rehearsal,
+        evaluation=kept.evaluations[evaluated],
+        offloaded_bytes=step.offloaded_bytes,
+        decomposed_bytes=largest_decomposition(recipe, step.weights),
+    )
 
 
 @dataclass(slots=True)

@@ -495,6 +495,7 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe, device: str = "meta") -> 
             # PEFT 0.21 sets patterns for the experts that are named, then looks for them among modules alone
             warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning)
             model = get_peft_model(base, config)
+            kind.begin(model, recipe)
     except ValueError as error:
         raise ModelError(
             f"target_modules {recipe.target_modules!r}: {' '.join(str(error).split())[:160]}",
