@@ -204,6 +204,17 @@ class Recipe(Record):
             alone=False,
         ),
     ] = "default"
+    lora_plus_ratio: Annotated[
+        float,
+        Ge(1),
+        Setting(
+            "how many times faster LoRA's B learns than its A",
+            group="Adapter",
+            more="LoRA+, arXiv:2402.12354, which tries 16 first. learning_rate is that of A.",
+            changes=("memory", "quality"),
+            elsewhere="loraplus_lr_ratio loraplus_ratio lora_plus",
+        ),
+    ] = 1.0
     target_modules: Annotated[
         Literal["all-linear"] | tuple[str, ...],
         Setting(
@@ -393,6 +404,8 @@ class Recipe(Record):
             raise ValueError("use_dora needs a base in 16 or 4 bits: PEFT loses the scales of 8-bit weights")
 
     def _check_init(self) -> None:
+        if self.freeze_a and self.lora_plus_ratio > 1:
+            raise ValueError("freeze_a trains B alone: leave lora_plus_ratio out, and set learning_rate")
         if self.init == "default":
             return
         if self.quant_type is not None:

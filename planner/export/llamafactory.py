@@ -25,6 +25,7 @@ def llamafactory(source: Source) -> Config:
         "use_rslora": recipe.use_rslora,
         "use_dora": recipe.use_dora,
         **only_if(recipe.init in PISSA_ROUNDS, pissa),
+        "loraplus_lr_ratio": None if recipe.lora_plus_ratio == 1 else recipe.lora_plus_ratio,
         "lora_target": ",".join(source.target_modules or ["all"]),
     }
     objective = {} if text else source.objective("llamafactory")  # its pre-training has the usual loss alone
@@ -80,7 +81,7 @@ def llamafactory(source: Source) -> Config:
         (f"FORCE_TORCHRUN=1 NPROC_PER_NODE={n} " if (n := source.num_gpus) > 1 else "")
         + "llamafactory-cli train {file}",
         (*rounded, *_differs(source)),
-        frozenset({"double_quant", "kbit_upcast", "use_rslora", "use_dora", *known}),
+        frozenset({"double_quant", "kbit_upcast", "use_rslora", "use_dora", "lora_plus_ratio", *known}),
         {"dataset_info.json": json.dumps(_datasets(source), indent=2) + "\n"},
     )
 

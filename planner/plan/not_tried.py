@@ -44,4 +44,4 @@ def _other_adapters(recipe: Recipe) -> Iterator[str]:
     if not recipe.use_rslora:
         yield "rsLoRA: the best of that comparison at rank 64, not yet tried at this plan's scale and rate"
     if recipe.init == "default":
-        yield "PiSSA, OLoRA and orthogonal inits (--set init): that comparison has none of them"
+        yield "PiSSA, OLoRA and orthogonal inits (--set init), LoRA+ (--set lora_plus_ratio): not in that comparison"

@@ -44,6 +44,7 @@ from autoft.trainer.compat.transformers import PACKED_SEQUENCES
 from autoft.trainer.model import offload
 from autoft.trainer.model.build import build_base, build_model, without_adapter
 from autoft.trainer.objectives import objective_of
+from autoft.trainer.optimizers.optim import is_faster
 from autoft.trainer.recipe import Recipe
 
 aten = torch.ops.aten
@@ -178,8 +179,10 @@ def _rehearse(
     elif evaluated not in kept.evaluations:
         with _real_masks(packed=False):  # held-out rows are never packed
             kept.evaluations[evaluated] = step.of(replace(step.recipe, packing=False)).evaluation()
-    shapes = tuple((w.shape, w.dtype) for w in step.weights if w.trained)
-    optimizer = optimizer_events(shapes, recipe.optimizer, device, loop.clip)
+    trained = [w for w in step.weights if w.trained]
+    shapes = tuple((w.shape, w.dtype) for w in trained)
+    faster = frozenset(at for at, w in enumerate(trained) if is_faster(w.name, len(w.shape), recipe))
+    optimizer = optimizer_events(shapes, recipe.optimizer, device, loop.clip, faster)
     rehearsal = _assemble(recipe, step.weights, first, rest, optimizer, loop, device)
     return replace(
         rehearsal,

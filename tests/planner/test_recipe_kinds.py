@@ -55,6 +55,7 @@ REAL: dict[str, tuple[str, dict[str, Any]]] = {
     "adafactor-float32": ("llama", FLOAT32 | {"optimizer": "adafactor"}),
     "lora-fa-autocast": ("llama", AUTOCAST | {"freeze_a": True}),
     "lora-fa-nf4-dropout": ("qwen2", NF4 | {"freeze_a": True, "dropout": 0.1, "optimizer": "adamw_torch"}),
+    "lora-plus-dora-autocast": ("llama", AUTOCAST | {"lora_plus_ratio": 16, "use_dora": True}),
     "pissa-autocast": ("llama", AUTOCAST | {"init": "pissa"}),
     "olora-checkpointed-dropout": ("qwen2", AUTOCAST | CHECKPOINTED | {"init": "olora", "dropout": 0.1}),
     "pissa-lora-fa-float32": ("llama", FLOAT32 | {"init": "pissa_niter_4", "freeze_a": True}),

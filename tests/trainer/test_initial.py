@@ -28,7 +28,7 @@ from tests.conftest import write_forty_rows
 
 ADAPTER = "adapter_model.safetensors"
 BASE = ("max_steps=3", "seq_len=64", "micro_batch=4", "accumulation=1", "eval_rows=4", "max_new_tokens=0", "rank=4")
-LEARNS = ("learning_rate=0.01", "base_dtype=float32", "dropout=0.1", "init=pissa")
+LEARNS = ("learning_rate=0.003", "base_dtype=float32", "dropout=0.1", "init=pissa", "lora_plus_ratio=4")
 IDS = torch.arange(4, 20).unsqueeze(0)
 
 
@@ -122,7 +122,7 @@ def test_what_is_saved_is_plain_lora_for_the_unchanged_base(here, tiny_model) ->
     assert opened.stdout.split() == ["True", "True"], opened.stderr
     assert result["after"]["loss"] < result["before"]["loss"]
     card = (here / "out" / "README.md").read_text(encoding="utf-8")
-    assert "LoRA with PiSSA init of rank 4, alpha 32 (saved as plain LoRA of rank 8, alpha 64)" in card
+    assert "LoRA+ with PiSSA init of rank 4, alpha 32 (saved as plain LoRA of rank 8, alpha 64)" in card
 
 
 def test_the_saved_adapter_scores_as_the_trained_one(autoft, here) -> None:
@@ -179,6 +179,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(here, tmp_path) -> None:
         ),
         (("init=orthogonal", "rank=5"), "init orthogonal needs an even rank, not 5"),
         (("init=olora", "use_dora=true"), "init olora is saved as plain LoRA, which has no use_dora"),
+        (("lora_plus_ratio=4", "freeze_a=true"), "freeze_a trains B alone: leave lora_plus_ratio out"),
         (("init=olora", "adapter=ia3"), "adapter ia3 has no init: leave init out"),
         (("init=pissa", "method=full"), "method full trains the weights themselves and has no adapter: leave init out"),
     ],

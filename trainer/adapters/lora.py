@@ -64,8 +64,9 @@ def unlike(saved: Mapping[str, Any]) -> str | None:
 
 
 def title(recipe: Recipe) -> str:
-    """LoRA, rsLoRA, LoRA-FA, LoRA with DoRA, LoRA with PiSSA init."""
+    """LoRA, rsLoRA, LoRA-FA, LoRA+, LoRA with DoRA, LoRA with PiSSA init."""
     plain = ("rsLoRA" if recipe.use_rslora else "LoRA") + ("-FA" if recipe.freeze_a else "")
+    plain += "+" if recipe.lora_plus_ratio > 1 else ""
     begun = f" with {TITLES.get(recipe.init, recipe.init)} init" if recipe.init != "default" else ""
     return plain + (" with DoRA" if recipe.use_dora else "") + begun
 
@@ -86,7 +87,7 @@ ADAPTER = AdapterKind(
         "use_rslora": "use_rslora",
         "use_dora": "use_dora",
     },
-    unsaved=frozenset({"freeze_a", "init"}),
+    unsaved=frozenset({"freeze_a", "init", "lora_plus_ratio"}),
     unlike=unlike,
     trains=trains,
     begin=begin,
