@@ -25,7 +25,7 @@ Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor"]
 ObjectiveName = Literal["sft", "dft"]
 Loss = Literal["fused", "selected", "logits"]
-Adapter = Literal["lora", "ia3"]
+Adapter = Literal["lora", "ia3", "oft"]
 Init = Literal["default", "orthogonal", "olora", "pissa", "pissa_niter_4", "pissa_niter_16"]
 RopeScaling = Literal["yarn", "linear"]
 
@@ -115,8 +115,9 @@ class Recipe(Record):
         Setting(
             "kind of adapter",
             group="Adapter",
-            more="lora (arXiv:2106.09685), or ia3 (arXiv:2205.05638), which learns a factor for each output of a "
-            "layer: far fewer weights, and no rank to choose.",
+            more="lora (arXiv:2106.09685), ia3 (arXiv:2205.05638), which learns a factor for each output of a "
+            "layer: far fewer weights, and no rank to choose, or oft (arXiv:2506.19847), which rotates the inputs of "
+            "each layer in blocks.",
             changes=("memory", "time", "quality"),
             elsewhere="peft_type adapter_type peft_method tuner",
         ),
@@ -215,6 +216,17 @@ class Recipe(Record):
             elsewhere="loraplus_lr_ratio loraplus_ratio lora_plus",
         ),
     ] = 1.0
+    oft_block_size: Annotated[
+        int,
+        Gt(1),
+        Setting(
+            "inputs of a layer that OFT rotates together",
+            group="Adapter",
+            more="It divides the inputs of every layer that gets an adapter.",
+            changes=("memory", "time", "quality"),
+            alone=False,
+        ),
+    ] = 32
     target_modules: Annotated[
         Literal["all-linear"] | tuple[str, ...],
         Setting(

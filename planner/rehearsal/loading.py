@@ -164,7 +164,7 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
     for weight in weights:
         if not weight.stored:
             take(weight.size, "weights")
-    _add_adapters(recipe, [w for w in weights if w.adapter], parameters, take, drop, workspace)
+    _add_adapters(recipe, [w for w in weights if w.adapter and w.stored], parameters, take, drop, workspace)
     phases.append(Phase("load", as_events(events), loop.empty_cache))
     return phases
 

@@ -37,6 +37,7 @@ NF4 = SHORT | {"method": "qlora", "quant_type": "nf4", "autocast": True, "loss":
 CHECKPOINTED = {"gradient_checkpointing": True}
 DORA = {"use_dora": True, "use_rslora": True}
 IA3 = {"adapter": "ia3", "micro_batch": 2, "seq_len": 128}
+OFT = {"adapter": "oft", "micro_batch": 2, "seq_len": 128}
 FULL = {"method": "full", "micro_batch": 2, "seq_len": 128}
 
 SHAPES = {"mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2}, "qwen2": {"tie_word_embeddings": True}}
@@ -60,6 +61,9 @@ REAL: dict[str, tuple[str, dict[str, Any]]] = {
     "olora-checkpointed-dropout": ("qwen2", AUTOCAST | CHECKPOINTED | {"init": "olora", "dropout": 0.1}),
     "pissa-lora-fa-float32": ("llama", FLOAT32 | {"init": "pissa_niter_4", "freeze_a": True}),
     "ia3-autocast-checkpointed": ("llama", IA3 | {"autocast": True, "loss": "logits"} | CHECKPOINTED),
+    "oft-autocast-checkpointed": ("llama", OFT | {"autocast": True, "loss": "logits"} | CHECKPOINTED),
+    "oft-nf4": ("qwen2", OFT | {"method": "qlora", "quant_type": "nf4", "autocast": True, "loss": "fused"}),
+    "oft-int8-blocks-of-64": ("llama", OFT | {"method": "qlora", "quant_type": "int8", "oft_block_size": 64}),
     "ia3-nf4": ("qwen2", IA3 | {"method": "qlora", "quant_type": "nf4", "autocast": True, "loss": "fused"}),
     "dft-fused-checkpointed": ("llama", SHORT | {"objective": "dft", "autocast": True, "loss": "fused"} | CHECKPOINTED),
     "dft-nf4-selected": ("qwen2", NF4 | {"objective": "dft", "loss": "selected"}),

@@ -54,6 +54,13 @@ TABLE.hook(
     attributes=("ia3_l",),
 )
 TABLE.hook(
+    "peft.tuners.oft:OFTLayer",
+    "(base_layer, **kwargs)",
+    "which size its blocks have",
+    "trainer/adapters/oft.py",
+    attributes=("oft_R", "oft_block_size", "in_features"),
+)
+TABLE.hook(
     "peft:PeftModel.get_base_model",
     "(self)",
     "the model beneath the adapter",
