@@ -29,6 +29,7 @@ from autoft.planner.search.preset import Defaults, preset_of
 from autoft.planner.search.problem import Limits, Question, check_limits, limited
 from autoft.planner.search.remedies import nothing_fits
 from autoft.planner.search.sequence_length import check_length, length_notes, longest_row
+from autoft.planner.search.served import serving_notes
 from autoft.planner.search.set_option import parse_settings
 from autoft.planner.timing.allreduce import ALONE, Replicas
 from autoft.planner.timing.roofline import measure_cpu_flops
@@ -169,6 +170,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     method, adapter = (recipe_pins.get(name, settings_of(Recipe)[name].default) for name in ("method", "adapter"))
     from_preset = {name: value for name, value in preset.recipe.items() if applies(name, method, adapter)}
     recipe_pins = _with_rank({**from_preset, **recipe_pins}, request.min_rank, words)
+    served = serving_notes(request.served_by, recipe_pins)
     rows = rows_of(prepared, seq_len, packing=bool(recipe_pins.get("packing")))
     starter = (request.model, request.data) == ("starter", "starter")
     kind = None if method == "full" else ADAPTERS[adapter]
@@ -200,6 +202,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
         *length_notes(seq_len, estimator, scaling, cut=cut),
         *preset.notes(),
         *_adapter_notes(estimator),
+        *served,
         *notes_of(question, counts, num_gpus),
         *_machine_notes(request, hardware),
     )

@@ -113,12 +113,17 @@ def decomposed(recipe: Recipe, shape: tuple[int, ...]) -> list[int]:
     return [2 * rank * height, 2 * rank * width]
 
 
+def saved_size(init: str, rank: int) -> int:
+    """The rank that an adapter of `rank` is saved with."""
+    return 2 * rank if init in FROM_WEIGHTS else rank
+
+
 def saved_recipe(recipe: Recipe) -> Recipe:
     """The recipe of what is saved: B A - B0 A0 is one product of twice the rank, scaled by as much as each."""
     if recipe.init not in FROM_WEIGHTS:
         return recipe
     more = 2**0.5 if recipe.use_rslora else 2
-    return replace(recipe, init="default", rank=2 * recipe.rank, alpha=more * recipe.alpha)
+    return replace(recipe, init="default", rank=saved_size(recipe.init, recipe.rank), alpha=more * recipe.alpha)
 
 
 def save_as_lora(model: PeftModel, recipe: Recipe, folder: Path) -> None:
