@@ -23,7 +23,16 @@ from autoft.units import count, duration, energy, size
 
 DECISIVE = 3  # reasons on the screen
 # The settings whose reasons come first: those that decide whether it fits, then how long it takes and how it learns
-DECIDING = ("num_gpus", "method", "gradient_checkpointing", "optimizer", "accumulation", "learning_rate")
+DECIDING = (
+    "num_gpus",
+    "method",
+    "gradient_checkpointing",
+    "optimizer",
+    "adapter",
+    "init",
+    "accumulation",
+    "learning_rate",
+)
 NEAREST = 3  # alternatives on the screen
 LEAST_SHOWN = 0.01  # of the run's memory, for a part to be named beside the bar
 
@@ -121,7 +130,9 @@ def _job_facts(plan: Plan) -> list[tuple[str, str]]:
     estimate, recipe = plan.estimate, plan.job.recipe
     trained = f"{count(estimate.trainable_params)} of {count(estimate.total_params)} weights"
     kind = kind_of(recipe)
-    adapter = ("Adapter", f"{kind.size(recipe) or kind.title(recipe)} on {words.modules(recipe)}, {trained}")
+    title = kind.title(recipe) if kind.title(recipe) != "LoRA" else ""  # as the line above has it
+    named = ", ".join(word for word in (title, kind.size(recipe)) if word)
+    adapter = ("Adapter", f"{named} on {words.modules(recipe)}, {trained}")
     begun = plan.job.from_adapter
     return [
         ("Trained", trained) if recipe.method == "full" else adapter,

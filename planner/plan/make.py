@@ -25,6 +25,7 @@ from autoft.planner.search.candidates import exact, families
 from autoft.planner.search.continued import adapter_of, check_fits, reason
 from autoft.planner.search.gpu_count import counts_of, notes_of, plan_counts, with_counts
 from autoft.planner.search.hyperparameters import MIN_STEPS, rows_of, schedule, steps_of
+from autoft.planner.search.kinds import kind_reasons
 from autoft.planner.search.preset import Defaults, preset_of
 from autoft.planner.search.problem import Limits, Question, check_limits, limited
 from autoft.planner.search.remedies import nothing_fits
@@ -194,6 +195,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     reasons = (
         *(reason for name, reason in sources.items() if name not in {**job_pins, **recipe_pins}),
         *preset.reasons(seq_len_counts=seq_len_counts),
+        *kind_reasons(recipe_pins),
         *([] if begun is None else [reason(begun, public_name(str(request.from_adapter)))]),
     )
     cut = prepared is not None and bool(prepared.train.too_long) and most == shape.max_position

@@ -26,7 +26,8 @@ Drop = Callable[[int, int], None]  # (key, bytes)
 class Weight:
     """One stored tensor of the model. size: in bytes. state: sizes of its quantization state, if it is packed.
 
-    trained: adapters, or with method full all weights.
+    adapter: an adapter's own, buffers that it makes again when it is loaded aside. trained: adapters, or with method
+    full all weights.
     stored: in the checkpoint; other buffers are made with the model. params: how many weights it holds, packed or not.
     first: what the checkpoint calls it, or the first of its pieces. assembly: how it is made, unless it is only read;
     result: the key of its storage there.
@@ -93,7 +94,7 @@ def weights_of(model: Any, recipe: Recipe, depth: Depth | None, made: dict[str, 
             layer=int(match[1]) if match else None,
             size=tensor.numel() * tensor.element_size(),
             state=tuple(t.numel() * t.element_size() for t in _state_tensors(module, tensor)),
-            adapter=kind.owns(name),
+            adapter=stored and kind.owns(name),
             trained=tensor.requires_grad,
             stored=stored,
             params=state.shape.numel() if state is not None else tensor.numel(),
@@ -164,7 +165,7 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
     for weight in weights:
         if not weight.stored:
             take(weight.size, "weights")
-    _add_adapters(recipe, [w for w in weights if w.adapter and w.stored], parameters, take, drop, workspace)
+    _add_adapters(recipe, [w for w in weights if w.adapter], parameters, take, drop, workspace)
     phases.append(Phase("load", as_events(events), loop.empty_cache))
     return phases
 

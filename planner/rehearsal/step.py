@@ -93,7 +93,7 @@ class Rehearsal:
     @property
     def written_params(self) -> int:
         """Of an adapter all weights, those that stay as they are drawn too; else what is trained."""
-        return sum(weight.params for weight in self.weights if weight.trained or (weight.adapter and weight.stored))
+        return sum(weight.params for weight in self.weights if weight.trained or weight.adapter)
 
 
 def rehearse(

@@ -40,7 +40,10 @@ def test_it_is_planned_trained_saved_opened_and_asked(autoft, tmp_path, tiny_mod
     assert done.code == 0, done.err
     result = json.loads(done.out)
     assert (result["steps"], result["job"]["recipe"]) == (2, plan["job"]["recipe"])
-    assert result["trainable_params"] == plan["estimate"]["trainable_params"]
+    counts = ("trainable_params", "total_params")
+    assert [result[count] for count in counts] == [plan["estimate"][count] for count in counts]
+    about = [reason["text"] for reason in plan["reason_records"] if reason["key"] == "adapter"]
+    assert bool(about) == (name == "oft")
     card = (out / "README.md").read_text(encoding="utf-8")
     assert f"An adapter ({name.upper()}) for" in card
     assert "rank" not in card.partition("How to use it")[0]

@@ -149,6 +149,9 @@ def test_it_is_merged_and_continued_as_the_lora_that_was_saved(autoft, here, tmp
     }
     before = json.loads((here / "out" / "result.json").read_text(encoding="utf-8"))["after"]["loss"]
     assert result["before"]["loss"] == pytest.approx(before, abs=1e-4)
+    planned = json.loads(autoft("plan", "--base-run", here / "out", *words(*LEARNS), "--json").out)
+    (text,) = [reason["text"] for reason in planned["reason_records"] if reason["key"] == "init"]
+    assert text.startswith("PiSSA init: saved as plain LoRA of rank 32 for the unchanged base")
     refused = autoft("plan", *given[:4], *settings, "--set", "init=pissa")
     assert refused.code == 2
     assert "from_adapter begins with the weights of that adapter: leave init pissa out" in refused.err

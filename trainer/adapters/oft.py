@@ -47,7 +47,7 @@ def title(_: Recipe) -> str:
 
 
 def size(recipe: Recipe) -> str:
-    return f"OFT, blocks of {recipe.oft_block_size}"
+    return f"blocks of {recipe.oft_block_size}"
 
 
 ADAPTER = AdapterKind(
