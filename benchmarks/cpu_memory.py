@@ -209,7 +209,7 @@ def measure(case: Case, folder: Path, steps: int = STEPS) -> dict[str, int]:
     from autoft.trainer.model.build import build_model
     from autoft.trainer.objectives import objective_of
     from autoft.trainer.objectives.loss import IGNORED
-    from autoft.trainer.optimizers.optim import build_optimizer
+    from autoft.trainer.optimizers.optim import build_optimizer, faster_weights
     from autoft.trainer.recipe import Recipe, torch_dtype
 
     recipe, config = Recipe.from_dict(case.settings), AutoConfig.for_model(case.family, **case.shape)
@@ -219,7 +219,7 @@ def measure(case: Case, folder: Path, steps: int = STEPS) -> dict[str, int]:
         model = build_model(recipe, config=config, weights=folder, device="cpu")
         loaded = stored_bytes(model)
         trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = build_optimizer(trained, recipe, learning_rate=1e-4)
+        optimizer = build_optimizer(trained, recipe, learning_rate=1e-4, faster=faster_weights(model, recipe))
         for step in range(steps):
             for _ in range(case.micro_batches):
                 with record_function(f"phase {step} forward"):

@@ -15,7 +15,7 @@ class Request:
     prefer: None is the preset's, else balanced. preset: a name of profiles/presets, whose values stand where the user
     said nothing. max_memory_gib: of the device, at most. max_hours, max_energy_kwh: of the whole run, at most.
     min_rank: of the adapter, at least. from_adapter: folder of an adapter to continue. assume_tokens: plan with assumed
-    lengths where a catalogue model's tokenizer cannot be fetched.
+    lengths where a catalogue model's tokenizer cannot be fetched. served_by: what must be able to load the adapter.
     """
 
     model: str
@@ -33,4 +33,5 @@ class Request:
     max_energy_kwh: float | None = None
     min_rank: int | None = None
     from_adapter: str | None = None
+    served_by: str | None = None
     assume_tokens: bool = True

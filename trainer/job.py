@@ -295,6 +295,8 @@ class Job(Record):
     def __post_init__(self) -> None:
         if self.from_adapter is not None and self.recipe.method == "full":
             raise ValueError("method full has no adapter: leave from_adapter out")
+        if self.from_adapter is not None and self.recipe.init != "default":
+            raise ValueError(f"from_adapter begins with the weights of that adapter: leave init {self.recipe.init} out")
         if self.group_by_length and self.recipe.packing:
             raise ValueError("group_by_length has nothing to group beside packing: all rows are of one length then")
         if self.early_stopping is not None and self.eval_steps is None:

@@ -25,7 +25,8 @@ Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor"]
 ObjectiveName = Literal["sft", "dft"]
 Loss = Literal["fused", "selected", "logits"]
-Adapter = Literal["lora", "ia3"]
+Adapter = Literal["lora", "ia3", "oft"]
+Init = Literal["default", "orthogonal", "olora", "pissa", "pissa_niter_4", "pissa_niter_16"]
 RopeScaling = Literal["yarn", "linear"]
 
 PAD_MULTIPLE = 16  # tensor cores want multiples of 8
@@ -114,8 +115,9 @@ class Recipe(Record):
         Setting(
             "kind of adapter",
             group="Adapter",
-            more="lora (arXiv:2106.09685), or ia3 (arXiv:2205.05638), which learns a factor for each output of a "
-            "layer: far fewer weights, and no rank to choose.",
+            more="lora (arXiv:2106.09685), ia3 (arXiv:2205.05638), which learns a factor for each output of a "
+            "layer: far fewer weights, and no rank to choose, or oft (arXiv:2506.19847), which rotates the inputs of "
+            "each layer in blocks.",
             changes=("memory", "time", "quality"),
             elsewhere="peft_type adapter_type peft_method tuner",
         ),
@@ -189,6 +191,42 @@ class Recipe(Record):
             elsewhere="lora_fa use_lora_fa freeze_lora_a",
         ),
     ] = False
+    init: Annotated[
+        Init,
+        Setting(
+            "how LoRA's matrices begin: at random, or from the base's weights",
+            group="Adapter",
+            more="pissa (arXiv:2404.02948) begins with the largest singular values of each weight, pissa_niter_4 and "
+            "pissa_niter_16 with what 4 or 16 rounds of a randomized method find of them, in a small part of the time. "
+            "olora (arXiv:2406.01775) begins with a QR decomposition. The base stays as it is: the adapter is saved as "
+            "plain LoRA of twice the rank. orthogonal begins with random matrices whose product is 0.",
+            changes=("memory", "time", "quality"),
+            elsewhere="init_lora_weights peft_init_lora_weights pissa_init",
+            alone=False,
+        ),
+    ] = "default"
+    lora_plus_ratio: Annotated[
+        float,
+        Ge(1),
+        Setting(
+            "how many times faster LoRA's B learns than its A",
+            group="Adapter",
+            more="LoRA+, arXiv:2402.12354, which tries 16 first. learning_rate is that of A.",
+            changes=("memory", "quality"),
+            elsewhere="loraplus_lr_ratio loraplus_ratio lora_plus",
+        ),
+    ] = 1.0
+    oft_block_size: Annotated[
+        int,
+        Gt(1),
+        Setting(
+            "inputs of a layer that OFT rotates together",
+            group="Adapter",
+            more="It divides the inputs of every layer that gets an adapter.",
+            changes=("memory", "time", "quality"),
+            alone=False,
+        ),
+    ] = 32
     target_modules: Annotated[
         Literal["all-linear"] | tuple[str, ...],
         Setting(
@@ -367,6 +405,7 @@ class Recipe(Record):
         for name in self._set_in_vain():
             raise ValueError(f"adapter {self.adapter} has no {name}: leave {name} out")
         self._check_quantization()
+        self._check_init()
         self._check_checkpointing()
         self._check_streaming()
         losses = OBJECTIVES[self.objective].losses
@@ -402,6 +441,22 @@ class Recipe(Record):
             raise ValueError("streamed_layers needs a base in 16 or 4 bits, not int8")
         if self.use_dora:
             raise ValueError("use_dora measures weights that streamed_layers keeps away: set one of them")
+        if self.init not in ("default", "orthogonal"):
+            raise ValueError(f"init {self.init} reads weights that streamed_layers keeps away: leave one of them out")
+
+    def _check_init(self) -> None:
+        if self.freeze_a and self.lora_plus_ratio > 1:
+            raise ValueError("freeze_a trains B alone: leave lora_plus_ratio out, and set learning_rate")
+        if self.init == "default":
+            return
+        if self.quant_type is not None:
+            raise ValueError(
+                f"init {self.init} needs base weights in 16 or 32 bits: leave init out, or set method to lora"
+            )
+        if self.init == "orthogonal" and self.rank % 2:
+            raise ValueError(f"init orthogonal needs an even rank, not {self.rank}")
+        if self.init != "orthogonal" and self.use_dora:
+            raise ValueError(f"init {self.init} is saved as plain LoRA, which has no use_dora: leave one of them out")
 
     def _check_checkpointing(self) -> None:
         if self.offload_checkpoints and not self.gradient_checkpointing:

@@ -24,7 +24,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "checkpointing", "weights", "density", "prompt", "system", "base", "temperature", "max_new_tokens", "tool",
     ),
     "Device": ("gpu", "vram_gib", "device"),
-    "Limits": ("max_hours", "max_memory_gib", "max_energy_kwh", "min_rank"),
+    "Limits": ("max_hours", "max_memory_gib", "max_energy_kwh", "min_rank", "served_by"),
     "Question": ("max_seq", "max_rank", "max_batch", "fit_all_gpus", "model_sweep"),
     "Output": ("output", "out", "trace", "export", "explain", "diff", "force", "as_json"),
     "Other": ("accept_changes", "no_cache", "debug"),

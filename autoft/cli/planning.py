@@ -91,6 +91,9 @@ LIMITS = (
         "--max-energy-kwh", type=float, metavar="KWH", help="Reject plans whose worst-case energy exceeds this."
     ),
     click.option("--min-rank", type=click.IntRange(min=1), metavar="N", help="Smallest adapter rank to accept."),
+    click.option(
+        "--for", "served_by", type=options.Choice(("vllm",)), help="Refuse an adapter that this server does not load."
+    ),
 )
 
 
@@ -123,6 +126,7 @@ def request(
     max_energy_kwh: float | None = None,
     min_rank: int | None = None,
     from_adapter: str | None = None,
+    served_by: str | None = None,
 ) -> Request:
     """The Request that the options make; the named ones are shorthand for --set."""
     from autoft.planner.request import Request
@@ -144,6 +148,7 @@ def request(
         max_energy_kwh=max_energy_kwh,
         min_rank=min_rank,
         from_adapter=from_adapter,
+        served_by=served_by,
     )
 
 

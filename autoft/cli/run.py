@@ -130,6 +130,7 @@ def _from_file(
         "--max-energy-kwh": "max_energy_kwh",
         "--min-rank": "min_rank",
         "--from-adapter": "from_adapter",
+        "--for": "served_by",
     }
     for option, name in named.items():
         if words[name]:

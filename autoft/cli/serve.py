@@ -114,6 +114,7 @@ def _show(url: str, models: dict[str, Served], *, as_json: bool) -> None:
 
 def production_commands(models: Sequence[Served]) -> tuple[str, ...]:
     """What serves the same folders with vLLM; a merge first where vLLM does not take an adapter as it is."""
+    from autoft.trainer.adapters import kind_of
     from autoft.trainer.evaluation.open_run import base_name
     from autoft.trainer.export.vllm import serve_command
 
@@ -130,4 +131,4 @@ def production_commands(models: Sequence[Served]) -> tuple[str, ...]:
     first = adapters[0].voice
     base = first.base if "/" in first.base or first.result is None else base_name(first.folder, first.result)
     folders = {model.name: model.voice.folder for model in adapters}
-    return (serve_command(base, folders, max(recipe.rank for recipe in recipes)),)
+    return (serve_command(base, folders, max(kind_of(recipe).saved(recipe).rank for recipe in recipes)),)

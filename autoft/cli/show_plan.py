@@ -29,6 +29,8 @@ DECIDING = (
     "method",
     "gradient_checkpointing",
     "optimizer",
+    "adapter",
+    "init",
     "accumulation",
     "learning_rate",
 )
@@ -130,7 +132,9 @@ def _job_facts(plan: Plan) -> list[tuple[str, str]]:
     estimate, recipe = plan.estimate, plan.job.recipe
     trained = f"{count(estimate.trainable_params)} of {count(estimate.total_params)} weights"
     kind = kind_of(recipe)
-    adapter = ("Adapter", f"{kind.size(recipe) or kind.title(recipe)} on {words.modules(recipe)}, {trained}")
+    title = kind.title(recipe) if kind.title(recipe) != "LoRA" else ""  # as the line above has it
+    named = ", ".join(word for word in (title, kind.size(recipe)) if word)
+    adapter = ("Adapter", f"{named} on {words.modules(recipe)}, {trained}")
     begun = plan.job.from_adapter
     return [
         ("Trained", trained) if recipe.method == "full" else adapter,

@@ -22,6 +22,8 @@ def axolotl(source: Source) -> Config:
         "lora_dropout": recipe.dropout,
         "peft_use_rslora": True if recipe.use_rslora else None,
         "peft_use_dora": True if recipe.use_dora else None,
+        "peft_init_lora_weights": None if recipe.init == "default" else recipe.init,
+        "loraplus_lr_ratio": None if recipe.lora_plus_ratio == 1 else recipe.lora_plus_ratio,
         "lora_target_linear": True if source.target_modules is None else None,
         "lora_target_modules": source.target_modules,
     }
@@ -69,7 +71,17 @@ def axolotl(source: Source) -> Config:
         "axolotl train {file}"
         + (f" --launcher torchrun -- --nproc_per_node={n}" if (n := source.num_gpus) > 1 else ""),
         (*rounded, *_differs(source)),
-        frozenset({"double_quant", "offload_checkpoints", "use_rslora", "use_dora", "group_by_length"}),
+        frozenset(
+            {
+                "double_quant",
+                "offload_checkpoints",
+                "use_rslora",
+                "use_dora",
+                "init",
+                "lora_plus_ratio",
+                "group_by_length",
+            }
+        ),
     )
 
 

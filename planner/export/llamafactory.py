@@ -8,6 +8,7 @@ from typing import Any
 from autoft.planner.export.base import Config, Exporter, Source, only_if, thought_left_open, whole, yaml_text
 
 ATTENTION = {"sdpa": "sdpa", "flash_attention_2": "fa2", "eager": "disabled"}
+PISSA_ROUNDS = {"pissa": -1, "pissa_niter_4": 4, "pissa_niter_16": 16}  # -1: the exact decomposition
 NAMES = {"train": "autoft_train", "test": "autoft_test"}
 
 
@@ -16,15 +17,19 @@ def llamafactory(source: Source) -> Config:
     four_bit = recipe.quant_type in ("nf4", "fp4")
     alpha, rounded = whole(recipe.alpha, "lora_alpha")
     text = source.form == "text"
+    pissa = {"pissa_init": True, "pissa_iter": PISSA_ROUNDS.get(recipe.init), "pissa_convert": True}
     adapter = {
         "lora_rank": recipe.rank,
         "lora_alpha": alpha,
         "lora_dropout": recipe.dropout,
         "use_rslora": recipe.use_rslora,
         "use_dora": recipe.use_dora,
+        **only_if(recipe.init in PISSA_ROUNDS, pissa),
+        "loraplus_lr_ratio": None if recipe.lora_plus_ratio == 1 else recipe.lora_plus_ratio,
         "lora_target": ",".join(source.target_modules or ["all"]),
     }
     objective = {} if text else source.objective("llamafactory")  # its pre-training has the usual loss alone
+    known = (*(("objective",) if objective else ()), *(("init",) if recipe.init in PISSA_ROUNDS else ()))
     values = {
         "model_name_or_path": source.model,
         "trust_remote_code": False,
@@ -76,7 +81,7 @@ def llamafactory(source: Source) -> Config:
         (f"FORCE_TORCHRUN=1 NPROC_PER_NODE={n} " if (n := source.num_gpus) > 1 else "")
         + "llamafactory-cli train {file}",
         (*rounded, *_differs(source)),
-        frozenset({"double_quant", "kbit_upcast", "use_rslora", "use_dora", *(("objective",) if objective else ())}),
+        frozenset({"double_quant", "kbit_upcast", "use_rslora", "use_dora", "lora_plus_ratio", *known}),
         {"dataset_info.json": json.dumps(_datasets(source), indent=2) + "\n"},
     )
 

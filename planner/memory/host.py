@@ -23,10 +23,10 @@ Parts = dict[str, dict[str, int]]  # of each phase: bytes by what they are for
 def host_parts(rehearsal: Rehearsal, base_params: int, num_gpus: int = 1) -> Parts:
     """RAM of the host, by phase, beside a GPU or several, of which each has a process. One of these saves.
 
-    load: one tensor at a time passes through, or the whole base on its way to where it is streamed from. train: paged
-    optimizer state, which the driver moves there when the card is full, the checkpoints of a micro-batch that wait
-    there, and the layers that do. save: a copy of the adapter, or of a model that is trained itself. merge: the base in
-    16 bits, and the update of one layer in float32.
+    load: one tensor at a time passes through, or the whole base on its way to where it is streamed from; then each
+    layer that gives an adapter its first values. train: paged optimizer state, which the driver moves there when the
+    card is full, the checkpoints of a micro-batch that wait there, and the layers that do. save: a copy of the adapter,
+    or of a model that is trained itself. merge: the base in 16 bits, and the update of one layer in float32.
     """
     widest = max(weight.params for weight in rehearsal.weights)
     adapter = 4 * rehearsal.written_params
@@ -55,6 +55,8 @@ def host_parts(rehearsal: Rehearsal, base_params: int, num_gpus: int = 1) -> Par
     if _all_trained(rehearsal):
         found["save"] = {"the model": _trained_bytes(rehearsal)}
         del found["merge"]
+    if rehearsal.decomposed_bytes:
+        found["load"]["the decomposition of the largest layer, float32"] = rehearsal.decomposed_bytes
     runtime, processes = "Python and its libraries, an assumption", {"load": num_gpus, "train": num_gpus}
     return {
         phase: {

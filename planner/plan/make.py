@@ -25,10 +25,12 @@ from autoft.planner.search.candidates import exact, families
 from autoft.planner.search.continued import adapter_of, check_fits, reason
 from autoft.planner.search.gpu_count import counts_of, notes_of, plan_counts, with_counts
 from autoft.planner.search.hyperparameters import MIN_STEPS, rows_of, schedule, steps_of
+from autoft.planner.search.kinds import kind_reasons
 from autoft.planner.search.preset import Defaults, preset_of
 from autoft.planner.search.problem import Limits, Question, check_limits, limited
 from autoft.planner.search.remedies import nothing_fits
 from autoft.planner.search.sequence_length import check_length, length_notes, longest_row
+from autoft.planner.search.served import serving_notes
 from autoft.planner.search.set_option import parse_settings
 from autoft.planner.search.words import loss_only
 from autoft.planner.timing.allreduce import ALONE, Replicas
@@ -174,6 +176,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     method, adapter = (recipe_pins.get(name, settings_of(Recipe)[name].default) for name in ("method", "adapter"))
     from_preset = {name: value for name, value in preset.recipe.items() if applies(name, method, adapter)}
     recipe_pins = _with_rank({**from_preset, **recipe_pins}, request.min_rank, words)
+    served = serving_notes(request.served_by, recipe_pins)
     rows = rows_of(prepared, seq_len, packing=bool(recipe_pins.get("packing")))
     starter = (request.model, request.data) == ("starter", "starter")
     kind = None if method == "full" else ADAPTERS[adapter]
@@ -197,6 +200,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     reasons = (
         *(reason for name, reason in sources.items() if name not in {**job_pins, **recipe_pins}),
         *preset.reasons(seq_len_counts=seq_len_counts),
+        *kind_reasons(recipe_pins),
         *([] if begun is None else [reason(begun, public_name(str(request.from_adapter)))]),
     )
     cut = prepared is not None and bool(prepared.train.too_long) and most == shape.max_position
@@ -205,6 +209,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
         *length_notes(seq_len, estimator, scaling, cut=cut),
         *preset.notes(),
         *_adapter_notes(estimator),
+        *served,
         *notes_of(question, counts, num_gpus),
         *_machine_notes(request, hardware),
     )

@@ -43,3 +43,6 @@ def _other_adapters(recipe: Recipe) -> Iterator[str]:
         yield "DoRA: .469 where LoRA had .478, at 26 % more time (PEFT's MetaMathQA comparison, Llama-3.2-3B)"
     if not recipe.use_rslora:
         yield "rsLoRA: the best of that comparison at rank 64, not yet tried at this plan's scale and rate"
+    yield "OFT (--set adapter=oft): .494 there where LoRA had .482, at 21 % more time; one seed"
+    if recipe.init == "default":
+        yield "PiSSA, OLoRA and orthogonal inits (--set init), LoRA+ (--set lora_plus_ratio): not in that comparison"

@@ -15,6 +15,7 @@ from autoft.planner.rehearsal.layers import Depth, as_events
 from autoft.planner.rehearsal.loop import Loop, Phase
 from autoft.planner.tracing.trace import KIND, Event
 from autoft.trainer.adapters import kind_of
+from autoft.trainer.adapters.initial import INITIAL, decomposed
 from autoft.trainer.model.build import without_adapter
 from autoft.trainer.model.stream import host_embedding, places, room, streamed_numbers
 from autoft.trainer.recipe import Recipe
@@ -27,8 +28,9 @@ Drop = Callable[[int, int], None]  # (key, bytes)
 class Weight:
     """One stored tensor of the model. size: in bytes. state: sizes of its quantization state, if it is packed.
 
-    trained: adapters, or with method full all weights. parameter: of its module, and no buffer.
-    on_host: never on the device where layers are streamed, and in none of them.
+    adapter: an adapter's own, buffers that it makes again when it is loaded aside. trained: adapters, or with method
+    full all weights. parameter: of its module, and no buffer. on_host: never on the device where layers are
+    streamed, and in none of them.
     stored: in the checkpoint; other buffers are made with the model. params: how many weights it holds, packed or not.
     first: what the checkpoint calls it, or the first of its pieces. assembly: how it is made, unless it is only read;
     result: the key of its storage there.
@@ -97,7 +99,7 @@ def weights_of(model: Any, recipe: Recipe, depth: Depth | None, made: dict[str, 
             layer=int(match[1]) if match else None,
             size=tensor.numel() * tensor.element_size(),
             state=tuple(t.numel() * t.element_size() for t in _state_tensors(module, tensor)),
-            adapter=kind.owns(name),
+            adapter=stored and kind.owns(name),
             trained=tensor.requires_grad,
             parameter=parameter,
             on_host=parameter and module is looked_up,
@@ -325,10 +327,33 @@ def _add_adapters(
 
     update_layer of peft/tuners/lora/layer.py: matrices in float32, in the dtype in which their layer computes (which is
     no float in 8 bits), rows measured for DoRA; cast_adapter_dtype of tuners_utils.py, at the end: float32 again.
-    workspace: of cuBLAS, which DoRA's first product asks for.
+    workspace: of cuBLAS, which DoRA's first product asks for; 0 on the CPU.
     """
-    halved = recipe.quant_type != "int8" and recipe.base_dtype != "float32"
     named = {_in_base(w.name): w for w in base}
+    first = [w for w in adapters if f".{INITIAL}." not in w.name]
+    subtracted = [w for w in adapters if f".{INITIAL}." in w.name]
+    made = _make(recipe, first, named, take, drop, workspace)
+    made += _make(recipe, subtracted, named, take, drop, workspace)
+    for sizes in () if workspace else _decompositions(recipe, [*base, *adapters]):
+        passing = [(take(size, "temporaries"), size) for size in sizes]
+        for key, size in passing:
+            drop(key, size)
+    for (key, size), weight in zip(made, [*first, *subtracted], strict=True):
+        if weight.size < size:
+            take(weight.size, "adapter")
+            drop(key, size)
+
+
+def _make(
+    recipe: Recipe,
+    adapters: list[Weight],
+    named: dict[str, Weight],
+    take: Take,
+    drop: Drop,
+    workspace: int,
+) -> list[tuple[int, int]]:
+    """Make one adapter, in float32 at the end. named: weights of the base. Returns key and size of each weight."""
+    halved = recipe.quant_type != "int8" and recipe.base_dtype != "float32"
     kind = kind_of(recipe)
     layers: dict[str, list[Weight]] = {}
     for weight in adapters:
@@ -351,10 +376,25 @@ def _add_adapters(
         if size < 4 * weight.params:
             made[number] = take(4 * weight.params, "adapter"), 4 * weight.params
             drop(key, size)
-    for (key, size), weight in zip(made, adapters, strict=True):
-        if weight.size < size:
-            take(weight.size, "adapter")
-            drop(key, size)
+    return made
+
+
+def _decompositions(recipe: Recipe, weights: list[Weight]) -> Iterator[list[int]]:
+    """Bytes that begin_with_weights of trainer/adapters/initial.py holds at once on the CPU, layer by layer.
+
+    The weight in float32, where it is not that already, and what is found of it.
+    """
+    named = {_in_base(w.name): w for w in weights if not w.adapter}
+    matrices = (w for w in weights if f".lora_A.{INITIAL}." in w.name)
+    for matrix in matrices:
+        weight = named[_in_base(re.sub(r"lora_A\.\w+", "base_layer", matrix.name))]
+        widened = [4 * weight.params] if recipe.base_dtype != "float32" else []
+        yield widened + [4 * part for part in decomposed(recipe, weight.shape)]
+
+
+def largest_decomposition(recipe: Recipe, weights: list[Weight]) -> int:
+    """Bytes in the host's memory that the first values of the largest layer take; 0 where they are random."""
+    return max(map(sum, _decompositions(recipe, weights)), default=0)
 
 
 def _measure_rows(

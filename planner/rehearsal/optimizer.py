@@ -25,10 +25,17 @@ PAGED_ELEMENTS = 1e5  # bitsandbytes.optim.optimizer.get_state_buffer: smaller s
 
 @functools.lru_cache(maxsize=16)
 def optimizer_events(
-    shapes: tuple[tuple[tuple[int, ...], torch.dtype], ...], name: Optimizer, device: Device, clip: bool
+    shapes: tuple[tuple[tuple[int, ...], torch.dtype], ...],
+    name: Optimizer,
+    device: Device,
+    clip: bool,
+    faster: frozenset[int] = frozenset(),
 ) -> tuple[Events, Events, list[int], int, list[Made], Work]:
     """(events of the first step, of a steady one, kinds of the keys, bytes of paged state, what made each key,
-    work of a steady one)."""
+    work of a steady one).
+
+    faster: places in `shapes` of weights in a group with a rate of its own, which is updated after the others.
+    """
     parameters = [torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")) for shape, dtype in shapes]
     recipe = Recipe(optimizer=name)
     for parameter in parameters:
@@ -38,7 +45,13 @@ def optimizer_events(
         trace.ignore(parameter)
         assert parameter.grad is not None
         trace.ignore(parameter.grad)
-    optimizer = build_optimizer(parameters, recipe, learning_rate=1e-4, foreach=device.cuda or None)
+    optimizer = build_optimizer(
+        parameters,
+        recipe,
+        learning_rate=1e-4,
+        foreach=device.cuda or None,
+        faster=[parameters[at] for at in faster],
+    )
     managed = 0
     spec = spec_of(name)
     if spec.paged and device.cuda:

@@ -26,7 +26,15 @@ from autoft.planner.rehearsal.layers import (
     depth_of,
     shortened,
 )
-from autoft.planner.rehearsal.loading import Weight, full_depth, load_phases, stored_tensors, streamed_bytes, weights_of
+from autoft.planner.rehearsal.loading import (
+    Weight,
+    full_depth,
+    largest_decomposition,
+    load_phases,
+    stored_tensors,
+    streamed_bytes,
+    weights_of,
+)
 from autoft.planner.rehearsal.loop import OURS, Loop, Phase
 from autoft.planner.rehearsal.older import arrange, older_attention
 from autoft.planner.rehearsal.optimizer import optimizer_events
@@ -38,6 +46,7 @@ from autoft.trainer.compat.transformers import PACKED_SEQUENCES
 from autoft.trainer.model import offload
 from autoft.trainer.model.build import build_base, build_model, without_adapter
 from autoft.trainer.objectives import objective_of
+from autoft.trainer.optimizers.optim import is_faster
 from autoft.trainer.recipe import Recipe
 
 aten = torch.ops.aten
@@ -60,6 +69,7 @@ class Rehearsal:
     and in its backward.
     makers: what made the storages from a key on, for those of the steps. weights: what the model stores.
     evaluation: what trainer/evaluation/evaluate.py does with one batch, by name, each with keys of its own.
+    decomposed_bytes: of the host, for first values that are a part of the largest layer's weight.
     """
 
     phases: list[Phase]
@@ -76,6 +86,7 @@ class Rehearsal:
     offloaded_bytes: int = 0
     streamed_bytes: tuple[int, ...] = ()
     layer_work: tuple[Work, Work] = field(default_factory=lambda: (Counter(), Counter()))
+    decomposed_bytes: int = 0
 
     @property
     def made(self) -> dict[int, Made]:
@@ -175,8 +186,10 @@ def _rehearse(
     elif evaluated not in kept.evaluations:
         with _real_masks(packed=False):  # held-out rows are never packed
             kept.evaluations[evaluated] = step.of(replace(step.recipe, packing=False)).evaluation()
-    shapes = tuple((w.shape, w.dtype) for w in step.weights if w.trained)
-    optimizer = optimizer_events(shapes, recipe.optimizer, device, loop.clip)
+    trained = [w for w in step.weights if w.trained]
+    shapes = tuple((w.shape, w.dtype) for w in trained)
+    faster = frozenset(at for at, w in enumerate(trained) if is_faster(w.name, len(w.shape), recipe))
+    optimizer = optimizer_events(shapes, recipe.optimizer, device, loop.clip, faster)
     rehearsal = _assemble(recipe, step.weights, first, rest, optimizer, loop, device)
     return replace(
         rehearsal,
@@ -184,6 +197,7 @@ def _rehearse(
         offloaded_bytes=step.offloaded_bytes,
         streamed_bytes=streamed_bytes(recipe, step.weights),
         layer_work=(first[0].work_of("forward"), first[0].work_of("backward")),
+        decomposed_bytes=largest_decomposition(recipe, step.weights),
     )
 
 

@@ -85,7 +85,7 @@ def families(
             try:
                 recipe = _pin(_recipe(target, seq_len, attention), varied, pinned)
             except FileFormatError as error:
-                problem = error
+                problem = problem or error
                 continue
             if recipe not in seen:
                 seen.add(recipe)

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from autoft.errors import ModelError
 from autoft.trainer.adapters import ADAPTERS
 from autoft.trainer.loop.engine import Engine
 from autoft.trainer.model.build import build_model
@@ -39,9 +40,12 @@ def test_it_is_planned_trained_saved_opened_and_asked(autoft, tmp_path, tiny_mod
     assert done.code == 0, done.err
     result = json.loads(done.out)
     assert (result["steps"], result["job"]["recipe"]) == (2, plan["job"]["recipe"])
-    assert result["trainable_params"] == plan["estimate"]["trainable_params"]
+    counts = ("trainable_params", "total_params")
+    assert [result[count] for count in counts] == [plan["estimate"][count] for count in counts]
+    about = [reason["text"] for reason in plan["reason_records"] if reason["key"] == "adapter"]
+    assert bool(about) == (name == "oft")
     card = (out / "README.md").read_text(encoding="utf-8")
-    assert "An adapter (IA3) for" in card
+    assert f"An adapter ({name.upper()}) for" in card
     assert "rank" not in card.partition("How to use it")[0]
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
@@ -59,12 +63,28 @@ def test_it_is_planned_trained_saved_opened_and_asked(autoft, tmp_path, tiny_mod
     assert scored.code == 0, scored.err
     assert json.loads(scored.out)["after"]["loss"] == pytest.approx(result["after"]["loss"], rel=1e-3)
 
+    merged = autoft("merge", out, "-o", tmp_path / "merged", "--json")
+    assert merged.code == 0, merged.err
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    with torch.no_grad():  # merged weights are rounded to the base's 16 bits
+        torch.testing.assert_close(whole(ids).logits, opened(ids).logits, rtol=0, atol=5e-3)
+    given = ("--from-adapter", out, "--data", data_file, *words(*SETTINGS), "--gpu", "cpu", "--json")
+    again = autoft("run", *given, "-o", tmp_path / "again")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["job"]["recipe"]["adapter"] == name
+
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (("adapter=ia3", "rank=8"), "adapter ia3 has no rank: leave rank out"),
         (("adapter=ia3", "use_dora=true"), "adapter ia3 has no use_dora: leave use_dora out"),
+        (("adapter=oft", "rank=8"), "adapter oft has no rank: leave rank out"),
+        (("oft_block_size=8",), "adapter lora has no oft_block_size: leave oft_block_size out"),
+        (
+            ("adapter=oft", "oft_block_size=30"),
+            "oft_block_size 30 does not divide the 64 inputs of model.layers.0.self_attn.q_proj",
+        ),
         (("adapter=ia", "rank=8"), "adapter = 'ia' is not known"),
         (("method=full", "adapter=ia3"), "method full trains the weights themselves and has no adapter"),
     ],
@@ -136,3 +156,22 @@ def test_a_checkpoint_holds_the_a_that_is_not_trained(tiny_model) -> None:
     adapter = {name for name, _ in model.named_parameters() if ".lora_" in name}
     assert kept.keys() == adapter
     assert {name for name in adapter if kept[name].requires_grad} == {name for name in adapter if ".lora_B." in name}
+
+
+def test_oft_is_not_combined_nor_given_to_what_takes_lora_alone(autoft, tmp_path, tiny_model, data_file) -> None:
+    out, settings = tmp_path / "out", words(*SETTINGS, "adapter=oft", "oft_block_size=16")
+    done = autoft("run", tiny_model, "--data", data_file, "-o", out, *settings, "--gpu", "cpu", "--json")
+    assert done.code == 0, done.err
+    assert json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))["oft_block_size"] == 16
+    refused = autoft("adapters", "combine", out, out, "-o", tmp_path / "sum")
+    assert refused.code == 2
+    assert "PEFT has no sum of OFT adapters" in refused.err
+    refused = autoft("export", out, "--to", "vllm", "-o", tmp_path / "vllm")
+    assert refused.code == 2
+    assert "vLLM takes LoRA alone, and this is OFT" in refused.err
+
+
+def test_oft_on_layers_that_peft_has_no_rotation_for_is_refused() -> None:
+    config = AutoConfig.for_model("gpt2", n_embd=64, n_head=4, n_layer=2, vocab_size=128)
+    with pytest.raises(ModelError, match=r"adapter oft: Target module Conv1D\(.*\) is not supported"):
+        build_model(Recipe(adapter="oft"), config=config, weights=None, device="meta")

@@ -40,6 +40,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "offloaded": {"gradient_checkpointing": True, "offload_checkpoints": True, "target_modules": ("q_proj", "v_proj")},
     "full": {"method": "full", "autocast": True, "gradient_checkpointing": True},
     "dft": {"objective": "dft"},
+    "pissa": {"init": "pissa_niter_16", "lora_plus_ratio": 16.0},
     "float32": {"base_dtype": "float32", "autocast": False, "loss": "selected", "optimizer": "adamw_8bit"},
 }
 CASES = [
@@ -49,6 +50,7 @@ CASES = [
     ("offloaded", "turns"),
     ("full", "turns"),
     ("dft", "pairs"),
+    ("pissa", "pairs"),
     ("float32", "pairs"),
 ]
 

@@ -37,6 +37,7 @@ NF4 = SHORT | {"method": "qlora", "quant_type": "nf4", "autocast": True, "loss":
 CHECKPOINTED = {"gradient_checkpointing": True}
 DORA = {"use_dora": True, "use_rslora": True}
 IA3 = {"adapter": "ia3", "micro_batch": 2, "seq_len": 128}
+OFT = {"adapter": "oft", "micro_batch": 2, "seq_len": 128}
 FULL = {"method": "full", "micro_batch": 2, "seq_len": 128}
 
 SHAPES = {"mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2}, "qwen2": {"tie_word_embeddings": True}}
@@ -55,7 +56,14 @@ REAL: dict[str, tuple[str, dict[str, Any]]] = {
     "adafactor-float32": ("llama", FLOAT32 | {"optimizer": "adafactor"}),
     "lora-fa-autocast": ("llama", AUTOCAST | {"freeze_a": True}),
     "lora-fa-nf4-dropout": ("qwen2", NF4 | {"freeze_a": True, "dropout": 0.1, "optimizer": "adamw_torch"}),
+    "lora-plus-dora-autocast": ("llama", AUTOCAST | {"lora_plus_ratio": 16, "use_dora": True}),
+    "pissa-autocast": ("llama", AUTOCAST | {"init": "pissa"}),
+    "olora-checkpointed-dropout": ("qwen2", AUTOCAST | CHECKPOINTED | {"init": "olora", "dropout": 0.1}),
+    "pissa-lora-fa-float32": ("llama", FLOAT32 | {"init": "pissa_niter_4", "freeze_a": True}),
     "ia3-autocast-checkpointed": ("llama", IA3 | {"autocast": True, "loss": "logits"} | CHECKPOINTED),
+    "oft-autocast-checkpointed": ("llama", OFT | {"autocast": True, "loss": "logits"} | CHECKPOINTED),
+    "oft-nf4": ("qwen2", OFT | {"method": "qlora", "quant_type": "nf4", "autocast": True, "loss": "fused"}),
+    "oft-int8-blocks-of-64": ("llama", OFT | {"method": "qlora", "quant_type": "int8", "oft_block_size": 64}),
     "ia3-nf4": ("qwen2", IA3 | {"method": "qlora", "quant_type": "nf4", "autocast": True, "loss": "fused"}),
     "dft-fused-checkpointed": ("llama", SHORT | {"objective": "dft", "autocast": True, "loss": "fused"} | CHECKPOINTED),
     "dft-nf4-selected": ("qwen2", NF4 | {"objective": "dft", "loss": "selected"}),
@@ -80,7 +88,8 @@ def test_every_peak_of_a_real_run_is_met(cpu_memory, name) -> None:
 
 
 def run(*, config: Any = CONFIG, depth: bool = True, **settings: Any) -> Rehearsal:
-    base = BASE if settings.get("method") != "full" else {"micro_batch": 2, "seq_len": 96}
+    has_rank = settings.get("method") != "full" and settings.get("adapter", "lora") == "lora"
+    base = BASE if has_rank else {"micro_batch": 2, "seq_len": 96}
     recipe = Recipe(**base | settings)
     return rehearse(recipe, config, AMPERE, depth=find_depth(recipe, config) if depth else None)
 
@@ -95,6 +104,9 @@ def allocated(rehearsal: Rehearsal) -> int:
         ("llama3", DORA | CHECKPOINTED),
         ("llama3", CHECKPOINTED | {"checkpoint_every": 2}),
         ("llama3", CHECKPOINTED | {"checkpoint_every": 3, "offload_checkpoints": True}),
+        ("llama3", {"init": "pissa"} | CHECKPOINTED),
+        ("qwen3_moe", {"init": "olora", "lora_plus_ratio": 4.0}),
+        ("llama3", {"adapter": "oft", "oft_block_size": 16}),
         ("llama3", {"method": "full", "autocast": True}),
         ("qwen3_moe", CHECKPOINTED | {"method": "full"}),
         ("gemma3", CHECKPOINTED | {"checkpoint_every": 2}),  # whose windows come in a period of their own, of six
@@ -124,6 +136,33 @@ def test_the_fewer_layers_are_checkpointed_the_more_memory_and_the_less_work() -
     assert taken == sorted(set(taken))
     work = [sum(r.work.values()) for r in (*every, run())]
     assert work == sorted(set(work), reverse=True)
+
+
+def test_first_values_from_weights_pass_in_the_host_s_memory_and_not_on_the_card() -> None:
+    plain, pissa = run(), run(init="pissa")
+    assert pissa.trainable_params == plain.trainable_params
+    assert pissa.written_params == 2 * plain.written_params
+    # gate's 160 x 64 weights in float32, the copy that is decomposed, both sides and the values
+    assert pissa.decomposed_bytes == 4 * (2 * 160 * 64 + 160 * 64 + 64 + 64 * 64)
+    assert (plain.decomposed_bytes, run(init="olora", base_dtype="float32", autocast=False).decomposed_bytes) == (
+        0,
+        4 * 2 * 4 * (160 + 64),
+    )
+    load = host_parts(pissa, PARAMS)["load"]
+    assert load["the decomposition of the largest layer, float32"] == pissa.decomposed_bytes
+    made = {size for _, size in pissa.phases[0].events.tolist()}
+    assert 4 * 160 * 64 not in made
+    on_cpu = rehearse(Recipe(**BASE, init="pissa"), CONFIG, Device(None), depth=None)
+    assert 4 * 160 * 64 in {size for _, size in on_cpu.phases[0].events.tolist()}
+
+
+def test_lora_plus_updates_one_group_after_the_other() -> None:
+    plain, plus = run(rank=64), run(rank=64, lora_plus_ratio=16)
+    (one,), (two,) = (
+        [phase.events for phase in each.phases[each.steady :] if phase.name == "optimizer"] for each in (plain, plus)
+    )
+    assert two[:, 1].cumsum().max() < one[:, 1].cumsum().max()
+    assert plus.trainable_params == plain.trainable_params
 
 
 def test_dora_trains_a_length_a_row_and_builds_each_updated_weight() -> None:

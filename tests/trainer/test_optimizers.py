@@ -7,9 +7,12 @@ from typing import get_args
 
 import pytest
 import torch
+from peft.optimizers import create_loraplus_optimizer
+from transformers import AutoConfig
 
+from autoft.trainer.model.build import build_model
 from autoft.trainer.optimizers import OPTIMIZERS, spec_of
-from autoft.trainer.optimizers.optim import build_optimizer, forget_steps
+from autoft.trainer.optimizers.optim import build_optimizer, faster_weights, forget_steps
 from autoft.trainer.recipe import Optimizer, Recipe
 
 NAMES = list(OPTIMIZERS)
@@ -87,3 +90,32 @@ def test_its_state_takes_no_more_than_the_registry_says(name: str) -> None:
     matrix = parameters[0]
     held = [v for v in optimizer.state[matrix].values() if isinstance(v, torch.Tensor) and v.numel() > 256]
     assert sum(value.nbytes for value in held) <= 1.02 * spec_of(name).state_bytes(4) * matrix.numel()
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_lora_plus_gives_the_rates_that_peft_gives(tiny_model, use_dora: bool) -> None:
+    recipe = Recipe(base_dtype="float32", loss="logits", lora_plus_ratio=16, use_dora=use_dora)
+    model = build_model(recipe, config=AutoConfig.from_pretrained(tiny_model), weights=tiny_model, device="cpu")
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    ours = build_optimizer(trained, recipe, learning_rate=1e-4, faster=faster_weights(model, recipe))
+    theirs = create_loraplus_optimizer(model, torch.optim.AdamW, lr=1e-4, loraplus_lr_ratio=16)
+    rates = [
+        {weight: group["lr"] for group in optimizer.param_groups for weight in group["params"]}
+        for optimizer in (ours, theirs)
+    ]
+    assert rates[0] == rates[1]
+    assert set(rates[0].values()) == {1e-4, 16e-4}
+
+
+@WARNS
+@pytest.mark.parametrize("name", NAMES)
+def test_groups_of_lora_plus_go_on_from_a_saved_state(name: str) -> None:
+    recipe = Recipe(optimizer=name, lora_plus_ratio=4)
+    parameters, wanted = problem(torch.float32)
+    optimizer = build_optimizer(parameters, recipe, learning_rate=0.01, faster=parameters[:1])
+    steps(parameters, wanted, optimizer, 4)
+    others = [torch.nn.Parameter(parameter.detach().clone()) for parameter in parameters]
+    other = build_optimizer(others, recipe, learning_rate=0.5, faster=others[:1])
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert [group["lr"] for group in other.param_groups] == [0.01, 0.04]
+    assert steps(others, wanted, other, 3) == steps(parameters, wanted, optimizer, 3)

@@ -143,6 +143,7 @@ def test_layers_that_share_weights_are_refused(tiny_model) -> None:
         ({"method": "full", "gradient_checkpointing": True}, "method full trains every layer"),
         ({"method": "qlora", "quant_type": "int8", "gradient_checkpointing": True}, "needs a base in 16 or 4 bits"),
         ({"use_dora": True, "gradient_checkpointing": True}, "use_dora measures weights"),
+        ({"init": "pissa", "gradient_checkpointing": True}, "init pissa reads weights"),
     ],
 )
 def test_what_cannot_be_streamed_is_refused(settings, problem) -> None:

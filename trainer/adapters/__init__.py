@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autoft.trainer.adapters import ia3, lora
+from autoft.trainer.adapters import ia3, lora, oft
 from autoft.trainer.adapters.kind import AdapterKind
 
 if TYPE_CHECKING:
     from autoft.trainer.recipe import Recipe
 
-ADAPTERS: dict[str, AdapterKind] = {kind.name: kind for kind in (lora.ADAPTER, ia3.ADAPTER)}
+ADAPTERS: dict[str, AdapterKind] = {kind.name: kind for kind in (lora.ADAPTER, ia3.ADAPTER, oft.ADAPTER)}
 
 
 def kind_of(recipe: Recipe) -> AdapterKind:

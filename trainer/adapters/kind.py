@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autoft.trainer.recipe import Recipe
+
+
+def save_as_trained(model: Any, _: Recipe, folder: Path) -> None:
+    """Write the adapter as PEFT holds it. Raises: OSError."""
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +27,9 @@ class AdapterKind:
     unlike: what of a saved configuration would be trained otherwise here, as "key is value"; None for nothing.
     trains: whether an own weight of that name is trained; the others stay as they are made.
     mend: changes what PEFT does wrong in a model that has the adapter, for all who compute with it.
+    begin: gives a new adapter the first values that the recipe says, where PEFT did not.
+    saved: the recipe of what is saved, where it is of another form than what is trained.
+    save: writes a trained adapter of the recipe into a folder, as plain PEFT reads it.
     title: its name for people, of a Recipe. size: how large it is, "rank 16"; empty where it has no size to choose.
     learning_rate: to begin with, and rate_source: where that comes from.
     source: where it is described.
@@ -35,6 +44,9 @@ class AdapterKind:
     unlike: Callable[[Mapping[str, Any]], str | None]
     trains: Callable[[str, Recipe], bool]
     mend: Callable[[Any], None] = lambda model: None
+    begin: Callable[[Any, Recipe], None] = lambda model, recipe: None
+    saved: Callable[[Recipe], Recipe] = lambda recipe: recipe
+    save: Callable[[Any, Recipe, Path], None] = save_as_trained
     title: Callable[[Recipe], str]
     size: Callable[[Recipe], str]
     learning_rate: float

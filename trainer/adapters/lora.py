@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoft.trainer.adapters.kind import AdapterKind
+from autoft.trainer.adapters.initial import (
+    FROM_WEIGHTS,
+    INITIAL,
+    TITLES,
+    begin_with_weights,
+    save_as_lora,
+    saved_recipe,
+)
+from autoft.trainer.adapters.kind import AdapterKind, save_as_trained
 
 if TYPE_CHECKING:
     from autoft.trainer.recipe import Recipe
 
 
 PLAIN_BEGINNINGS = (None, True, False, "gaussian", "orthogonal", "eva")  # of init_lora_weights: the base stays as it is
+
+
+PEFT_INITS = {"orthogonal": "orthogonal"}  # the others begin as PEFT's default does
 
 
 def config(recipe: Recipe, layers: list[str], **common: Any) -> Any:
@@ -23,13 +35,26 @@ def config(recipe: Recipe, layers: list[str], **common: Any) -> Any:
         lora_dropout=recipe.dropout,
         use_rslora=recipe.use_rslora,
         use_dora=recipe.use_dora,
+        init_lora_weights=PEFT_INITS.get(recipe.init, True),
         target_modules=layers,
         **common,
     )
 
 
 def trains(weight: str, recipe: Recipe) -> bool:
-    return not (recipe.freeze_a and ".lora_A." in weight)
+    return f".{INITIAL}." not in weight and not (recipe.freeze_a and ".lora_A." in weight)
+
+
+def begin(model: Any, recipe: Recipe) -> None:
+    if recipe.init in FROM_WEIGHTS:
+        begin_with_weights(model, recipe)
+
+
+def save(model: Any, recipe: Recipe, folder: Path) -> None:
+    if recipe.init in FROM_WEIGHTS:
+        save_as_lora(model, recipe, folder)
+    else:
+        save_as_trained(model, recipe, folder)
 
 
 def unlike(saved: Mapping[str, Any]) -> str | None:
@@ -39,9 +64,11 @@ def unlike(saved: Mapping[str, Any]) -> str | None:
 
 
 def title(recipe: Recipe) -> str:
-    """LoRA, rsLoRA, LoRA-FA, LoRA with DoRA."""
+    """LoRA, rsLoRA, LoRA-FA, LoRA+, LoRA with DoRA, LoRA with PiSSA init."""
     plain = ("rsLoRA" if recipe.use_rslora else "LoRA") + ("-FA" if recipe.freeze_a else "")
-    return plain + (" with DoRA" if recipe.use_dora else "")
+    plain += "+" if recipe.lora_plus_ratio > 1 else ""
+    begun = f" with {TITLES.get(recipe.init, recipe.init)} init" if recipe.init != "default" else ""
+    return plain + (" with DoRA" if recipe.use_dora else "") + begun
 
 
 def size(recipe: Recipe) -> str:
@@ -60,9 +87,12 @@ ADAPTER = AdapterKind(
         "use_rslora": "use_rslora",
         "use_dora": "use_dora",
     },
-    unsaved=frozenset({"freeze_a"}),
+    unsaved=frozenset({"freeze_a", "init", "lora_plus_ratio"}),
     unlike=unlike,
     trains=trains,
+    begin=begin,
+    saved=saved_recipe,
+    save=save,
     title=title,
     size=size,
     learning_rate=2e-4,

@@ -28,11 +28,37 @@ TABLE.hook(
     attributes=("lora_A", "lora_B", "lora_magnitude_vector", "base_layer"),
 )
 TABLE.hook(
+    "peft.tuners.lora.layer:Linear",
+    "(base_layer, adapter_name, config, r=0, lora_alpha=1, is_target_conv_1d_layer=False, **kwargs)",
+    "a layer whose weight can be decomposed",
+    "trainer/adapters/initial.py",
+    attributes=("fan_in_fan_out",),
+)
+TABLE.hook(
+    "peft.tuners.lora:LoraLayer.set_scale",
+    "(self, adapter, scale)",
+    "-1 subtracts an adapter",
+    "trainer/adapters/initial.py",
+)
+TABLE.hook(
+    "peft.tuners.lora:LoraModel.subtract_mutated_init",
+    "(self, output_state_dict, adapter_name, kwargs=None)",
+    "joins an adapter and the one that it began as",
+    "trainer/adapters/initial.py",
+)
+TABLE.hook(
     "peft.tuners.ia3:IA3Layer",
     "(base_layer, is_feedforward, **kwargs)",
     "an adapter's weights are known by their names",
     "trainer/adapters/ia3.py",
     attributes=("ia3_l",),
+)
+TABLE.hook(
+    "peft.tuners.oft:OFTLayer",
+    "(base_layer, **kwargs)",
+    "which size its blocks have",
+    "trainer/adapters/oft.py",
+    attributes=("oft_R", "oft_block_size", "in_features"),
 )
 TABLE.hook(
     "peft:PeftModel.get_base_model",

@@ -223,10 +223,11 @@ def _beyond(adapter: AdapterFolder) -> str | None:
 
 def _settings_of_run(recipe: Recipe) -> dict[str, Any]:
     """Of a run; positions that were scaled are scaled by the same factor again."""
-    names = {"adapter", "target_modules", *ADAPTERS[recipe.adapter].keys}
+    kind = ADAPTERS[recipe.adapter]
+    names, saved = {"adapter", "target_modules", *kind.keys}, kind.saved(recipe)
     if recipe.rope_scaling is not None:
         names |= {"rope_scaling", "seq_len"}
-    return {name: getattr(recipe, name) for name in Recipe.__dataclass_fields__ if name in names}
+    return {name: getattr(saved, name) for name in Recipe.__dataclass_fields__ if name in names}
 
 
 def _settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:

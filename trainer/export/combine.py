@@ -47,6 +47,7 @@ METHODS = {
     "dare_ties": "values are dropped at random, then as ties",
     "magnitude_prune": "small values are cut, then added",
 }
+COMBINED = frozenset({"lora", "ia3"})  # kinds of which PEFT has add_weighted_adapter
 ONE_RANK = frozenset({"linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"})
 CUTS = ONE_RANK - {"linear"}  # and take a density
 SMALL_FILES_BYTES = 2**26  # assumption: tokenizer, card and records beside the weights
@@ -124,7 +125,13 @@ def mix_of(adapters: Sequence[AdapterFolder], method: str, weights: Sequence[flo
     kinds = {adapter.kind for adapter in adapters}
     if len(kinds) > 1:
         raise ModelError(f"{_differ(adapters, 'adapter')}: kinds cannot be combined", fix="give adapters of one kind")
-    is_ia3 = kinds == {"ia3"}
+    kind = adapters[0].kind
+    if kind not in COMBINED:
+        raise ModelError(
+            f"{adapters[0].folder}: PEFT has no sum of {kind.upper()} adapters",
+            fix="autoft merge makes a model of each",
+        )
+    is_ia3 = kind == "ia3"
     if weights and len(weights) != len(adapters):
         raise OptionError(f"--weights has {len(weights)} numbers for {len(adapters)} adapters", fix="give one each")
     given = tuple(weights) or (1 / len(adapters) if is_ia3 else 1.0,) * len(adapters)

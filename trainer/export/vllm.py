@@ -74,10 +74,14 @@ def _reopen(source: Source, written: Path, question: Question) -> Answer:
 def serve_command(base: str, adapters: Mapping[str, Path], rank: int) -> str:
     """The command that serves adapters, folders by their names, beside their base. rank: the largest of them."""
     modules = [f"{name}={folder.absolute()}" for name, folder in adapters.items()]
-    words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", *modules]
-    if rank > DEFAULT_MAX_RANK:
-        words += ["--max-lora-rank", str(next((most for most in MAX_RANKS if most >= rank), MAX_RANKS[-1]))]
-    return shlex.join(words)
+    return shlex.join(["vllm", "serve", base, "--enable-lora", "--lora-modules", *modules, *rank_option(rank)])
+
+
+def rank_option(rank: int) -> tuple[str, ...]:
+    """What `vllm serve` is told for adapters of `rank`; nothing where its default will do."""
+    if rank <= DEFAULT_MAX_RANK:
+        return ()
+    return "--max-lora-rank", str(next((most for most in MAX_RANKS if most >= rank), MAX_RANKS[-1]))
 
 
 def _commands(source: Source, order: Order) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from autoft.trainer.model.build import without_adapter
 from autoft.trainer.objectives import objective_of
 from autoft.trainer.objectives.loss import IGNORED
 from autoft.trainer.objectives.packing import pack
-from autoft.trainer.optimizers.optim import build_optimizer, forget_steps
+from autoft.trainer.optimizers.optim import build_optimizer, faster_weights, forget_steps
 from autoft.trainer.runtime.peak_memory import free_memory, is_out_of_memory
 from autoft.trainer.runtime.randomness import random_state, set_random_state
 from autoft.trainer.runtime.signals import StopRequest
@@ -116,7 +116,11 @@ class Engine(SFTTrainer):  # type: ignore[misc]
             ),
             optimizers=(
                 build_optimizer(
-                    list(weights), job.recipe, learning_rate=job.learning_rate, weight_decay=job.weight_decay
+                    list(weights),
+                    job.recipe,
+                    learning_rate=job.learning_rate,
+                    weight_decay=job.weight_decay,
+                    faster=faster_weights(model, job.recipe),
                 ),
                 None,
             ),

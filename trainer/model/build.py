@@ -516,12 +516,17 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe, device: str = "meta") -> 
         with torch.device(device), warnings.catch_warnings():
             # PEFT 0.21 sets patterns for the experts that are named, then looks for them among modules alone
             warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning)
+            warnings.filterwarnings("ignore", "Invalid `oft_block_size`", UserWarning)  # OFT's `begin` refuses it
             model = get_peft_model(base, config)
+            kind.begin(model, recipe)
     except ValueError as error:
         raise ModelError(
             f"target_modules {recipe.target_modules!r}: {' '.join(str(error).split())[:160]}",
             fix="--set target_modules=all-linear",
         ) from error
+    except TypeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(f"adapter {kind.name}: {reason}", fix="--set adapter=lora") from error
     kind.mend(model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -91,6 +91,9 @@ def how_trained(recipe: Recipe) -> str:
     adapter = kind.title(recipe)
     if "rank" in kind.settings:
         adapter += f" of rank {recipe.rank}, alpha {recipe.alpha:g}"
+    saved = kind.saved(recipe)
+    if saved != recipe:
+        adapter += f" (saved as plain LoRA of rank {saved.rank}, alpha {saved.alpha:g})"
     targets = recipe.target_modules if isinstance(recipe.target_modules, str) else ", ".join(recipe.target_modules)
     return f"{recipe.method} on a base in {precision}, {adapter}, targets {targets}" + (
         (f", RoPE scaled ({recipe.rope_scaling})" if recipe.rope_scaling else "") + minimised

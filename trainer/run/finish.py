@@ -138,7 +138,7 @@ def _save(job: Job, loaded: Loaded, folder: Path) -> None:
             loaded.model.save_pretrained(folder)
         else:
             loaded.model.peft_config["default"].base_model_name_or_path = base_reference(loaded.ref, loaded.weights)
-            loaded.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+            kind_of(job.recipe).save(loaded.model, job.recipe, folder)
         loaded.prepared.tokenizer.save_pretrained(folder)
     except Exception as error:
         if "os error" not in str(error):

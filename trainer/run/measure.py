@@ -140,7 +140,7 @@ def run(task: Task) -> Steps:
 
     from autoft.trainer.model.build import build_model
     from autoft.trainer.objectives import objective_of
-    from autoft.trainer.optimizers.optim import build_optimizer
+    from autoft.trainer.optimizers.optim import build_optimizer, faster_weights
 
     environment.quiet()
     recipe, weights = task.recipe, Path(task.weights)
@@ -150,7 +150,7 @@ def run(task: Task) -> Steps:
     load_s = time.perf_counter() - began
     heldout_loss = _heldout_loss(task, model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = build_optimizer(trained, recipe, learning_rate=LEARNING_RATE)
+    optimizer = build_optimizer(trained, recipe, learning_rate=LEARNING_RATE, faster=faster_weights(model, recipe))
     scaler = torch.amp.GradScaler(task.device, enabled=recipe.autocast and recipe.base_dtype == "float16")
     batch = {name: tensor.to(task.device) for name, tensor in _batch(task, config).items()}
     losses, times = [], []
