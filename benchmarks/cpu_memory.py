@@ -9,6 +9,7 @@ of PyTorch's CPU allocator, every allocation and release in bytes; the rehearsal
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import subprocess
@@ -276,6 +277,7 @@ def recorded() -> Any:
     from torch.profiler import ProfilerActivity, profile
 
     events: list[Any] = []
+    gc.collect()  # what others have left in circles would count as given back
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         yield events
     events += sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())

@@ -60,6 +60,7 @@ CAUSES: tuple[tuple[str, str, str, str], ...] = (
     ("kbit_upcast", "load", "allocated", "the mean of a weight's scales takes 1 KiB, which the rehearsal leaves out"),
     ("loss=selected", "", "reserved", "cached blocks went back at the card's limit; the estimate has none"),
     ("a100-qwen2.5-0.5b-l4-lora-s1024-b4", "", "reserved", "what cub takes to sort indices is left out"),
+    ("adapter=oft", "load", "reserved", "what PEFT makes in passing while it builds a rotation is left out"),
     ("qwen3-30b-a3b-l2-lora-s512", "", "reserved", "autocast drops its casts in a hash table's order"),
 )
 

@@ -8,7 +8,7 @@
     python benchmarks/gpu_evidence.py --smoke          tiny models, on this CPU where there is no GPU
 
     a   what doctor finds, and the bench of probe
-    b   20 recipes: memory (allocated, reserved, of the device) and step time, predicted beside measured
+    b   21 recipes: memory (allocated, reserved, of the device) and step time, predicted beside measured
     c   what the CUDA context takes of the card
     d   kept to 8, 12, 16 and 24 GiB: the chosen plan lives, and the nearest that is too large dies
     e   whole runs: one to its end, one that is killed, resumed, and short of memory in a step

@@ -43,6 +43,7 @@ RECIPES = (
     "llama-3.2-1b-qlora-s1024-b4-quant_type=int8",
     "llama-3.1-8b-qlora-s2048-b1-ckpt-paged_adamw_8bit",
     "llama-3.1-8b-lora-s1024-b2-ckpt",
+    "llama-3.1-8b-qlora-s2048-b2-ckpt-streamed_layers=32",
     "llama-3.1-8b-qlora-s512-b1",
     "llama-3.1-8b-qlora-s1024-b8-ckpt",
     "llama-3.1-8b-qlora-s8192-b1-ckpt",

@@ -42,7 +42,7 @@ def call(evidence, monkeypatch, capsys, tmp_path) -> Callable[..., tuple[dict[st
 
 def test_twenty_recipes_are_measured_and_each_card_size_has_a_plan(evidence) -> None:
     parts, validate = importlib.import_module("gpu_parts"), importlib.import_module("gpu_validate")
-    assert len(set(parts.RECIPES)) == 20
+    assert len(set(parts.RECIPES)) == 21
     assert set(parts.RECIPES) <= {case["id"] for case in validate.read_cases()}
     assert [case.cap_gib for case in parts.CAPPED] == [8, 12, 16, 24]
     assert set(parts.PARTS) == set(evidence.SHARES)

@@ -231,55 +231,55 @@ TABLE.hook(
     "transformers.quantizers:register_quantizer",
     "(name)",
     "experts are packed while they are loaded, by a quantizer of ours",
-    "trainer/model/experts.py",
+    "trainer/model/quantizer.py",
 )
 TABLE.hook(
     "transformers.quantizers.quantizer_bnb_4bit:Bnb4BitHfQuantizer.param_needs_quantization",
     "(self, model, param_name, **kwargs)",
     "overridden for experts",
-    "trainer/model/experts.py",
+    "trainer/model/quantizer.py",
 )
 TABLE.hook(
     "transformers.quantizers.quantizer_bnb_4bit:Bnb4BitHfQuantizer.get_quantize_ops",
     "(self)",
     "overridden for experts",
-    "trainer/model/experts.py",
+    "trainer/model/quantizer.py",
 )
 TABLE.hook(
     "transformers.quantizers.quantizer_bnb_4bit:Bnb4BitHfQuantizer._process_model_before_weight_loading",
     "(self, model, device_map, **kwargs)",
     "overridden: a model without experts is refused",
-    "trainer/model/experts.py",
+    "trainer/model/quantizer.py",
 )
 TABLE.hook(
     "transformers.quantizers.quantizer_bnb_4bit:Bnb4BitHfQuantizer._process_model_after_weight_loading",
     "(self, model, **kwargs)",
     "overridden: the saved configuration has the library's own name for the method",
-    "trainer/model/experts.py",
+    "trainer/model/quantizer.py",
 )
 TABLE.hook(
     "transformers.integrations.bitsandbytes:Bnb4bitQuantize.convert",
     "(self, input_dict, full_layer_name=None, model=None, **kwargs)",
     "overridden for experts",
-    "trainer/model/experts.py",
+    "trainer/model/quantizer.py",
 )
 TABLE.hook(
     "transformers.core_model_loading:ConversionOps",
     "()",
     "what get_quantize_ops returns",
-    "trainer/model/experts.py",
+    "trainer/model/quantizer.py",
 )
 TABLE.hook(
     "transformers.quantizers.quantizers_utils:get_module_from_name",
     "(module, tensor_name)",
     "the module of a weight that is loaded",
-    "trainer/model/experts.py",
+    "trainer/model/quantizer.py",
 )
 TABLE.hook(
     "transformers.utils.quantization_config:QuantizationMethod.BITS_AND_BYTES",
     "",
     "the library's own name for the method",
-    "trainer/model/experts.py",
+    "trainer/model/quantizer.py",
 )
 
 # The Trainer: methods that are called or overridden, and switches that are set
