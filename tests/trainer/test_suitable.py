@@ -42,6 +42,8 @@ def refusal(config) -> ModelError:
         ({"model_type": "paligemma"}, "the tokens of paligemma see those after them, and"),
         ({"model_type": "pi0"}, "PI0ForConditionalGeneration writes no text, and autoft trains on text"),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "gemma3_text is an encoder"),
+        ({"model_type": "blt"}, "blt joins bytes to patches whose lengths depend on the text"),
+        ({"model_type": "kyutai_speech_to_text"}, "takes codes of a sound beside each token"),
         ({"model_type": "vit"}, "vit is not a causal language model that transformers knows"),
     ],
 )

@@ -22,7 +22,13 @@ from autoft.trainer.adapters import kind_of
 from autoft.trainer.model.rope import scaled_config
 from autoft.trainer.objectives import objective_of
 from autoft.trainer.recipe import Attention, Recipe, torch_dtype
-from autoft.trainer.sources.suitable import auto_class, has_towers, missing_library, refuse_unsuitable
+from autoft.trainer.sources.suitable import (
+    auto_class,
+    has_towers,
+    missing_library,
+    refuse_other_inputs,
+    refuse_unsuitable,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -109,6 +115,7 @@ def build_base(
     Raises: ModelError when there is no such model, or it cannot be quantized.
     """
     refuse_unsuitable(config)
+    refuse_other_inputs(config)
     config = scaled_config(config, recipe)
     if recipe.attention == "flash_attention_2" and weights is not None:
         _demand_flash_attention(device)

@@ -19,6 +19,19 @@ _OTHER_HEADS = {
     "RewardModel": "a reward model",
 }
 
+# Causal language models whose forward is not that of tokens alone, by what modeling_*.py of transformers 5.23 does
+_OTHER_INPUTS = {
+    "blt": "joins bytes to patches whose lengths depend on the text, so the memory of a step cannot be planned",
+    "kyutai_speech_to_text": "takes codes of a sound beside each token, and autoft trains on text",
+}
+
+
+def refuse_other_inputs(config: Any) -> None:
+    """Raises: ModelError for a model that cannot be trained on token ids alone."""
+    reason = _OTHER_INPUTS.get(config.model_type)
+    if reason is not None:
+        raise ModelError(f"{config.model_type} {reason}", fix="choose another model")
+
 
 def refuse_unsuitable(config: Any) -> None:
     """Refuse what is no causal language model, or has quantized weights. Raises: ModelError with the true reason."""
