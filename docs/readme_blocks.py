@@ -274,7 +274,7 @@ def plan_in_short(cells: list[str]) -> str:
     names = {"lora": "LoRA", "qlora": "QLoRA"}
     if method not in names:
         return "no"
-    return f"{names[method]}, {memory}" + (" and RAM³" if streamed else "")
+    return f"{names[method]}, {memory}" + (" + RAM" if streamed else "")
 
 
 def sizes_and_quality() -> str:

@@ -268,7 +268,9 @@ def _print_table(names: tuple[str, ...], lines: list[Line], console: Console) ->
 def _short(recipe: Recipe) -> str:
     """QLoRA NF4, 4 rows, checkpointing."""
     words = [f"QLoRA {recipe.quant_type.upper()}" if recipe.quant_type else "LoRA", _rows(recipe.micro_batch)]
-    return ", ".join([*words, *(["checkpointing"] if recipe.gradient_checkpointing else [])])
+    checkpointing = ["checkpointing"] if recipe.gradient_checkpointing else []
+    streamed = [f"{recipe.streamed_layers} layers streamed"] if recipe.streamed_layers else []
+    return ", ".join([*words, *checkpointing, *streamed])
 
 
 def _refuse_contradiction(name: str, words: dict[str, Any], output: object) -> None:

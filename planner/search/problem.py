@@ -84,9 +84,9 @@ class Question:
 
         Only with the base that takes the least of that memory and of the link, unless --prefer quality.
         """
-        layers = self.estimator.num_layers
-        if self.target.device == "cpu" or not layers or "streamed_layers" in self.pinned:
-            return []
+        layers, gpu = self.estimator.num_layers, self.target.gpu
+        if gpu is None or gpu.unified_memory or not layers or "streamed_layers" in self.pinned:
+            return []  # without a memory of its own there is nothing to stream from
         try:
             every = self._families(streamed_layers=layers)
         except FileFormatError:  # the settings exclude it

@@ -74,6 +74,10 @@ class Frame:
         """The smallest micro-batch of each of the plan's families. Raises: FileFormatError where pins contradict."""
         return [family.recipes[0] for family in self.question.families()]
 
+    def streamed_recipes(self) -> list[Recipe]:
+        """The same with all layers streamed from the host's memory; none where that cannot be."""
+        return [family.recipes[0] for family in self.question.streamed_families()]
+
     def best(self) -> tuple[Recipe, Estimate]:
         """What the plan would choose, or what comes closest where nothing fits: then its `fits` is not "yes"."""
         choice = self.question.choose(self.question.search())

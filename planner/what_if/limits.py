@@ -62,9 +62,9 @@ def find_limit(frame: Frame, quantity: Quantity) -> Limit:
     Raises: DoesNotFit where not even the least fits, OptionError where the settings pin the quantity itself.
     """
     values, bound_by = _values(frame, quantity)
-    ceilings: list[Ceiling] = []
-    for recipe in _recipes(frame):
-        ceilings.append(_ceiling(frame, recipe, quantity, values, near=ceilings[-1].value if ceilings else None))
+    ceilings = _ceilings(frame, _recipes(frame), quantity, values)
+    if all(ceiling.value is None for ceiling in ceilings):
+        ceilings += _ceilings(frame, frame.streamed_recipes(), quantity, values)
     best = min(ceilings, key=_rank)
     lighter = frame.question.lighter(best.recipe)  # the optimizer's state is the same in all of them
     while lighter is not None:
@@ -129,6 +129,13 @@ def _values(frame: Frame, quantity: Quantity) -> tuple[Sequence[int], str]:
         # above it the two factors hold more weights than the square matrix that they stand for
         return [1, 2, 4, *range(RANK_STEP, shape.hidden_size + 1, RANK_STEP)], "its hidden size: more has no use"
     return range(1, MOST_ROWS + 1), "more was not tried"
+
+
+def _ceilings(frame: Frame, recipes: Sequence[Recipe], quantity: Quantity, values: Sequence[int]) -> list[Ceiling]:
+    ceilings: list[Ceiling] = []
+    for recipe in recipes:
+        ceilings.append(_ceiling(frame, recipe, quantity, values, near=ceilings[-1].value if ceilings else None))
+    return ceilings
 
 
 def _ceiling(frame: Frame, recipe: Recipe, quantity: Quantity, values: Sequence[int], near: int | None) -> Ceiling:

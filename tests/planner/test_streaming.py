@@ -88,6 +88,12 @@ def test_with_less_memory_as_few_layers_are_streamed_as_make_it_fit(model: Path,
     assert any(record.key == "max_new_tokens" for record in plan.reason_records)
 
 
+def test_a_card_that_shares_the_host_s_memory_streams_nothing(model: Path) -> None:
+    with pytest.raises(DoesNotFit) as refused:
+        make_plan(Request(model=str(model), gpu="jetson-agx-orin-64gb", vram_gib=1.2, seq_len=128), NOWHERE)
+    assert "streamed" not in str(refused.value)
+
+
 def test_answers_are_generated_where_the_user_asks_for_them(model: Path) -> None:
     assert plan_at(model, 1.2, settings=("max_new_tokens=16",)).job.max_new_tokens == 16
 
