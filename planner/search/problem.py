@@ -187,10 +187,8 @@ class Question:
         layers = self.estimator.num_layers or 1
         away = min(recipe.streamed_layers, layers) / layers
         around = shape.other_params - shape.expert_params
-        if recipe.streamed_layers:
-            around -= (
-                shape.vocab_size * shape.hidden_size
-            )  # embeddings, which stay on the host unless the head has them
+        if recipe.streamed_layers:  # embeddings stay on the host unless the head shares them
+            around -= shape.vocab_size * shape.hidden_size
         return int(in_layers * (1 - away)) + around * whole
 
     def padded(self, micro_batch: int) -> float:

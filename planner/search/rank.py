@@ -142,7 +142,7 @@ def _of_streaming(best: Candidate, ranked: list[Candidate], pruned: Sequence[Pru
     heavy = (each for each in pruned if each.weights_bytes is not None)
     lightest = min(heavy, key=lambda each: each.weights_bytes or 0, default=None)
     if least is not None:
-        on_gpu = words.on_gpu(least.recipe, least.estimate)
+        on_gpu = words.resident(least.recipe, least.estimate)
     elif lightest is not None:
         on_gpu = lightest.text
     else:

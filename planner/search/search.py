@@ -42,9 +42,9 @@ class Pruned:
 class Search:
     """estimate: rehearses. context_bytes: what a run takes of the device before its first tensor. padding: tokens of a
     micro-batch of so many rows, padding included, over those of as many rows as long as the sequence. weights_bytes:
-    the least that a recipe's base takes of the device. ram_bytes: of the host, free for streamed layers; None where not
-    known. lighter: the same recipe with less optimizer state, None if
-    there is none. gpu: a card, not a CPU, where large tensors can take more than their share of time.
+    the least that a recipe's base takes of the device. lighter: the same recipe with less optimizer state, None if
+    there is none. gpu: a card, not a CPU, where large tensors can take more than their share of time. ram_bytes: of the
+    host, free for streamed layers; None where not known.
 
     found: what was rehearsed. pruned: why the rest was not.
     """

@@ -142,7 +142,7 @@ def checkpointing_needed(without: Recipe, device_bytes: int) -> Reason:
     )
 
 
-def on_gpu(recipe: Recipe, estimate: Estimate) -> str:
+def resident(recipe: Recipe, estimate: Estimate) -> str:
     """What a recipe takes that keeps every layer on the GPU."""
     return f"{describe(recipe)}: {size(estimate.device_bytes)}"
 
