@@ -8,6 +8,7 @@ from autoft.errors import FileFormatError, OptionError, near
 from autoft.planner.search.synonyms import SETTINGS, TYPED, setting_called, switch_called
 from autoft.schema import parse_toml
 from autoft.settings import Field, settings_of
+from autoft.trainer.adapters import NOT_HERE
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
 
@@ -46,6 +47,10 @@ def check(recipe: dict[str, Any], job: dict[str, Any], *, where: str) -> None:
 
     Raises: FileFormatError naming `where` and the field.
     """
+    for name in ("adapter", "init"):
+        value = str(recipe.get(name)).lower().replace("-", "_")
+        if value in NOT_HERE:
+            raise FileFormatError(f"{where} {name}={value}: {NOT_HERE[value]}", fix=_one_of(SETTINGS[name].choices))
     alone = {name: value for name, value in recipe.items() if SETTINGS[name].setting.alone}
     for name, value in alone.items():
         Recipe.from_dict({name: value}, where=where)

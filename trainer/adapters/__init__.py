@@ -16,6 +16,18 @@ if TYPE_CHECKING:
 
 ADAPTERS: dict[str, AdapterKind] = {kind.name: kind for kind in (lora.ADAPTER, ia3.ADAPTER, oft.ADAPTER)}
 
+# PEFT's other kinds, and values of init, with why they are not here
+_SHIFTS = "its virtual tokens shift rows, which packing, the fused loss and exports do not expect"
+NOT_HERE = {
+    "vera": "it was worse than LoRA in PEFT's comparison (.368 beside .482), at hardly less memory",
+    "boft": "it was worse than LoRA in PEFT's comparison (.365 beside .482), at 4.6 times the time",
+    "prompt_tuning": _SHIFTS,
+    "prefix_tuning": _SHIFTS,
+    "p_tuning": _SHIFTS,
+    "loftq": "it corrects a 4-bit base; merges and exports go onto the 16-bit one, where that is an error",
+    "eva": "it is not supported yet",
+}
+
 
 def kind_of(recipe: Recipe) -> AdapterKind:
     """Of the recipe's adapter; in full fine-tuning, which has none, the one that owns nothing there."""
