@@ -72,6 +72,16 @@ def test_qlora_streams_from_pinned_memory_and_is_asked_afterwards(on_card, deep_
     assert json.loads(asked.out)
 
 
+def test_memory_that_cannot_be_pinned_is_copied_all_the_same(on_card, deep_model, data_file, tmp_path):
+    pinned = on_card("rtx3060", truth=True).warm(*run(deep_model, data_file, tmp_path / "pinned", **STREAMED))
+    assert pinned.code == 0, pinned.err
+    refused = on_card("rtx3060", truth=True, fault="no-pinning")
+    done = refused.warm(*run(deep_model, data_file, tmp_path / "out", **STREAMED))
+    assert done.code == 0, done.err
+    assert "could not be pinned" in done.err
+    assert weights_of(tmp_path / "out") == weights_of(tmp_path / "pinned")
+
+
 def test_a_killed_run_that_streams_goes_on_to_the_same_weights(on_card, deep_model, data_file, tmp_path):
     card = on_card("rtx3060", truth=True)
     quiet = card.warm(*run(deep_model, data_file, tmp_path / "quiet", **STREAMED))

@@ -20,7 +20,7 @@ ADAPTERS: dict[str, AdapterKind] = {kind.name: kind for kind in (lora.ADAPTER, i
 _SHIFTS = "its virtual tokens shift rows, which packing, the fused loss and exports do not expect"
 NOT_HERE = {
     "vera": "it was worse than LoRA in PEFT's comparison (.368 beside .482), at hardly less memory",
-    "boft": "it was worse than LoRA in PEFT's comparison (.365 beside .482), at 4.6 times the time",
+    "boft": "it was worse than LoRA in PEFT's comparison (.365 beside .482), and 4.6x slower",
     "prompt_tuning": _SHIFTS,
     "prefix_tuning": _SHIFTS,
     "p_tuning": _SHIFTS,

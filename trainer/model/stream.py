@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,10 +247,19 @@ def _pin(buffers: Sequence[torch.Tensor], owner: Any) -> bool:
     pinned = []
     for buffer in buffers:
         if cudart.cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0) != cudart.cudaError.success:
+            _forget_error()
             break
         pinned.append(buffer)
     weakref.finalize(owner, _unpin, pinned).atexit = False
     return len(pinned) == len(buffers)
+
+
+def _forget_error() -> None:
+    """CUDA keeps the last error until it is asked for it, which a kernel's launch does: let it be one of no account."""
+    cuda: Any = torch.cuda
+    if cuda.is_initialized():
+        with suppress(RuntimeError):
+            torch.zeros(1, device="cuda").add_(1)
 
 
 def _unpin(buffers: Sequence[torch.Tensor]) -> None:
