@@ -109,3 +109,4 @@ readme: setup ## Regenerate what README.md and docs/ show of commands and result
 	@$(BIN)/python docs/plan_table.py
 	@$(BIN)/python docs/exports_table.py
 	@$(BIN)/python docs/models_table.py
+	@$(BIN)/python docs/recording.py
