@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cksum < pyproject.toml | cut -d' ' -f1)-$(shell cksum < constraints.txt | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-cuda standin lint format bench gpu-bundle faults hostile fuzz readme docs
+.PHONY: help setup run test test-fast test-cuda standin lint format bench gpu-bundle faults hostile fuzz readme recording docs
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -100,6 +100,9 @@ docs: setup ## Build the site of docs/ into build/site; a broken link is an erro
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+recording: setup ## Film plan and run of the starter on this machine: docs/run.svg (two minutes)
+	@$(BIN)/python docs/recording.py
+
 readme: setup ## Regenerate what README.md and docs/ show of commands and results, and the pages made of tables
 	@$(BIN)/python docs/readme_blocks.py
 	@$(BIN)/python docs/catalogue.py
@@ -109,4 +112,3 @@ readme: setup ## Regenerate what README.md and docs/ show of commands and result
 	@$(BIN)/python docs/plan_table.py
 	@$(BIN)/python docs/exports_table.py
 	@$(BIN)/python docs/models_table.py
-	@$(BIN)/python docs/recording.py
