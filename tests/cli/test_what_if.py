@@ -93,7 +93,8 @@ def test_nothing_exits_with_three(autoft) -> None:
 @pytest.mark.parametrize(("width", "family"), [(40, "tinyllama"), (120, "smollm2")])
 def test_a_sweep_fits_the_width(autoft, monkeypatch, width, family) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    done = autoft("plan", SMALL, "--vram", "1.2", "--seq-len", "512", "--model-sweep", family)
+    resident = ("--set", "streamed_layers=0")
+    done = autoft("plan", SMALL, "--vram", "1.2", "--seq-len", "512", "--model-sweep", family, *resident)
     out = " ".join(done.out.split())
     assert max(map(len, done.out.splitlines())) <= width
     assert " short (QLoRA NF4, 1 row, checkpointing)" in out
@@ -103,6 +104,12 @@ def test_a_sweep_fits_the_width(autoft, monkeypatch, width, family) -> None:
         assert "Model Weights Plan Needs Time" in out
     else:
         assert done.code == 3
+
+
+def test_a_sweep_names_what_is_streamed(autoft) -> None:
+    done = autoft("plan", SMALL, "--vram", "1.2", "--seq-len", "512", "--model-sweep", "tinyllama")
+    assert done.code == 0, done.err
+    assert re.search(r"QLoRA NF4, \d rows?, checkpointing, \d+ layers streamed", " ".join(done.out.split()))
 
 
 def test_a_comparison_fits_every_width(autoft, wide_shape) -> None:

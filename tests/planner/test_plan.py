@@ -245,9 +245,10 @@ def test_experts_in_4_bits_are_a_candidate_where_the_model_has_some(mixture, wid
     pinned, _ = make_plan(replace(tight, settings=("experts_4bit=true",)), CPU)
     assert pinned.job.recipe == plan.job.recipe
     resident = ("experts_4bit=false", "streamed_layers=0")
-    with pytest.raises(DoesNotFit) as error:
+    with pytest.raises(OptionError, match="exclude each other") as error:
         make_plan(replace(tight, settings=resident), CPU)
-    assert "without --set experts_4bit=false: QLoRA (NF4, 4-bit experts)" in str(error.value.fix)
+    assert "leave out --set experts_4bit=false (QLoRA (NF4, 4-bit experts) fits" in str(error.value.fix)
+    assert "or --set streamed_layers=0 (QLoRA (NF4) fits" in str(error.value.fix)
     roomy, _ = make_plan(replace(tight, vram_gib=24, prefer="quality"), CPU)
     assert not roomy.job.recipe.experts_4bit
     dense = plan_of(Request(model=wide_shape, gpu="rtx-4090", seq_len=512))
