@@ -64,9 +64,13 @@ class Choice:
 
 
 def order(candidate: Candidate, prefer: Prefer) -> tuple[object, ...]:
-    """What `prefer` compares; the smallest is best. Equals are told apart by savings, memory, and their fields."""
+    """What `prefer` compares; the smallest is best. Equals are told apart by savings, memory, and their fields.
+
+    What keeps every layer on the GPU comes before what streams some: the time of their copies was never measured.
+    """
     recipe = candidate.recipe
     return (
+        recipe.streamed_layers > 0,
         *_ORDER[prefer][1](candidate),
         saving_of(recipe),
         recipe.streamed_layers,

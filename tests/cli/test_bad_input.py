@@ -395,7 +395,7 @@ def test_a_disk_too_small_for_the_starter(autoft, small_disk, tmp_path, monkeypa
         ("--set schedule=linar", "--set: schedule = 'linar' is not known. Did you mean linear?", "use one of: linear"),
         ("--set epochs=-1", "--set: epochs = -1: input should be greater than 0", "correct that value"),
         ('--set target_modules=["q_prj"]', "target_modules ('q_prj',)", "--set target_modules=all-linear"),
-        ("--forc", "No such option '--forc'. Did you mean '--force'?", "autoft run --help"),
+        ("--forc", "No such option '--forc'. (Did you mean one of: '--for', '--force'?)", "autoft run --help"),
         ("more", "Got unexpected extra argument (more)", "autoft run --help"),
     ],
 )  # fmt: skip

@@ -210,7 +210,9 @@ def test_one_that_ends_before_it_has_joined_is_told_of(make_job, tmp_path, monke
 def test_an_error_in_the_second_is_told_in_its_own_words(make_job, tmp_path, monkeypatch):
     act = 'raise RuntimeError("CUDA error: unspecified launch failure")'
     in_the_second(monkeypatch, tmp_path / "site", at_backward(1 + 4, act))
-    with pytest.raises(Resumable, match="process 2 of 2 has ended: CUDA error: unspecified launch failure; what"):
+    with pytest.raises(
+        Resumable, match="process 2 of 2 has ended: CUDA error: unspecified launch failure; the state after step"
+    ):
         run(of_two(make_job), tmp_path / "out", plan_toml="")
 
 

@@ -76,8 +76,8 @@ class Remembered(Question):
         return replace(self, estimator=on, prefer=prefer, rows=rows, pinned=pinned)
 
     def all(self) -> list[Candidate]:
-        """Every candidate that the preference looks at, rehearsed."""
-        found = [recipe for family in self.families() for recipe in family.recipes]
+        """Every candidate that the preference looks at, rehearsed; streamed ones with all of their layers."""
+        found = [recipe for family in [*self.families(), *self.streamed_families()] for recipe in family.recipes]
         few = [recipe for recipe in found if base_bits(recipe) != 8 or self.prefer == "quality"]
         chains = [self.chain(recipe) for recipe in few or found]
         return [self.candidate(recipe) for chain in chains for recipe in chain]
