@@ -331,7 +331,7 @@ def test_parts_of_one_card_stay_alone() -> None:
 def test_what_fits_no_single_gpu_is_refused(model: Path) -> None:
     with pytest.raises(DoesNotFit) as error:
         make_plan(
-            request(model, gpu="rtx-3060 x2", seq_len=128, vram_gib=0.7, settings=("method=lora", "micro_batch=1")),
+            request(model, gpu="rtx-3060 x2", seq_len=128, vram_gib=0.55, settings=("method=lora", "micro_batch=1")),
             NOWHERE,
         )
     assert error.value.exit_code == 3
