@@ -4,7 +4,7 @@
 
 The starter in bfloat16 on its own rows, two a micro-batch and four a step, on one thread, three times, each time in a
 new process: one batch again and again, batches as the trainer makes them, and batches whose loss takes only the trained
-columns, of which each has another count. `in use` is what somebody holds of glibc's heap, `free` what it keeps besides.
+columns, another count in each. `in use` is what somebody holds of glibc's heap, `free` what it keeps besides.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def rows_of(written: str) -> list[str]:
 
 
 def picked(shown: Sequence[list[str]], most: int) -> list[list[str]]:
-    """At most so many of the screens, evenly, the last among them; none where only the clock went on."""
+    """At most `most` of the screens, evenly spread, with the last; none in which only the clock moved."""
     by_look = {CLOCK.sub("", "\n".join(rows)): rows for rows in shown}
     different = list(by_look.values())
     step = max(1.0, (len(different) - 1) / max(1, most - 1))
@@ -125,7 +125,7 @@ def picked(shown: Sequence[list[str]], most: int) -> list[list[str]]:
 def film(shown: Sequence[list[str]]) -> str:
     """The screens as one SVG, that shows one after another and fetches nothing.
 
-    They stand below each other in one picture, of which a window shows HEIGHT rows; the last where nothing may move.
+    They stand below each other in one picture, and a window shows HEIGHT rows of it; the last where nothing may move.
     """
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     for rows in shown:

@@ -15,7 +15,7 @@ from autoft.planner.memory.allocator import CPU_ALIGNMENT, LARGE_SEGMENT, MIN_BL
 from autoft.planner.memory.host import disk_parts, host_parts
 from autoft.planner.memory.recording import SECTIONS, Recording
 from autoft.planner.plan.make import Answer
-from autoft.planner.rehearsal.loading import Weight, waiting
+from autoft.planner.rehearsal.loading import Weight, off_device
 from autoft.planner.tracing.trace import KIND, Made, Scratch
 from autoft.schema import Record
 from autoft.trainer.adapters import kind_of
@@ -134,8 +134,7 @@ def _stored(name: str, num_bytes: int, answer: Answer) -> list[Part]:
     """What the model stores on the device, by dtype."""
     recipe, weights = answer.recipe, answer.rehearsal.weights
     groups: dict[str, list[tuple[int, int]]] = {}  # what -> (elements, bytes) of each tensor
-    away = {weight.name for layer in waiting(recipe, weights) for weight in layer}
-    away |= {weight.name for weight in weights if weight.on_host and recipe.streamed_layers}
+    away = off_device(recipe, weights)
     for weight in weights:
         streamed = weight.name in away
         if name == "quantization_state" and weight.state:

@@ -269,7 +269,7 @@ class Extension:
         return self._work_in(self._sections)
 
     def work_of(self, name: str) -> Work:
-        """Of all layers, of which each has a section of that name."""
+        """Of the sections of that name, one a layer."""
         return self._work_in(section for section in self._sections if section.name == name)
 
     def _work_in(self, sections: Iterable[Section]) -> Work:

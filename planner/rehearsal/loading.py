@@ -184,7 +184,15 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
     return phases
 
 
-def waiting(recipe: Recipe, weights: list[Weight]) -> list[list[Weight]]:
+def off_device(recipe: Recipe, weights: list[Weight]) -> frozenset[str]:
+    """Names of the weights that have no storage of their own on the device, as layers are streamed."""
+    if not recipe.streamed_layers:
+        return frozenset()
+    streamed = (weight.name for layer in _waiting(recipe, weights) for weight in layer)
+    return frozenset((*streamed, *(weight.name for weight in weights if weight.on_host)))
+
+
+def _waiting(recipe: Recipe, weights: list[Weight]) -> list[list[Weight]]:
     """Of each layer that waits on the host, in their order, the weights that do."""
     total = len({weight.layer for weight in weights if weight.layer is not None})
     layers: dict[int, list[Weight]] = {number: [] for number in streamed_numbers(recipe.streamed_layers, total)}
@@ -197,7 +205,7 @@ def waiting(recipe: Recipe, weights: list[Weight]) -> list[list[Weight]]:
 def streamed_bytes(recipe: Recipe, weights: list[Weight]) -> tuple[int, ...]:
     """Of each layer that waits on the host: what its place on the device has room for, of its state the scales."""
     sizes = (
-        [size for weight in layer for size in (weight.size, *weight.state[:1])] for layer in waiting(recipe, weights)
+        [size for weight in layer for size in (weight.size, *weight.state[:1])] for layer in _waiting(recipe, weights)
     )
     return tuple(room(layer) for layer in sizes)
 
@@ -229,9 +237,9 @@ def _place(recipe: Recipe, weights: list[Weight], take: Take) -> None:
     """stream of trainer/model/stream.py: a base that was loaded on the host comes to the device."""
     for size in places(streamed_bytes(recipe, weights)):
         take(size, "weights")
-    away = {weight.name for layer in waiting(recipe, weights) for weight in layer}
+    away = off_device(recipe, weights)
     for weight in weights:
-        if weight.adapter or weight.on_host:
+        if weight.adapter:
             continue
         if weight.name not in away:
             take(weight.size, "weights")

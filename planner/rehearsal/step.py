@@ -191,12 +191,16 @@ def _rehearse(
     faster = frozenset(at for at, w in enumerate(trained) if is_faster(w.name, len(w.shape), recipe))
     optimizer = optimizer_events(shapes, recipe.optimizer, device, loop.clip, faster)
     rehearsal = _assemble(recipe, step.weights, first, rest, optimizer, loop, device)
+    if recipe.streamed_layers:
+        rehearsal = replace(
+            rehearsal,
+            streamed_bytes=streamed_bytes(recipe, step.weights),
+            layer_work=(first[0].work_of("forward"), first[0].work_of("backward")),
+        )
     return replace(
         rehearsal,
         evaluation=kept.evaluations[evaluated],
         offloaded_bytes=step.offloaded_bytes,
-        streamed_bytes=streamed_bytes(recipe, step.weights),
-        layer_work=(first[0].work_of("forward"), first[0].work_of("backward")),
         decomposed_bytes=largest_decomposition(recipe, step.weights),
     )
 

@@ -44,7 +44,7 @@ def streamed(timing: Timing, copied: tuple[int, int], layer_work: tuple[Work, Wo
 
 
 def _wait(num_bytes: int, work_s: Range, rates: Rates) -> Range:
-    """Seconds that a pass waits for so many bytes; with the work at its quickest the link is too, and the other way."""
+    """Seconds that a pass waits for its copies. The quickest work meets the quickest link, the slowest the slowest."""
     link = rates.host_link
     lower, upper = num_bytes / link.upper - work_s.lower, num_bytes / link.lower - work_s.upper
     return Range(lower=max(0.0, min(lower, upper)), upper=max(0.0, lower, upper))

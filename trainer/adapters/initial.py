@@ -81,7 +81,7 @@ def part_of(weight: torch.Tensor, recipe: Recipe, scaling: float) -> tuple[torch
     """A and B that begin with a part of `weight`, a float32 matrix on the CPU, as PEFT 0.21's pissa_init, olora_init.
 
     scaling: of the product. PiSSA (arXiv:2404.02948): the largest singular values, exactly or by a randomized method.
-    OLoRA (arXiv:2406.01775): the first columns of Q and rows of R, of which the other columns of Q change nothing.
+    OLoRA (arXiv:2406.01775): the first columns of Q and rows of R; other columns of Q change nothing.
     """
     import torch
 
