@@ -215,8 +215,8 @@ def _pack_in_passing(parameters: list[Weight], take: Take, drop: Drop) -> None:
     living: dict[int, int] = {}
     maps: list[int] = []
 
-    def hold(size: int, _kind: str) -> int:
-        key = take(size, "temporaries")
+    def hold(size: int, kind: str) -> int:
+        key = take(size, kind)
         living[key] = size
         return key
 

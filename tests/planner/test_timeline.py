@@ -39,6 +39,14 @@ QUESTIONS = {
             "attention=eager", "loss=logits", "rank=256",
         ),
     ),
+    "qlora, streamed": Request(
+        model=MODEL,
+        gpu="rtx-3060",
+        seq_len=256,
+        settings=(
+            "method=qlora", "quant_type=nf4", "double_quant=true", "gradient_checkpointing=true", "streamed_layers=7",
+        ),
+    ),
     "8-bit optimizer": Request(model=MODEL, gpu="t4", seq_len=256, settings=("optimizer=adamw_8bit", "micro_batch=2")),
     "math attention": Request(
         model=MODEL, gpu="t4", seq_len=1024, settings=("gradient_checkpointing=true",)
