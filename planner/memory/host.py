@@ -18,6 +18,7 @@ ASSUMPTION = Assumption(
 
 
 Parts = dict[str, dict[str, int]]  # of each phase: bytes by what they are for
+ONCE = ("the base", "streamed layers, pinned", "embeddings")  # however many processes stream them
 
 
 def host_parts(rehearsal: Rehearsal, base_params: int, num_gpus: int = 1) -> Parts:
@@ -25,8 +26,9 @@ def host_parts(rehearsal: Rehearsal, base_params: int, num_gpus: int = 1) -> Par
 
     load: one tensor at a time passes through, or the whole base on its way to where it is streamed from; then each
     layer that gives an adapter its first values. train: paged optimizer state, which the driver moves there when the
-    card is full, the checkpoints of a micro-batch that wait there, and the layers that do. save: a copy of the adapter,
-    or of a model that is trained itself. merge: the base in 16 bits, and the update of one layer in float32.
+    card is full, the checkpoints of a micro-batch that wait there, and the layers that do, which all processes share.
+    save: a copy of the adapter, or of a model that is trained itself. merge: the base in 16 bits, and the update of one
+    layer in float32.
     """
     widest = max(weight.params for weight in rehearsal.weights)
     adapter = 4 * rehearsal.written_params
@@ -61,7 +63,7 @@ def host_parts(rehearsal: Rehearsal, base_params: int, num_gpus: int = 1) -> Par
     return {
         phase: {
             runtime: RUNTIME_BYTES * (1 if phase == "merge" else num_gpus),
-            **{what: processes.get(phase, 1) * num_bytes for what, num_bytes in parts.items()},
+            **{what: num_bytes * (1 if what in ONCE else processes.get(phase, 1)) for what, num_bytes in parts.items()},
         }
         for phase, parts in found.items()
     }

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from autoft.errors import ModelError
 from autoft.trainer.model import build, stream
 from autoft.trainer.model.build import build_model
+from autoft.trainer.model.shared_host import SharedHost
 from autoft.trainer.objectives.loss import compute_loss
 from autoft.trainer.optimizers.optim import build_optimizer
 from autoft.trainer.recipe import Recipe
@@ -213,3 +214,71 @@ def test_memory_that_cannot_be_pinned_is_told(tiny_model, monkeypatch) -> None:
     assert "could not be pinned" in (stream.slow_copies(base) or "")
     streamed.pinned = True
     assert stream.slow_copies(base) is None
+
+
+def bases(folder, settings, tmp_path, streamed: int):
+    """(recipe, the base that reads its weights and lends them, the one that borrows them)."""
+    recipe = Recipe(**settings, gradient_checkpointing=True)
+    config = AutoConfig.from_pretrained(folder)
+    lent, borrowed = (SharedHost(tmp_path, first=first) for first in (True, False))
+    made = []
+    for shared, weights, device in ((lent, folder, "cpu"), (borrowed, None, "meta")):
+        base = build.build_base(recipe, config, weights, device)
+        if recipe.kbit_upcast:
+            build._upcast(base)
+        stream.stream(base, replace(recipe, streamed_layers=streamed), "cpu", shared)
+        made.append(base)
+    lent.close()
+    return recipe, *made
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        FP32, {"base_dtype": "bfloat16", "loss": "logits"}, QLORA, QLORA | {"double_quant": True},
+        QLORA | {"kbit_upcast": True},
+    ],
+)  # fmt: skip
+def test_who_borrows_a_base_learns_what_its_lender_does(deep_model, settings, tmp_path) -> None:
+    """It reads no weights: its model is made without storage, and every tensor of it comes from the first process."""
+    recipe, *both = bases(deep_model, settings, tmp_path, 3)
+    learnt = []
+    for base in both:
+        assert not any(tensor.is_meta for _, _, tensor in stream._tensors(base))
+        torch.manual_seed(0)
+        model = build.add_adapter(base, recipe, "cpu")
+        build.checkpoint_layers(model)
+        learnt.append(trained(recipe, model.train()))
+    torch.testing.assert_close(learnt[1], learnt[0], rtol=0, atol=0)
+
+
+SHAPE = {
+    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+FAMILIES = {
+    "llama": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+              "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
+    "gemma2": {"head_dim": 16},
+    "gemma3_text": {"head_dim": 16, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "qwen3": {"head_dim": 16},
+    "phi3": {},
+    "gpt_neox": {},
+    "qwen3_moe": {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_of_every_build_can_be_borrowed(family, tmp_path) -> None:
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[family](**SHAPE | FAMILIES[family])
+    folder = tmp_path / "model"
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    experts = {"experts_4bit": True} if "moe" in family else {}
+    _, lender, borrower = bases(folder, QLORA | experts | {"attention": "eager"}, tmp_path, 2)
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        expected = lender.eval()(input_ids=ids).logits
+        assert expected.isfinite().all()
+        torch.testing.assert_close(borrower.eval()(input_ids=ids).logits, expected, rtol=0, atol=0)

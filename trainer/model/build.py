@@ -35,14 +35,22 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from autoft.trainer.model.shared_host import SharedHost
+
 
 def build_model(
-    recipe: Recipe, *, config: Any, weights: Path | None, device: str, seed: int = 0
+    recipe: Recipe,
+    *,
+    config: Any,
+    weights: Path | None,
+    device: str,
+    seed: int = 0,
+    shared: SharedHost | None = None,
 ) -> PeftModel | PreTrainedModel:
     """The model that a step of `recipe` trains, in training mode: base weights frozen and an adapter, or all trainable.
 
     config: a transformers configuration. weights: folder of safetensors; None only with device "meta".
-    seed: of the adapter's random initialization.
+    seed: of the adapter's random initialization. shared: of a base that several processes stream.
     Raises: ModelError when the model cannot take this recipe.
     """
     import torch
@@ -51,7 +59,7 @@ def build_model(
 
     if weights is not None:
         refuse_moving(recipe, device)
-    base = build_whole_base(recipe, config, weights, device)
+    base = build_whole_base(recipe, config, weights, device, shared=shared)
     torch.manual_seed(seed)
     if recipe.method == "full":
         for name in towers(base):
@@ -90,17 +98,28 @@ def checkpoint_layers(model: Any, every: int = 1) -> None:
 
 
 def build_whole_base(
-    recipe: Recipe, config: Any, weights: Path | None, device: str, *, for_loss: bool = True
+    recipe: Recipe,
+    config: Any,
+    weights: Path | None,
+    device: str,
+    *,
+    for_loss: bool = True,
+    shared: SharedHost | None = None,
 ) -> PreTrainedModel:
-    """The base as the adapter is trained on it. for_loss: with what the recipe's loss needs. Raises: as build_base."""
+    """The base as the adapter is trained on it.
+
+    for_loss: with what the recipe's loss needs. shared: as `stream` has it; the first process alone reads weights.
+    Raises: as build_base.
+    """
     streams = recipe.streamed_layers > 0 and device.startswith("cuda")
-    base = build_base(recipe, config, weights, device, onto="cpu" if streams else device)
+    borrows = shared is not None and not shared.first
+    base = build_base(recipe, config, None if borrows else weights, device, onto="cpu" if streams else device)
     if recipe.kbit_upcast:
         _upcast(base)
     if streams:
         from autoft.trainer.model.stream import stream
 
-        stream(base, recipe, device)
+        stream(base, recipe, device, shared)
     if for_loss and recipe.loss == "fused":
         _add_fused_head(base, recipe)
     return base

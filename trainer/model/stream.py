@@ -19,6 +19,7 @@ import torch
 
 from autoft.errors import ModelError
 from autoft.trainer.model.layers import decoder_layers
+from autoft.trainer.model.shared_host import SharedHost
 from autoft.trainer.recipe import Recipe
 
 PLACES = 2  # one that computes, one that is filled
@@ -54,19 +55,26 @@ def host_embedding(base: Any, recipe: Recipe) -> torch.nn.Embedding | None:
     return embedding if plain and not tied else None
 
 
-def stream(base: Any, recipe: Recipe, device: str) -> Streamed:
+def stream(base: Any, recipe: Recipe, device: str, shared: SharedHost | None = None) -> Streamed:
     """Move `base`, which was loaded on the host, to `device`: all but the frozen weights of the streamed layers.
 
     base.streamed is what moves them then.
+    shared: where several processes have one copy of the base. The first lends it to the others, whose own has no
+    storage: it is on the meta device.
 
-    Raises: ModelError where its layers cannot be told apart.
+    Raises: ModelError where its layers cannot be told apart, or the first process has others.
     """
     layers = demand_layers(base)
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()  # of what was packed there
     chosen = [layers[number] for number in streamed_numbers(recipe.streamed_layers, len(layers))]
-    streamed = Streamed(chosen, torch.device(device))
+    streamed = Streamed(chosen, torch.device(device), shared)
     embedding = host_embedding(base, recipe)
+    if shared is not None:
+        if embedding is not None:
+            _share("embeddings", [(embedding, "weight", embedding.weight)], shared)
+        waiting = {*streamed.tensors, id(embedding.weight) if embedding is not None else 0}
+        _share("the rest", [slot for slot in _tensors(base) if id(slot[2]) not in waiting], shared)
     if embedding is not None:
         look_up_on_host(embedding, torch.device(device))
     _move_the_rest(base, torch.device(device), streamed.tensors)
@@ -94,18 +102,23 @@ def look_up_on_host(embedding: Any, device: torch.device) -> None:
 class Streamed:
     """Layers of a model that share places on a device. tensors: ids of those that live there and on the host."""
 
-    def __init__(self, layers: Sequence[torch.nn.Module], device: torch.device) -> None:
+    def __init__(
+        self, layers: Sequence[torch.nn.Module], device: torch.device, shared: SharedHost | None = None
+    ) -> None:
         parts = [list(_weights(layer)) for layer in layers]
         sizes = [room([tensor.nbytes for _, _, tensor in part]) for part in parts]
         self.device = device
         self._places = [torch.empty(size, dtype=torch.uint8, device=device) for size in places(sizes)]
         self._holds: list[int | None] = [None] * len(self._places)
         self._last = -1
-        self._host: list[torch.Tensor] = []
+        self._host: list[torch.Tensor] = [] if shared is None else shared.buffers("layers", sizes)
         self.tensors: set[int] = set()
         for number, part in enumerate(parts):
-            self._host.append(torch.empty(sizes[number], dtype=torch.uint8))
+            if shared is None:
+                self._host.append(torch.empty(sizes[number], dtype=torch.uint8))
             self._put(number, part)
+        if shared is not None and shared.first:
+            shared.publish("layers", self._host)
         self.pinned = device.type == "cuda" and _pin(self._host, self)
         cuda: Any = torch.cuda
         if device.type == "cuda":
@@ -119,15 +132,10 @@ class Streamed:
         host, place, start = self._host[number], self._places[number % PLACES], 0
         for owner, name, tensor in part:
             own = slice(start, start + tensor.nbytes)
-            if tensor.nbytes:
+            if tensor.nbytes and not tensor.is_meta:
                 host[own].view(tensor.dtype).view(tensor.shape).copy_(tensor)
-            there = place[own].view(tensor.dtype).view(tensor.shape)
-            if isinstance(tensor, torch.nn.Parameter):
-                tensor.data = there
-                self.tensors.add(id(tensor))
-            else:
-                setattr(owner, name, there)
-                self.tensors.add(id(there))
+            there = _set(owner, name, tensor, place[own].view(tensor.dtype).view(tensor.shape))
+            self.tensors.add(id(there))
             start += room([tensor.nbytes])
 
     def _before_forward(self, number: int, layer: Any, _inputs: Any) -> None:
@@ -191,6 +199,68 @@ def _weights(layer: torch.nn.Module) -> Iterator[tuple[Any, str, torch.Tensor]]:
             state: Any = getattr(weight, "quant_state", None)
             if state is not None:
                 yield state, "absmax", state.absmax
+
+
+def _tensors(base: torch.nn.Module) -> Iterator[tuple[Any, str, torch.Tensor]]:
+    """(owner, attribute, tensor) of all that a base is made of: weights, quantization states, buffers."""
+    for module in base.modules():
+        for name, weight in module._parameters.items():
+            if weight is None:
+                continue
+            yield module, name, weight
+            state: Any = getattr(weight, "quant_state", None)
+            for part in filter(None, (state, state.state2) if state is not None else ()):
+                for own in ("absmax", "code", "offset"):
+                    if getattr(part, own) is not None:
+                        yield part, own, getattr(part, own)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                yield module, name, buffer
+
+
+def _set(owner: Any, name: str, tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Have `owner` hold `value` in the stead of `tensor`; a weight with storage stays the object that it is."""
+    if not isinstance(tensor, torch.nn.Parameter):
+        if isinstance(owner, torch.nn.Module):
+            owner._buffers[name] = value
+        else:
+            setattr(owner, name, value)
+        return value
+    if not tensor.is_meta:
+        tensor.data = value
+        return tensor
+    made = (
+        value.as_subclass(type(tensor)) if type(tensor) is not torch.nn.Parameter else torch.nn.Parameter(value, False)
+    )
+    made.__dict__.update(tensor.__dict__)
+    owner._parameters[name] = made.requires_grad_(tensor.requires_grad)
+    return made
+
+
+def _share(what: str, tensors: Sequence[tuple[Any, str, torch.Tensor]], shared: SharedHost) -> None:
+    """Have them lie in memory that all processes see, a weight or buffer that several modules hold once."""
+    by_key: dict[Any, torch.Tensor] = {_key(*slot): slot[2] for slot in tensors}
+    buffers = shared.buffers(what, [tensor.nbytes for tensor in by_key.values()])
+    there = dict(zip(by_key, buffers, strict=True))
+    made: dict[Any, torch.Tensor] = {}
+    for owner, name, tensor in tensors:
+        key = _key(owner, name, tensor)
+        if key not in made:
+            value = there[key].view(tensor.dtype).view(tensor.shape)
+            if shared.first:
+                value.copy_(tensor)
+            made[key] = _set(owner, name, tensor, value)
+        elif isinstance(tensor, torch.nn.Parameter):
+            owner._parameters[name] = made[key]
+        else:
+            owner._buffers[name] = made[key]
+    if shared.first:
+        shared.publish(what, buffers)
+
+
+def _key(owner: Any, name: str, tensor: torch.Tensor) -> Any:
+    """One for all modules that hold a tensor. Quantization states have tensors of their own wherever they run."""
+    return id(tensor) if isinstance(owner, torch.nn.Module) else (id(owner), name)
 
 
 def demand_layers(base: Any) -> torch.nn.ModuleList:

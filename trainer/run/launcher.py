@@ -11,13 +11,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoft.errors import DataError
 from autoft.trainer.distributed.group import Group
 from autoft.trainer.job import Job
 from autoft.trainer.runtime import environment
 from autoft.trainer.storage.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from autoft.trainer.model.shared_host import SharedHost
 
 ENDS_WITHIN_S = 5.0
 SEEN_WITHIN_S = 5.0  # that a process has ended, after what it was to send did not come
@@ -38,6 +41,7 @@ class Peers:
         self._data_sha256: dict[int, str] = {}  # of what each that is ready has made of the data
         self._changed = threading.Condition()
         self._closing = False
+        self._shared: SharedHost | None = None
 
     def __enter__(self) -> Peers:
         return self
@@ -47,6 +51,8 @@ class Peers:
     ) -> None:
         self._closing = True
         self.group.leave()
+        if self._shared is not None:
+            self._shared.close()
         for process in self._processes:
             with suppress(OSError):
                 process.stdin.close()  # type: ignore[union-attr] # which it takes for the end
@@ -90,6 +96,15 @@ class Peers:
             self._listeners[-1].start()
             self._send(process, {**order, "rank": rank})
 
+    def shared_host(self, job: Job) -> SharedHost | None:
+        """Where the base that these processes stream lies, once for all; None where there is none."""
+        if not self._processes or not job.recipe.streamed_layers:
+            return None
+        from autoft.trainer.model.shared_host import SharedHost
+
+        self._shared = SharedHost(self._file("."), first=True)
+        return self._shared
+
     def join(self, checkpoint: Checkpoint, job: Job, data_sha256: str, check: Callable[[], None]) -> None:
         """Wait until all are loaded, and have them go on from `checkpoint`. check: called while it waits.
 
@@ -100,6 +115,8 @@ class Peers:
                 self.group.check()
                 check()
                 self._changed.wait(0.1)
+        if self._shared is not None:
+            self._shared.close()
         if set(self._data_sha256.values()) - {data_sha256}:
             raise DataError(f"{job.data}: has changed while the processes were reading it", fix="run again")
         for process in self._processes:

@@ -308,7 +308,7 @@ def _load(session: _Session, prepared: Prepared | None, *, begins: bool) -> Load
     if adapter is not None:
         check_base(adapter, sources.ref, sources.weights)
     session.peers.start(job, predicted_bytes=session.peak_bytes, force=session.force)
-    loaded = load(job, sources, session.stop.check)
+    loaded = load(job, sources, session.stop.check, session.peers.shared_host(job))
     slow = slow_copies(without_adapter(loaded.model))
     if slow is not None:
         tell(Note(text=slow, warning=True))

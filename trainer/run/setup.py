@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoft.errors import DataError
 from autoft.trainer.checks.gates import check_data, check_model
@@ -17,6 +17,9 @@ from autoft.trainer.job import Job
 from autoft.trainer.runtime import environment
 from autoft.trainer.runtime.peak_memory import resident_bytes
 from autoft.trainer.sources.resolve import ModelRef, fetch, load_config, resolve
+
+if TYPE_CHECKING:
+    from autoft.trainer.model.shared_host import SharedHost
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +82,19 @@ def find_sources(job: Job, tell: Listener, prepared: Prepared | None = None) -> 
     return Sources(ref, weights, prepared)
 
 
-def load(job: Job, sources: Sources, check: Callable[[], None] = lambda: None) -> Loaded:
-    """The model, ready to be trained. check: called before and after what takes long, to stop there."""
+def load(
+    job: Job, sources: Sources, check: Callable[[], None] = lambda: None, shared: SharedHost | None = None
+) -> Loaded:
+    """The model, ready to be trained. check: called before and after what takes long, to stop there. shared: as
+    `build_model` has it."""
     check()
     from autoft.trainer.model.build import build_model
 
     environment.quiet()
     ref, weights, prepared = sources.ref, sources.weights, sources.prepared
     baseline = resident_bytes()
-    model = build_model(job.recipe, config=load_config(ref, weights), weights=weights, device=job.device, seed=job.seed)
+    config = load_config(ref, weights)
+    model = build_model(job.recipe, config=config, weights=weights, device=job.device, seed=job.seed, shared=shared)
     check_model(model, prepared, job)
     check()
     stops = stop_ids(prepared.tokenizer, (*prepared.stops, *model_stop_ids(model)))

@@ -57,6 +57,7 @@ def _train(orders: queue.Queue[dict[str, Any]], tell: Callable[[dict[str, Any]],
     from autoft.trainer.distributed.group import Group
     from autoft.trainer.job import Job
     from autoft.trainer.loop.probe_step import rehearse
+    from autoft.trainer.model.shared_host import SharedHost
     from autoft.trainer.run.fingerprint import digest_of
     from autoft.trainer.run.preflight import preflight
     from autoft.trainer.run.setup import find_sources, load
@@ -67,7 +68,8 @@ def _train(orders: queue.Queue[dict[str, Any]], tell: Callable[[dict[str, Any]],
     job, rank = Job.from_dict(order["job"]), order["rank"]
     if job.device == "cuda":  # memory of a CPU is one, and the first process has asked for it
         preflight(job, hardware=detect(), **order["memory"])
-    loaded = load(job, find_sources(job, _tell_nobody))
+    shared = SharedHost(Path(order["rendezvous"]).parent, first=False) if job.recipe.streamed_layers else None
+    loaded = load(job, find_sources(job, _tell_nobody), shared=shared)
     from autoft.trainer.loop.engine import Engine
 
     group, progress = Group(job.num_gpus, rank), Progress()
