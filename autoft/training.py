@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoft.errors import ModelError, OutOfMemory, Resumable
+from autoft.errors import ModelError, OptionError, OutOfMemory, Resumable
 
 if TYPE_CHECKING:
     from autoft.planner.plan.record import Plan
     from autoft.profiles.hardware import Gpu
     from autoft.trainer.data.prepare import Prepared
+    from autoft.trainer.distributed.launched import Launch
     from autoft.trainer.events import Listener
+    from autoft.trainer.job import Job
     from autoft.trainer.result import Predicted, RunResult
+    from autoft.trainer.run.hosts import Hosts
 
 Say = Callable[[str], None]  # takes a line for the user
 
@@ -33,7 +37,50 @@ def see_one_gpu_where_nothing_forks() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = uuids(gpus, 1)[0]
 
 
-def take_devices(plan: Plan) -> list[str]:
+@contextmanager
+def among_hosts() -> Iterator[Hosts | None]:
+    """The processes that a launcher has started beside this one, which wait from here on; None where this is alone.
+
+    The first of them goes on from here, the others train with it and end.
+    Raises: OptionError, TrainingError.
+    """
+    from autoft.trainer.distributed.launched import forget_launcher, launched
+
+    launch = launched()
+    forget_launcher()
+    if launch is None:
+        yield None
+        return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a host that is gone is told in words of ours
+    from autoft.trainer.run.hosts import Hosts
+
+    if launch.rank:
+        from autoft.trainer.run.worker import follow
+
+        follow(launch, partial(_take_own_gpu, launch))
+    with Hosts(launch) as hosts:
+        yield hosts
+
+
+def _take_own_gpu(launch: Launch, job: Job) -> None:
+    from autoft.profiles.detect import detect
+    from autoft.trainer.runtime.environment import hide_gpus
+
+    if job.device != "cuda":
+        hide_gpus()
+        return
+    taken = _of_launch(detect().gpus, launch)
+    if taken:
+        os.environ["CUDA_VISIBLE_DEVICES"] = taken[launch.local_rank]
+
+
+def _of_launch(gpus: Sequence[Gpu], launch: Launch) -> list[str]:
+    """One for each process of this host, in the order of the machine: what is free changes as they begin."""
+    taken = uuids(gpus, launch.local_size)
+    return sorted(taken, key=[gpu.uuid for gpu in gpus].index)
+
+
+def take_devices(plan: Plan, launch: Launch | None = None) -> list[str]:
     """What CUDA_VISIBLE_DEVICES is to be for each process of the run: the GPUs that the plan is for, one for each.
 
     For this process, the first, it is set already: with several to be seen, PyTorch would use them all. Empty where
@@ -43,12 +90,18 @@ def take_devices(plan: Plan) -> list[str]:
     from autoft.profiles.detect import detect
     from autoft.trainer.runtime.environment import hide_gpus
 
+    if launch is None and plan.job.hosts > 1:
+        each = plan.job.num_gpus // plan.job.hosts
+        raise OptionError(
+            f"the plan is for {plan.job.hosts} hosts, and a launcher has to start it on each",
+            fix=f"torchrun --nnodes {plan.job.hosts} --nproc-per-node {each} -m autoft run: docs/several-machines.md",
+        )
     if plan.job.device != "cuda":
         hide_gpus()
         return []
 
     gpus = detect().gpus
-    taken = uuids(gpus, plan.job.num_gpus)
+    taken = uuids(gpus, plan.job.num_gpus) if launch is None else _of_launch(gpus, launch)
     # PyTorch compares an index with the number of cards, and finds no MIG instance by one beyond it
     if taken and (len(gpus) > 1 or taken[0].startswith("MIG-")):
         os.environ["CUDA_VISIBLE_DEVICES"] = taken[0]
@@ -119,13 +172,15 @@ def train(
     out: Path,
     *,
     gpus: Sequence[str],
+    hosts: Hosts | None = None,
     display: AbstractContextManager[Listener],
     say: Say,
     force: bool = False,
 ) -> RunResult:
     """Train as planned and remember what it took; a run that memory has ended is remembered too.
 
-    gpus: from `take_devices`. display: gives what listens to the run, and ends before anything is said.
+    gpus: from `take_devices`. hosts: from `among_hosts`. display: gives what listens to the run, and ends before
+    anything is said.
     Raises: as trainer/run/session.py: run.
     """
     from autoft.trainer.run.session import run
@@ -141,6 +196,7 @@ def train(
                 prepared=prepared,
                 force=force,
                 gpus=gpus,
+                hosts=hosts,
                 listener=listener,
             )
     except (OutOfMemory, Resumable) as error:

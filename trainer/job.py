@@ -68,6 +68,28 @@ class Job(Record):
             exported=True,
         ),
     ] = 1
+    hosts: Annotated[
+        int,
+        Ge(1),
+        Setting(
+            "machines that the GPUs are in, as many in each",
+            group="Batch and length",
+            more="Start the run on each of them by torchrun or srun: docs/several-machines.md.",
+            changes=("time",),
+            elsewhere="nnodes num_nodes nodes num_machines",
+            exported=True,
+        ),
+    ] = 1
+    link: Annotated[
+        str | None,
+        Setting(
+            "the network between hosts: 10GbE, or another number of Gbit/s",
+            group="Batch and length",
+            more="Only the plan's time depends on it.",
+            changes=("time",),
+            elsewhere="network interconnect",
+        ),
+    ] = None
     eval_data: Annotated[
         str | None,
         Setting(

@@ -132,7 +132,16 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         # Interrupted in text compiled on the fly, as dataclasses do, `python -m` remembers to end itself by the
         # signal, exit code or not (unhandled_keyboard_interrupt in pythonrun.c); text that ends well makes it forget
         exec("")
-        sys.exit(failure.exit_code)
+        _leave(failure.exit_code)
+
+
+def _leave(code: int) -> NoReturn:
+    group = sys.modules.get("autoft.trainer.distributed.group")
+    if group is not None and group.Group.any_stuck:  # Python would wait at its end for a host that is gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _remember_ctrl_c() -> Callable[[], bool]:

@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("model", required=False)
-@planning.add(*planning.START, *planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS, *what_if.OPTIONS)
+@planning.add(
+    *planning.START,
+    *planning.DATA,
+    *planning.DEVICE,
+    *planning.HOSTS,
+    *planning.RECIPE,
+    *planning.LIMITS,
+    *what_if.OPTIONS,
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan to FILE (TOML).")
 @options.FORCE
 @click.option("--explain", is_flag=True, help="Show every reason, assumption, alternative and figure.")

@@ -35,6 +35,12 @@ DEVICE = (
     ),
     click.option("--vram", "vram_gib", type=float, metavar="GIB", help="GPU memory to assume, in GiB."),
 )
+HOSTS = (
+    click.option(
+        "--hosts", type=click.IntRange(min=1), metavar="N", help="Machines with these GPUs each (default: 1)."
+    ),
+    click.option("--link", metavar="NAME", help="Network between hosts: 10GbE or another Gbit/s."),
+)
 SETTINGS = (
     click.option(
         "--seq-len",
@@ -127,11 +133,13 @@ def request(
     min_rank: int | None = None,
     from_adapter: str | None = None,
     served_by: str | None = None,
+    hosts: int | None = None,
+    link: str | None = None,
 ) -> Request:
     """The Request that the options make; the named ones are shorthand for --set."""
     from autoft.planner.request import Request
 
-    pins = pinned(settings, {"method": method})
+    pins = pinned(settings, {"method": method, "hosts": hosts, "link": link})
     return Request(
         model=model,
         data=data,
@@ -195,7 +203,11 @@ def _base_of_run(folder: Path, *, fetches: bool) -> str:
 
 def pinned(settings: tuple[str, ...], named: dict[str, Any]) -> tuple[str, ...]:
     """The words of --set, and those that options stand for. Raises: OptionError where both set a field, and differ."""
-    pins = {key: str(value).lower() for key, value in named.items() if value is not None}
+    pins = {
+        key: str(value).lower() if isinstance(value, bool) else str(value)
+        for key, value in named.items()
+        if value is not None
+    }
     set_to = {key.strip(): value.strip() for key, _, value in (word.partition("=") for word in settings)}
     for key, value in pins.items():
         if set_to.get(key, value) != value:

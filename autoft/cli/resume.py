@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from autoft import render, training
 from autoft.cli import options
+
+if TYPE_CHECKING:
+    from autoft.trainer.run.hosts import Hosts
 
 
 @options.command(
@@ -32,10 +36,16 @@ def command(folder: Path, accept_changes: bool, as_json: bool) -> None:
 
     environment.prepare()
     from autoft.trainer.runtime.signals import ignore_hangup
+
+    ignore_hangup()
+    with training.among_hosts() as hosts:
+        _resume(folder, hosts, accept_changes=accept_changes, as_json=as_json)
+
+
+def _resume(folder: Path, hosts: Hosts | None, *, accept_changes: bool, as_json: bool) -> None:
     from autoft.trainer.storage.ownership import about_run
     from autoft.trainer.storage.run_folder import find_unfinished, unfinished
 
-    ignore_hangup()
     out = find_unfinished(folder.absolute())
     from autoft.cli import run as run_command
     from autoft.planner.plan.record import read_plan
@@ -44,13 +54,13 @@ def command(folder: Path, accept_changes: bool, as_json: bool) -> None:
 
     plan = read_plan(unfinished(out) / "plan.toml")
     about = about_run(unfinished(out))
-    gpus = training.take_devices(plan)
+    gpus = training.take_devices(plan, hosts.launch if hosts is not None else None)
     shown = folder.with_name(out.name)
     _go_to(about.get("started_in"))
     known = about.get("predicted")
     predicted = None if known is None else Predicted.from_dict(known)
     with run_command.display(plan, predicted, as_json=as_json) as listener:
-        result = trainer.resume(out, plan.job, accept_changes=accept_changes, gpus=gpus, listener=listener)
+        result = trainer.resume(out, plan.job, accept_changes=accept_changes, gpus=gpus, hosts=hosts, listener=listener)
     if predicted is not None:
         training.remember(plan, predicted, result, partial(render.console(stderr=True).print, markup=False))
     run_command.show(result, shown, as_json=as_json)

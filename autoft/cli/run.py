@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from autoft.planner.plan.record import Plan
     from autoft.trainer.data.prepare import Prepared
     from autoft.trainer.result import Predicted, RunResult
+    from autoft.trainer.run.hosts import Hosts
 
 RUNS = Path("runs")
 
@@ -34,7 +35,7 @@ RUNS = Path("runs")
     ),
 )
 @click.argument("what", required=False)
-@planning.add(*planning.START, *planning.DATA, *planning.DEVICE, *planning.RECIPE, *planning.LIMITS)
+@planning.add(*planning.START, *planning.DATA, *planning.DEVICE, *planning.HOSTS, *planning.RECIPE, *planning.LIMITS)
 @click.option(
     "-o",
     "--output",
@@ -52,9 +53,17 @@ def command(what: str | None, output: Path | None, force: bool, as_json: bool, *
 
     environment.prepare()
     from autoft.trainer.runtime.signals import ignore_hangup
-    from autoft.trainer.storage.run_folder import check_output, free_name
 
     ignore_hangup()
+    with training.among_hosts() as hosts:
+        _run(what, output, hosts, words, force=force, as_json=as_json)
+
+
+def _run(
+    what: str | None, output: Path | None, hosts: Hosts | None, words: dict[str, Any], *, force: bool, as_json: bool
+) -> None:
+    from autoft.trainer.storage.run_folder import check_output, free_name
+
     training.see_one_gpu_where_nothing_forks()
     what = planning.named_model(what, words, fetches=True) or "starter"
     out = output or free_name(RUNS, Path(what).stem if what.endswith(".toml") else Path(what).name or "run")
@@ -74,17 +83,31 @@ def command(what: str | None, output: Path | None, force: bool, as_json: bool, *
             if kind(what) in (*TABLES, *TEXTS):
                 raise OptionError(f"{what} is data, and no model is named", fix=f"autoft run MODEL --data {what}")
             raise OptionError("no data to train on", fix=f"autoft run {what} --data FILE")
+        if hosts is not None:
+            _pin(words, hosts)
         plan, prepared = planning.plan_to_train(planning.request(what, **words), out.absolute().parent)
     training.check_folder(plan, out, force=force)
-    gpus = training.take_devices(plan)
+    gpus = training.take_devices(plan, hosts.launch if hosts is not None else None)
     if not as_json:
         from autoft.cli.show_plan import show_plan
 
         show_plan(plan, console)
     shown = display(plan, training.predicted_by(plan), as_json=as_json)
     say = partial(console.print, markup=False)
-    result = training.train(plan, prepared, out, gpus=gpus, display=shown, say=say, force=force)
+    result = training.train(plan, prepared, out, gpus=gpus, hosts=hosts, display=shown, say=say, force=force)
     show(result, out, as_json=as_json)
+
+
+def _pin(words: dict[str, Any], hosts: Hosts) -> None:
+    """The plan is for as many processes as the launcher has started. Raises: OptionError."""
+    launch = hosts.launch
+    if words["hosts"] not in (None, launch.hosts):
+        raise OptionError(
+            f"--hosts {words['hosts']}, and the launcher has started {launch.size} processes on {launch.hosts}",
+            fix="leave --hosts out: the launcher says how many",
+        )
+    words["hosts"] = launch.hosts
+    words["settings"] = planning.pinned(words["settings"], {"num_gpus": launch.size})
 
 
 def show(result: RunResult, out: Path, *, as_json: bool) -> None:
@@ -131,6 +154,8 @@ def _from_file(
         "--min-rank": "min_rank",
         "--from-adapter": "from_adapter",
         "--for": "served_by",
+        "--hosts": "hosts",
+        "--link": "link",
     }
     for option, name in named.items():
         if words[name]:

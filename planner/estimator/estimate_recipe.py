@@ -146,7 +146,7 @@ class Estimator:
         if recipe.streamed_layers:
             timing = streamed(timing, copied_bytes(rehearsal.streamed_bytes), rehearsal.layer_work, rates)
         if num_gpus > 1:
-            timing = together(timing, gradient_bytes(rehearsal), replicas, self.target.gpu, rates)
+            timing = together(timing, gradient_bytes(rehearsal), replicas, self.target.gpu, rates, self.target.network)
         assumptions = (
             *squeeze,
             *self.target.assumptions,
@@ -174,7 +174,7 @@ class Estimator:
             assumptions=sentences(assumptions),
             assumption_records=assumptions,
             num_gpus=num_gpus,
-            host_bytes=totals(host_parts(rehearsal, self.shape.total_params, num_gpus)) if self.device.cuda else {},
+            host_bytes=self._host_bytes(rehearsal, num_gpus),
             disk_bytes=totals(disk_parts(rehearsal, self.shape.total_params)),
         )
 
@@ -218,6 +218,11 @@ class Estimator:
         }
         return Assumption(kind="kernels", basis="rehearsal", text=text, figures=figures)
 
+    def _host_bytes(self, rehearsal: Rehearsal, num_gpus: int) -> dict[str, int]:
+        if not self.device.cuda:
+            return {}
+        return totals(host_parts(rehearsal, self.shape.total_params, self.target.on_each_host(num_gpus)))
+
     def fits_by_gib(
         self, rehearsal: Rehearsal, device_bytes: int, loop: Loop = OURS, num_gpus: int = 1
     ) -> dict[str, Fits]:
@@ -233,7 +238,7 @@ class Estimator:
         """(whether it fits, what to tell of it)."""
         if device_bytes <= available:
             return "yes", ()
-        shared = available if self.device.cuda else available // num_gpus
+        shared = available if self.device.cuda else available // self.target.on_each_host(num_gpus)
         limit = max(0, shared - self.target.device_bytes(0, num_gpus))
         memory = squeezed(rehearsal, self.allocator(loop, limit)) if least_bytes(rehearsal) <= limit else None
         if memory is None:

@@ -10,7 +10,9 @@ from typing import Literal
 
 from autoft.errors import OptionError
 from autoft.planner.facts import Assumption
+from autoft.planner.timing.allreduce import Network
 from autoft.planner.timing.gpu_rates import gpu_rates
+from autoft.planner.timing.network import network_link
 from autoft.planner.timing.roofline import Rates, bench_rates, cpu_rates, measure_cpu_bandwidth
 from autoft.profiles.architectures import architecture
 from autoft.profiles.bench_store import Bench, BenchKey, cpu_key, gpu_key, kept
@@ -79,6 +81,7 @@ class Target:
     bench: what `autoft probe --bench` has measured of this device with the software that is installed now.
     key: of this machine's device with that software; None for a card that is not here.
     ram_bytes: of the host, free beside a GPU; None for a card that is not here.
+    network: to other machines like this one that train with it.
     """
 
     device: Literal["cuda", "cpu"]
@@ -93,6 +96,7 @@ class Target:
     bench: Bench | None = None
     key: BenchKey | None = None
     ram_bytes: int | None = None
+    network: Network | None = None
 
     def rates(self, dtypes: Iterable[Dtype], shape: ModelShape | None) -> Rates:
         """What the device does in a second. dtypes: of the products that are asked for."""
@@ -121,15 +125,23 @@ class Target:
         return self.cpu_flops_per_s(dtype, shape)  # type: ignore[arg-type]
 
     @property
+    def hosts(self) -> int:
+        return self.network.hosts if self.network is not None else 1
+
+    @property
     def num_gpus(self) -> int:
-        """How many replicas of a model have a device of their own; a CPU counts as one."""
-        return max(1, len(self.gpus))
+        """How many replicas of a model have a device of their own, on all hosts; a CPU counts as one."""
+        return self.hosts * max(1, len(self.gpus))
+
+    def on_each_host(self, num_gpus: int) -> int:
+        """How many of so many replicas a host has."""
+        return max(1, num_gpus // self.hosts)
 
     def using(self, num_gpus: int) -> Target:
         """The same with so many of its GPUs, of which each has as much to give as the one that has least."""
         if num_gpus == 1 or not self.gpus:
             return self
-        gpu = self.gpus[num_gpus - 1]
+        gpu = self.gpus[self.on_each_host(num_gpus) - 1]
         return replace(self, gpu=gpu, available_bytes=usable_bytes(gpu.free_bytes))
 
     def device_bytes(self, reserved_bytes: int, num_gpus: int = 1) -> int:
@@ -138,7 +150,7 @@ class Target:
         Several replicas on a CPU share its memory.
         """
         if self.gpu is None:
-            return num_gpus * reserved_bytes
+            return self.on_each_host(num_gpus) * reserved_bytes
         context = _measured_context_bytes(self.gpu) or CUDA_CONTEXT_BYTES
         return reserved_bytes + context + (NCCL_BYTES if num_gpus > 1 else 0)
 
@@ -167,13 +179,28 @@ def target_of(
     gpu_name: str | None,
     vram_gib: float | None,
     cpu_flops_per_s: Callable[[Dtype, ModelShape], float],
+    hosts: int = 1,
+    link: str | None = None,
 ) -> Target:
     """The device to plan for: the card named, else the GPU here with the most free memory, else the CPU.
 
     Cards here that are like that one belong to it. gpu_name: a catalogue name, with a count where there are to be
-    several ("RTX 4090 x2"), or "cpu". vram_gib: overrides the memory, in GiB.
+    several ("RTX 4090 x2"), or "cpu". vram_gib: overrides the memory, in GiB. hosts: machines like this one, or with as
+    many of the cards named. link: between them, as `network_link` has it.
     Raises: OptionError.
     """
+    if link is not None and hosts == 1:
+        raise OptionError(f"--link {link} is the network between hosts, and there is one", fix="--hosts 2")
+    alone = _target_of_host(hardware, gpu_name, vram_gib, cpu_flops_per_s)
+    return alone if hosts == 1 else replace(alone, network=Network(hosts, network_link(link)))
+
+
+def _target_of_host(
+    hardware: Hardware,
+    gpu_name: str | None,
+    vram_gib: float | None,
+    cpu_flops_per_s: Callable[[Dtype, ModelShape], float],
+) -> Target:
     if vram_gib is not None and not 0 < vram_gib <= 4096:
         raise OptionError(f"--vram {vram_gib:g} is not a GPU's memory", fix="give GiB between 0 and 4096")
     gpus = _gpus(hardware, gpu_name, vram_gib)
@@ -227,9 +254,10 @@ def _of_gpus(gpus: tuple[Gpu, ...], driver_version: str | None) -> Target:
     return Target("cuda", name, gpu.name, usable, half, gpu=gpu, gpus=gpus, bench=kept(key), key=key)
 
 
-def several(num_gpus: int, name: str) -> str:
-    """Two of them are "2 x NVIDIA GeForce RTX 3090"."""
-    return name if num_gpus == 1 else f"{num_gpus} x {name}"
+def several(num_gpus: int, name: str, hosts: int = 1) -> str:
+    """Two of them are "2 x NVIDIA GeForce RTX 3090"; num_gpus: on all hosts."""
+    here = name if num_gpus <= hosts else f"{num_gpus // hosts} x {name}"
+    return here if hosts == 1 else f"{hosts} hosts with {here}"
 
 
 def usable_bytes(free_bytes: int) -> int:

@@ -20,7 +20,12 @@ from autoft.trainer.sources.resolve import load_config, resolve
 def explain_plan(plan: Plan, request: Request, hardware: Hardware) -> tuple[Figure, ...]:
     """Every byte figure of the plan's Estimate. request, hardware: that the plan was made for."""
     target = target_of(
-        hardware, gpu_name=request.gpu, vram_gib=request.vram_gib, cpu_flops_per_s=functools.cache(measure_cpu_flops)
+        hardware,
+        gpu_name=request.gpu,
+        vram_gib=request.vram_gib,
+        cpu_flops_per_s=functools.cache(measure_cpu_flops),
+        hosts=plan.job.hosts,
+        link=plan.job.link,
     ).using(plan.job.num_gpus)
     estimator = Estimator(request.model, load_config(resolve(request.model)), target)
     recipe = plan.job.recipe

@@ -292,8 +292,9 @@ def _device(answer: Answer) -> Figure:
 def _beside(answer: Answer) -> Iterator[Figure]:
     """RAM of the host and room on the disk."""
     estimate, params = answer.estimate, answer.estimator.shape.total_params
+    here = answer.target.on_each_host(estimate.num_gpus)
     for field, phases, parts in (
-        ("host_bytes", estimate.host_bytes, host_parts(answer.rehearsal, params, estimate.num_gpus)),
+        ("host_bytes", estimate.host_bytes, host_parts(answer.rehearsal, params, here)),
         ("disk_bytes", estimate.disk_bytes, disk_parts(answer.rehearsal, params)),
     ):
         for phase, num_bytes in phases.items():

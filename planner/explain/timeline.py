@@ -117,7 +117,7 @@ def timeline(recording: Recording, answer: Answer, model: str) -> Timeline:
     return Timeline(
         recording,
         f"{model.rstrip('/').rsplit('/', 1)[-1]}, {describe(answer.recipe)}: memory of a training step",
-        f"Sequences of {answer.recipe.seq_len} tokens, on {several(num_gpus, target.name)}",
+        f"Sequences of {answer.recipe.seq_len} tokens, on {several(num_gpus, target.name, target.hosts)}",
         chosen,
         xs,
         _bands_at(recording, chosen),

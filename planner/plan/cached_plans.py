@@ -41,9 +41,14 @@ class PlanQuestion:
 
 def ask(request: Request, hardware: Hardware) -> PlanQuestion | None:
     """None where not all can be told that the plan depends on. Raises: InputError, as planning does."""
-    parse_settings(request.settings)  # what is wrong with them is told before a model is looked for
+    _, job_pins = parse_settings(request.settings)  # what is wrong with them is told before a model is looked for
     target = target_of(
-        hardware, gpu_name=request.gpu, vram_gib=request.vram_gib, cpu_flops_per_s=functools.cache(measure_cpu_flops)
+        hardware,
+        gpu_name=request.gpu,
+        vram_gib=request.vram_gib,
+        cpu_flops_per_s=functools.cache(measure_cpu_flops),
+        hosts=job_pins.get("hosts", 1),
+        link=job_pins.get("link"),
     )
     ref = resolve(request.model)
     config = config_source(ref)

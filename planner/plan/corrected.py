@@ -26,7 +26,14 @@ def corrected(plan: Plan, request: Request, hardware: Hardware, say: Callable[[s
         aside = f"the history of runs cannot be used: {error.what}"
     if aside is not None:
         say(f"Note: {aside}")
-    target = target_of(hardware, gpu_name=request.gpu, vram_gib=request.vram_gib, cpu_flops_per_s=measure_cpu_flops)
+    target = target_of(
+        hardware,
+        gpu_name=request.gpu,
+        vram_gib=request.vram_gib,
+        cpu_flops_per_s=measure_cpu_flops,
+        hosts=plan.job.hosts,
+        link=plan.job.link,
+    )
     correction = correction_for(target.using(plan.job.num_gpus), plan.estimate, plan.job.recipe)
     if correction is None:
         return plan

@@ -151,7 +151,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     preset = preset_of(request, {*recipe_pins, *job_pins}, asked_length)
     job_pins = {**preset.job, **job_pins}
     scaling = recipe_pins.get("rope_scaling")
-    whole = _target(request, hardware)
+    whole = _target(request, hardware, job_pins)
     limits = _limits(request, whole)
     ref = resolve(request.model)
     estimator = Estimator(request.model, load_config(ref), limited(whole, limits.memory_gib))
@@ -311,7 +311,7 @@ def make_estimate(request: Request, hardware: Hardware) -> Answer:
             f"--set {next(iter(job_pins))}: not a setting of the recipe",
             fix="use it with `autoft plan` or `autoft run`",
         )
-    target = _target(request, hardware)
+    target = _target(request, hardware, job_pins)
     estimator = Estimator(request.model, load_config(resolve(request.model)), target)
     seq_len = _pinned_length(request, pins)
     scaling = pins.get("rope_scaling")
@@ -325,9 +325,14 @@ def make_estimate(request: Request, hardware: Hardware) -> Answer:
     return Answer(recipe, replace(estimate, fits_by_gib=others), target, estimator, rehearsal)
 
 
-def _target(request: Request, hardware: Hardware) -> Target:
+def _target(request: Request, hardware: Hardware, job_pins: dict[str, Any]) -> Target:
     return target_of(
-        hardware, gpu_name=request.gpu, vram_gib=request.vram_gib, cpu_flops_per_s=functools.cache(measure_cpu_flops)
+        hardware,
+        gpu_name=request.gpu,
+        vram_gib=request.vram_gib,
+        cpu_flops_per_s=functools.cache(measure_cpu_flops),
+        hosts=job_pins.get("hosts", 1),
+        link=job_pins.get("link"),
     )
 
 

@@ -137,11 +137,18 @@ def _target(planned: Plan, job: Job, hardware: Hardware, where: str) -> Target:
             fix="run it there, or plan with --gpu cpu",
         )
     name = "cpu" if planned.job.device == "cpu" else None
-    target = target_of(hardware, gpu_name=name, vram_gib=None, cpu_flops_per_s=functools.cache(measure_cpu_flops))
+    target = target_of(
+        hardware,
+        gpu_name=name,
+        vram_gib=None,
+        cpu_flops_per_s=functools.cache(measure_cpu_flops),
+        hosts=job.hosts,
+        link=job.link,
+    )
     if target.gpu is not None and job.num_gpus > target.num_gpus:
         raise ModelError(
             f"{where}: job.num_gpus = {job.num_gpus} is more than there are here of one kind: "
-            f"{several(target.num_gpus, target.card)}",
+            f"{several(target.num_gpus, target.card, target.hosts)}",
             fix=f"job.num_gpus = {target.num_gpus}, or plan again",
         )
     return target.using(job.num_gpus)

@@ -67,7 +67,7 @@ class Plan(Record):
     @property
     def place(self) -> str:
         """All devices planned for, in words."""
-        return several(self.job.num_gpus, self.target)
+        return several(self.job.num_gpus, self.target, self.job.hosts)
 
     def public(self) -> Plan:
         """The plan as it may be published: without the paths of this machine and the serial numbers of its GPUs."""

@@ -38,6 +38,8 @@ def counts_of(question: Question, wanted: int | None) -> list[int]:
     if wanted is not None:
         _refuse_more(target, wanted)
         return [wanted]
+    if target.hosts > 1:
+        return [target.num_gpus]  # whoever names several hosts wants them all
     micro_batch: int = question.pinned.get("micro_batch", 1)
 
     def in_step(num_gpus: int) -> int:
@@ -103,7 +105,8 @@ def _reasons(best: Candidate, others: list[Candidate], question: Question, name:
         return [] if more is None else [words.one_gpu(more.estimate.num_gpus, more.recipe, times(more, best))]
     rows = best.recipe.micro_batch * question.replicas(best.recipe).accumulation
     beside = None if one is None else (one.recipe, times(best, one))
-    return [words.several_gpus(several(num_gpus, name), num_gpus, rows, beside)]
+    place = several(num_gpus, name, question.whole.hosts)
+    return [words.several_gpus(place, num_gpus, rows, beside)]
 
 
 def _other(other: Candidate, best: Candidate) -> Alternative:
@@ -115,6 +118,11 @@ def _refuse_more(target: Target, wanted: int) -> None:
     there = target.num_gpus
     if target.device == "cuda" and wanted > there:
         raise OptionError(
-            f"--set num_gpus={wanted}: planned for {several(there, target.name)}",
+            f"--set num_gpus={wanted}: planned for {several(there, target.name, target.hosts)}",
             fix=f"--set num_gpus={there}, or --gpu 'NAME x{wanted}' for cards that are not here",
+        )
+    if wanted % target.hosts:
+        raise OptionError(
+            f"--set num_gpus={wanted}: not as many on each of {target.hosts} hosts",
+            fix=f"--set num_gpus={target.hosts * max(1, wanted // target.hosts)}",
         )

@@ -39,6 +39,14 @@ class Link:
     what: str
 
 
+@dataclass(frozen=True, slots=True)
+class Network:
+    """hosts: machines with as many GPUs each. link: between them."""
+
+    hosts: int
+    link: Link
+
+
 def link_of(gpu: Gpu) -> Link:
     """Between cards of this kind. NVLink, which may be there or not, is the upper bound where nobody has looked."""
     profile, status, known = gpu_profiles().get(gpu.profile or ""), gpu.status, pcie_of(gpu)
@@ -56,30 +64,41 @@ def link_of(gpu: Gpu) -> Link:
     )
 
 
-def together(timing: Timing, gradients: int, replicas: Replicas, gpu: Gpu | None, rates: Rates) -> Timing:
+def _slowest(gpu: Gpu | None, network: Network | None) -> Link:
+    """Of a ring within hosts and across them."""
+    links = [*([link_of(gpu)] if gpu is not None else []), *([network.link] if network is not None else [])]
+    return min(links, key=lambda link: link.upper)
+
+
+def together(
+    timing: Timing, gradients: int, replicas: Replicas, gpu: Gpu | None, rates: Rates, network: Network | None = None
+) -> Timing:
     """One GPU's micro-batch with its share of the exchange, and the energy of all.
 
     A ring sends 2 (n - 1) / n of all gradients through each GPU (Patarasuk and Yuan, 2009), once an optimizer step,
     when its last backward is done. gradients: bytes of all. gpu: None for replicas that share a CPU, which take turns.
+    network: between the hosts, which the ring crosses: it is as quick as its slowest part.
     """
     num, step = replicas.num_gpus, timing.step_s
     if gpu is None:
-        shared = Range(lower=num * step.lower, upper=num * step.upper)
-        text = f"exchange: {num} replicas share the CPU, no quicker than one"
-        alone = Assumption(kind="exchange", basis="assumption", text=text, figures={"replicas": num})
-        return replace(timing, step_s=shared, exchange=alone)
-    link = link_of(gpu)
+        here = num if network is None else num // network.hosts
+        step = Range(lower=here * step.lower, upper=here * step.upper)
+        if network is None:
+            text = f"exchange: {num} replicas share the CPU, no quicker than one"
+            alone = Assumption(kind="exchange", basis="assumption", text=text, figures={"replicas": num})
+            return replace(timing, step_s=step, exchange=alone)
+    link = _slowest(gpu, network)
     sent = 2 * (num - 1) / num * gradients
     fast, slow = sent / link.upper, sent / link.lower
     step = Range(lower=step.lower + fast / replicas.accumulation, upper=step.upper + slow / replicas.accumulation)
-    power = rates.power_w
+    power, devices = rates.power_w, "GPUs" if gpu is not None else "processes"
     energy = (
         Range(lower=num * step.lower * power.lower / 3600, upper=num * step.upper * power.upper / 3600)
         if power
         else None
     )
     text = (
-        f"exchange: gradients of {size(gradients)} are summed over {num} GPUs once an optimizer step, in "
+        f"exchange: gradients of {size(gradients)} are summed over {num} {devices} once an optimizer step, in "
         f"{duration(fast)} to {duration(slow)} at {link.lower / 1e9:.2g} to {link.upper / 1e9:.3g} GB/s ({link.what}, "
         "an assumption)"
     )

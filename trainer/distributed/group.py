@@ -8,14 +8,16 @@ each process may repeat its own share as often as it must; docs/decisions/0013-s
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from autoft.trainer.compat.torch import ABORT_GROUP, FLATTEN, UNFLATTEN
 from autoft.units import MIB
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
 BUFFER_BYTES = 32 * MIB  # gradients are copied together up to so much, and a larger one goes as it is
 # Longest that a process waits for the others: the first of them evaluates alone, and may do that for long
 PATIENCE = datetime.timedelta(days=7)
-# All are on one machine, so nothing of theirs goes over, or listens on, a network
-_LOOPBACK = {"linux": "lo", "darwin": "lo0"}
+# Where all are on one machine, nothing of theirs goes over, or listens on, a network
+LOOPBACK = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)
+LOOKS_AFTER_S = (2e-5, 2e-3)  # whether an exchange is done: soon at first, then every so often
 
 
 class LostProcess(RuntimeError):  # noqa: N818
@@ -37,18 +40,30 @@ class LostProcess(RuntimeError):  # noqa: N818
 class Group:
     """size: processes; rank: number of this one, from 0. Nothing is exchanged where there is only one."""
 
+    any_stuck: ClassVar[bool] = False  # an exchange was given up, and PyTorch waits for it as long as the process lives
+
     def __init__(self, size: int = 1, rank: int = 0) -> None:
         self.size = size
         self.rank = rank
         self.trouble: str | None = None  # why one of them has ended before its time
+        self.stuck = False  # as `any_stuck`
+        self.broke = False  # an exchange has failed
         self._joined = False
+        self._device = "cpu"
 
-    def join(self, rendezvous: Path, device: str, check: Callable[[], None] = lambda: None) -> None:
+    def join(
+        self,
+        store: Callable[[], Any],
+        device: str,
+        check: Callable[[], None] = lambda: None,
+        interface: str | None = LOOPBACK,
+    ) -> None:
         """Wait for the others.
 
         Args:
-            rendezvous: a file that only this group knows, and that is not there yet.
+            store: makes the store at which they meet.
             check: called while it waits; what it raises ends the wait.
+            interface: name of the network interface that they talk over; None for whatever the backend takes.
 
         Raises: LostProcess where one of them ends meanwhile.
         """
@@ -57,18 +72,21 @@ class Group:
         failures: list[BaseException] = []
         # In a thread: neither a rendezvous nor the making of NCCL's communicator ends by itself when another process
         # does, and nothing can end them
-        meeting = threading.Thread(target=self._meet, args=(rendezvous, device, failures), daemon=True)
+        meeting = threading.Thread(target=self._meet, args=(store, device, interface, failures), daemon=True)
         meeting.start()
         while meeting.is_alive():
             self.check()
             check()
             meeting.join(0.1)
         if failures:
+            self.broke = True
             raise failures[0]
-        self._joined = True
+        self._joined, self._device = True, device
         self.check()
 
-    def _meet(self, rendezvous: Path, device: str, failures: list[BaseException]) -> None:
+    def _meet(
+        self, make_store: Callable[[], Any], device: str, interface: str | None, failures: list[BaseException]
+    ) -> None:
         import torch
         import torch.distributed as dist
         from torch.distributed.distributed_c10d import _world
@@ -76,13 +94,13 @@ class Group:
         # A group's keys in the store begin with its number. An earlier meeting of this process that failed has counted,
         # and the others, which are new, would wait at another number
         _world.group_count = 0
-        if sys.platform in _LOOPBACK:
+        if interface is not None:
             for setting in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-                os.environ.setdefault(setting, _LOOPBACK[sys.platform])
+                os.environ.setdefault(setting, interface)
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")  # `lost` does that
         backend, excepthook = "nccl" if device == "cuda" else "gloo", sys.excepthook
         try:
-            store = dist.FileStore(str(rendezvous), self.size)  # type: ignore[attr-defined]
+            store = make_store()
             store.set_timeout(PATIENCE)
             dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=PATIENCE)
             # NCCL makes its communicator at the first exchange
@@ -101,7 +119,7 @@ class Group:
         self._joined = False
         import torch.distributed as dist
 
-        if dist.is_initialized():
+        if dist.is_initialized() and not self.stuck:
             _end(dist)
 
     def lost(self, reason: str) -> None:
@@ -111,7 +129,7 @@ class Group:
             return
         import torch.distributed as dist
 
-        # gloo sees by itself that a connection is closed, NCCL would wait for ever
+        # an exchange over gloo is given up by `_done`, NCCL would wait for ever
         if dist.is_initialized() and dist.get_backend() == "nccl":
             _end(dist)
 
@@ -136,12 +154,12 @@ class Group:
         for together in buffers([(grad.dtype, grad.nbytes) for grad in grads]):
             if len(together) == 1:
                 with self._exchange():
-                    dist.all_reduce(grads[together[0]])
+                    self._done(dist.all_reduce(grads[together[0]], async_op=True))
                 continue
             parts = [grads[at] for at in together]
             flat = flatten(parts)
             with self._exchange():
-                dist.all_reduce(flat)
+                self._done(dist.all_reduce(flat, async_op=True))
             for part, summed in zip(parts, unflatten(flat, parts), strict=True):
                 part.copy_(summed)
             del flat, summed  # before the next is made
@@ -153,21 +171,59 @@ class Group:
         import torch
         import torch.distributed as dist
 
-        found = [torch.empty_like(numbers) for _ in range(self.size)]
+        of_all = [torch.empty_like(numbers) for _ in range(self.size)]
         with self._exchange():
-            dist.all_gather(found, numbers)
-        return torch.stack(found)
+            self._done(dist.all_gather(of_all, numbers, async_op=True))
+        return torch.stack(of_all)
 
     def gather_values(self, value: Any) -> list[Any]:
-        """A plain value of each process."""
+        """A value of each process, of what JSON has."""
         if self.size == 1:
             return [value]
+        import torch
+
+        own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self._device)
+        sizes = self.gather(torch.tensor([len(own)], device=self._device)).flatten().tolist()
+        padded = torch.zeros(max(sizes), dtype=torch.uint8, device=self._device)
+        padded[: len(own)] = own
+        texts = self.gather(padded).cpu()
+        return [json.loads(bytes(text[:size].tolist())) for text, size in zip(texts, sizes, strict=True)]
+
+    def spread_folder(self, folder: Path) -> None:
+        """Have the files of the first process's `folder` in everyone's. Raises: LostProcess, OSError."""
+        names = sorted(path.name for path in folder.iterdir()) if self.rank == 0 else []
+        for name, size in self.gather_values([[name, (folder / name).stat().st_size] for name in names])[0]:
+            with (folder / name).open("rb" if self.rank == 0 else "wb") as file:
+                for start in range(0, size, BUFFER_BYTES):
+                    self._spread_piece(file, min(BUFFER_BYTES, size - start))
+
+    def _spread_piece(self, file: Any, num_bytes: int) -> None:
+        import torch
         import torch.distributed as dist
 
-        found: list[Any] = [None] * self.size
+        if self.rank == 0:
+            piece = torch.frombuffer(bytearray(file.read(num_bytes)), dtype=torch.uint8).to(self._device)
+        else:
+            piece = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
         with self._exchange():
-            dist.all_gather_object(found, value)
-        return found
+            self._done(dist.broadcast(piece, 0, async_op=True))
+        if self.rank != 0:
+            file.write(piece.cpu().numpy().tobytes())
+
+    def _done(self, work: Any) -> None:
+        """Wait for an exchange. gloo alone would wait for a host that was cut off, and nothing could end that.
+
+        Raises: LostProcess.
+        """
+        if self._device == "cpu":
+            pause, longest = LOOKS_AFTER_S
+            while not work.is_completed():
+                if self.trouble is not None:
+                    self.stuck = Group.any_stuck = True
+                    self.check()
+                time.sleep(pause)
+                pause = min(2 * pause, longest)
+        work.wait()
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
@@ -180,6 +236,7 @@ class Group:
             yield
         except (RuntimeError, ValueError):
             self.check()
+            self.broke = True
             raise
 
 
@@ -189,6 +246,17 @@ def _end(dist: Any) -> None:
         ABORT_GROUP.fetch()()
     else:
         dist.destroy_process_group()
+
+
+def file_store(path: Path, size: int) -> Callable[[], Any]:
+    """Where processes of one machine meet: a file that only they know, and that is not there yet."""
+
+    def store() -> Any:
+        import torch.distributed as dist
+
+        return dist.FileStore(str(path), size)  # type: ignore[attr-defined]
+
+    return store
 
 
 def buffers(gradients: Sequence[tuple[Any, int]]) -> list[list[int]]:

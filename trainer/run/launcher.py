@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from autoft.errors import DataError
-from autoft.trainer.distributed.group import Group
+from autoft.trainer.distributed.group import Group, file_store
 from autoft.trainer.job import Job
 from autoft.trainer.runtime import environment
 from autoft.trainer.storage.checkpoint import Checkpoint
@@ -122,7 +122,7 @@ class Peers:
         for process in self._processes:
             self._send(process, {"checkpoint": str(checkpoint.folder), "run_id": checkpoint.run_id})
         if self._processes:
-            self.group.join(self._file("rendezvous"), job.device, check)
+            self.group.join(file_store(self._file("rendezvous"), self.group.size), job.device, check)
 
     def lost(self) -> str | None:
         """Why one has ended before its time; to be asked when something failed, for that may be why it did."""

@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from autoft.trainer.loop.trackers import check_trackers, trackers
 from autoft.trainer.result import Evaluation, Predicted, RunResult
 from autoft.trainer.run.fingerprint import changes, identity_of
 from autoft.trainer.run.finish import finish, written_params
+from autoft.trainer.run.hosts import Hosts
 from autoft.trainer.run.launcher import Peers
 from autoft.trainer.run.preflight import check_room, preflight
 from autoft.trainer.run.setup import Loaded, adapter_to_continue, find_sources, load
@@ -71,12 +72,14 @@ def run(
     prepared: Prepared | None = None,
     force: bool = False,
     gpus: Sequence[str] = (),
+    hosts: Hosts | None = None,
     listener: Listener = lambda _: None,
 ) -> RunResult:
     """Train `job` and write the folder `out`.
 
     plan_toml: text of the plan.toml that goes with the run. prepared: the job's data, if the caller has it already.
-    gpus: of a job for several, as `Peers` has them; this process sees the first of them only.
+    gpus: of a job for several, as `Peers` has them; this process sees the first of them only. hosts: the processes
+    that a launcher has started beside this one.
     Raises: InputError of many kinds before training; TrainingError when training goes wrong; Resumable when it stopped
     and can be taken up again; Interrupted when it was stopped before there was anything to take up. `out` is then as
     it was, and what there is of the run is beside it.
@@ -86,7 +89,7 @@ def run(
         output_folder(out, force=force) as folder,
         claimed(out, devices_of(job, gpus), peak) as others,
         listening() as stop,
-        Peers(gpus) as peers,
+        _peers(gpus, hosts, stop) as peers,
     ):
         about = {"run_id": uuid.uuid4().hex, "started_in": str(Path.cwd())}
         kept = {**about, "predicted": None if predicted is None else predicted.to_dict()}
@@ -104,11 +107,12 @@ def resume(
     *,
     accept_changes: bool = False,
     gpus: Sequence[str] = (),
+    hosts: Hosts | None = None,
     listener: Listener = lambda _: None,
 ) -> RunResult:
     """Take up the run to `out` where its newest whole checkpoint is. job: of its plan.toml.
 
-    accept_changes: go on although data, plan or versions are not what they were. gpus: as `run` has them.
+    accept_changes: go on although data, plan or versions are not what they were. gpus, hosts: as `run` has them.
     Raises: as `run`; OutputError when there is no whole checkpoint; OptionError when something has changed.
     """
     about = about_run(unfinished(out))
@@ -119,7 +123,7 @@ def resume(
         unfinished_folder(out) as folder,
         claimed(out, devices_of(job, gpus), peak) as others,
         listening() as stop,
-        Peers(gpus) as peers,
+        _peers(gpus, hosts, stop) as peers,
     ):
         checkpoint, skipped = newest_checkpoint(folder / CHECKPOINTS, run_id=about.get("run_id"))
         if checkpoint is None:
@@ -141,6 +145,15 @@ def resume(
             force=True,
         )
         return _told(session, lambda: _run(session, None, checkpoint))
+
+
+def _peers(gpus: Sequence[str], hosts: Hosts | None, stop: StopRequest) -> AbstractContextManager[Peers | Hosts]:
+    """The other processes: to be started, or there already, and ended by whoever began to meet them."""
+    if hosts is None:
+        return Peers(gpus)
+    hosts.gpus = gpus
+    hosts.stopped_by(stop)
+    return nullcontext(hosts)
 
 
 def _told(session: _Session, go: Callable[[], RunResult]) -> RunResult:
@@ -179,7 +192,7 @@ class _Session:
     predicted: Predicted | None
     stop: StopRequest
     tell: _Telling
-    peers: Peers
+    peers: Peers | Hosts
     others: Sequence[Claim] = ()
     accept_changes: bool = False
     force: bool = False
