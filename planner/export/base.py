@@ -64,7 +64,8 @@ class Source:
 
     @property
     def num_gpus(self) -> int:
-        return self.plan.job.num_gpus
+        """Of each host."""
+        return self.plan.job.num_gpus // self.plan.job.hosts
 
     @property
     def has_adapter(self) -> bool:

@@ -118,6 +118,8 @@ def _notes(source: Source, *, gguf: bool) -> list[str]:
         notes.append(
             f"it is for {source.num_gpus} GPUs, each with the whole model: the command says so, the file does not"
         )
+    if source.plan.job.hosts > 1:
+        notes.append(f"it is for {source.plan.job.hosts} hosts: start the command on each, as this tool has it")
     inputs = source.plan.inputs
     if inputs is not None and inputs.job_sha256 != job_digest(source.job):
         notes.append(

@@ -215,7 +215,7 @@ class Group:
 
         Raises: LostProcess.
         """
-        if self._device == "cpu":
+        if self._joined and self._device == "cpu":
             pause, longest = LOOKS_AFTER_S
             while not work.is_completed():
                 if self.trouble is not None:
