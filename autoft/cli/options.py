@@ -21,7 +21,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Data": ("data", "eval_data", "mapping", "rows", "model", "thinking", "cases"),
     "Model and method": (
         "from_adapter", "base_run", "method", "preset", "prefer", "seq_len", "settings", "rank", "micro_batch",
-        "checkpointing", "weights", "density", "prompt", "system", "base", "temperature", "max_new_tokens", "tool",
+        "checkpointing", "serve", "adapters", "weights", "density", "prompt", "system", "base", "temperature",
+        "max_new_tokens", "tool",
     ),
     "Device": ("gpu", "vram_gib", "device"),
     "Limits": ("max_hours", "max_memory_gib", "max_energy_kwh", "min_rank", "served_by"),
