@@ -18,7 +18,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 # The sections of --help, in their order, and the options of each by their names in Python
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Data": ("data", "eval_data", "mapping", "rows", "model", "thinking", "cases"),
+    "Data": ("data", "eval_data", "mapping", "tasks", "task_dir", "rows", "model", "thinking", "cases"),
     "Model and method": (
         "from_adapter", "base_run", "method", "preset", "prefer", "seq_len", "settings", "rank", "micro_batch",
         "checkpointing", "serve", "adapters", "weights", "density", "prompt", "system", "base", "temperature",

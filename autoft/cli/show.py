@@ -27,6 +27,7 @@ from autoft.units import KIB, count, duration, energy, size
 if TYPE_CHECKING:
     from autoft.planner.plan.cases import Case
     from autoft.trainer.evaluation.judge import Judgement
+    from autoft.trainer.evaluation.tasks import TaskScore, TaskScores
 
 BAR_COLORS = ("blue", "cyan", "green", "magenta", "yellow", "red", "white")
 SHOWN_EVENTS = 12  # of a run; result.json has them all
@@ -212,6 +213,26 @@ def _judged(judgement: Judgement) -> Table:
         row += [loss.interval(general.change.lower, general.change.upper)] if change else []
         table.add_row(*row)
     return table
+
+
+def show_tasks(judged: TaskScores, console: Console) -> None:
+    """A line a figure of the tasks asked for, base and trained model side by side."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for name in (f"lm-eval {judged.lm_eval}", "metric", "rows", "before", "after"):
+        table.add_column(name, justify="right" if name in ("rows", "before", "after") else "left")
+    for score in judged.scores:
+        if score.task in judged.asked_for:
+            figures = (_with_error(score.before, score.before_stderr), _with_error(score.after, score.after_stderr))
+            table.add_row(score.task, _metric(score), f"{score.rows or ''}", *figures)
+    console.print(table)
+
+
+def _metric(score: TaskScore) -> str:
+    return score.metric if score.higher_is_better is not False else f"{score.metric} (lower is better)"
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 
 def scores(before: Evaluation, after: Evaluation) -> Table:
