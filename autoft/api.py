@@ -102,7 +102,7 @@ def estimate(
     request = Request(model=model, gpu=gpu, vram_gib=vram_gib, seq_len=seq_len, settings=_words(settings))
     hardware = probe()
     with _quiet():
-        from autoft.planner.plan.make import make_estimate
+        from autoft.planner.plan.exact import make_estimate
         from autoft.trainer.runtime.environment import hidden_gpus
 
         with hidden_gpus():

@@ -76,6 +76,42 @@ class Estimate(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ServingEstimate(Record):
+    """Memory to answer with, in bytes.
+
+    adapters: on the base, one of which answers; 0 is the base alone. prompts: read at once, of context_tokens each.
+    peak_allocated_bytes, peak_reserved_bytes: while they are read, when the context is full. device_bytes,
+    available_bytes, fits, fits_by_gib, assumptions, assumption_records: as Estimate has them.
+    base_bytes: of the base's weights and quantization state. adapter_bytes: of one adapter. kv_cache_bytes: keys and
+    values of all tokens, or what the model keeps in their place. total_params: of base and adapters.
+    components: what lives at the peak, by kind; they add up to peak_allocated_bytes. phases: the peak of each phase.
+    """
+
+    adapters: int
+    prompts: int
+    context_tokens: int
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int
+    device_bytes: int
+    available_bytes: int
+    fits: Fits
+    base_bytes: int
+    adapter_bytes: int
+    kv_cache_bytes: int
+    total_params: int
+    components: dict[str, int]
+    phases: dict[str, int]
+    fits_by_gib: dict[str, Fits]
+    assumptions: tuple[str, ...]
+    assumption_records: tuple[Assumption, ...]
+
+    @property
+    def kv_cache_bytes_per_token(self) -> float:
+        """Of one prompt; where only some layers keep every token, of a context this long."""
+        return self.kv_cache_bytes / (self.prompts * self.context_tokens)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Source(Record):
     """A run that a correction is from. at: when it ended. ratio: measured over predicted."""
 

@@ -288,10 +288,19 @@ class Job(Record):
         Setting(
             "trackers to report to as well",
             group="Checkpoints",
-            more="Through the callbacks of transformers.",
+            more="Through the callbacks of transformers. mlflow gets the trained model too.",
             elsewhere="logger log_with tracker",
         ),
     ] = ()
+    mlflow_register: Annotated[
+        str | None,
+        Setting(
+            "name in MLflow's model registry for the trained model",
+            group="Checkpoints",
+            more="With report_to mlflow.",
+            elsewhere="registered_model_name hf_mlflow_registered_model_name",
+        ),
+    ] = None
     seed: Annotated[
         int,
         Ge(0),
@@ -321,6 +330,8 @@ class Job(Record):
             raise ValueError(f"from_adapter begins with the weights of that adapter: leave init {self.recipe.init} out")
         if self.group_by_length and self.recipe.packing:
             raise ValueError("group_by_length has nothing to group beside packing: all rows are of one length then")
+        if self.mlflow_register is not None and "mlflow" not in self.report_to:
+            raise ValueError("mlflow_register needs MLflow: add mlflow to report_to")
         if self.early_stopping is not None and self.eval_steps is None:
             raise ValueError("early_stopping needs eval_steps: it counts evaluations")
         if self.eval_steps is not None and self.eval_rows == 0 and self.eval_data is None:

@@ -27,7 +27,7 @@ TRACES = (".html", ".svg")
     examples=(
         "autoft estimate qwen2.5-7b-instruct --method qlora --seq-len 2048 --gpu rtx-3060",
         "autoft estimate llama-3.1-8b-instruct --micro-batch 4 --explain --gpu rtx-4090",
-        "autoft estimate --cases recipes.jsonl --gpu t4",
+        "autoft estimate qwen2.5-7b-instruct --serve --adapters 4 --seq-len 8192 --gpu t4",
     ),
 )
 @click.argument("model", required=False)
@@ -36,6 +36,10 @@ TRACES = (".html", ".svg")
 @click.option("--rank", type=click.IntRange(min=1), metavar="N", help="Rank of the adapter.")
 @click.option("--micro-batch", type=click.IntRange(min=1), metavar="N", help="Sequences per forward and backward pass.")
 @click.option("--checkpointing/--no-checkpointing", default=None, help="Recompute activations in the backward pass.")
+@click.option("--serve", is_flag=True, help="Estimate memory to answer instead: weights, adapters, KV cache.")
+@click.option(
+    "--adapters", type=click.IntRange(min=0), metavar="N", help="Adapters on the base, with --serve (default: 1)."
+)
 @click.option("--explain", is_flag=True, help="Show where each figure comes from.")
 @click.option("--trace", metavar="FILE", help="Save a memory timeline (.html or .svg).")
 @options.FORCE
@@ -47,6 +51,8 @@ def command(
     rank: int | None,
     micro_batch: int | None,
     checkpointing: bool | None,
+    serve: bool,
+    adapters: int | None,
     explain: bool,
     trace: str | None,
     force: bool,
@@ -60,7 +66,7 @@ def command(
     from autoft.profiles.detect import detect
 
     if cases is not None:
-        named_settings = (rank, micro_batch, checkpointing, explain or None, trace)
+        named_settings = (rank, micro_batch, checkpointing, serve or None, adapters, explain or None, trace)
         hardware = detect()
         with planning.rehearsing():
             return _cases(model, cases, hardware, as_json, named_settings=named_settings, settings=settings, **words)
@@ -69,6 +75,13 @@ def command(
     named = {"rank": rank, "micro_batch": micro_batch, "gradient_checkpointing": checkpointing}
     wanted = planning.request(model, settings=planning.pinned(settings, named), **words)
     hardware = detect()
+    if serve:
+        if explain or trace is not None:
+            raise OptionError("--explain and --trace are of training, not of --serve", fix="leave them out")
+        with planning.rehearsing():
+            return _serving(wanted, hardware, adapters, as_json=as_json)
+    if adapters is not None:
+        raise OptionError(f"--adapters {adapters} goes with --serve", fix="add --serve, or leave it out")
     with planning.rehearsing():
         path = None if trace is None else _trace_file(trace, force=force)
         known, target = _answer(wanted, hardware, explained=explain, trace=path, no_cache=no_cache)
@@ -96,7 +109,7 @@ def _answer(
     known = cached_estimates.recall(question, explained=explained) if question and trace is None else None
     if question and known:
         return known, question.target.name
-    from autoft.planner.plan.make import make_estimate
+    from autoft.planner.plan.exact import make_estimate
 
     answer = make_estimate(wanted, hardware)
     known = cached_estimates.Kept(answer.recipe, answer.estimate, None, "")
@@ -115,6 +128,21 @@ def _answer(
     if question:
         cached_estimates.keep(question, known)
     return known, answer.target.name
+
+
+def _serving(wanted: Request, hardware: Hardware, adapters: int | None, *, as_json: bool) -> int:
+    from autoft.planner.plan.exact import make_serving
+
+    recipe, estimate, target = make_serving(wanted, hardware, adapters)
+    if as_json:
+        options.print_json(
+            {"model": wanted.model, "target": target.name, "recipe": recipe.to_dict(), **estimate.to_dict()}
+        )
+    else:
+        from autoft.cli.show import show_serving
+
+        show_serving(recipe, estimate, target.name, render.console())
+    return 3 if estimate.fits == "no" else 0
 
 
 def _trace_file(name: str, *, force: bool) -> Path:

@@ -18,12 +18,13 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 # The sections of --help, in their order, and the options of each by their names in Python
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Data": ("data", "eval_data", "mapping", "rows", "model", "thinking", "cases"),
+    "Data": ("data", "eval_data", "mapping", "tasks", "task_dir", "rows", "model", "thinking", "cases"),
     "Model and method": (
         "from_adapter", "base_run", "method", "preset", "prefer", "seq_len", "settings", "rank", "micro_batch",
-        "checkpointing", "weights", "density", "prompt", "system", "base", "temperature", "max_new_tokens", "tool",
+        "checkpointing", "serve", "adapters", "weights", "density", "prompt", "system", "base", "temperature",
+        "max_new_tokens", "tool",
     ),
-    "Device": ("gpu", "vram_gib", "device"),
+    "Device": ("gpu", "vram_gib", "hosts", "link", "device"),
     "Limits": ("max_hours", "max_memory_gib", "max_energy_kwh", "min_rank", "served_by"),
     "Question": ("max_seq", "max_rank", "max_batch", "fit_all_gpus", "model_sweep"),
     "Output": ("output", "out", "trace", "export", "explain", "diff", "force", "as_json"),

@@ -12,11 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from autoft.cli import event_words
-from autoft.planner.estimate import Estimate
+from autoft.planner.estimate import Estimate, ServingEstimate
 from autoft.planner.estimator.target import several
 from autoft.planner.search import words
-from autoft.planner.search.candidates import describe
+from autoft.planner.search.candidates import describe, describe_base
 from autoft.render import facts
+from autoft.trainer.adapters import kind_of
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.report import wording
 from autoft.trainer.result import Evaluation, RunResult, Sample
@@ -26,6 +27,7 @@ from autoft.units import KIB, count, duration, energy, size
 if TYPE_CHECKING:
     from autoft.planner.plan.cases import Case
     from autoft.trainer.evaluation.judge import Judgement
+    from autoft.trainer.evaluation.tasks import TaskScore, TaskScores
 
 BAR_COLORS = ("blue", "cyan", "green", "magenta", "yellow", "red", "white")
 SHOWN_EVENTS = 12  # of a run; result.json has them all
@@ -43,6 +45,30 @@ def show_estimate(recipe: Recipe, estimate: Estimate, target: str, console: Cons
         ("Step", step_time(estimate)),
         ("Peaks", ", ".join(f"{phase.replace('_', ' ')} {size(peak)}" for phase, peak in estimate.phases.items())),
         *_beside(estimate),
+        *_other_cards(estimate),
+    ]
+    console.print(facts(rows))
+    console.print(memory_bar(estimate, console.width))
+    console.print(_components(estimate))
+    for assumption in estimate.assumptions:
+        console.print(Text(f"Note: {assumption}", style="dim"))
+
+
+def show_serving(recipe: Recipe, estimate: ServingEstimate, target: str, console: Console) -> None:
+    """Memory to answer with a base and adapters."""
+    prompts = f"{estimate.prompts} prompt{'s' * (estimate.prompts > 1)} x {estimate.context_tokens:,} tokens"
+    console.print(Text(f"Serving {describe_base(recipe)}, {prompts}, on {target}", style="bold"))
+    used = words.share(estimate.device_bytes, estimate.available_bytes)
+    kind = kind_of(recipe)
+    named = " ".join(word for word in (kind.title(recipe), kind.size(recipe)) if word)
+    adapters = ("Adapters", f"{estimate.adapters} x {size(estimate.adapter_bytes)} ({named})")
+    per_token = size(round(estimate.kv_cache_bytes_per_token))
+    rows = [
+        ("Memory", f"{used}: {words.closeness(estimate)}"),
+        ("Base", size(estimate.base_bytes)),
+        *([adapters] if estimate.adapters else []),
+        ("KV cache", f"{size(estimate.kv_cache_bytes)} ({per_token} a token)"),
+        ("Peaks", ", ".join(f"{phase} {size(peak)}" for phase, peak in estimate.phases.items())),
         *_other_cards(estimate),
     ]
     console.print(facts(rows))
@@ -107,7 +133,7 @@ def show_result(result: RunResult, out: str, console: Console) -> None:
         console.print(Text(f"  {command}", style="cyan").append(f"   {what}", style="default"))
 
 
-def memory_bar(estimate: Estimate, width: int) -> Text:
+def memory_bar(estimate: Estimate | ServingEstimate, width: int) -> Text:
     """One line: each component in proportion to what is usable, then what stays free."""
     room = max(estimate.available_bytes, estimate.device_bytes)
     cells = max(10, min(60, width - 4))
@@ -129,7 +155,7 @@ def _beside(estimate: Estimate) -> list[tuple[str, str]]:
     return [(name, ", ".join(f"{phase} {size(n)}" for phase, n in by.items())) for name, by in found if by]
 
 
-def _other_cards(estimate: Estimate) -> list[tuple[str, str]]:
+def _other_cards(estimate: Estimate | ServingEstimate) -> list[tuple[str, str]]:
     """The least memory that would do, of cards with the same kernels."""
     by = estimate.fits_by_gib
     if not by:
@@ -147,10 +173,11 @@ def step_time(estimate: Estimate) -> str:
     return f"{duration(span.lower)} to {duration(span.upper)}, about {estimate.tokens_per_s:,.0f} tokens/s"
 
 
-def _components(estimate: Estimate) -> Table:
+def _components(estimate: Estimate | ServingEstimate) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     for color, (name, part) in zip(itertools.cycle(BAR_COLORS), estimate.components.items(), strict=False):
-        table.add_row(Text("  █", style=color), Text(name.replace("_", " ")), Text(size(part)))
+        label = name.replace("_", " ").replace("kv ", "KV ")
+        table.add_row(Text("  █", style=color), Text(label), Text(size(part)))
     return table
 
 
@@ -186,6 +213,26 @@ def _judged(judgement: Judgement) -> Table:
         row += [loss.interval(general.change.lower, general.change.upper)] if change else []
         table.add_row(*row)
     return table
+
+
+def show_tasks(judged: TaskScores, console: Console) -> None:
+    """A line a figure of the tasks asked for, base and trained model side by side."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for name in (f"lm-eval {judged.lm_eval}", "metric", "rows", "before", "after"):
+        table.add_column(name, justify="right" if name in ("rows", "before", "after") else "left")
+    for score in judged.scores:
+        if score.task in judged.asked_for:
+            figures = (_with_error(score.before, score.before_stderr), _with_error(score.after, score.after_stderr))
+            table.add_row(score.task, _metric(score), f"{score.rows or ''}", *figures)
+    console.print(table)
+
+
+def _metric(score: TaskScore) -> str:
+    return score.metric if score.higher_is_better is not False else f"{score.metric} (lower is better)"
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 
 def scores(before: Evaluation, after: Evaluation) -> Table:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from autoft.errors import ModelError
-from autoft.planner.estimate import Estimate, Fits, Range
+from autoft.planner.estimate import Estimate, Fits, Range, ServingEstimate
 from autoft.planner.estimator.model_shape import model_shape
 from autoft.planner.estimator.target import NCCL_BYTES, Target, usable_bytes
 from autoft.planner.facts import Assumption, Figures, sentences
@@ -18,7 +18,9 @@ from autoft.planner.memory.allocator import Allocator, ByteCounter
 from autoft.planner.memory.host import ASSUMPTION as HOST_ASSUMPTION
 from autoft.planner.memory.host import disk_parts, host_parts, totals
 from autoft.planner.memory.replay import Memory, least_bytes, replay, squeezed
+from autoft.planner.rehearsal.answering import rehearse_answer
 from autoft.planner.rehearsal.layers import Depth, depth_of, shortened
+from autoft.planner.rehearsal.loading import off_device
 from autoft.planner.rehearsal.loop import OURS, Loop
 from autoft.planner.rehearsal.replicas import gradient_bytes, replicated
 from autoft.planner.rehearsal.step import Kept, Rehearsal, find_depth, rehearse
@@ -39,6 +41,11 @@ NCCL = Assumption(
     basis="assumption",
     text=f"memory: {size(NCCL_BYTES)} a GPU are assumed, not measured, for NCCL's buffers, outside PyTorch's allocator",
     figures={"bytes": NCCL_BYTES},
+)
+OWN_SERVER = Assumption(
+    kind="memory",
+    basis="rehearsal",
+    text="memory: for `autoft serve` and `autoft chat`; vLLM reserves the share of the GPU that it is started with",
 )
 UNKNOWN_CAPABILITY = (8, 0)  # assumption for a card of which only the memory is known
 
@@ -176,6 +183,52 @@ class Estimator:
             num_gpus=num_gpus,
             host_bytes=self._host_bytes(rehearsal, num_gpus),
             disk_bytes=totals(disk_parts(rehearsal, self.shape.total_params)),
+        )
+
+    def serving(self, recipe: Recipe, adapters: int) -> ServingEstimate:
+        """Memory to answer with a base and so many adapters of `recipe`, on one device.
+
+        micro_batch and seq_len of the recipe are the prompts read at once, and the tokens of context that each fills.
+        Raises: ModelError when the model cannot take the recipe, or its cache cannot be rehearsed.
+        """
+        refusal = self._why_not(recipe)
+        if refusal is not None:
+            raise refusal
+        if recipe.attention not in self._depth:
+            self._depth[recipe.attention] = find_depth(recipe, self.config)
+        rehearsal = rehearse_answer(
+            recipe, self.config, self.device, depth=self._depth[recipe.attention], adapters=adapters, kept=self._kept
+        )
+        memory = replay(rehearsal, self.allocator())
+        device_bytes = self.target.device_bytes(memory.highest_reserved)
+        fits, _ = self._fits(rehearsal, OURS, device_bytes, self.target.available_bytes, 1)
+        away = off_device(recipe, rehearsal.weights)
+        there = [weight for weight in rehearsal.weights if weight.name not in away]
+        base = (weight.size + sum(weight.state) for weight in there if not weight.adapter)
+        assumptions = (
+            *self.target.assumptions,
+            *_assumptions(recipe),
+            *((self._of_reference_code(),) if self._runs_reference_code else ()),
+            OWN_SERVER,
+        )
+        return ServingEstimate(
+            adapters=adapters,
+            prompts=recipe.micro_batch,
+            context_tokens=recipe.seq_len,
+            peak_allocated_bytes=memory.allocated,
+            peak_reserved_bytes=memory.reserved,
+            device_bytes=device_bytes,
+            available_bytes=self.target.available_bytes,
+            fits=fits,
+            base_bytes=sum(base),
+            adapter_bytes=sum(weight.size for weight in there if weight.adapter),
+            kv_cache_bytes=memory.components.get("kv_cache", 0),
+            total_params=rehearsal.total_params,
+            components=memory.components,
+            phases={name: peak for name, peak in memory.phases.items() if name in ("load", "prompt")},
+            fits_by_gib=self.fits_by_gib(rehearsal, device_bytes),
+            assumptions=sentences(assumptions),
+            assumption_records=assumptions,
         )
 
     def with_kernels(self, recipe: Recipe, estimate: Estimate, replicas: Replicas = ALONE) -> Estimate:

@@ -8,7 +8,7 @@ from autoft.planner.estimator.estimate_recipe import Estimator
 from autoft.planner.estimator.target import target_of
 from autoft.planner.explain.figures import Figure, explain
 from autoft.planner.memory.recording import record
-from autoft.planner.plan.make import Answer
+from autoft.planner.plan.exact import Answer
 from autoft.planner.plan.record import Plan
 from autoft.planner.request import Request
 from autoft.planner.timing.allreduce import Replicas

@@ -14,7 +14,7 @@ from autoft.planner.kernels.rules import Device
 from autoft.planner.memory.allocator import CPU_ALIGNMENT, LARGE_SEGMENT, MIN_BLOCK, SMALL_SEGMENT, round_up
 from autoft.planner.memory.host import disk_parts, host_parts
 from autoft.planner.memory.recording import SECTIONS, Recording
-from autoft.planner.plan.make import Answer
+from autoft.planner.plan.exact import Answer
 from autoft.planner.rehearsal.loading import Weight, off_device
 from autoft.planner.tracing.trace import KIND, Made, Scratch
 from autoft.schema import Record

@@ -14,7 +14,7 @@ from autoft.errors import OutputError
 from autoft.home import write_text
 from autoft.planner.estimator.target import several
 from autoft.planner.memory.recording import Recording
-from autoft.planner.plan.make import Answer
+from autoft.planner.plan.exact import Answer
 from autoft.planner.rehearsal.layers import Ints
 from autoft.planner.search.candidates import describe
 from autoft.planner.tracing.trace import KINDS
@@ -41,6 +41,7 @@ COLORS = {
     "logits": ("#cc6677", "#cc6677"),
     "workspaces": ("#882255", "#b04a80"),
     "temporaries": ("#aa4499", "#c067b0"),
+    "kv_cache": ("#661100", "#b3593f"),
     "rounding": ("#bbbbbb", "#5c5c5c"),
 }
 # Ink, quieter ink, hair lines, page, the limit: on white and on black

@@ -1,27 +1,25 @@
-"""`make_plan`: from a model, data and a machine to the Plan. `make_estimate`: one exact recipe."""
+"""`make_plan`: from a model, data and a machine to the Plan."""
 
 from __future__ import annotations
 
-import functools
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from autoft import __version__
 from autoft.errors import HubError, InputError, OptionError
-from autoft.planner.estimate import Estimate
 from autoft.planner.estimator.estimate_recipe import Estimator
-from autoft.planner.estimator.target import Target, like, target_of
+from autoft.planner.estimator.target import Target, like
 from autoft.planner.facts import Reason, sentences
+from autoft.planner.plan.exact import pinned_length, seq_len_for, target_of_request
 from autoft.planner.plan.not_tried import not_tried
 from autoft.planner.plan.prefetch import Reading, prepare_options
 from autoft.planner.plan.provenance import inputs_of
 from autoft.planner.plan.record import Plan
-from autoft.planner.rehearsal.step import Rehearsal
 from autoft.planner.request import Request
 from autoft.planner.search import parallel
 from autoft.planner.search.assumed_tokens import prepare_assumed
-from autoft.planner.search.candidates import exact, families
+from autoft.planner.search.candidates import families
 from autoft.planner.search.continued import adapter_of, check_fits, reason
 from autoft.planner.search.gpu_count import counts_of, notes_of, plan_counts, with_counts
 from autoft.planner.search.hyperparameters import MIN_STEPS, rows_of, schedule, steps_of
@@ -33,11 +31,8 @@ from autoft.planner.search.sequence_length import check_length, length_notes, lo
 from autoft.planner.search.served import serving_notes
 from autoft.planner.search.set_option import parse_settings
 from autoft.planner.search.words import loss_only
-from autoft.planner.timing.allreduce import ALONE, Replicas
-from autoft.planner.timing.roofline import measure_cpu_flops
 from autoft.planner.workload import Workload, measure
 from autoft.profiles.hardware import Hardware
-from autoft.profiles.model_shape import ModelShape
 from autoft.profiles.nvidia import NO_DRIVER
 from autoft.settings import settings_of
 from autoft.trainer.adapters import ADAPTERS
@@ -46,23 +41,10 @@ from autoft.trainer.data.prepare import Prepared, prepare
 from autoft.trainer.evaluation.metrics import applicable
 from autoft.trainer.job import Job
 from autoft.trainer.model.build import refused_by_peft
-from autoft.trainer.recipe import PAD_MULTIPLE, Recipe, RopeScaling, applies
+from autoft.trainer.recipe import PAD_MULTIPLE, Recipe, applies
 from autoft.trainer.sources.resolve import ModelRef, load_config, resolve
 from autoft.trainer.sources.suitable import has_towers
 from autoft.trainer.storage.places import public_name
-
-DEFAULT_SEQ_LEN = 2048  # without data to look at
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An Estimate, and all that it was read from."""
-
-    recipe: Recipe
-    estimate: Estimate
-    target: Target
-    estimator: Estimator
-    rehearsal: Rehearsal
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +129,11 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     begun = adapter_of(request, recipe_pins)
     if begun is not None:
         recipe_pins = {**recipe_pins, **begun.settings}
-    asked_length = _pinned_length(request, recipe_pins)
+    asked_length = pinned_length(request, recipe_pins)
     preset = preset_of(request, {*recipe_pins, *job_pins}, asked_length)
     job_pins = {**preset.job, **job_pins}
     scaling = recipe_pins.get("rope_scaling")
-    whole = _target(request, hardware, job_pins)
+    whole = target_of_request(request, hardware, job_pins)
     limits = _limits(request, whole)
     ref = resolve(request.model)
     estimator = Estimator(request.model, load_config(ref), limited(whole, limits.memory_gib))
@@ -168,9 +150,9 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
         refuse_unknown_tokens(prepared, shape.vocab_size, shape.name)
     workload = measure(prepared) if prepared else None
     if preset.packing:
-        longest = asked_length or _seq_len(workload, shape, preset, scaling)
+        longest = asked_length or seq_len_for(workload, shape, preset, scaling)
         preset = _packable(preset, estimator, prepared, longest, job_pins)
-    seq_len = asked_length or _seq_len(workload, shape, preset, scaling)
+    seq_len = asked_length or seq_len_for(workload, shape, preset, scaling)
     if asked_length is None:
         check_length(seq_len, estimator, scaling, word=f"the longest row ({seq_len} tokens)", error=OptionError)
     method, adapter = (recipe_pins.get(name, settings_of(Recipe)[name].default) for name in ("method", "adapter"))
@@ -300,42 +282,6 @@ def _with_rank(pins: dict[str, Any], least: int | None, words: dict[str, str]) -
     return {**pins, "rank": least, **alpha}
 
 
-def make_estimate(request: Request, hardware: Hardware) -> Answer:
-    """The Recipe that the settings describe, the device's defaults filled in, and its Estimate.
-
-    Raises: InputError.
-    """
-    pins, job_pins = parse_settings(request.settings)
-    if job_pins:
-        raise OptionError(
-            f"--set {next(iter(job_pins))}: not a setting of the recipe",
-            fix="use it with `autoft plan` or `autoft run`",
-        )
-    target = _target(request, hardware, job_pins)
-    estimator = Estimator(request.model, load_config(resolve(request.model)), target)
-    seq_len = _pinned_length(request, pins)
-    scaling = pins.get("rope_scaling")
-    seq_len = seq_len or _seq_len(None, estimator.shape, Defaults(), scaling)
-    check_length(seq_len, estimator, scaling, word=f"--seq-len {seq_len}", error=OptionError)
-    recipe = exact(target, seq_len=seq_len, attention=estimator.attention, pinned=pins)
-    replicas = ALONE if request.gpu is None else Replicas(target.num_gpus)
-    rehearsal = estimator.rehearse(recipe, replicas=replicas)
-    estimate = estimator.with_kernels(recipe, estimator.estimate_of(recipe, rehearsal, replicas=replicas), replicas)
-    others = estimator.fits_by_gib(rehearsal, estimate.device_bytes, num_gpus=replicas.num_gpus)
-    return Answer(recipe, replace(estimate, fits_by_gib=others), target, estimator, rehearsal)
-
-
-def _target(request: Request, hardware: Hardware, job_pins: dict[str, Any]) -> Target:
-    return target_of(
-        hardware,
-        gpu_name=request.gpu,
-        vram_gib=request.vram_gib,
-        cpu_flops_per_s=functools.cache(measure_cpu_flops),
-        hosts=job_pins.get("hosts", 1),
-        link=job_pins.get("link"),
-    )
-
-
 def _packable(
     preset: Defaults, estimator: Estimator, prepared: Prepared | None, seq_len: int, job_pins: dict[str, Any]
 ) -> Defaults:
@@ -360,26 +306,6 @@ def _unsuited(job: dict[str, Any], prepared: Prepared | None) -> str | None:
     if rows and metric not in applicable(expected):
         return f"{metric.replace('_', ' ')} says nothing about the held-out answers"
     return None
-
-
-def _pinned_length(request: Request, pins: dict[str, Any]) -> int | None:
-    """seq_len as --seq-len or --set has it, taken out of the pins. Raises: OptionError when they differ."""
-    length: int | None = pins.pop("seq_len", None)
-    if None not in (length, request.seq_len) and length != request.seq_len:
-        raise OptionError(f"--seq-len {request.seq_len} and --set seq_len={length} differ", fix="remove one of them")
-    return request.seq_len or length
-
-
-def _seq_len(workload: Workload | None, shape: ModelShape, preset: Defaults, scaling: RopeScaling | None) -> int:
-    """Room for the longest row, so that none is cut, and for as many tokens as the preset packs into one.
-
-    Without data the preset's length, else DEFAULT_SEQ_LEN; never more than the model takes. With a scaling twice that.
-    """
-    most = longest_row(shape, scaling)
-    if workload is None:
-        return min(preset.seq_len or DEFAULT_SEQ_LEN, most) if scaling is None else 2 * shape.max_position
-    rounded = -(-workload.longest_tokens // PAD_MULTIPLE) * PAD_MULTIPLE
-    return min(max(rounded, preset.seq_len or 0) if preset.packing else rounded, most)
 
 
 def _notes(prepared: Prepared | None, seq_len: int) -> tuple[str, ...]:

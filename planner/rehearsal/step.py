@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -161,15 +161,7 @@ def _rehearse(
     around = (device, depth, loop, backend)
     resident = replace(recipe, streamed_layers=0)  # the step is the same wherever its weights wait
     with _real_masks(packed=recipe.packing):
-        model = (replace(resident, micro_batch=1, seq_len=1, optimizer="adamw_torch"), *around)
-        kept.make_room()
-        if model not in kept.steps:
-            rehearsed = shortened(config, depth.rehearsed) if depth else config
-            loaded = (depth, recipe.weights_dtype, recipe.attention)
-            if loaded not in kept.assemblies:
-                kept.assemblies[loaded] = assemblies(rehearsed, recipe)
-            kept.steps[model] = _Step(resident, rehearsed, kept.assemblies[loaded], *around)
-        step = kept.steps[model].of(resident)
+        step = _step_of(resident, config, device, depth, loop, backend, kept)
         first = step.micro_batch()
         rest = step.micro_batch() if accumulate else None
     alone = replace(
@@ -203,6 +195,50 @@ def _rehearse(
         offloaded_bytes=step.offloaded_bytes,
         decomposed_bytes=largest_decomposition(recipe, step.weights),
     )
+
+
+def rehearse_prompt(
+    recipe: Recipe, config: Any, device: Device, *, depth: Depth | None, adapter: bool, kept: Kept
+) -> tuple[list[Weight], Extension]:
+    """(what a model of `recipe` stores, the events of reading `micro_batch` prompts of `seq_len` tokens).
+
+    adapter: whether it answers, and not the base alone. The rest as `rehearse` has it.
+    Raises: ModelError where the model's cache cannot be rehearsed.
+    """
+    try:
+        for attempt in [depth, depth.full, None] if depth else [None]:
+            with suppress(MismatchError), _real_masks(packed=False):
+                step = _step_of(recipe, config, device, attempt, OURS, None, kept)
+                return step.weights, step.prompt(adapter=adapter)
+        raise ValueError("its layers do not join")
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ImportError, NameError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"an answer of {config.model_type} with these settings cannot be rehearsed: {reason}",
+            fix="other settings (attention, method), or another model",
+        ) from error
+
+
+def _step_of(
+    recipe: Recipe,
+    config: Any,
+    device: Device,
+    depth: Depth | None,
+    loop: Loop,
+    backend: Backend | None,
+    kept: Kept,
+) -> _Step:
+    """The step of `recipe`, whose model may be one that was built before."""
+    around = (device, depth, loop, backend)
+    model = (replace(recipe, micro_batch=1, seq_len=1, optimizer="adamw_torch"), *around)
+    kept.make_room()
+    if model not in kept.steps:
+        rehearsed = shortened(config, depth.rehearsed) if depth else config
+        loaded = (depth, recipe.weights_dtype, recipe.attention)
+        if loaded not in kept.assemblies:
+            kept.assemblies[loaded] = assemblies(rehearsed, recipe)
+        kept.steps[model] = _Step(recipe, rehearsed, kept.assemblies[loaded], *around)
+    return kept.steps[model].of(recipe)
 
 
 @dataclass(slots=True)
@@ -360,6 +396,25 @@ class _Step:
             self.model.train()
         return found
 
+    def prompt(self, *, adapter: bool) -> Extension:
+        """The reading of prompts that fill the context, as `generate` begins: keys and values of every token are kept.
+
+        adapter: whether it answers, and not the base alone.
+        """
+        model, recipe = self.model.eval(), self.recipe
+        base_alone = model.disable_adapter if not adapter and recipe.method != "full" else nullcontext
+
+        def read() -> Any:
+            ids = torch.empty(recipe.micro_batch, recipe.seq_len, dtype=torch.long, device="meta")
+            held = ids, torch.ones_like(ids)  # the mask, which tells nothing where prompts are of one length
+            return model(input_ids=ids, use_cache=True, logits_to_keep=1), held
+
+        try:
+            with base_alone():
+                return self._evaluated(read)
+        finally:
+            self.model.train()
+
     def _evaluated(self, call: Callable[[], Any]) -> Extension:
         trace = self.trace = Trace(scratch(self.device), None if self.device.cuda else CPU_RESULTS)
         for tensor in (*stored_tensors(self.model), *(p.grad for p in self.trainable if p.grad is not None)):
@@ -370,6 +425,8 @@ class _Step:
             with trace, kernels, older_attention(self.loop), layers, torch.no_grad():
                 trace.begin("inputs")
                 output = call()
+                for tensor in _cached(output):
+                    _relabel(trace.sections, trace.follow(tensor), KIND["kv_cache"])
                 trace.begin("after")
                 del output
         finally:
@@ -385,6 +442,14 @@ def _backward(loss: torch.Tensor) -> None:
     """loss.backward(), which is a torch function itself and so would run outside of Kernels."""
     run_backward = RUN_BACKWARD.fetch()
     run_backward((loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
+
+
+def _cached(output: Any) -> Iterator[torch.Tensor]:
+    """Keys and values, or states, of every layer, in what a model has returned, if it has any."""
+    answer = output[0] if isinstance(output, tuple) else output
+    cache = getattr(answer, "past_key_values", None)
+    for layer in getattr(cache, "layers", ()):
+        yield from (value for value in vars(layer).values() if isinstance(value, torch.Tensor) and value.is_meta)
 
 
 def _relabel(sections: list[Section], key: int, kind: int) -> None:

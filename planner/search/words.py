@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autoft.planner.estimate import Estimate
+from autoft.planner.estimate import Estimate, ServingEstimate
 from autoft.planner.facts import Figures, Reason
 from autoft.planner.search.candidates import base_bits, describe, describe_base, state_bits
 from autoft.trainer.job import Job
@@ -30,14 +30,18 @@ def fits(recipe: Recipe, estimate: Estimate) -> Reason:
 
 def of_usable(estimate: Estimate) -> str:
     """7.46 of 7.53 GiB usable (99%); of several GPUs "usable on each GPU"."""
-    used, usable = estimate.device_bytes, estimate.available_bytes
-    amounts = f"{used / GIB:.2f} of {usable / GIB:.2f} GiB" if used >= GIB else f"{size(used)} of {size(usable)}"
-    share = f" ({used / usable:.0%})" if usable else ""
     each = " on each GPU" if estimate.num_gpus > 1 and estimate.host_bytes else ""  # replicas on a CPU share its RAM
-    return f"{amounts} usable{each}{share}"
+    return share(estimate.device_bytes, estimate.available_bytes, each)
 
 
-def closeness(estimate: Estimate) -> str:
+def share(used: int, usable: int, each: str = "") -> str:
+    """7.46 of 7.53 GiB usable (99%), of bytes; `each` follows "usable"."""
+    amounts = f"{used / GIB:.2f} of {usable / GIB:.2f} GiB" if used >= GIB else f"{size(used)} of {size(usable)}"
+    percent = f" ({used / usable:.0%})" if usable else ""
+    return f"{amounts} usable{each}{percent}"
+
+
+def closeness(estimate: Estimate | ServingEstimate) -> str:
     """How near the limit it runs, the margin left aside, which is kept free in any case."""
     used, usable = estimate.device_bytes, estimate.available_bytes
     if estimate.fits == "tight":

@@ -34,6 +34,7 @@ KINDS = (
     "logits",
     "workspaces",
     "temporaries",
+    "kv_cache",
 )
 KIND = {name: number for number, name in enumerate(KINDS)}
 

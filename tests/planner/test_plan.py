@@ -10,7 +10,8 @@ from transformers import Qwen3MoeConfig
 
 from autoft.errors import DoesNotFit, FileFormatError, OptionError
 from autoft.planner.estimator.target import Target, target_of
-from autoft.planner.plan.make import ask, make_estimate, make_plan
+from autoft.planner.plan.exact import make_estimate
+from autoft.planner.plan.make import ask, make_plan
 from autoft.planner.plan.record import Plan, read_plan, write_plan
 from autoft.planner.request import Request
 from autoft.planner.search import remedies

@@ -27,7 +27,8 @@ from autoft.planner.memory.replay import replay
 from autoft.planner.plan import cached_plans
 from autoft.planner.plan.cases import Case, estimates
 from autoft.planner.plan.diff import differences
-from autoft.planner.plan.make import Asked, ask, make_estimate, make_plan
+from autoft.planner.plan.exact import make_estimate
+from autoft.planner.plan.make import Asked, ask, make_plan
 from autoft.planner.plan.recheck import recheck
 from autoft.planner.plan.record import Plan, read_plan, write_plan
 from autoft.planner.rehearsal.replicas import replicated

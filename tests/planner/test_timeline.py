@@ -20,7 +20,7 @@ from autoft.planner.explain.figures import explain
 from autoft.planner.explain.timeline import BANDS, COLUMNS, Timeline, timeline, to_html, to_svg, write
 from autoft.planner.memory.allocator import Allocator
 from autoft.planner.memory.recording import Recording, record
-from autoft.planner.plan.make import Answer, make_estimate
+from autoft.planner.plan.exact import Answer, make_estimate
 from autoft.planner.rehearsal.loop import Phase
 from autoft.planner.request import Request
 from autoft.planner.tracing.trace import KINDS

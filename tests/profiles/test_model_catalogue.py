@@ -97,7 +97,7 @@ def smallest_of_each_type() -> list[ModelProfile]:
 @pytest.mark.slow
 def test_a_model_of_every_type_is_estimated_or_refused_in_a_line() -> None:
     from autoft.errors import InputError
-    from autoft.planner.plan.make import make_estimate
+    from autoft.planner.plan.exact import make_estimate
     from autoft.planner.request import Request
     from autoft.profiles.detect import detect
 

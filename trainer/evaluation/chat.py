@@ -159,6 +159,7 @@ class Talker:
         if base != first.base:
             say(f"Note: {folder} names the base {base}, and {first.base} is loaded; the shapes of its weights fit")
         restore_dtype(self.model, recipe, own)
+        _give_back()
         tokenizer = _tokenizer(folder, first.tokenizer)
         voice = Voice(
             name=_free_name(folder, self.voices),
@@ -199,6 +200,7 @@ def open_run(folder: Path, *, accept_changes: bool = False, say: Say = lambda _:
         recipe, base = Recipe(**adapter.settings), public_name(adapter.base or where)
         model = put_adapter(load_named(where, recipe), folder)
         tokenizer = _tokenizer(folder, load_tokenizer(resolve(where)))
+    _give_back()
     voice = Voice(
         name=_free_name(folder, []),
         folder=folder,
@@ -209,6 +211,14 @@ def open_run(folder: Path, *, accept_changes: bool = False, say: Say = lambda _:
         base=base,
     )
     return Talker(model, voice, [voice])
+
+
+def _give_back() -> None:
+    """What loading used in passing goes back to the GPU, so that answers find it as the estimate has it."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _is_run(folder: Path) -> bool:

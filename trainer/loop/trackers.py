@@ -44,6 +44,7 @@ def trackers(job: Job, folder: Path, tell: Callable[[str], None]) -> list[Any]:
     Raises: OptionError when check_trackers does, or a package is there and cannot be imported.
     """
     check_trackers(job)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # its use would be reported to its makers
     found = {name: _callback(name, folder) for name in job.report_to}
     return [Trackers(found, tell)] if found else []
 

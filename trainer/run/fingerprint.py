@@ -11,6 +11,7 @@ from typing import Any
 
 from autoft import __version__
 from autoft.home import sha256
+from autoft.settings import settings_of
 from autoft.trainer.data.prepare import Prepared
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.evaluation.open_run import ADAPTER
@@ -18,8 +19,8 @@ from autoft.trainer.job import Job
 from autoft.trainer.sources.weights import fingerprint
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "datasets")
-# Of the job, what changes no weight
-HARMLESS = ("save_minutes", "save_steps", "keep_checkpoints", "report_to")
+# Of the job, what changes no weight: when it is saved, and who is told
+HARMLESS = tuple(name for name, field in settings_of(Job).items() if field.setting.group == "Checkpoints")
 
 
 def identity_of(job: Job, prepared: Prepared, weights: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from autoft.trainer.evaluation.open_adapter import check_base, put_weights
 from autoft.trainer.events import Evaluated, Event, Finished, Listener, Note, Rehearsed, Resumed, Stage, Stopped
 from autoft.trainer.events import Progress as Done
 from autoft.trainer.job import Job
+from autoft.trainer.loop.mlflow_model import log_model
 from autoft.trainer.loop.probe_step import rehearse
 from autoft.trainer.loop.trackers import check_trackers, trackers
 from autoft.trainer.result import Evaluation, Predicted, RunResult
@@ -283,6 +284,8 @@ def _run(session: _Session, prepared: Prepared | None, checkpoint: Checkpoint | 
             job, loaded, progress, session.predicted, (before, answers_before), (after, answers_after),
             folder=folder, name=session.out.name, run_id=session.run_id, identity=identity,
         )  # fmt: skip
+        if "mlflow" in job.report_to:
+            log_model(job, folder, loaded.model, loaded.prepared.tokenizer, loaded.weights, session.tell.warn)
     session.tell(Finished(steps=result.steps, seconds=round(time.perf_counter() - began, 2)))
     return result
 
