@@ -69,15 +69,26 @@ def _take_own_gpu(launch: Launch, job: Job) -> None:
     if job.device != "cuda":
         hide_gpus()
         return
-    taken = _of_launch(detect().gpus, launch)
+    taken = of_launch(detect().gpus, launch)
     if taken:
         os.environ["CUDA_VISIBLE_DEVICES"] = taken[launch.local_rank]
 
 
-def _of_launch(gpus: Sequence[Gpu], launch: Launch) -> list[str]:
-    """One for each process of this host, in the order of the machine: what is free changes as they begin."""
-    taken = uuids(gpus, launch.local_size)
-    return sorted(taken, key=[gpu.uuid for gpu in gpus].index)
+def of_launch(gpus: Sequence[Gpu], launch: Launch) -> list[str]:
+    """One for each process of this host, in the order of the machine: what is free changes as they begin.
+
+    Raises: ModelError where there are not so many.
+    """
+    from autoft.planner.estimator.target import like
+
+    alike = like(gpus)
+    taken = [gpu.uuid for gpu in gpus if gpu in alike and gpu.uuid is not None]
+    if len(taken) < launch.local_size:
+        raise ModelError(
+            f"{launch.local_size} processes were started on this host, and GPUs of one kind here: {len(taken)}",
+            fix=f"--nproc-per-node {max(1, len(taken))}, or all GPUs visible to each process",
+        )
+    return taken[: launch.local_size]
 
 
 def take_devices(plan: Plan, launch: Launch | None = None) -> list[str]:
@@ -101,7 +112,7 @@ def take_devices(plan: Plan, launch: Launch | None = None) -> list[str]:
         return []
 
     gpus = detect().gpus
-    taken = uuids(gpus, plan.job.num_gpus) if launch is None else _of_launch(gpus, launch)
+    taken = uuids(gpus, plan.job.num_gpus) if launch is None else of_launch(gpus, launch)
     # PyTorch compares an index with the number of cards, and finds no MIG instance by one beyond it
     if taken and (len(gpus) > 1 or taken[0].startswith("MIG-")):
         os.environ["CUDA_VISIBLE_DEVICES"] = taken[0]

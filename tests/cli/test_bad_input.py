@@ -383,7 +383,7 @@ def test_a_disk_too_small_for_the_starter(autoft, small_disk, tmp_path, monkeypa
         ("--vram much", "Invalid value for '--vram': 'much'", "autoft run --help"),
         ("--seq-len 0", "Invalid value for '--seq-len': 0", "autoft run --help"),
         ("--seq-len 4096", "--seq-len 4096 is more than", "--seq-len 512 or less"),
-        ("--set rnk=3", "--set rnk=3: no setting 'rnk'. Did you mean rank?", "one of: accumulation"),
+        ("--set rnk=3", "--set rnk=3: no setting 'rnk'. Did you mean rank", "one of: accumulation"),
         ("--set rank=x", "--set: rank = 'x': input should be a valid integer", "correct that value"),
         ("--set rank=0", "--set: rank = 0: input should be greater than 0", "correct that value"),
         ("--set rank", "--set rank: not of the form key=value", "--set rank=..."),

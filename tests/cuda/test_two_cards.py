@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import textwrap
 
 import pytest
@@ -53,6 +54,21 @@ def test_two_cards_learn_what_one_does(on_card, tiny_model, data_file, tmp_path)
     assert two.json["after"]["loss"] < two.json["before"]["loss"]
     one = card.warm(*run(tiny_model, data_file, tmp_path / "one", num_gpus=1, accumulation=2))
     assert two.json["losses"] == [[step, pytest.approx(loss, rel=1e-2)] for step, loss in one.json["losses"]]
+
+
+def test_torchrun_gives_each_process_a_card(on_card, tiny_model, data_file, tmp_path):
+    card = on_card("rtx3090", gpus=2, truth=True)
+    settings = {"gradient_checkpointing": "true", "streamed_layers": 2}
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", port, "-m", "autoft")
+    launched = card.python(*launcher, *run(tiny_model, data_file, tmp_path / "launched", **settings))
+    assert launched.code == 0, launched.err
+    assert len(launched.contexts) == 2  # each process sees its own card alone, and NCCL refuses two of one
+    here = card.warm(*run(tiny_model, data_file, tmp_path / "here", num_gpus=2, **settings))
+    assert here.code == 0, here.err
+    assert weights_of(tmp_path / "launched") == weights_of(tmp_path / "here")
 
 
 def test_a_plan_for_two_cards_is_for_one_process_each(on_card, tiny_model, data_file):

@@ -45,10 +45,11 @@ from autoft.planner.what_if.context import make_frame
 from autoft.profiles.detect import gpu_from_profile
 from autoft.profiles.hardware import Gpu, GpuStatus, Hardware, Host
 from autoft.trainer.distributed.group import Group
+from autoft.trainer.distributed.launched import Launch
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import Predicted
-from autoft.training import uuids
+from autoft.training import of_launch, uuids
 from autoft.units import GIB, MIB
 from tests.conftest import write_jsonl
 from tests.planner.families import family_config
@@ -454,6 +455,15 @@ def test_a_run_takes_cards_of_one_kind_with_the_most_memory_free() -> None:
     assert uuids((), 1) == []
     with pytest.raises(ModelError, match="the plan is for 4 GPUs of one kind, and there are 3 here"):
         uuids(there, 4)
+
+
+def test_processes_of_a_launcher_take_cards_in_the_order_of_the_machine() -> None:
+    """By what is free two of them might take the same, since it changes as they begin."""
+    launch = Launch(rank=1, size=2, local_rank=1, local_size=2, address="a", port=1)
+    before = cards(6, 11)
+    assert of_launch(before, launch) == of_launch(cards(11, 6), launch) == ["GPU-rtx-3060-0", "GPU-rtx-3060-1"]
+    with pytest.raises(ModelError, match="2 processes were started on this host, and GPUs of one kind here: 1"):
+        of_launch(cards(11), launch)
 
 
 def test_questions_about_one_gpu_refuse_several(model: Path) -> None:
