@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from autoft.trainer.model.shared_host import SharedHost
 
 ENDS_WITHIN_S = 5.0  # that the others have seen the end of the first, which may keep the store
-SEEN_WITHIN_S = 5.0
+SEEN_WITHIN_S = 2.0  # why one has ended, after an exchange has failed
 
 
 class Hosts:
