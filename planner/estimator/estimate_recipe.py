@@ -80,18 +80,18 @@ class Estimator:
         """
         torch = self.device.torch
         if not same_kernels and _device_of(target, torch) != self.device:
-            found = Estimator(self.shape.name, self.config, target, torch=torch)
-            found._squeezes = self._squeezes
-            return found
+            elsewhere = Estimator(self.shape.name, self.config, target, torch=torch)
+            elsewhere._squeezes = self._squeezes
+            return elsewhere
         found = copy(self)
         found.target = target
         return found
 
     def without_tight(self) -> Estimator:
         """The same where "tight" is as good as "no": what gives cached blocks back at the limit is not replayed."""
-        found = copy(self)
-        found._squeezes = False
-        return found
+        same = copy(self)
+        same._squeezes = False
+        return same
 
     def takes(self, recipe: Recipe) -> bool:
         """Whether the model can be trained by the recipe's method and attention at all."""
