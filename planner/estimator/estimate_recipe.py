@@ -64,6 +64,7 @@ class Estimator:
         self.shape = model_shape(name, config, base)
         self.kernel_packages = kernel_packages(base)
         self.device = _device_of(target, torch)
+        self._squeezes = True
         self._depth: dict[Attention, Depth | None] = {self.attention: depth_of(base, config)}
         self._kept = Kept()
         self._refusal: dict[
@@ -71,6 +72,7 @@ class Estimator:
         ] = {}
         self._rehearsed: dict[tuple[Recipe, Loop, Backend | None, bool, bool], Rehearsal] = {}
         self._replayed: dict[int, Memory] = {}
+        self._squeezed: dict[tuple[int, int], Memory | None] = {}
 
     @property
     def num_layers(self) -> int | None:
@@ -85,10 +87,18 @@ class Estimator:
         """
         torch = self.device.torch
         if not same_kernels and _device_of(target, torch) != self.device:
-            return Estimator(self.shape.name, self.config, target, torch=torch)
+            elsewhere = Estimator(self.shape.name, self.config, target, torch=torch)
+            elsewhere._squeezes = self._squeezes
+            return elsewhere
         found = copy(self)
         found.target = target
         return found
+
+    def without_tight(self) -> Estimator:
+        """The same where "tight" is as good as "no": what gives cached blocks back at the limit is not replayed."""
+        same = copy(self)
+        same._squeezes = False
+        return same
 
     def takes(self, recipe: Recipe) -> bool:
         """Whether the model can be trained by the recipe's method and attention at all."""
@@ -126,6 +136,7 @@ class Estimator:
             if len(self._rehearsed) >= KEPT_REHEARSALS:
                 self._rehearsed.clear()
                 self._replayed.clear()
+                self._squeezed.clear()
             self._rehearsed[key] = rehearse(
                 recipe,
                 self.config,
@@ -142,9 +153,7 @@ class Estimator:
         self, recipe: Recipe, rehearsal: Rehearsal, loop: Loop = OURS, replicas: Replicas = ALONE
     ) -> Estimate:
         """Memory and time of `recipe`, which has been rehearsed for so many replicas."""
-        if id(rehearsal) not in self._replayed:
-            self._replayed[id(rehearsal)] = replay(rehearsal, self.allocator(loop))
-        memory, num_gpus = self._replayed[id(rehearsal)], replicas.num_gpus
+        memory, num_gpus = self.memory(rehearsal, loop), replicas.num_gpus
         device_bytes = self.target.device_bytes(memory.highest_reserved, num_gpus)
         work = rehearsal.work + rehearsal.optimizer_work
         fits, squeeze = self._fits(rehearsal, loop, device_bytes, self.target.available_bytes, num_gpus)
@@ -231,6 +240,12 @@ class Estimator:
             assumption_records=assumptions,
         )
 
+    def memory(self, rehearsal: Rehearsal, loop: Loop = OURS) -> Memory:
+        """Of the rehearsed run, where the device has no limit."""
+        if id(rehearsal) not in self._replayed:
+            self._replayed[id(rehearsal)] = replay(rehearsal, self.allocator(loop))
+        return self._replayed[id(rehearsal)]
+
     def with_kernels(self, recipe: Recipe, estimate: Estimate, replicas: Replicas = ALONE) -> Estimate:
         """The estimate with a range for its layers whose kernels other packages have; as it is where there are none.
 
@@ -291,9 +306,11 @@ class Estimator:
         """(whether it fits, what to tell of it)."""
         if device_bytes <= available:
             return "yes", ()
+        if not self._squeezes:
+            return "no", ()
         shared = available if self.device.cuda else available // self.target.on_each_host(num_gpus)
         limit = max(0, shared - self.target.device_bytes(0, num_gpus))
-        memory = squeezed(rehearsal, self.allocator(loop, limit)) if least_bytes(rehearsal) <= limit else None
+        memory = self._memory_under(limit, rehearsal, loop)
         if memory is None:
             return "no", ()
         cost = (
@@ -302,6 +319,14 @@ class Estimator:
         text = f"memory: tight, fits only as PyTorch gives cached blocks back when the limit is met: {cost}"
         figures: Figures = {"times": memory.retries, "bytes": memory.given_back}
         return "tight", (Assumption(kind="memory", basis="rehearsal", text=text, figures=figures),)
+
+    def _memory_under(self, limit: int, rehearsal: Rehearsal, loop: Loop) -> Memory | None:
+        """As `memory`, the allocator giving cached blocks back at the limit; None where that is not enough."""
+        key = (id(rehearsal), limit)
+        if key not in self._squeezed:
+            possible = least_bytes(rehearsal) <= limit
+            self._squeezed[key] = squeezed(rehearsal, self.allocator(loop, limit)) if possible else None
+        return self._squeezed[key]
 
     def allocator(self, loop: Loop = OURS, limit: int | None = None) -> Allocator | ByteCounter:
         """The device's, empty. limit: bytes that it can reserve."""

@@ -56,7 +56,7 @@ OTHER_INPUTS = {
     "input_features": "a sound",
     "mm_token_type_ids": "the input mm_token_type_ids",
 }
-KEPT_MODELS, KEPT_EVALUATIONS = 8, 64
+KEPT_MODELS, KEPT_MICRO_BATCHES, KEPT_EVALUATIONS = 8, 16, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +162,14 @@ def _rehearse(
     resident = replace(recipe, streamed_layers=0)  # the step is the same wherever its weights wait
     with _real_masks(packed=recipe.packing):
         step = _step_of(resident, config, device, depth, loop, backend, kept)
-        first = step.micro_batch()
-        rest = step.micro_batch() if accumulate else None
+        batches = (replace(resident, optimizer="adamw_torch"), *around, accumulate)
+        if batches not in kept.micro_batches:
+            first = step.micro_batch()
+            kept.micro_batches[batches] = _MicroBatches(
+                first=first, rest=step.micro_batch() if accumulate else None, offloaded_bytes=step.offloaded_bytes
+            )
+        micro_batches = kept.micro_batches[batches]
+        first = micro_batches.first
     alone = replace(
         resident,
         gradient_checkpointing=False,
@@ -182,7 +188,7 @@ def _rehearse(
     shapes = tuple((w.shape, w.dtype) for w in trained)
     faster = frozenset(at for at, w in enumerate(trained) if is_faster(w.name, len(w.shape), recipe))
     optimizer = optimizer_events(shapes, recipe.optimizer, device, loop.clip, faster)
-    rehearsal = _assemble(recipe, step.weights, first, rest, optimizer, loop, device)
+    rehearsal = _assemble(recipe, step.weights, first, micro_batches.rest, optimizer, loop, device)
     if recipe.streamed_layers:
         rehearsal = replace(
             rehearsal,
@@ -192,7 +198,7 @@ def _rehearse(
     return replace(
         rehearsal,
         evaluation=kept.evaluations[evaluated],
-        offloaded_bytes=step.offloaded_bytes,
+        offloaded_bytes=micro_batches.offloaded_bytes,
         decomposed_bytes=largest_decomposition(recipe, step.weights),
     )
 
@@ -241,19 +247,35 @@ def _step_of(
     return kept.steps[model].of(recipe)
 
 
+@dataclass(frozen=True, slots=True)
+class _MicroBatches:
+    """The first micro-batch of a step and any later one; None where there is one. offloaded_bytes: of one."""
+
+    first: tuple[Extension, list[int]]
+    rest: tuple[Extension, list[int]] | None
+    offloaded_bytes: int
+
+
 @dataclass(slots=True)
 class Kept:
-    """What rehearsals of one configuration share: models, by all that shapes them, evaluations, how weights load."""
+    """What rehearsals of one configuration share: models, by all that shapes them, how weights load, evaluations, and
+    micro-batches, which are the same whatever the optimizer and wherever the layers wait."""
 
     steps: dict[Any, _Step] = field(default_factory=dict)
+    micro_batches: dict[Any, _MicroBatches] = field(default_factory=dict)
     assemblies: dict[Any, dict[str, Assembly]] = field(default_factory=dict)
     evaluations: dict[Any, dict[str, Extension]] = field(default_factory=dict)
 
     def make_room(self) -> None:
-        """Let go of what has been kept once it is much."""
-        for kept, most in ((self.steps, KEPT_MODELS), (self.evaluations, KEPT_EVALUATIONS)):
-            if len(kept) >= most:
-                kept.clear()
+        """Let go of what has been kept longest once it is much."""
+        shelves: tuple[tuple[dict[Any, Any], int], ...] = (
+            (self.steps, KEPT_MODELS),
+            (self.micro_batches, KEPT_MICRO_BATCHES),
+            (self.evaluations, KEPT_EVALUATIONS),
+        )
+        for shelf, most in shelves:
+            if len(shelf) >= most:
+                del shelf[next(iter(shelf))]
 
 
 class _Step:

@@ -42,12 +42,18 @@ def beside(function: Callable[[Item], Result], items: Sequence[Item], *, alone: 
 
 
 def spread(
-    function: Callable[[Item], Result], items: Sequence[Item], *, alone: bool = False, fewest: int = FEWEST_ITEMS
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    alone: bool = False,
+    fewest: int = FEWEST_ITEMS,
+    uneven: bool = False,
 ) -> Iterator[Result]:
     """function(item) of each item, in order. alone: in this process. fewest: items that a process is worth.
 
-    Neighbours go to one process, as they may share what `function` remembers. Alone too where processes do not fork,
-    and in a process that was forked for this already.
+    Neighbours go to one process, as they may share what `function` remembers; where items are `uneven` each goes to the
+    process that is free first. Alone too where processes do not fork, and in a process that was forked for this
+    already.
     Raises: what `function` raises, in its turn.
     """
     processes = min(MOST, cores(), len(items) // fewest)
@@ -55,7 +61,7 @@ def spread(
         yield from map(function, items)
         return
     with _forked(processes, function) as executor:
-        yield from executor.map(_call, items, chunksize=-(-len(items) // processes))
+        yield from executor.map(_call, items, chunksize=1 if uneven else -(-len(items) // processes))
 
 
 def apart(function: Callable[[], Result]) -> Result:

@@ -14,7 +14,7 @@ from autoft.planner.request import Prefer
 from autoft.planner.search.candidates import Family, base_bits, families, lighter
 from autoft.planner.search.hyperparameters import Rows, mean_length, run_takes, steps_of
 from autoft.planner.search.rank import SLOWER, Choice, choose, order
-from autoft.planner.search.search import Candidate, Pruned, Search
+from autoft.planner.search.search import GROWING, Candidate, Pruned, Search
 from autoft.planner.timing.allreduce import Replicas
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
@@ -150,6 +150,7 @@ class Question:
     def _new_search(self) -> Search:
         return Search(
             estimate=self.estimate,
+            device_bytes=self.device_bytes,
             available_bytes=self.target.available_bytes,
             context_bytes=self.target.device_bytes(0, self.num_gpus),
             weights_bytes=self.weights_bytes,
@@ -168,6 +169,16 @@ class Question:
     def estimate(self, recipe: Recipe) -> Estimate:
         """With several micro-batches a step, gradients live through the forward of the later ones."""
         return self.estimator.estimate_of(recipe, self.rehearse(recipe), replicas=self.replicas(recipe))
+
+    def device_bytes(self, recipe: Recipe) -> int:
+        """What estimate says of it, at less cost."""
+        memory = self.estimator.memory(self.rehearse(recipe))
+        return self.target.device_bytes(memory.highest_reserved, self.num_gpus)
+
+    def growing_bytes(self, recipe: Recipe) -> int:
+        """What of the peak grows with the tokens of a micro-batch."""
+        components = self.estimator.memory(self.rehearse(recipe)).components
+        return sum(components.get(kind, 0) for kind in GROWING)
 
     def rehearse(self, recipe: Recipe) -> Rehearsal:
         """As estimate has it."""

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from autoft.planner.estimate import Estimate
+from autoft.planner.search.bisection import largest
 from autoft.planner.search.candidates import Family, describe, describe_base
 from autoft.planner.search.parallel import beside
 from autoft.planner.search.words import weights_alone
@@ -40,7 +41,9 @@ class Pruned:
 
 @dataclass(slots=True)
 class Search:
-    """estimate: rehearses. context_bytes: what a run takes of the device before its first tensor. padding: tokens of a
+    """estimate: rehearses. device_bytes: what it says of a recipe's memory, at less cost.
+
+    context_bytes: what a run takes of the device before its first tensor. padding: tokens of a
     micro-batch of so many rows, padding included, over those of as many rows as long as the sequence. weights_bytes:
     the least that a recipe's base takes of the device. lighter: the same recipe with less optimizer state, None if
     there is none. gpu: a card, not a CPU, where large tensors can take more than their share of time. ram_bytes: of the
@@ -50,6 +53,7 @@ class Search:
     """
 
     estimate: Callable[[Recipe], Estimate]
+    device_bytes: Callable[[Recipe], int]
     available_bytes: int
     context_bytes: int
     weights_bytes: Callable[[Recipe], int]
@@ -103,14 +107,21 @@ class Search:
         best = min(self.fitting, key=order, default=None)
         if best is None:
             return
-        fewest, enough = 1, best.recipe.streamed_layers
-        while fewest < enough:
-            middle = (fewest + enough) // 2
-            if self._rehearsed(replace(best.recipe, streamed_layers=middle)).estimate.fits == "yes":
-                enough = middle
-            else:
-                fewest = middle + 1
-        self._try(replace(best.recipe, streamed_layers=enough))
+        layers = best.recipe.streamed_layers
+
+        def with_held(held: int) -> Recipe:
+            """Fewer layers in the host's memory never need more of it, so that need not be asked again."""
+            return replace(best.recipe, streamed_layers=layers - held)
+
+        layer_bytes = self.weights_bytes(with_held(1)) - self.weights_bytes(with_held(0))
+        held = largest(
+            range(layers),
+            lambda held: self.device_bytes(with_held(held)),
+            self.available_bytes,
+            near=(self.available_bytes - best.estimate.device_bytes) // max(1, layer_bytes),
+            rise=lambda _: layer_bytes,
+        )
+        self._try(with_held(held))
 
     def settle(self, families: Sequence[Family], order: Callable[[Candidate], Any], *, step: Literal[1, -1]) -> None:
         """Rehearse larger (step 1) or smaller micro-batches of the best by `order` as long as they come before it."""

@@ -59,7 +59,7 @@ def _fits(frame: Frame, cards: list[GpuProfile]) -> list[CardFit]:
     fits = []
     for profile in cards:
         whole = target_of_profile(profile.name)
-        estimator = shared.estimator.on(limited(whole, shared.limits.memory_gib), same_kernels=True)
+        estimator = shared.estimator.on(limited(whole, shared.limits.memory_gib), same_kernels=True).without_tight()
         question = replace(shared, estimator=estimator, whole=whole, run_takes_memo={})
         fits.append(_fit(frame.about(question), profile))
     return fits

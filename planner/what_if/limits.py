@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from autoft.errors import DoesNotFit, OptionError
 from autoft.planner.estimate import Estimate
+from autoft.planner.search.bisection import largest
 from autoft.planner.search.candidates import base_bits, describe, state_bits
+from autoft.planner.search.parallel import spread
 from autoft.planner.search.sequence_length import longest_row
-from autoft.planner.what_if.bisection import largest
 from autoft.planner.what_if.context import Frame
 from autoft.schema import Record
 from autoft.trainer.recipe import Recipe, applies
@@ -66,10 +68,8 @@ def find_limit(frame: Frame, quantity: Quantity) -> Limit:
     if all(ceiling.value is None for ceiling in ceilings):
         ceilings += _ceilings(frame, frame.streamed_recipes(), quantity, values)
     best = min(ceilings, key=_rank)
-    lighter = frame.question.lighter(best.recipe)  # the optimizer's state is the same in all of them
-    while lighter is not None:
-        ceilings.append(_ceiling(frame, lighter, quantity, values, near=best.value))
-        lighter = frame.question.lighter(lighter)
+    lighter = list(_lighter(frame, best.recipe))  # the optimizer's state is the same in all of them
+    ceilings += _ceilings(frame, lighter, quantity, values, near=best.value)
     ceilings.sort(key=_rank)
     best = ceilings[0]
     if best.value is None:
@@ -131,29 +131,53 @@ def _values(frame: Frame, quantity: Quantity) -> tuple[Sequence[int], str]:
     return range(1, MOST_ROWS + 1), "more was not tried"
 
 
-def _ceilings(frame: Frame, recipes: Sequence[Recipe], quantity: Quantity, values: Sequence[int]) -> list[Ceiling]:
-    ceilings: list[Ceiling] = []
-    for recipe in recipes:
-        ceilings.append(_ceiling(frame, recipe, quantity, values, near=ceilings[-1].value if ceilings else None))
-    return ceilings
+def _lighter(frame: Frame, recipe: Recipe) -> Iterator[Recipe]:
+    """The same with less and less optimizer state."""
+    lighter = frame.question.lighter(recipe)
+    while lighter is not None:
+        yield lighter
+        lighter = frame.question.lighter(lighter)
+
+
+def _ceilings(
+    frame: Frame, recipes: Sequence[Recipe], quantity: Quantity, values: Sequence[int], near: int | None = None
+) -> list[Ceiling]:
+    """Of each recipe, looked for where one that was tried in the same process ended, at first near `near`."""
+
+    def next_ceiling(recipe: Recipe) -> Ceiling:
+        nonlocal near
+        ceiling = _ceiling(frame, recipe, quantity, values, near)
+        near = ceiling.value
+        return ceiling
+
+    alone = frame.target.device == "cpu"  # PyTorch's threads, which its estimate times, do not survive a fork
+    if not alone and near is None:
+        frame.question.rehearse(_at(recipes[0], quantity, values[0]))  # imports once what each process needs
+    return list(spread(next_ceiling, recipes, alone=alone, fewest=1, uneven=True))
 
 
 def _ceiling(frame: Frame, recipe: Recipe, quantity: Quantity, values: Sequence[int], near: int | None) -> Ceiling:
     """near: the most that fits with a similar recipe, where to look first; None where nothing does."""
-
-    def at(value: int) -> Recipe:
-        changed: dict[str, Any] = {quantity: value}
-        return replace(recipe, **changed)
-
-    room = frame.target.available_bytes
-    begin = 0 if near is None else values.index(near)
-    place = largest(values, lambda value: frame.question.estimate(at(value)).device_bytes, room, near=begin)
+    question, at = frame.question, functools.partial(_at, recipe, quantity)
+    place = largest(
+        values,
+        lambda value: question.device_bytes(at(value)),
+        frame.target.available_bytes,
+        near=0 if near is None else values.index(near),
+        # a rank's own bytes are few, and its line is as good from two answers close by
+        rise=None if quantity == "rank" else lambda value: question.growing_bytes(at(value)) / value,
+    )
     found = at(values[max(place, 0)])
     beyond = values[place + 1] if 0 <= place < len(values) - 1 else None
     return Ceiling(
         value=values[place] if place >= 0 else None,
         recipe=found,
-        estimate=frame.question.estimate(found),
+        estimate=question.estimate(found),
         next_value=beyond,
-        next_estimate=None if beyond is None else frame.question.estimate(at(beyond)),
+        next_estimate=None if beyond is None else question.estimate(at(beyond)),
     )
+
+
+def _at(recipe: Recipe, quantity: Quantity, value: int) -> Recipe:
+    changed: dict[str, Any] = {quantity: value}
+    return replace(recipe, **changed)

@@ -115,7 +115,7 @@ def _architecture(profile: ModelProfile) -> str:
 def _fit(frame: Frame, model: str) -> ModelFit:
     try:
         estimator = Estimator(model, load_config(resolve(model)), frame.target)
-        mine = frame.of(estimator)
+        mine = frame.of(estimator.without_tight())
         recipe, estimate = mine.best()
     except ModelError as error:
         return ModelFit(model=model, fits="refused", reason=error.what)

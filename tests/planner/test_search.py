@@ -65,6 +65,7 @@ def estimate(world: dict[str, Any], recipe: Recipe) -> Estimate:
 def search(world: dict[str, Any]) -> Search:
     return Search(
         estimate=lambda recipe: estimate(world, recipe),
+        device_bytes=lambda recipe: estimate(world, recipe).device_bytes,
         available_bytes=world["room"],
         context_bytes=0,
         weights_bytes=lambda recipe: world["weights"] * base_bits(recipe),

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 OUTWARDS = 16  # a guess goes at most this many times as far as the last answer: the far end is slow to rehearse
 
 
-def largest(values: Sequence[int], need: Callable[[int], int], room: int, *, near: int = 0) -> int:
+def largest(
+    values: Sequence[int],
+    need: Callable[[int], int],
+    room: int,
+    *,
+    near: int = 0,
+    rise: Callable[[int], float] | None = None,
+) -> int:
     """The place in `values` of the largest one that needs no more than `room`; -1 where none does.
 
     values: ascending. need: bytes; asked of few values, always of the place returned and of the one after it.
-    near: place to ask first, as where a similar recipe ended. After a second one close by, next is the place where a
-    straight line through the two answers nearest to `room` crosses it; the middle, once two guesses between two answers
-    have left more than half each.
+    near: place to ask first, as where a similar recipe ended. rise: of the first value that is asked, about how many
+    bytes one more of it takes, which leads to the second. Then the next is the place where a straight line through the
+    two answers nearest to `room` crosses it; the middle, once two guesses between two answers have left more than half
+    each.
     """
     last = len(values) - 1
     fits, fails = -1, last + 1  # everything up to `fits` is known to fit, nothing from `fails` on
@@ -35,6 +44,8 @@ def largest(values: Sequence[int], need: Callable[[int], int], room: int, *, nea
             place, wide = (fits + fails) // 2, 0
         elif crossing is not None:
             place = crossing
+        elif len(needs) == 1 and rise is not None and (slope := rise(values[place])) > 0:
+            place = bisect_right(values, values[place] + (room - needs[place]) / slope) - 1
         elif len(needs) == 1 and near > 0:
             close_by = 1 + place // 16
             place += close_by if fits == place else -close_by
