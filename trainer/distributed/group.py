@@ -30,6 +30,7 @@ BUFFER_BYTES = 32 * MIB  # gradients are copied together up to so much, and a la
 PATIENCE = datetime.timedelta(days=7)
 # Where all are on one machine, nothing of theirs goes over, or listens on, a network
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)
+ENDS_BY_ITSELF_S = 5.0  # an exchange with a process that is gone, whose connections are then closed
 LOOKS_AFTER_S = (2e-5, 2e-3)  # whether an exchange is done: soon at first, then every so often
 
 
@@ -154,12 +155,12 @@ class Group:
         for together in buffers([(grad.dtype, grad.nbytes) for grad in grads]):
             if len(together) == 1:
                 with self._exchange():
-                    self._done(dist.all_reduce(grads[together[0]], async_op=True))
+                    self._done(dist.all_reduce(grads[together[0]], async_op=self._over_gloo))
                 continue
             parts = [grads[at] for at in together]
             flat = flatten(parts)
             with self._exchange():
-                self._done(dist.all_reduce(flat, async_op=True))
+                self._done(dist.all_reduce(flat, async_op=self._over_gloo))
             for part, summed in zip(parts, unflatten(flat, parts), strict=True):
                 part.copy_(summed)
             del flat, summed  # before the next is made
@@ -173,7 +174,7 @@ class Group:
 
         of_all = [torch.empty_like(numbers) for _ in range(self.size)]
         with self._exchange():
-            self._done(dist.all_gather(of_all, numbers, async_op=True))
+            self._done(dist.all_gather(of_all, numbers, async_op=self._over_gloo))
         return torch.stack(of_all)
 
     def gather_values(self, value: Any) -> list[Any]:
@@ -193,7 +194,7 @@ class Group:
         """Have the files of the first process's `folder` in everyone's. Raises: LostProcess, OSError."""
         names = sorted(path.name for path in folder.iterdir()) if self.rank == 0 else []
         for name, size in self.gather_values([[name, (folder / name).stat().st_size] for name in names])[0]:
-            with (folder / name).open("rb" if self.rank == 0 else "wb") as file:
+            with (folder / Path(name).name).open("rb" if self.rank == 0 else "wb") as file:
                 for start in range(0, size, BUFFER_BYTES):
                     self._spread_piece(file, min(BUFFER_BYTES, size - start))
 
@@ -206,23 +207,32 @@ class Group:
         else:
             piece = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
         with self._exchange():
-            self._done(dist.broadcast(piece, 0, async_op=True))
+            self._done(dist.broadcast(piece, 0, async_op=self._over_gloo))
         if self.rank != 0:
             file.write(piece.cpu().numpy().tobytes())
 
-    def _done(self, work: Any) -> None:
-        """Wait for an exchange. gloo alone would wait for a host that was cut off, and nothing could end that.
+    @property
+    def _over_gloo(self) -> bool:
+        return self._joined and self._device == "cpu"
 
+    def _done(self, work: Any) -> None:
+        """Wait for an exchange over gloo, which by itself would wait for a host that was cut off until time ends.
+
+        work: None of any other, which is done or queued.
         Raises: LostProcess.
         """
-        if self._joined and self._device == "cpu":
-            pause, longest = LOOKS_AFTER_S
-            while not work.is_completed():
-                if self.trouble is not None:
+        if work is None:
+            return
+        pause, longest = LOOKS_AFTER_S
+        given_up = None
+        while not work.is_completed():
+            if self.trouble is not None:
+                given_up = given_up or time.monotonic() + ENDS_BY_ITSELF_S
+                if time.monotonic() > given_up:
                     self.stuck = Group.any_stuck = True
                     self.check()
-                time.sleep(pause)
-                pause = min(2 * pause, longest)
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
         work.wait()
 
     @contextmanager

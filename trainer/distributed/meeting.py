@@ -61,6 +61,10 @@ class Meeting:
             self._threads.append(threading.Thread(target=work, daemon=True))
             self._threads[-1].start()
 
+    @property
+    def is_open(self) -> bool:
+        return bool(self._threads)
+
     def close(self) -> None:
         """This process has ended, and is not missed."""
         self._closing.set()

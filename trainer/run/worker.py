@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from autoft.errors import OptionError, Resumable
+from autoft.errors import Interrupted, OptionError, Resumable
 from autoft.trainer.distributed.group import Group, LostProcess, file_store
 from autoft.trainer.job import Job
 from autoft.trainer.run.hosts import Hosts, one_line, versions
@@ -141,6 +141,8 @@ def _hand_signals_on(meeting: Meeting) -> None:
     """A launcher that stops this host's processes stops the run: the first saves, and all end."""
 
     def hand_on(number: int, _: Any) -> None:
+        if not meeting.is_open:
+            os._exit(Interrupted.exit_code)
         meeting.signal = signal.Signals(number).name
 
     for name in ASK:
