@@ -195,7 +195,7 @@ class Estimator:
         )
 
     def serving(self, recipe: Recipe, adapters: int) -> ServingEstimate:
-        """Memory to answer with a base and so many adapters of `recipe`, on one device.
+        """Memory to answer with a base and `adapters` adapters of `recipe`, on one device.
 
         micro_batch and seq_len of the recipe are the prompts read at once, and the tokens of context that each fills.
         Raises: ModelError when the model cannot take the recipe, or its cache cannot be rehearsed.

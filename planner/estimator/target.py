@@ -10,10 +10,11 @@ from typing import Literal
 
 from autoft.errors import OptionError
 from autoft.planner.facts import Assumption
+from autoft.planner.request import Request
 from autoft.planner.timing.allreduce import Network
 from autoft.planner.timing.gpu_rates import gpu_rates
 from autoft.planner.timing.network import network_link
-from autoft.planner.timing.roofline import Rates, bench_rates, cpu_rates, measure_cpu_bandwidth
+from autoft.planner.timing.roofline import Rates, bench_rates, cpu_rates, measure_cpu_bandwidth, measure_cpu_flops
 from autoft.profiles.architectures import architecture
 from autoft.profiles.bench_store import Bench, BenchKey, cpu_key, gpu_key, kept
 from autoft.profiles.detect import UNIFIED_FREE, gpu_from_profile
@@ -134,7 +135,7 @@ class Target:
         return self.hosts * max(1, len(self.gpus))
 
     def on_each_host(self, num_gpus: int) -> int:
-        """How many of so many replicas a host has."""
+        """How many of `num_gpus` replicas a host has."""
         return max(1, num_gpus // self.hosts)
 
     def using(self, num_gpus: int) -> Target:
@@ -193,6 +194,18 @@ def target_of(
         raise OptionError(f"--link {link} is the network between hosts, and there is one", fix="--hosts 2")
     alone = _target_of_host(hardware, gpu_name, vram_gib, cpu_flops_per_s)
     return alone if hosts == 1 else replace(alone, network=Network(hosts, network_link(link)))
+
+
+def target_of_request(request: Request, hardware: Hardware, *, hosts: int = 1, link: str | None = None) -> Target:
+    """As `target_of`, of what the user has asked for. hosts, link: of the job. Raises: OptionError."""
+    return target_of(
+        hardware,
+        gpu_name=request.gpu,
+        vram_gib=request.vram_gib,
+        cpu_flops_per_s=functools.cache(measure_cpu_flops),
+        hosts=hosts,
+        link=link,
+    )
 
 
 def _target_of_host(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import functools
 import hashlib
 import os
 import platform
@@ -24,13 +23,12 @@ import autoft.profiles
 import autoft.trainer
 from autoft.errors import FileFormatError
 from autoft.planner.estimate import Estimate
-from autoft.planner.estimator.target import Target, target_of
+from autoft.planner.estimator.target import Target, target_of_request
 from autoft.planner.facts import Assumption
 from autoft.planner.plan.disk_cache import Shelf, digest
 from autoft.planner.request import Request
 from autoft.planner.search.set_option import parse_settings
 from autoft.planner.timing.allreduce import link_of
-from autoft.planner.timing.roofline import measure_cpu_flops
 from autoft.profiles.bench_store import THREADS
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.host import installed_version
@@ -81,9 +79,7 @@ def ask(request: Request, hardware: Hardware) -> Question | None:
     Raises: InputError of several kinds, as `make_estimate` does.
     """
     recipe_pins, job_pins = parse_settings(request.settings)
-    target = target_of(
-        hardware, gpu_name=request.gpu, vram_gib=request.vram_gib, cpu_flops_per_s=functools.cache(measure_cpu_flops)
-    )
+    target = target_of_request(request, hardware)
     ref = resolve(request.model)
     config = config_source(ref)
     if config is None:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import functools
 import hashlib
 from dataclasses import replace
 from typing import Any
 
 from autoft.errors import FileFormatError
-from autoft.planner.estimator.target import Target, target_of
+from autoft.planner.estimator.target import Target, target_of_request
 from autoft.planner.plan.cached_estimates import facts_of
 from autoft.planner.plan.disk_cache import Shelf, digest
 from autoft.planner.plan.provenance import data_digest
 from autoft.planner.plan.record import Plan
 from autoft.planner.request import Request
 from autoft.planner.search.set_option import parse_settings
-from autoft.planner.timing.roofline import measure_cpu_flops
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.preset_catalogue import find_preset
 from autoft.trainer.sources.resolve import config_source, resolve
@@ -42,14 +40,7 @@ class PlanQuestion:
 def ask(request: Request, hardware: Hardware) -> PlanQuestion | None:
     """None where not all can be told that the plan depends on. Raises: InputError, as planning does."""
     _, job_pins = parse_settings(request.settings)  # what is wrong with them is told before a model is looked for
-    target = target_of(
-        hardware,
-        gpu_name=request.gpu,
-        vram_gib=request.vram_gib,
-        cpu_flops_per_s=functools.cache(measure_cpu_flops),
-        hosts=job_pins.get("hosts", 1),
-        link=job_pins.get("link"),
-    )
+    target = target_of_request(request, hardware, hosts=job_pins.get("hosts", 1), link=job_pins.get("link"))
     ref = resolve(request.model)
     config = config_source(ref)
     paths = (request.data, request.eval_data, request.from_adapter)

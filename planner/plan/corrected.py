@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from autoft.errors import OutputError
-from autoft.planner.estimator.target import target_of
+from autoft.planner.estimator.target import target_of_request
 from autoft.planner.history import past_runs
 from autoft.planner.history.correction import correction_for, warnings
 from autoft.planner.plan.record import Plan
 from autoft.planner.request import Request
-from autoft.planner.timing.roofline import measure_cpu_flops
 from autoft.profiles.hardware import Hardware
 
 
@@ -26,14 +25,7 @@ def corrected(plan: Plan, request: Request, hardware: Hardware, say: Callable[[s
         aside = f"the history of runs cannot be used: {error.what}"
     if aside is not None:
         say(f"Note: {aside}")
-    target = target_of(
-        hardware,
-        gpu_name=request.gpu,
-        vram_gib=request.vram_gib,
-        cpu_flops_per_s=measure_cpu_flops,
-        hosts=plan.job.hosts,
-        link=plan.job.link,
-    )
+    target = target_of_request(request, hardware, hosts=plan.job.hosts, link=plan.job.link)
     correction = correction_for(target.using(plan.job.num_gpus), plan.estimate, plan.job.recipe)
     if correction is None:
         return plan

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
 from autoft.errors import OptionError
 from autoft.planner.estimate import Estimate, ServingEstimate
 from autoft.planner.estimator.estimate_recipe import Estimator
-from autoft.planner.estimator.target import Target, target_of
+from autoft.planner.estimator.target import Target, target_of_request
 from autoft.planner.rehearsal.answering import answering
 from autoft.planner.rehearsal.step import Rehearsal
 from autoft.planner.request import Request
@@ -18,7 +17,6 @@ from autoft.planner.search.preset import Defaults
 from autoft.planner.search.sequence_length import check_length, longest_row
 from autoft.planner.search.set_option import parse_settings
 from autoft.planner.timing.allreduce import ALONE, Replicas
-from autoft.planner.timing.roofline import measure_cpu_flops
 from autoft.planner.workload import Workload
 from autoft.profiles.hardware import Hardware
 from autoft.profiles.model_shape import ModelShape
@@ -54,7 +52,7 @@ def make_estimate(request: Request, hardware: Hardware) -> Answer:
 
 
 def make_serving(request: Request, hardware: Hardware, adapters: int | None) -> tuple[Recipe, ServingEstimate, Target]:
-    """The Recipe that the settings describe, and the memory to answer with so many of its adapters on one base.
+    """The Recipe that the settings describe, and the memory to answer with that many of its adapters.
 
     adapters: None for 1, or for none where all weights are trained. Raises: InputError.
     """
@@ -83,7 +81,7 @@ def _exact(request: Request, hardware: Hardware) -> tuple[Estimator, Recipe, tup
             f"--set {next(iter(job_pins))}: not a setting of the recipe",
             fix="use it with `autoft plan` or `autoft run`",
         )
-    target = target_of_request(request, hardware, job_pins)
+    target = target_of_request(request, hardware)
     estimator = Estimator(request.model, load_config(resolve(request.model)), target)
     seq_len = pinned_length(request, pins)
     scaling = pins.get("rope_scaling")
@@ -91,18 +89,6 @@ def _exact(request: Request, hardware: Hardware) -> tuple[Estimator, Recipe, tup
     check_length(seq_len, estimator, scaling, word=f"--seq-len {seq_len}", error=OptionError)
     recipe = exact(target, seq_len=seq_len, attention=estimator.attention, pinned=pins)
     return estimator, recipe, tuple(pins)
-
-
-def target_of_request(request: Request, hardware: Hardware, job_pins: dict[str, Any]) -> Target:
-    """The device to plan for, on as many hosts as the job has. Raises: OptionError."""
-    return target_of(
-        hardware,
-        gpu_name=request.gpu,
-        vram_gib=request.vram_gib,
-        cpu_flops_per_s=functools.cache(measure_cpu_flops),
-        hosts=job_pins.get("hosts", 1),
-        link=job_pins.get("link"),
-    )
 
 
 def pinned_length(request: Request, pins: dict[str, Any]) -> int | None:

@@ -9,9 +9,9 @@ from typing import Any
 from autoft import __version__
 from autoft.errors import HubError, InputError, OptionError
 from autoft.planner.estimator.estimate_recipe import Estimator
-from autoft.planner.estimator.target import Target, like
+from autoft.planner.estimator.target import Target, like, target_of_request
 from autoft.planner.facts import Reason, sentences
-from autoft.planner.plan.exact import pinned_length, seq_len_for, target_of_request
+from autoft.planner.plan.exact import pinned_length, seq_len_for
 from autoft.planner.plan.not_tried import not_tried
 from autoft.planner.plan.prefetch import Reading, prepare_options
 from autoft.planner.plan.provenance import inputs_of
@@ -133,7 +133,7 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     preset = preset_of(request, {*recipe_pins, *job_pins}, asked_length)
     job_pins = {**preset.job, **job_pins}
     scaling = recipe_pins.get("rope_scaling")
-    whole = target_of_request(request, hardware, job_pins)
+    whole = target_of_request(request, hardware, hosts=job_pins.get("hosts", 1), link=job_pins.get("link"))
     limits = _limits(request, whole)
     ref = resolve(request.model)
     estimator = Estimator(request.model, load_config(ref), limited(whole, limits.memory_gib))
