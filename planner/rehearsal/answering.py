@@ -40,7 +40,7 @@ def answering(recipe: Recipe) -> Recipe:
 def rehearse_answer(
     recipe: Recipe, config: Any, device: Device, *, depth: Depth | None, adapters: int, kept: Kept
 ) -> Rehearsal:
-    """The events of loading a base with so many adapters, and of reading `micro_batch` prompts of `seq_len` tokens.
+    """The events of loading a base with `adapters` adapters, and of reading `micro_batch` prompts of `seq_len` tokens.
 
     Writing takes less: of each layer it holds keys and values twice, one token's activations, and no more.
     recipe: as `answering` gives it. The rest as `rehearse` has it.

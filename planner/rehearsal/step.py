@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -56,6 +56,9 @@ OTHER_INPUTS = {
     "input_features": "a sound",
     "mm_token_type_ids": "the input mm_token_type_ids",
 }
+# What models and libraries raise that are asked for what a rehearsal cannot give
+CANNOT_BE_REHEARSED = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ImportError, NameError)
+Result = TypeVar("Result")
 KEPT_MODELS, KEPT_MICRO_BATCHES, KEPT_EVALUATIONS = 8, 16, 64
 
 
@@ -120,13 +123,12 @@ def rehearse(
     """
     if depth and recipe.checkpoint_every > 1:
         depth = depth.alternating(recipe.checkpoint_every)
-    attempts = [depth, depth.full, None] if depth else [None]
+    shared = kept or Kept()
     try:
-        for attempt in attempts:
-            with suppress(MismatchError):
-                return _rehearse(recipe, config, device, attempt, loop, backend, accumulate, kept or Kept())
-        raise ValueError("its layers do not join")
-    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ImportError, NameError) as error:
+        return _where_layers_join(
+            depth, lambda some: _rehearse(recipe, config, device, some, loop, backend, accumulate, shared)
+        )
+    except CANNOT_BE_REHEARSED as error:
         reason = " ".join(str(error).split())[:200]
         other = next((other for name, other in OTHER_INPUTS.items() if name in reason), None)
         if other is not None:
@@ -140,6 +142,14 @@ def rehearse(
             f"a step of {config.model_type} with these settings cannot be rehearsed: {reason}",
             fix="other settings (attention, loss, method), or another model",
         ) from error
+
+
+def _where_layers_join(depth: Depth | None, rehearsed: Callable[[Depth | None], Result]) -> Result:
+    """What comes of the first that does: these layers, a whole run of their kinds, all. Raises: ValueError."""
+    for some in [depth, depth.full, None] if depth else [None]:
+        with suppress(MismatchError):
+            return rehearsed(some)
+    raise ValueError("its layers do not join")
 
 
 def find_depth(recipe: Recipe, config: Any) -> Depth | None:
@@ -211,13 +221,15 @@ def rehearse_prompt(
     adapter: whether it answers, and not the base alone. The rest as `rehearse` has it.
     Raises: ModelError where the model's cache cannot be rehearsed.
     """
+
+    def read(some: Depth | None) -> tuple[list[Weight], Extension]:
+        with _real_masks(packed=False):
+            step = _step_of(recipe, config, device, some, OURS, None, kept)
+            return step.weights, step.prompt(adapter=adapter)
+
     try:
-        for attempt in [depth, depth.full, None] if depth else [None]:
-            with suppress(MismatchError), _real_masks(packed=False):
-                step = _step_of(recipe, config, device, attempt, OURS, None, kept)
-                return step.weights, step.prompt(adapter=adapter)
-        raise ValueError("its layers do not join")
-    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ImportError, NameError) as error:
+        return _where_layers_join(depth, read)
+    except CANNOT_BE_REHEARSED as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"an answer of {config.model_type} with these settings cannot be rehearsed: {reason}",
