@@ -250,10 +250,9 @@ def _share(what: str, tensors: Sequence[tuple[Any, str, torch.Tensor]], shared: 
             if shared.first:
                 value.copy_(tensor)
             made[key] = _set(owner, name, tensor, value)
-        elif isinstance(tensor, torch.nn.Parameter):
-            owner._parameters[name] = made[key]
         else:
-            owner._buffers[name] = made[key]
+            held = owner._parameters if isinstance(tensor, torch.nn.Parameter) else owner._buffers
+            held[name] = made[key]
     if shared.first:
         shared.publish(what, buffers)
 
@@ -284,28 +283,11 @@ def demand_layers(base: Any) -> torch.nn.ModuleList:
 
 def _move_the_rest(base: torch.nn.Module, device: torch.device, streamed: set[int]) -> None:
     """Each tensor once, in the order of the modules: a weight, then its quantization state."""
-    moved: dict[int, torch.Tensor] = {}
-    for module in base.modules():
-        for weight in module._parameters.values():
-            if weight is None:
-                continue
-            if id(weight) not in streamed:
-                weight.data = weight.data.to(device)
-            state: Any = getattr(weight, "quant_state", None)
-            if state is not None:
-                _move_state(state, device, streamed)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = moved.setdefault(id(buffer), buffer.to(device))
-
-
-def _move_state(state: Any, device: torch.device, streamed: set[int]) -> None:
-    """bitsandbytes' QuantState, and that of its scales where these are quantized too."""
-    for part in filter(None, (state, state.state2)):
-        for name in ("absmax", "code", "offset"):
-            tensor = getattr(part, name)
-            if tensor is not None and id(tensor) not in streamed:
-                setattr(part, name, tensor.to(device))
+    moved: dict[Any, torch.Tensor] = {}
+    for owner, name, tensor in _tensors(base):
+        if id(tensor) not in streamed:
+            value = moved.setdefault(_key(owner, name, tensor), tensor.detach().to(device))
+            _set(owner, name, tensor, value)
 
 
 def _pin(buffers: Sequence[torch.Tensor], owner: Any) -> bool:
