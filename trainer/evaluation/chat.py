@@ -23,6 +23,7 @@ from autoft.trainer.evaluation.open_run import (
 )
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import RunResult
+from autoft.trainer.runtime.peak_memory import free_memory
 from autoft.trainer.sources.resolve import Say, load_tokenizer, resolve
 from autoft.trainer.storage.ownership import RESULT
 from autoft.trainer.storage.places import public_name
@@ -159,7 +160,7 @@ class Talker:
         if base != first.base:
             say(f"Note: {folder} names the base {base}, and {first.base} is loaded; the shapes of its weights fit")
         restore_dtype(self.model, recipe, own)
-        _give_back()
+        free_memory()  # what loading used in passing, so that answers find the GPU as the estimate has it
         tokenizer = _tokenizer(folder, first.tokenizer)
         voice = Voice(
             name=_free_name(folder, self.voices),
@@ -200,7 +201,7 @@ def open_run(folder: Path, *, accept_changes: bool = False, say: Say = lambda _:
         recipe, base = Recipe(**adapter.settings), public_name(adapter.base or where)
         model = put_adapter(load_named(where, recipe), folder)
         tokenizer = _tokenizer(folder, load_tokenizer(resolve(where)))
-    _give_back()
+    free_memory()
     voice = Voice(
         name=_free_name(folder, []),
         folder=folder,
@@ -211,14 +212,6 @@ def open_run(folder: Path, *, accept_changes: bool = False, say: Say = lambda _:
         base=base,
     )
     return Talker(model, voice, [voice])
-
-
-def _give_back() -> None:
-    """What loading used in passing goes back to the GPU, so that answers find it as the estimate has it."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _is_run(folder: Path) -> bool:
