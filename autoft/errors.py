@@ -32,6 +32,11 @@ def harmless(text: str, *, one_line: bool = False) -> str:
     return text if text.isprintable() else text.translate(_STEERING if one_line else _STEERING_LINES)
 
 
+def first_line(error: BaseException) -> str:
+    """Of what an error says, at most 200 characters; the name of its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 class AutoftError(Exception):
     """`what` is one line that says what went wrong and where; `fix` says what to do about it."""
 

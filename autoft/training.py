@@ -69,15 +69,13 @@ def _take_own_gpu(launch: Launch, job: Job) -> None:
     if job.device != "cuda":
         hide_gpus()
         return
-    taken = of_launch(detect().gpus, launch)
-    if taken:
-        os.environ["CUDA_VISIBLE_DEVICES"] = taken[launch.local_rank]
+    os.environ["CUDA_VISIBLE_DEVICES"] = of_launch(detect().gpus, launch)[launch.local_rank]
 
 
 def of_launch(gpus: Sequence[Gpu], launch: Launch) -> list[str]:
     """One for each process of this host, in the order of the machine: what is free changes as they begin.
 
-    Raises: ModelError where there are not so many.
+    Raises: ModelError where there are fewer.
     """
     from autoft.planner.estimator.target import like
 

@@ -246,9 +246,9 @@ def test_the_end_of_the_first_ends_the_others(hosts, words):
 
 def test_other_versions_other_rows_and_other_counts_are_named(here, hosts, words):
     change = (
-        "from autoft.trainer.run import hosts\n"
-        "real = hosts.versions\n"
-        "hosts.versions = lambda: real() | {'peft': '0.1'}\n"
+        "from autoft.trainer.run import fingerprint\n"
+        "real = fingerprint.versions\n"
+        "fingerprint.versions = lambda: real() | {'peft': '0.1'}\n"
     )
     hosts.start(words(), code=change)
     assert hosts.end() == [Resumable.exit_code, 1], hosts.said(0) + hosts.said(1)

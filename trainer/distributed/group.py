@@ -47,7 +47,6 @@ class Group:
         self.size = size
         self.rank = rank
         self.trouble: str | None = None  # why one of them has ended before its time
-        self.stuck = False  # as `any_stuck`
         self.broke = False  # an exchange has failed
         self._joined = False
         self._device = "cpu"
@@ -120,7 +119,7 @@ class Group:
         self._joined = False
         import torch.distributed as dist
 
-        if dist.is_initialized() and not self.stuck:
+        if dist.is_initialized() and not Group.any_stuck:
             _end(dist)
 
     def lost(self, reason: str) -> None:
@@ -229,7 +228,7 @@ class Group:
             if self.trouble is not None:
                 given_up = given_up or time.monotonic() + ENDS_BY_ITSELF_S
                 if time.monotonic() > given_up:
-                    self.stuck = Group.any_stuck = True
+                    Group.any_stuck = True
                     self.check()
             time.sleep(pause)
             pause = min(2 * pause, longest)

@@ -21,7 +21,7 @@ class Launch:
     """rank of size: this process among all. local_rank of local_size: among those of its host.
 
     address, port: of the store by which they find each other. hosted: whether the launcher keeps that store; else the
-    process of rank 0 does. attempt: how often the launcher has started them anew.
+    process of rank 0 does. attempt: how often the launcher has restarted them.
     """
 
     rank: int

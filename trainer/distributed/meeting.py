@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from autoft.errors import TrainingError
+from autoft.errors import TrainingError, first_line
 from autoft.trainer.distributed.group import LostProcess
 from autoft.trainer.distributed.launched import Launch
 
@@ -55,8 +55,9 @@ class Meeting:
             connecting.join(0.1)
         at = f"{self.launch.address}:{self.launch.port}"
         if failures:
-            reason = str(failures[0]).strip().splitlines()[0][:200]
-            raise TrainingError(f"no meeting at {at}: {reason}", fix="start all hosts, and let them reach that port")
+            raise TrainingError(
+                f"no meeting at {at}: {first_line(failures[0])}", fix="start all hosts, and let them reach that port"
+            )
         for work in (self._beat, self._watch):
             self._threads.append(threading.Thread(target=work, daemon=True))
             self._threads[-1].start()

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from autoft.errors import OptionError, OutOfMemory, TrainingError
+from autoft.errors import OptionError, OutOfMemory, TrainingError, first_line
 from autoft.trainer.adapters import kind_of
 from autoft.trainer.data.tokens import Example
 from autoft.trainer.distributed.group import Group
@@ -207,7 +207,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         except (RuntimeError, MemoryError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._exhausted = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            self._exhausted = first_line(error)
             return None
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:

@@ -11,11 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from autoft.errors import DataError, OptionError
+from autoft.errors import DataError, OptionError, first_line
 from autoft.trainer.distributed.group import LOOPBACK, Group
 from autoft.trainer.distributed.launched import Launch
 from autoft.trainer.distributed.meeting import Meeting
 from autoft.trainer.job import Job
+from autoft.trainer.run.fingerprint import versions
 from autoft.trainer.runtime.signals import StopRequest
 from autoft.trainer.storage.checkpoint import Checkpoint
 
@@ -56,7 +57,7 @@ class Hosts:
         end = time.monotonic() + ENDS_WITHIN_S
         with contextlib.suppress(Exception):  # the store is where it was lost
             if self.group.trouble is None:
-                self.meeting.put("ended/0", None if error is None else one_line(error))
+                self.meeting.put("ended/0", None if error is None else first_line(error))
                 others = range(1, self.launch.size)
                 while time.monotonic() < end and any(self.meeting.get(f"left/{rank}") is None for rank in others):
                     time.sleep(0.1)
@@ -148,22 +149,6 @@ class Hosts:
 
 def hosts_of(count: int) -> str:
     return "1 host" if count == 1 else f"{count} hosts"
-
-
-def versions() -> dict[str, str]:
-    """Of what has to be the same on all hosts, by name."""
-    from importlib.metadata import version
-
-    from autoft import __version__
-
-    return {
-        "autoft": __version__,
-        **{name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
-    }
-
-
-def one_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def interface_to(launch: Launch) -> str | None:

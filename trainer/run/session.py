@@ -19,6 +19,7 @@ from autoft.errors import (
     OutputError,
     Resumable,
     TrainingError,
+    first_line,
     some,
 )
 from autoft.home import write_text
@@ -172,7 +173,7 @@ def _told(session: _Session, go: Callable[[], RunResult]) -> RunResult:
         lost = session.peers.lost()
         if lost is not None:
             raise session.ended(lost, error) from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         if is_out_of_memory(error):
             raise session.ended(f"out of memory on {session.job.device}: {reason}", error) from error
         if is_device_lost(error):

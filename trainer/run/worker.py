@@ -20,10 +20,11 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from autoft.errors import Interrupted, OptionError, Resumable
+from autoft.errors import Interrupted, OptionError, Resumable, first_line
 from autoft.trainer.distributed.group import Group, LostProcess, file_store
 from autoft.trainer.job import Job
-from autoft.trainer.run.hosts import Hosts, one_line, versions
+from autoft.trainer.run.fingerprint import digest_of, versions
+from autoft.trainer.run.hosts import Hosts
 from autoft.trainer.runtime import environment
 from autoft.trainer.runtime.signals import ASK, StopRequest
 from autoft.trainer.storage.checkpoint import Checkpoint, open_checkpoint
@@ -62,7 +63,7 @@ def main() -> int:
 
         _train(job, order["memory"], group, _shared_host(job, rendezvous.parent), begin)
     except Exception as error:  # noqa: BLE001 - whatever it is ends the run, and its first process says so
-        tell({"error": one_line(error)})
+        tell({"error": first_line(error)})
         return 1
     tell({"done": True})
     return 0
@@ -95,7 +96,7 @@ def _tell_of_end(hosts: Hosts, error: Exception) -> int:
     """Of a process that ends before its time. Exit code: 0 beside a first process that tells why itself, and is killed
     by the launcher where another fails."""
     launch = hosts.launch
-    reason = hosts.lost() if hosts.group.broke else one_line(error)
+    reason = hosts.lost() if hosts.group.broke else first_line(error)
     if hosts.meeting.first_has_ended and launch.host == 0:
         return 0
     print(f"process {launch.rank + 1} of {launch.size}: {reason}", file=sys.stderr, flush=True)
@@ -174,7 +175,6 @@ def _train(
     checkpoint to start from."""
     from autoft.profiles.detect import detect
     from autoft.trainer.loop.probe_step import rehearse
-    from autoft.trainer.run.fingerprint import digest_of
     from autoft.trainer.run.preflight import preflight
     from autoft.trainer.run.setup import find_sources, load
     from autoft.trainer.runtime.peak_memory import PeakMemory
