@@ -103,7 +103,8 @@ def take_devices(plan: Plan, launch: Launch | None = None) -> list[str]:
         each = plan.job.num_gpus // plan.job.hosts
         raise OptionError(
             f"the plan is for {plan.job.hosts} hosts, and a launcher has to start it on each",
-            fix=f"torchrun --nnodes {plan.job.hosts} --nproc-per-node {each} -m autoft run: docs/several-machines.md",
+            fix=f"torchrun --nnodes {plan.job.hosts} --nproc-per-node {each} -m autoft run: docs/several-machines.md; "
+            "or resume a run on this one with --gpus N",
         )
     if plan.job.device != "cuda":
         hide_gpus()
@@ -141,7 +142,7 @@ def uuids(gpus: Sequence[Gpu], num_gpus: int) -> list[str]:
     if num_gpus > 1 and len(taken) < num_gpus:
         raise ModelError(
             f"the plan is for {num_gpus} GPUs of one kind, and there are {len(taken)} here",
-            fix="run it there, or plan again with --set num_gpus=1",
+            fix="run it there, plan again with --set num_gpus=1, or resume a run with --gpus 1",
         )
     return taken
 

@@ -19,10 +19,14 @@ from autoft.planner.request import Prefer
 from autoft.trainer.recipe import Method
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from autoft.planner.plan.recheck import Rechecked
     from autoft.planner.plan.record import Plan
     from autoft.planner.request import Request
     from autoft.profiles.hardware import Hardware
     from autoft.trainer.data.prepare import Prepared
+    from autoft.trainer.job import Job
 
 METHODS: tuple[str, ...] = get_args(Method)
 PREFERENCES: tuple[str, ...] = get_args(Prefer)
@@ -277,6 +281,24 @@ def rehearsing() -> Iterator[None]:
 
     with hidden_gpus(), rare_collections():
         yield
+
+
+def recheck(planned: Plan, job: Job, folder: Path, console: Console, *, where: str, force: bool = False) -> Rechecked:
+    """`planned`, with `job` for its job, as it stands on this machine, whose disk is that of `folder`.
+
+    Raises: as planner/plan/recheck.py: recheck.
+    """
+    console.print(f"Checking {where}", markup=False)
+    from autoft.profiles.detect import detect
+
+    hardware, on_gpu = detect(folder), job.device == "cuda"
+    with rare_collections() if on_gpu else rehearsing():
+        from autoft.planner.plan.recheck import recheck
+
+        checked = recheck(planned, job, hardware, where=where, force=force, apart=on_gpu)
+    for note in checked.notes:
+        console.print(f"Note: {note}", markup=False)
+    return checked
 
 
 @contextmanager

@@ -170,16 +170,7 @@ def _from_file(
     job = replace(planned.job, **data)
     if job.data is None:
         raise OptionError(f"{path}: the plan names no data to train on", fix=f"autoft run {path} --data FILE")
-    console.print(f"Checking {path}", markup=False)
-    from autoft.profiles.detect import detect
-
-    hardware, on_gpu = detect(out.absolute().parent), job.device == "cuda"
-    with planning.rare_collections() if on_gpu else planning.rehearsing():
-        from autoft.planner.plan.recheck import recheck
-
-        checked = recheck(planned, job, hardware, where=str(path), force=force, apart=on_gpu)
-    for note in checked.notes:
-        console.print(f"Note: {note}", markup=False)
+    checked = planning.recheck(planned, job, out.absolute().parent, console, where=str(path), force=force)
     return checked.plan, checked.prepared
 
 

@@ -21,6 +21,8 @@ from autoft.trainer.sources.weights import fingerprint
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "datasets")
 # Of the job, what changes no weight: when it is saved, and who is told
 HARMLESS = tuple(name for name, field in settings_of(Job).items() if field.setting.group == "Checkpoints")
+# How the micro-batches of an optimizer step are shared out: their number is compared instead
+SHARING = ("num_gpus", "hosts", "link", "accumulation")
 
 
 def identity_of(job: Job, prepared: Prepared, weights: Path) -> dict[str, Any]:
@@ -61,8 +63,11 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     found = [
         f"{path} was {was!r} and is {is_!r}"
         for path, was, is_ in _differences(before["job"], now["job"])
-        if path not in HARMLESS
+        if path not in (*HARMLESS, *SHARING)
     ]
+    then, today = _micro_batches(before["job"]), _micro_batches(now["job"])
+    if then != today:
+        found.append(f"an optimizer step had {then} micro-batches and has {today}")
     if before["data_sha256"] != now["data_sha256"]:
         found.append(f"the training data ({now['job']['data']}) have changed")
     if before["eval_data_sha256"] != now["eval_data_sha256"]:
@@ -75,6 +80,11 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         found.append(f"the adapter that it continues ({now['job']['from_adapter']}) has changed")
     found += [f"{name} was {was} and is {is_}" for name, was, is_ in _differences(before["versions"], now["versions"])]
     return found
+
+
+def _micro_batches(job: dict[str, Any]) -> int:
+    """Of an optimizer step, of all processes."""
+    return int(job.get("num_gpus", 1) * job.get("accumulation", 1))
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:

@@ -73,7 +73,8 @@ class Hosts:
             raise OptionError(
                 f"the plan is for {job.num_gpus} processes on {hosts_of(job.hosts)}, and {launch.size} were started on "
                 f"{hosts_of(launch.hosts)}",
-                fix=f"plan with --hosts {launch.hosts} --set num_gpus={launch.size}, or start as many as planned",
+                fix=f"plan with --hosts {launch.hosts} --set num_gpus={launch.size}, resume with --gpus {launch.size}, "
+                "or start as many as planned",
             )
         memory = {"predicted_bytes": predicted_bytes, "force": force}
         self.meeting.put("order", {"job": job.to_dict(), "memory": memory, "versions": versions()})

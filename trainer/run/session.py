@@ -94,8 +94,7 @@ def run(
         _peers(gpus, hosts, stop) as peers,
     ):
         about = {"run_id": uuid.uuid4().hex, "started_in": str(Path.cwd())}
-        kept = {**about, "predicted": None if predicted is None else predicted.to_dict()}
-        write_text(folder / RUN, json.dumps({**kept, "sha256": digest_of_values(kept)}))
+        _write_about(folder, about, predicted)
         write_places(folder, job)
         write_text(folder / "plan.toml", plan_toml)
         tell = _Telling(folder, job, listener)
@@ -108,18 +107,22 @@ def resume(
     job: Job,
     *,
     accept_changes: bool = False,
+    new_plan: tuple[str, Predicted] | None = None,
     gpus: Sequence[str] = (),
     hosts: Hosts | None = None,
     listener: Listener = lambda _: None,
 ) -> RunResult:
-    """Take up the run to `out` where its newest whole checkpoint is. job: of its plan.toml.
+    """Take up the run to `out` where its newest whole checkpoint is. job: of its plan.toml, or of `new_plan`.
 
-    accept_changes: go on although data, plan or versions are not what they were. gpus, hosts: as `run` has them.
+    accept_changes: go on although data, plan or versions are not what they were. new_plan: for another number of
+    processes, text and prediction of the plan that takes the place of the run's. gpus, hosts: as `run` has them.
     Raises: as `run`; OutputError when there is no whole checkpoint; OptionError when something has changed.
     """
     about = about_run(unfinished(out))
     known = about.get("predicted")
     predicted = None if known is None else Predicted.from_dict(known)
+    if new_plan is not None:
+        predicted = new_plan[1]
     peak = None if predicted is None else predicted.peak_bytes
     with (
         unfinished_folder(out) as folder,
@@ -131,6 +134,9 @@ def resume(
         if checkpoint is None:
             raise OutputError(f"{folder}: no whole checkpoint: {skipped[0]}", fix="start again with autoft run --force")
         set_aside(folder / CHECKPOINTS, after=checkpoint.step)
+        if new_plan is not None:
+            _write_about(folder, {name: about.get(name) for name in ("run_id", "started_in")}, predicted)
+            write_text(folder / "plan.toml", new_plan[0])
         tell = _Telling(folder, job, listener)
         tell(Resumed(step=checkpoint.step, skipped=tuple(skipped)))
         session = _Session(
@@ -147,6 +153,12 @@ def resume(
             force=True,
         )
         return _told(session, lambda: _run(session, None, checkpoint))
+
+
+def _write_about(folder: Path, about: dict[str, Any], predicted: Predicted | None) -> None:
+    """Write what `about_run` reads. about: run_id and started_in."""
+    values = {**about, "predicted": None if predicted is None else predicted.to_dict()}
+    write_text(folder / RUN, json.dumps({**values, "sha256": digest_of_values(values)}))
 
 
 def _peers(gpus: Sequence[str], hosts: Hosts | None, stop: StopRequest) -> AbstractContextManager[Peers | Hosts]:
@@ -343,6 +355,10 @@ def _check_same(session: _Session, checkpoint: Checkpoint, identity: dict[str, A
         )
     for change in found:
         session.tell(Note(text=f"accepted: {change}", warning=True))
+    before, now = checkpoint.identity["job"].get("num_gpus", 1), session.job.num_gpus
+    if before != now:
+        text = f"{now} processes instead of {before}: each step trains on the same rows, rounding and dropout differ"
+        session.tell(Note(text=text))
 
 
 def _engine(session: _Session, loaded: Loaded, keeper: Keeper, memory: PeakMemory) -> Engine:
