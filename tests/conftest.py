@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,10 +63,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: (place.get(item.path.name, len(LONGEST)), item.path not in slow))
 
 
-def pytest_collection_finish() -> None:
-    """What the imports of the tests have made stays: each full search for cycles, as a run makes some, is spared it."""
-    gc.collect()
-    gc.freeze()
+_frozen_at = 0  # modules that were imported then
+
+
+def pytest_runtest_setup() -> None:
+    """What imports have made stays: each full search for cycles, as a run makes some, is spared it."""
+    global _frozen_at
+    if len(sys.modules) > _frozen_at + 100:
+        gc.collect()
+        gc.freeze()
+        _frozen_at = len(sys.modules)
 
 
 class Done(NamedTuple):

@@ -6,9 +6,10 @@ import base64
 import hashlib
 import re
 import shlex
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoft.trainer.objectives import objective_of
 from autoft.trainer.report import tables
@@ -16,6 +17,9 @@ from autoft.trainer.report.charts import Chart, finite, loss_chart, memory_chart
 from autoft.trainer.report.wording import how_trained, judged_rows, question, snippet, what_it_is
 from autoft.trainer.result import RunResult, Sample
 from autoft.units import count, duration, energy, size
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TEXT_SHOWN = 4000  # characters of a prompt or an answer; result.json has all
 NOTES_SHOWN = 50
@@ -33,20 +37,25 @@ _NOT_TEXT = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U
 
 def report_html(result: RunResult, name: str) -> str:
     """The whole page, less than a megabyte. name: of the run, its title."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    parts = resources.files(__package__)
-    style, script, template = (
-        (parts / file).read_text(encoding="utf-8") for file in ("page.css", "page.js", "page.html")
-    )
+    style, script = _part("page.css"), _part("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    html = _template().render(style=Markup(style), script=Markup(script), script_hash=digest, **_content(result, name))
+    return _NOT_TEXT.sub("\ufffd", html)
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(size=size, duration=duration, energy=energy, count=count, clipped=_clipped)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    html = environment.from_string(template).render(
-        style=Markup(style), script=Markup(script), script_hash=digest, **_content(result, name)
-    )
-    return _NOT_TEXT.sub("\ufffd", html)
+    return environment.from_string(_part("page.html"))
+
+
+def _part(name: str) -> str:
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
 def _content(result: RunResult, name: str) -> dict[str, Any]:
