@@ -18,7 +18,8 @@ class Hook:
     """A name that may change with any release of its library.
 
     library: its distribution, such as "torch". path: "module:name", the name dotted where it is inside a class.
-    signature: parameters with their defaults, as `signature_of` writes them; "" where Python knows none.
+    signature: parameters with their defaults, as `signature_of` writes them; "" where Python knows none. Those after
+    the last that matters are "...": "(model=None, ...)".
     attributes: of instances, which the code of `path` (a class or a function) must mention.
     source: digest by `source_of`, where a rule of ours repeats what the code does; such a module is not imported.
     why: what it is needed for. used_in: files, from the root of the repository.
@@ -100,10 +101,15 @@ def _difference(hook: Hook) -> str | None:
     except (ImportError, AttributeError):
         return f"{hook.place} is gone"
     signature = signature_of(value)
-    if signature != hook.signature:
+    if not _is_as_listed(signature, hook.signature):
         return f"{hook.place} has changed: {signature or 'no Python function'}"
     missing = sorted(set(hook.attributes) - names_in(value))
     return f"{hook.place} has no {missing[0]} any more" if missing else None
+
+
+def _is_as_listed(signature: str, listed: str) -> bool:
+    beginning = listed.removesuffix(" ...)")
+    return signature == listed or (beginning != listed and signature.startswith(beginning))
 
 
 def _difference_of_source(hook: Hook) -> str | None:

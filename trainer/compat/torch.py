@@ -140,6 +140,12 @@ DEVICE_CAPABILITY = TABLE.hook(
     "bitsandbytes asks for it while it is imported, which would create a context on the GPU",
     "trainer/runtime/environment.py",
 )
+COMPILE = TABLE.hook(
+    "torch:compile",
+    "(model=None, ...)",
+    "bitsandbytes calls it while it is imported, which loads the compiler: a second, and nothing of ours is compiled",
+    "trainer/runtime/environment.py",
+)
 
 # Tensors of modules that state_dict leaves out or renames
 TABLE.hook(

@@ -22,6 +22,7 @@ from autoft.trainer.adapters import kind_of
 from autoft.trainer.model.rope import scaled_config
 from autoft.trainer.objectives import objective_of
 from autoft.trainer.recipe import Attention, Recipe, torch_dtype
+from autoft.trainer.runtime import environment
 from autoft.trainer.sources.suitable import (
     auto_class,
     has_towers,
@@ -133,6 +134,7 @@ def build_base(
     device: where it runs. onto: where its weights are loaded to, None for the same.
     Raises: ModelError when there is no such model, or it cannot be quantized.
     """
+    environment.import_bitsandbytes()  # before transformers and peft do
     refuse_unsuitable(config)
     refuse_other_inputs(config)
     config = scaled_config(config, recipe)

@@ -9,8 +9,9 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-from autoft.trainer.compat.torch import DEVICE_CAPABILITY
+from autoft.trainer.compat.torch import COMPILE, DEVICE_CAPABILITY
 
 OFFLINE = "autoft is offline (--offline or HF_HUB_OFFLINE)"
 PANIC = "PanicException"  # of Rust's libraries (tokenizers, safetensors); no Exception
@@ -75,11 +76,17 @@ def import_bitsandbytes() -> None:
     """Import bitsandbytes without creating a CUDA context, which takes 300 to 500 MiB of the card and forbids forking.
 
     bitsandbytes 0.50 asks every GPU for its compute capability while it is imported (cuda_specs.py) and uses the answer
-    in its diagnostics alone, which ask again. It gets (0, 0) here.
+    in its diagnostics alone, which ask again. It gets (0, 0) here. And it has torch.compile wrap four functions that
+    only devices without kernels of their own call (backends/default/ops.py): they stay as they are, and PyTorch's
+    compiler is not loaded.
     """
     if "bitsandbytes" in sys.modules:
         return
-    with DEVICE_CAPABILITY.replaced_by(lambda device=None: (0, 0)):
+
+    def as_it_is(function: Any = None, **_: Any) -> Any:
+        return as_it_is if function is None else function
+
+    with DEVICE_CAPABILITY.replaced_by(lambda device=None: (0, 0)), COMPILE.replaced_by(as_it_is):
         import bitsandbytes  # noqa: F401
 
 
