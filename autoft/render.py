@@ -26,8 +26,8 @@ def console(*, stderr: bool = False) -> Console:
     What goes to stderr is not the answer: nothing fails because it cannot be written.
     """
     stream = sys.stderr if stderr else sys.stdout
-    asked = os.environ.get("COLUMNS", "")
-    width = int(asked) if asked.isdigit() else WIDTH_WITHOUT_TERMINAL
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdigit() else WIDTH_WITHOUT_TERMINAL
     if stream.isatty():
         width = os.get_terminal_size(stream.fileno()).columns
     file = unbreakable(stream) if stderr else stream

@@ -92,10 +92,10 @@ def parse_json(text: str | bytes, *, where: str) -> Any:
 def object_in(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty where the file is gone, damaged or holds something else."""
     try:
-        found = parse_json(path.read_bytes(), where=str(path))
+        value = parse_json(path.read_bytes(), where=str(path))
     except (OSError, FileFormatError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def read_text(path: Path) -> str:

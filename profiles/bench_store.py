@@ -73,8 +73,8 @@ class Bench(Record):
 
     def find(self, what: str, dtype: str = "") -> tuple[Reading, ...]:
         """The readings of one thing in one dtype, smallest shape first."""
-        found = [reading for reading in self.readings if (reading.what, reading.dtype) == (what, dtype)]
-        return tuple(sorted(found, key=lambda reading: reading.shape))
+        readings = [reading for reading in self.readings if (reading.what, reading.dtype) == (what, dtype)]
+        return tuple(sorted(readings, key=lambda reading: reading.shape))
 
 
 def gpu_key(gpu: Gpu, driver_version: str | None) -> BenchKey | None:

@@ -70,14 +70,14 @@ def load(folder: str, cls: type[Profile]) -> dict[str, Profile]:
 
 def shelf(folder: str, cls: type[Profile]) -> Shelf[Profile]:
     """As `load`, with the files and the problems of the user's own."""
-    found: Shelf[Profile] = _shelf(folder, cls, own_folder(folder))
-    return found
+    profiles: Shelf[Profile] = _shelf(folder, cls, own_folder(folder))
+    return profiles
 
 
 def built_in(folder: str, cls: type[Profile]) -> dict[str, Profile]:
     """As `load`, without the user's own."""
-    found: dict[str, Profile] = _built_in(folder, cls)
-    return dict(found)
+    profiles: dict[str, Profile] = _built_in(folder, cls)
+    return dict(profiles)
 
 
 def own_folder(folder: str) -> Path:

@@ -29,17 +29,17 @@ def detect(disk_path: Path | None = None) -> Hardware:
     with Driver() as driver:
         host = read_host(disk_path)
         answers = driver.ask("all")
-    found = read_nvidia(answers, host, os.environ)
+    nvidia = read_nvidia(answers, host, os.environ)
     others = other_accelerators(host)
     return Hardware(
         host=host,
-        gpus=found.gpus,
-        driver_version=found.driver_version,
-        cuda_version=found.cuda_version,
-        no_gpu_reason=None if found.gpus else found.reason,
-        unread_gpus=found.unread,
+        gpus=nvidia.gpus,
+        driver_version=nvidia.driver_version,
+        cuda_version=nvidia.cuda_version,
+        no_gpu_reason=None if nvidia.gpus else nvidia.reason,
+        unread_gpus=nvidia.unread,
         accelerators=others,
-        notes=(*found.notes, *_notes(found, answers.failure, host, others)),
+        notes=(*nvidia.notes, *_notes(nvidia, answers.failure, host, others)),
     )
 
 
@@ -57,16 +57,16 @@ def sampler(visible: str | None = None) -> Iterator[Callable[[], dict[str, Any]]
     environment = os.environ if visible is None else {**os.environ, "CUDA_VISIBLE_DEVICES": visible}
     with Driver() as driver:
         host = read_host()
-        found = read_nvidia(driver.ask("all"), host, environment)
+        nvidia = read_nvidia(driver.ask("all"), host, environment)
 
         def look() -> dict[str, Any]:
             answers = driver.ask("moment")
             total, available = available_ram()
             gpus = [
                 {"index": gpu.index, "uuid": gpu.uuid, "name": gpu.name, **moment(answers, gpu.index or 0)}
-                for gpu in found.gpus
+                for gpu in nvidia.gpus
             ]
-            reason = None if found.gpus else found.reason
+            reason = None if nvidia.gpus else nvidia.reason
             return {
                 "gpus": gpus,
                 "no_gpu_reason": answers.failure or reason,

@@ -107,27 +107,27 @@ class Driver:
         assert self._process.stdin is not None
         with suppress(OSError):  # it ended: what it said before is read all the same
             self._process.stdin.write(f"{what}\n".encode())
-        asked, last = "its library to start", time.monotonic() + LONGEST_SILENCES * self._timeout_s
+        question, last = "its library to start", time.monotonic() + LONGEST_SILENCES * self._timeout_s
         while True:
             try:
                 line = self._lines.get(timeout=max(0.0, min(self._timeout_s, last - time.monotonic())))
             except queue.Empty:
                 self._failure = (
-                    f"the NVIDIA driver did not answer within {self._timeout_s:g} s (asked for {asked}); "
+                    f"the NVIDIA driver did not answer within {self._timeout_s:g} s (asked for {question}); "
                     f"{TIMEOUT_VARIABLE} waits longer"
                 )
                 break
             if line is None:
-                self._failure = self._how_it_ended(asked)
+                self._failure = self._how_it_ended(question)
                 break
             kind, *words = json.loads(line)
             if kind == "end":
                 break
             if kind == "ask":
-                asked = _in_words(*words)
+                question = _in_words(*words)
             else:
-                where, name, said = words
-                (answers.values if kind == "is" else answers.reasons).setdefault(where, {})[name] = said
+                where, name, value = words
+                (answers.values if kind == "is" else answers.reasons).setdefault(where, {})[name] = value
         answers.failure = self._failure
         return answers
 
@@ -144,13 +144,13 @@ class Driver:
 
 
 def _timeout_s() -> float:
-    said = os.environ.get(TIMEOUT_VARIABLE)
-    if not said:
+    setting = os.environ.get(TIMEOUT_VARIABLE)
+    if not setting:
         return TIMEOUT_S
     with suppress(ValueError):
-        if 0 < float(said) <= 3600:
-            return float(said)
-    raise OptionError(f"{TIMEOUT_VARIABLE}={said!r} is not a valid timeout", fix="give seconds between 0 and 3600")
+        if 0 < float(setting) <= 3600:
+            return float(setting)
+    raise OptionError(f"{TIMEOUT_VARIABLE}={setting!r} is not a valid timeout", fix="give seconds between 0 and 3600")
 
 
 def _in_words(where: str, name: str) -> str:

@@ -15,8 +15,8 @@ def text(path: Path) -> str:
 
 def number(path: Path) -> int | None:
     """The decimal number that the file is."""
-    found = text(path)
-    return int(found) if found.isdecimal() else None
+    digits = text(path)
+    return int(digits) if digits.isdecimal() else None
 
 
 def entries(folder: Path, pattern: str = "*") -> list[Path]:

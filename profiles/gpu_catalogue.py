@@ -103,8 +103,8 @@ class GpuProfile(Record):
 
     def figures(self) -> dict[str, Figure]:
         """The figures that the card has, by field."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: figure for name, figure in found.items() if isinstance(figure, Figure)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: figure for name, figure in values.items() if isinstance(figure, Figure)}
 
     @property
     def memory_bytes(self) -> int:
@@ -133,16 +133,16 @@ def find_gpu(name: str) -> GpuProfile:
     exact = gpu_profiles().get(name)
     if exact is not None:
         return exact
-    found = candidates(name)
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        found = tuple(_with_words(name))
-        if len(found) <= 1:
+    profiles = candidates(name)
+    if len(profiles) == 1:
+        return profiles[0]
+    if not profiles:
+        profiles = tuple(_with_words(name))
+        if len(profiles) <= 1:
             close = near(_without_brand(name).replace(" ", "-"), gpu_profiles())
-            hint = f" Did you mean {found[0].name}?" if found else close
+            hint = f" Did you mean {profiles[0].name}?" if profiles else close
             raise OptionError(f"no GPU {name!r} in the catalogue.{hint}", fix="autoft profiles gpus lists them")
-    raise OptionError(f"GPU {name!r} could be {_choices(found)}", fix="name one of them")
+    raise OptionError(f"GPU {name!r} could be {_choices(profiles)}", fix="name one of them")
 
 
 def candidates(name: str) -> tuple[GpuProfile, ...]:
@@ -160,8 +160,8 @@ def gpu_for(name: str, total_bytes: int) -> GpuProfile | None:
     """
     known = _known()
     spelling = _spelling(name)
-    found = _own_first(known.products.get(spelling, ())) or _own_first(known.loose.get(spelling, ()))
-    distances = sorted((abs(profile.memory_bytes - total_bytes), profile.name) for profile in found)
+    profiles = _own_first(known.products.get(spelling, ())) or _own_first(known.loose.get(spelling, ()))
+    distances = sorted((abs(profile.memory_bytes - total_bytes), profile.name) for profile in profiles)
     if not distances or (len(distances) > 1 and distances[0][0] == distances[1][0]):
         return None
     return gpu_profiles()[distances[0][1]]
@@ -216,15 +216,15 @@ def _sizes(profile: GpuProfile) -> tuple[str, ...]:
 def _variants(profile: GpuProfile) -> set[str]:
     """Every way to write a card: its names, with and without the words and the size that people leave out."""
     sizes = _sizes(profile)
-    found: set[str] = set()
+    spellings: set[str] = set()
     for name in (profile.name, profile.product, *profile.aliases):
         words = _words(name)
         if not any(SIZE.fullmatch(word) for word in words):
             at = words.index("laptop") if "laptop" in words else len(words)
-            found |= _combined((*words[:at], sizes[3], *words[at:]), sizes)
-        found |= _combined((*(w for w in words if not SIZE.fullmatch(w)), *filter(SIZE.fullmatch, words)), sizes)
-        found |= _combined(words, sizes)
-    return found
+            spellings |= _combined((*words[:at], sizes[3], *words[at:]), sizes)
+        spellings |= _combined((*(w for w in words if not SIZE.fullmatch(w)), *filter(SIZE.fullmatch, words)), sizes)
+        spellings |= _combined(words, sizes)
+    return spellings
 
 
 def _combined(words: Iterable[str], sizes: tuple[str, ...]) -> set[str]:

@@ -140,21 +140,21 @@ def container_of(root: Path = Path("/")) -> str | None:
 def torch_build() -> str | None:
     """What the installed PyTorch was built for, as its version.py says; nothing is imported. None: cannot be told."""
     with suppress(importlib.metadata.PackageNotFoundError):
-        found = importlib.metadata.distribution("torch")
-        said = text(Path(str(found.locate_file("torch/version.py"))))
-        built = dict(re.findall(r"^(cuda|hip|xpu)\b.*=\s*'([^']+)'", said, re.MULTILINE))
+        distribution = importlib.metadata.distribution("torch")
+        version_file = text(Path(str(distribution.locate_file("torch/version.py"))))
+        built = dict(re.findall(r"^(cuda|hip|xpu)\b.*=\s*'([^']+)'", version_file, re.MULTILINE))
         for key, name in (("cuda", "CUDA"), ("hip", "ROCm"), ("xpu", "XPU")):
             if key in built:
                 return f"{name} {'.'.join(built[key].split('.')[:2])}"
-        if said or "+cpu" in found.version:
+        if version_file or "+cpu" in distribution.version:
             return "cpu"
     return None
 
 
 def _versions() -> dict[str, str]:
     """Of the stack, as its metadata has them; what is not installed is left out."""
-    found = {package: installed_version(package) for package in STACK}
-    return {package: version for package, version in found.items() if version is not None}
+    installed = {package: installed_version(package) for package in STACK}
+    return {package: version for package, version in installed.items() if version is not None}
 
 
 def installed_version(package: str) -> str | None:

@@ -88,8 +88,8 @@ class Nvidia:
 
 def read_nvidia(answers: Answers, host: Host, environment: Mapping[str, str], root: Path = Path("/")) -> Nvidia:
     """environment: where CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER are. root: where /proc and /sys are."""
-    found = _by_nvml(answers, host, environment)
-    return found if found.gpus or answers.value("", "count") else _without_nvml(found, host, environment, root)
+    by_nvml = _by_nvml(answers, host, environment)
+    return by_nvml if by_nvml.gpus or answers.value("", "count") else _without_nvml(by_nvml, host, environment, root)
 
 
 def moment(answers: Answers, index: int) -> dict[str, Any]:
@@ -119,16 +119,16 @@ def throttle_words(bits: int | None) -> tuple[str, ...] | None:
 
 def _by_nvml(answers: Answers, host: Host, environment: Mapping[str, str]) -> Nvidia:
     version = answers.value("", "driver_version")
-    told = {"driver_version": version, "cuda_version": _cuda_version(answers.value("", "cuda_driver"))}
+    versions = {"driver_version": version, "cuda_version": _cuda_version(answers.value("", "cuda_driver"))}
     count = answers.value("", "count")
     if not count:
-        return Nvidia(**told, reason=_why_none(answers))
+        return Nvidia(**versions, reason=_why_none(answers))
     cards = [_card(answers, str(index)) for index in range(count)]
     numbered, certain = cuda_order(cards, environment.get("CUDA_DEVICE_ORDER"))
     setting = environment.get("CUDA_VISIBLE_DEVICES")
     shown = visible(setting, numbered, many_mig=_major(version) >= MANY_MIG_SINCE_DRIVER)
     if not shown:
-        return Nvidia(**told, reason=_why_none_visible(setting, cards))
+        return Nvidia(**versions, reason=_why_none_visible(setting, cards))
     gpus: list[Gpu] = []
     unread: list[str] = []
     for where in shown:
@@ -139,7 +139,7 @@ def _by_nvml(answers: Answers, host: Host, environment: Mapping[str, str]) -> Nv
             unread.append(gpu)
     notes = () if certain or not re.search(r"(^|,)\s*\+?\d", setting or "") else (_order_note(setting),)
     reason = answers.failure or f"the driver does not tell the memory of {', '.join(unread)}"
-    return Nvidia(**told, gpus=tuple(gpus), reason=reason, unread=tuple(unread), notes=notes)
+    return Nvidia(**versions, gpus=tuple(gpus), reason=reason, unread=tuple(unread), notes=notes)
 
 
 def _cuda_version(number: int | None) -> str | None:
@@ -296,8 +296,8 @@ def _unknown(answers: Answers, where: str, parent: str) -> dict[str, str]:
     """Why fields are None, by their names."""
     own = ("name", "uuid", "compute_processes", "graphics_processes")
     of_card = ("compute_capability", "throttle", "nvlinks", *STATUS_FIELDS)
-    asked = dict.fromkeys(own, where) | dict.fromkeys(of_card, parent)
-    reasons = {name: answers.reason(place, name) for name, place in asked.items()}
+    place_of = dict.fromkeys(own, where) | dict.fromkeys(of_card, parent)
+    reasons = {name: answers.reason(place, name) for name, place in place_of.items()}
     return {{"nvlinks": "nvlink_active"}.get(name, name): reason for name, reason in reasons.items() if reason}
 
 
@@ -310,8 +310,8 @@ def _processes(answers: Answers, where: str) -> tuple[GpuProcess, ...]:
             # one that computes and draws is on both lists, with the same figure
             used[pid] = used.get(pid) or num_bytes
             kinds.setdefault(pid, set()).add(kind)
-    found = [_process(pid, num_bytes, kinds[pid]) for pid, num_bytes in used.items()]
-    return tuple(sorted(found, key=lambda process: (-(process.used_bytes or 0), process.pid)))
+    processes = [_process(pid, num_bytes, kinds[pid]) for pid, num_bytes in used.items()]
+    return tuple(sorted(processes, key=lambda process: (-(process.used_bytes or 0), process.pid)))
 
 
 def _process(pid: int, used_bytes: int | None, kinds: Iterable[str]) -> GpuProcess:

@@ -39,7 +39,7 @@ def other_accelerators(host: Host, root: Path = Path("/")) -> tuple[Accelerator,
 def _amd(root: Path) -> list[Accelerator]:
     """GPUs of amdgpu, with what ROCm's kernel interface (kfd) says of their kind."""
     kinds = _kfd_kinds(root)
-    found = []
+    accelerators = []
     for device in _drm_devices(root, AMD):
         address = device.resolve().name
         total, used = number(device / "mem_info_vram_total"), number(device / "mem_info_vram_used")
@@ -47,7 +47,7 @@ def _amd(root: Path) -> list[Accelerator]:
         needed = "a ROCm build of PyTorch, and in autoft a memory model of its allocator and kernels"
         if not (root / "dev/kfd").exists():
             needed = f"ROCm's kernel driver (/dev/kfd is missing), {needed}"
-        found.append(
+        accelerators.append(
             Accelerator(
                 vendor="AMD",
                 name=f"{_product(device, root, 'AMD GPU')}{f' ({kind})' if kind else ''}",
@@ -58,28 +58,28 @@ def _amd(root: Path) -> list[Accelerator]:
                 free_bytes=total - used if total is not None and used is not None else None,
             )
         )
-    return found
+    return accelerators
 
 
 def _kfd_kinds(root: Path) -> dict[str, str]:
     """gfx names by PCI address: gfx_target_version 110001 is gfx1101, 90010 is gfx90a."""
-    found = {}
+    kinds = {}
     for node in entries(root / "sys/class/kfd/kfd/topology/nodes"):
-        told = dict(re.findall(r"^(\w+) (\d+)$", text(node / "properties"), re.MULTILINE))
-        version, place = int(told.get("gfx_target_version", 0)), int(told.get("location_id", 0))
+        properties = dict(re.findall(r"^(\w+) (\d+)$", text(node / "properties"), re.MULTILINE))
+        version, place = int(properties.get("gfx_target_version", 0)), int(properties.get("location_id", 0))
         if version:
-            domain = int(told.get("domain", 0))
+            domain = int(properties.get("domain", 0))
             address = f"{domain:04x}:{place >> 8:02x}:{place >> 3 & 31:02x}.{place & 7}"
-            found[address] = f"gfx{version // 10000}{version // 100 % 100:x}{version % 100:x}"
-    return found
+            kinds[address] = f"gfx{version // 10000}{version // 100 % 100:x}{version % 100:x}"
+    return kinds
 
 
 def _intel(root: Path) -> list[Accelerator]:
     """Discrete GPUs of i915 and xe: the one in the processor sits on the root bus as 00:02.0."""
-    found = []
+    accelerators = []
     for device in _drm_devices(root, INTEL):
         if not re.search(r":00:02\.\d$", device.resolve().name):
-            found.append(
+            accelerators.append(
                 Accelerator(
                     vendor="Intel",
                     name=_product(device, root, "Intel GPU"),
@@ -88,7 +88,7 @@ def _intel(root: Path) -> list[Accelerator]:
                     driver=_driver(device),
                 )
             )
-    return found
+    return accelerators
 
 
 def _gaudi(root: Path) -> list[Accelerator]:
@@ -181,10 +181,10 @@ def _pci_names(root: Path) -> dict[tuple[str, str], str]:
     """Names by (vendor, device) of AMD, Intel and Habana, from pci.ids: a megabyte, read only when a card asks."""
     wanted = {number.removeprefix("0x") for number in (AMD, INTEL, HABANA)}
     listed = next(filter(None, (text(root / name) for name in PCI_IDS)), "")
-    found, vendor = {}, ""
+    names, vendor = {}, ""
     for line in listed.splitlines():
         if line[:1] not in "\t#":
             vendor = line[:4] if line[:4] in wanted else ""
         elif vendor and line[:1] == "\t" and line[1:2] != "\t":
-            found[vendor, line[1:5]] = line[5:].strip()
-    return found
+            names[vendor, line[1:5]] = line[5:].strip()
+    return names

@@ -78,7 +78,7 @@ def preset_profiles() -> dict[str, Preset]:
 def find_preset(name: str) -> Preset:
     """The preset called `name`, in capitals or not. Raises: OptionError with the names most like it."""
     presets = preset_profiles()
-    found = presets.get(name.strip().casefold())
-    if found is None:
+    preset = presets.get(name.strip().casefold())
+    if preset is None:
         raise OptionError(f"no preset {name!r}.{near(name, presets)}", fix=f"one of: {', '.join(presets)}")
-    return found
+    return preset

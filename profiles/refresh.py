@@ -163,13 +163,13 @@ def find_models(words: Iterable[str], *, failed: Callable[[AutoftError], None]) 
 
     failed: called with the error of a pattern that matches none, or that the hub does not answer.
     """
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for word in words:
         try:
-            found |= dict.fromkeys(_matching(word) if _is_pattern(word) else [word])
+            names |= dict.fromkeys(_matching(word) if _is_pattern(word) else [word])
         except AutoftError as error:
             failed(error)
-    return list(found)
+    return list(names)
 
 
 def _is_pattern(word: str) -> bool:
@@ -183,10 +183,10 @@ def _matching(pattern: str) -> list[str]:
     if not name or _is_pattern(owner):
         raise OptionError(f"{pattern}: a pattern is of one owner's models", fix="OWNER/PATTERN, such as 'Qwen/Qwen3-*'")
     models = _from_hub(pattern, lambda: [model.id for model in HfApi().list_models(author=owner)])
-    found = sorted(model for model in models if fnmatchcase(model.lower(), pattern.lower()))
-    if not found:
+    matching = sorted(model for model in models if fnmatchcase(model.lower(), pattern.lower()))
+    if not matching:
         raise ModelError(f"{pattern}: none of {len(models)} models of {owner} match", fix="check the pattern")
-    return found
+    return matching
 
 
 def write_entry(hub_id: str, folder: Path, *, force: bool, written: Iterable[Path] = ()) -> Path:
@@ -218,26 +218,26 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="Hub id, or OWNER/PATTERN with * ? [].")
     parser.add_argument("--into", type=Path, metavar="FOLDER", help=f"Folder for the files (default: {CATALOGUE}).")
     parser.add_argument("--force", action="store_true", help="Replace files that exist.")
-    told = parser.parse_intermixed_args(words)
-    if not told.models:
+    options = parser.parse_intermixed_args(words)
+    if not options.models:
         raise OptionError("no hub id given", fix=USAGE)
-    return told
+    return options
 
 
 def main(words: list[str]) -> int:
     """Print the entry of one model as TOML, or write those of several. Returns the exit code, of the worst."""
     try:
-        told = _parse(words)
-        if told.into is None and len(told.models) == 1 and not _is_pattern(told.models[0]):
-            print(profile_from_hub(told.models[0]).to_toml(), end="")
+        options = _parse(words)
+        if options.into is None and len(options.models) == 1 and not _is_pattern(options.models[0]):
+            print(profile_from_hub(options.models[0]).to_toml(), end="")
             return 0
-        folder = told.into or CATALOGUE
+        folder = options.into or CATALOGUE
         if not folder.is_dir():
             raise OutputError(f"{folder}: no such folder", fix="--into FOLDER, one that exists")
     except AutoftError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
-    return _write_entries(told.models, folder, force=told.force)
+    return _write_entries(options.models, folder, force=options.force)
 
 
 def _write_entries(words: list[str], folder: Path, *, force: bool) -> int:

@@ -64,17 +64,17 @@ def visible(setting: str | None, cards: Sequence[Card], *, many_mig: bool = True
     """
     numbered = [device for card in cards for device in _devices(card, many_mig=many_mig)]
     if setting is None:
-        found = numbered
+        devices = numbered
     else:
-        found = []
+        devices = []
         for entry in setting.split(","):
             device = _named(entry.strip(), cards, numbered)
             if device is None:
                 break
-            if device in found:
+            if device in devices:
                 return []
-            found.append(device)
-    return [device.key for device in _shown_together(found, cards, many_mig=many_mig)]
+            devices.append(device)
+    return [device.key for device in _shown_together(devices, cards, many_mig=many_mig)]
 
 
 def _devices(card: Card, *, many_mig: bool) -> list[Card | Instance]:
@@ -94,8 +94,8 @@ def _named(entry: str, cards: Sequence[Card], numbered: Sequence[Card | Instance
         return next(iter(_devices(matches[0], many_mig=False)), None)
     if entry.startswith("MIG-"):
         instances = [(card, instance) for card in cards for instance in card.instances or ()]
-        found = [i for c, i in instances if (i.uuid and i.uuid.startswith(entry)) or entry == _old_name(c, i)]
-        return found[0] if len(found) == 1 else None
+        named = [i for c, i in instances if (i.uuid and i.uuid.startswith(entry)) or entry == _old_name(c, i)]
+        return named[0] if len(named) == 1 else None
     digits = re.match(r"\+?\d+", entry)
     return numbered[int(digits[0])] if digits and int(digits[0]) < len(numbered) else None
 

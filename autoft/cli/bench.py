@@ -44,9 +44,9 @@ def benches(hardware: Hardware, *, measure: bool, seconds: float | None) -> list
     if seconds is not None:
         raise OptionError("--seconds goes with --bench", fix="autoft probe --bench, or leave it out")
     gpus = [(gpu, kept(gpu_key(gpu, hardware.driver_version))) for gpu in hardware.gpus]
-    found: list[tuple[Gpu | None, Bench]] = [(gpu, bench) for gpu, bench in gpus if bench]
+    measured: list[tuple[Gpu | None, Bench]] = [(gpu, bench) for gpu, bench in gpus if bench]
     cpu = kept(cpu_key(hardware.host))
-    return [*found, (None, cpu)] if cpu else found
+    return [*measured, (None, cpu)] if cpu else measured
 
 
 def _measured(hardware: Hardware, seconds: float | None) -> list[tuple[Gpu | None, Bench]]:
@@ -67,7 +67,7 @@ def _measured(hardware: Hardware, seconds: float | None) -> list[tuple[Gpu | Non
             fix="run it again, now that libraries are in the cache; if it stays so: autoft doctor",
         )
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    found: list[tuple[Gpu | None, Bench]] = []
+    benches: list[tuple[Gpu | None, Bench]] = []
     for number, one in enumerate(measured):
         gpu = None if one.name is None else _card(hardware, one.uuid, number)
         key = cpu_key(hardware.host) if one.name is None else gpu_key(gpu, hardware.driver_version) if gpu else None
@@ -76,8 +76,8 @@ def _measured(hardware: Hardware, seconds: float | None) -> list[tuple[Gpu | Non
         bench = Bench(key=key, date=today, readings=one.readings, left_out=one.left_out)
         with _told_of_a_folder_that_cannot_be_written_to():
             keep(bench)
-        found.append((gpu, bench))
-    return found
+        benches.append((gpu, bench))
+    return benches
 
 
 @contextmanager

@@ -57,17 +57,17 @@ def command(model: str, measure: bool, steps: int | None, as_json: bool, **words
 
         refuse_pinned_method(wanted)
         frame = make_frame(wanted, hardware)
-        found = compare(frame)
+        comparison = compare(frame)
     if measure:
         from autoft.planner.what_if.compare_measured import measured
 
         console = render.console(stderr=True)
-        found = measured(found, frame, steps=steps or 3, say=lambda text: console.print(text, markup=False))
+        comparison = measured(comparison, frame, steps=steps or 3, say=lambda text: console.print(text, markup=False))
     if as_json:
-        options.print_json(found.to_dict())
+        options.print_json(comparison.to_dict())
     else:
-        show(found, render.console())
-    return 0 if any(side.fits == "yes" for side in found.sides) else 3
+        show(comparison, render.console())
+    return 0 if any(side.fits == "yes" for side in comparison.sides) else 3
 
 
 def show(found: Comparison, console: Console) -> None:

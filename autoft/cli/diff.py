@@ -20,16 +20,18 @@ TITLES = {"choice": "What is run", "memory": "Memory", "time": "Time", "inputs":
 
 def show_diff(a: Path, b: Path, *, as_json: bool) -> None:
     """Raises: FileFormatError for a file that is no plan."""
-    found = differences(read_plan(a), read_plan(b))
+    changes = differences(read_plan(a), read_plan(b))
     if as_json:
-        options.print_json({"a": str(a), "b": str(b), "same": not found, "differences": [d.to_dict() for d in found]})
+        options.print_json(
+            {"a": str(a), "b": str(b), "same": not changes, "differences": [d.to_dict() for d in changes]}
+        )
         return
     console = render.console()
-    if not found:
+    if not changes:
         console.print(f"{a} and {b} are the same plan", markup=False)
         return
     for group, title in TITLES.items():
-        rows = [difference for difference in found if difference.group == group]
+        rows = [difference for difference in changes if difference.group == group]
         if rows:
             console.print(_table(title, rows, a.name, b.name, console))
 

@@ -175,13 +175,13 @@ def _cases(
     taken = (model, *named_settings, *settings, words["method"], words["seq_len"])
     if any(value is not None for value in taken):
         raise OptionError("--cases: each case has its own model and settings", fix="leave the other options out")
-    found = estimates(read_cases(Path(path)), hardware, words["gpu"], words["vram_gib"])
+    answers = estimates(read_cases(Path(path)), hardware, words["gpu"], words["vram_gib"])
     if as_json:
         options.print_json(
-            [{"model": case.model, "recipe": recipe.to_dict(), **e.to_dict()} for case, recipe, e in found]
+            [{"model": case.model, "recipe": recipe.to_dict(), **e.to_dict()} for case, recipe, e in answers]
         )
         return 0
     from autoft.cli.show import show_cases
 
-    show_cases(found, render.console())
+    show_cases(answers, render.console())
     return 0

@@ -116,9 +116,9 @@ def gpu_parts(gpu: dict[str, Any] | None) -> list[str]:
 
 def scores(evaluation: Evaluation) -> list[str]:
     """The figures that there are."""
-    found = [] if evaluation.loss is None else [f"loss {evaluation.loss:.3f}"]
+    words = [] if evaluation.loss is None else [f"loss {evaluation.loss:.3f}"]
     shares = (score for score in SCORES if score.share)
-    return found + [
+    return words + [
         f"{score.label} {value:.1%}" for score in shares if (value := getattr(evaluation, score.name)) is not None
     ]
 
@@ -136,13 +136,13 @@ def fitted(parts: Iterable[str], width: int) -> str:
 
 def wrapped(parts: Iterable[str], width: int) -> list[str]:
     """All the parts, on as few lines as hold them, broken between parts."""
-    found: list[str] = []
+    lines: list[str] = []
     for part in parts:
-        if found and len(found[-1]) + 2 + len(part) <= width:
-            found[-1] += f", {part}"
+        if lines and len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += f", {part}"
         else:
-            found.append(part)
-    return found
+            lines.append(part)
+    return lines
 
 
 def _rehearsed(event: Rehearsed) -> str:
@@ -165,9 +165,9 @@ def _evaluated(event: Evaluated) -> str:
     when = f"at step {event.step:,}" if event.when == "during" else f"{event.when} training"
     best = ", the best so far" if event.best else ""
     evaluation = event.evaluation
-    found = ", ".join(scores(evaluation)) or "nothing"
+    figures = ", ".join(scores(evaluation)) or "nothing"
     rows = f"{evaluation.rows:,} held-out {'row' if evaluation.rows == 1 else 'rows'}"
-    return f"Evaluated {when}: {found}{best} ({rows}, {duration(evaluation.seconds)})"
+    return f"Evaluated {when}: {figures}{best} ({rows}, {duration(evaluation.seconds)})"
 
 
 def _rows(number: int) -> str:

@@ -55,12 +55,12 @@ class Run:
         """What was recorded since the last look."""
         folder = unfinished(self.out) if unfinished(self.out).exists() else self.out
         try:
-            found, self._offset = read_from(folder / EVENTS, self._offset)
+            events, self._offset = read_from(folder / EVENTS, self._offset)
         except FileNotFoundError:  # not begun, or renamed just now
             return []
-        for each in found:
+        for each in events:
             self._learn(each)
-        return found
+        return events
 
     def is_finished(self) -> bool:
         """Also where the record could not be written to its end."""
@@ -106,10 +106,10 @@ def find(where: Path) -> Path:
         names = [_out(path).name for path in _folders(where.parent)]
         raise OptionError(f"{where}: no such run.{near(out.name, names)}", fix="the folder that autoft run names")
     runs = {_out(path) for path in _folders(where)}
-    found = [run for run in runs if _is_run(run)]
-    if not found:
+    folders = [run for run in runs if _is_run(run)]
+    if not folders:
         raise OptionError(f"{where}: no run in it", fix="autoft watch DIR, with the folder that autoft run names")
-    return max(found, key=_last_written)
+    return max(folders, key=_last_written)
 
 
 def _follow(run: Run) -> int:

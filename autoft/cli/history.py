@@ -82,11 +82,11 @@ def _of_device(runs: list[PastRun], device: str | None) -> list[PastRun]:
     """Raises: OptionError where there are runs, and none on such a device."""
     if device is None:
         return runs
-    found = [run for run in runs if device.casefold() in run.device_name.casefold()]
-    if runs and not found:
+    of_device = [run for run in runs if device.casefold() in run.device_name.casefold()]
+    if runs and not of_device:
         names = "; ".join(dict.fromkeys(run.device_name for run in runs))
         raise OptionError(f"--device {device}: no run was on such a device", fix=f"part of one of: {names}")
-    return found
+    return of_device
 
 
 def _clear(runs: list[PastRun], device: str | None, *, yes: bool, as_json: bool) -> None:

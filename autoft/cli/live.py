@@ -175,12 +175,12 @@ class Display:
         else:
             rows = [(name, [took])]
         width = self.console.width - NAME_WIDTH - 2
-        found = []
+        lines = []
         for name, parts in rows:
             for number, line in enumerate(words.wrapped(parts, width)):
                 label = f"{'' if number else name:<{NAME_WIDTH}}  "
-                found.append(Text.assemble((label, "bold"), line, no_wrap=True, overflow="crop"))
-        return found
+                lines.append(Text.assemble((label, "bold"), line, no_wrap=True, overflow="crop"))
+        return lines
 
     def _progress_parts(self, step: Step) -> list[str]:
         share = step.tokens / self.total_tokens if self.total_tokens else step.step / step.total_steps

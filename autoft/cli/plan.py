@@ -105,13 +105,13 @@ def _model(model: str | None, words: dict[str, Any]) -> str:
 
 def _next(model: str, output: Path | None, words: dict[str, Any]) -> str:
     """The command that trains what was planned: the file, or the same words again."""
-    said = [str(output)] if output is not None else [model]
+    words_to_type = [str(output)] if output is not None else [model]
     for option in click.get_current_context().command.params:
         value = words.get(option.name or "") if output is None else None
         for word in value if isinstance(value, tuple) else [value]:
             if word is not None and (model, word) != ("starter", "starter"):
-                said += [option.opts[0], str(word)]
-    return shlex.join(["autoft", "run", *said]) + ("" if words["data"] else " --data FILE")
+                words_to_type += [option.opts[0], str(word)]
+    return shlex.join(["autoft", "run", *words_to_type]) + ("" if words["data"] else " --data FILE")
 
 
 def _explained(plan: Plan, wanted: Request) -> list[dict[str, Any]]:

@@ -233,10 +233,10 @@ def kept_plan(wanted: Request, *, no_cache: bool) -> Plan:
         known = cached_plans.recall(question) if question is not None else None
         if known is not None:
             return corrected(known, wanted, hardware, _say)
-        found, _ = _plan(wanted, hardware, apart=False)
+        plan, _ = _plan(wanted, hardware, apart=False)
         if question is not None:
-            cached_plans.keep(question, found)
-        return found
+            cached_plans.keep(question, plan)
+        return plan
 
 
 def plan_to_train(wanted: Request, disk_path: Path) -> tuple[Plan, Prepared | None]:
@@ -263,8 +263,8 @@ def _plan(wanted: Request, hardware: Hardware, *, apart: bool) -> tuple[Plan, Pr
         from autoft.planner.plan.corrected import corrected
         from autoft.planner.plan.make import make_plan
 
-        found, prepared = make_plan(wanted, hardware, reading, apart=apart)
-    return corrected(found, wanted, hardware, _say), prepared
+        plan, prepared = make_plan(wanted, hardware, reading, apart=apart)
+    return corrected(plan, wanted, hardware, _say), prepared
 
 
 def _say(text: str) -> None:

@@ -33,13 +33,13 @@ def command(
     if interval is not None or count is not None:
         raise OptionError("--interval and --count go with --watch", fix="autoft probe --watch, or leave them out")
     hardware = detect()
-    found = benches(hardware, measure=bench, seconds=seconds)
+    measured = benches(hardware, measure=bench, seconds=seconds)
     if as_json:
-        told = {"bench": [each.to_dict() for _, each in found]} if found else {}
-        options.print_json({**hardware.to_dict(), **told})
+        bench_json = {"bench": [each.to_dict() for _, each in measured]} if measured else {}
+        options.print_json({**hardware.to_dict(), **bench_json})
         return
     from autoft.cli.show_machine import show_machine
 
     console = render.console()
     show_machine(hardware, console)
-    show_bench(found, console)
+    show_bench(measured, console)

@@ -135,7 +135,7 @@ def _refuse_unknown(kind: str | None, action: str | None) -> None:
 def _list(kinds: dict[str, Kind], *, as_json: bool) -> int:
     profiles = {name: shelf(name, kind.record).profiles.values() for name, kind in kinds.items()}
     if as_json:
-        options.print_json({name: [profile.to_dict() for profile in found] for name, found in profiles.items()})
+        options.print_json({name: [profile.to_dict() for profile in listed] for name, listed in profiles.items()})
         return 0
     console = render.console()
     for name, kind in kinds.items():

@@ -151,8 +151,8 @@ def memory_bar(estimate: Estimate | ServingEstimate, width: int) -> Text:
 
 def _beside(estimate: Estimate) -> list[tuple[str, str]]:
     """RAM and disk by phase."""
-    found = (("Host RAM", estimate.host_bytes), ("Disk", estimate.disk_bytes))
-    return [(name, ", ".join(f"{phase} {size(n)}" for phase, n in by.items())) for name, by in found if by]
+    places = (("Host RAM", estimate.host_bytes), ("Disk", estimate.disk_bytes))
+    return [(name, ", ".join(f"{phase} {size(n)}" for phase, n in by.items())) for name, by in places if by]
 
 
 def _other_cards(estimate: Estimate | ServingEstimate) -> list[tuple[str, str]]:
@@ -248,12 +248,12 @@ def scores(before: Evaluation, after: Evaluation) -> Table:
 def _happened(result: RunResult) -> list[str]:
     """What was out of the ordinary on the way, and which weights were kept."""
     events = [event for event in map(event_of, result.events) if event is not None]
-    found = [line for event in events for line in event_words.lines(event)]
-    if len(found) > SHOWN_EVENTS:
-        found = [*found[:SHOWN_EVENTS], f"and {len(found) - SHOWN_EVENTS} more, all in result.json"]
+    lines = [line for event in events for line in event_words.lines(event)]
+    if len(lines) > SHOWN_EVENTS:
+        lines = [*lines[:SHOWN_EVENTS], f"and {len(lines) - SHOWN_EVENTS} more, all in result.json"]
     if result.best_step is not None:
-        found.append(f"Kept: the weights of step {result.best_step:,}, the best by {result.job.metric}")
-    return found
+        lines.append(f"Kept: the weights of step {result.best_step:,}, the best by {result.job.metric}")
+    return lines
 
 
 def _side_by_side(sample: Sample, width: int) -> Panel:

@@ -53,8 +53,8 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         others = ", ".join(
             f"{name} {_share(rows / report.rows)}" for name, rows in report.formats.items() if name != report.format
         )
-        found = f"{report.format}, {_share(report.format_share)} of rows"
-        rows.append(("Format", f"{found}; {others}" if others else found))
+        format_share = f"{report.format}, {_share(report.format_share)} of rows"
+        rows.append(("Format", f"{format_share}; {others}" if others else format_share))
     if report.languages:
         total = sum(report.languages.values())
         first = list(report.languages.items())[:SHOWN_LANGUAGES]

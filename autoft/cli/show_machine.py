@@ -70,11 +70,11 @@ def _holders(gpu: Gpu) -> list[str]:
     lines = []
     if desktop:
         names = ", ".join(dict.fromkeys(process.name or "unnamed" for process in desktop))
-        told = "size unknown" if gpu.desktop_bytes is None else size(gpu.desktop_bytes)
-        lines.append(f"the desktop: {told} ({names})")
+        desktop_size = "size unknown" if gpu.desktop_bytes is None else size(gpu.desktop_bytes)
+        lines.append(f"the desktop: {desktop_size} ({names})")
     lines += [_holder(process) for process in gpu.processes if not process.desktop]
     sizes = [process.used_bytes for process in gpu.processes]
-    known = sum(found for found in sizes if found is not None)
+    known = sum(num_bytes for num_bytes in sizes if num_bytes is not None)
     rest = (gpu.used_bytes or 0) - known
     if rest > SHARED_REST_BYTES:
         lines.append(f"the driver{' and those of unknown size' if None in sizes else ''}: {size(rest)}")
@@ -82,9 +82,9 @@ def _holders(gpu: Gpu) -> list[str]:
 
 
 def _holder(process: GpuProcess) -> str:
-    told = "size unknown" if process.used_bytes is None else size(process.used_bytes)
+    used = "size unknown" if process.used_bytes is None else size(process.used_bytes)
     owner = f", {process.user}" if process.user else ""
-    return f"{process.name or 'unnamed process'} (pid {process.pid}{owner}): {told}"
+    return f"{process.name or 'unnamed process'} (pid {process.pid}{owner}): {used}"
 
 
 def _compute(gpu: Gpu) -> str:
@@ -156,9 +156,9 @@ def _nvlink(status: GpuStatus) -> str:
 
 
 def _mig(instance: MigInstance) -> str:
-    told = "size unknown" if instance.total_bytes is None else size(instance.total_bytes)
+    memory = "size unknown" if instance.total_bytes is None else size(instance.total_bytes)
     name = instance.name or "instance"
-    return f"{name} ({told}, {'visible' if instance.visible else 'not visible'}): {instance.uuid or 'UUID unknown'}"
+    return f"{name} ({memory}, {'visible' if instance.visible else 'not visible'}): {instance.uuid or 'UUID unknown'}"
 
 
 def _modes(status: GpuStatus) -> list[str]:

@@ -65,15 +65,15 @@ def answer(model: str, words: dict[str, Any], *, output: object, explain: bool, 
     Returns the exit code; None where there is no such question. Raises: OptionError for a question that contradicts
     another option, and what planning raises.
     """
-    asked = {name: value for name in _TAKEN if (value := words.pop(name))}
-    if not asked:
+    questions = {name: value for name in _TAKEN if (value := words.pop(name))}
+    if not questions:
         return None
-    if len(asked) > 1:
+    if len(questions) > 1:
         raise OptionError(
-            f"{' and '.join(_flag(name) for name in asked)}: two questions",
+            f"{' and '.join(_flag(name) for name in questions)}: two questions",
             fix="ask one after the other; a value that is pinned (--seq-len, --set rank=...) holds in the next",
         )
-    [(name, value)] = asked.items()
+    [(name, value)] = questions.items()
     _refuse_contradiction(name, words, output)
     if explain:
         raise OptionError(f"--explain: {_flag(name)} makes no plan to explain", fix="leave one of them out")
@@ -109,38 +109,38 @@ def _limit(quantity: Quantity, frame: Frame, _: object, as_json: bool) -> int:
 def _cards(frame: Frame, _: object, as_json: bool) -> int:
     from autoft.planner.what_if.cards import SHARED, fit_all_cards
 
-    found = fit_all_cards(frame)
+    fits = fit_all_cards(frame)
     if as_json:
         data = {
             "model": frame.request.model,
             "seq_len": frame.seq_len,
             "run": frame.run_of,
-            "cards": [fit.to_dict() for fit in found],
+            "cards": [fit.to_dict() for fit in fits],
             "notes": [SHARED],
         }
         options.print_json(data)
     else:
-        show_cards(frame, found, SHARED, render.console())
-    return 0 if any(fit.fits == "yes" for fit in found) else 3
+        show_cards(frame, fits, SHARED, render.console())
+    return 0 if any(fit.fits == "yes" for fit in fits) else 3
 
 
 def _models(frame: Frame, family: str, as_json: bool) -> int:
     from autoft.planner.what_if.models import members, sweep_models
 
     name, models = members(frame.request.model, None if family == OWN_FAMILY else family)
-    found = sweep_models(frame, models)
+    fits = sweep_models(frame, models)
     if as_json:
         data = {
             "family": name,
             "target": frame.target.name,
             "seq_len": frame.seq_len,
             "run": frame.run_of,
-            "models": [fit.to_dict() for fit in found],
+            "models": [fit.to_dict() for fit in fits],
         }
         options.print_json(data)
     else:
-        show_models(frame, name, found, render.console())
-    return 0 if any(fit.fits == "yes" for fit in found) else 3
+        show_models(frame, name, fits, render.console())
+    return 0 if any(fit.fits == "yes" for fit in fits) else 3
 
 
 _ANSWERS: dict[str, Callable[[Frame, Any, bool], int]] = {

@@ -182,10 +182,10 @@ def _loss_is_the_base_s(
             f"large for {recipe.base_dtype}",
             fix="download the model again, or --set base_dtype=float32",
         )
-    found = _loss(model, examples, pad_id, recipe)
-    if not abs(found - reference.loss) <= _tolerance(examples, recipe, reference):
+    loss = _loss(model, examples, pad_id, recipe)
+    if not abs(loss - reference.loss) <= _tolerance(examples, recipe, reference):
         raise TrainingError(
-            f"before the first step the loss is {found:.4f} as training computes it, and {reference.loss:.4f} of the "
+            f"before the first step the loss is {loss:.4f} as training computes it, and {reference.loss:.4f} of the "
             "base alone, computed plainly on the same rows: this machine or these libraries would train something else",
             fix=_other_ways(recipe),
         )

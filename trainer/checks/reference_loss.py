@@ -37,7 +37,7 @@ def base_loss(model: Any, examples: Sequence[Example]) -> Reference:
     base = without_adapter(model)
     alone = _adapter_aside(model) if hasattr(model, "disable_adapter") else nullcontext()
     training = model.training
-    found, trained = [], []
+    row_losses, trained = [], []
     model.eval()
     try:
         with torch.no_grad(), alone, _plain_attention(base), _unpacked_layers(base):
@@ -45,13 +45,13 @@ def base_loss(model: Any, examples: Sequence[Example]) -> Reference:
                 ids_BS = torch.tensor([list(example.input_ids)], device=base.device)
                 # of the class: the instance's own may have a fused head over it
                 logits_BSV = type(base).forward(base, input_ids=ids_BS, use_cache=False).logits
-                found.append(
+                row_losses.append(
                     torch.nn.functional.cross_entropy(logits_BSV[0, :-1].float(), ids_BS[0, 1:], reduction="none")
                 )
                 trained.append(torch.tensor(list(example.labels)[1:], device=base.device) != IGNORED)
     finally:
         model.train(training)
-    losses = torch.cat(found).double()
+    losses = torch.cat(row_losses).double()
     return Reference(loss=float(losses[torch.cat(trained)].mean()), spread=float(losses.std()))
 
 
@@ -127,8 +127,8 @@ def unpacked_4bit(packed: torch.Tensor, state: Any) -> Iterator[torch.Tensor]:
     rows = max(1, UNPACKED_AT_ONCE // (width * state.blocksize)) * state.blocksize
     for first in range(0, height, rows):
         begin, end = first * width, min(first + rows, height) * width
-        found = pairs.index_select(0, packed.flatten()[begin // 2 : (end + 1) // 2].int()).flatten()[: end - begin]
-        blocks = torch.nn.functional.pad(found, (0, -found.numel() % state.blocksize)).view(-1, state.blocksize)
+        values = pairs.index_select(0, packed.flatten()[begin // 2 : (end + 1) // 2].int()).flatten()[: end - begin]
+        blocks = torch.nn.functional.pad(values, (0, -values.numel() % state.blocksize)).view(-1, state.blocksize)
         blocks *= scales[begin // state.blocksize :][: len(blocks), None]
         yield blocks.flatten()[: end - begin].view(-1, width)
 

@@ -97,11 +97,11 @@ def _sorted_out(base: Path, files: Sequence[Path], path: str) -> Found:
     splits = {file: _split_of(file.relative_to(base)) for file in sorted(files) if _wanted(file, base)}
     if not splits:
         raise DataError(f"{path}: no data there", fix=f"check the path; for the files in it {KINDS_HELP}")
-    found = roles(list(dict.fromkeys(splits.values())))
+    by_role = roles(list(dict.fromkeys(splits.values())))
     return Found(
-        tuple(file for file, split in splits.items() if split in found.train),
-        tuple(file for file, split in splits.items() if split == found.heldout is not None),
-        found,
+        tuple(file for file, split in splits.items() if split in by_role.train),
+        tuple(file for file, split in splits.items() if split == by_role.heldout is not None),
+        by_role,
     )
 
 

@@ -38,14 +38,14 @@ def hub_data(path: str) -> Data:
             f"{path}: no split {split!r}.{near(split, splits)}",
             fix=f"one of: {', '.join(f'{where}:{s}' for s in splits)}",
         )
-    found = roles([split] if split else _without_unnamed(list(splits)))
-    if len(found.train) > 1:
+    by_role = roles([split] if split else _without_unnamed(list(splits)))
+    if len(by_role.train) > 1:
         raise DataError(
-            f"{path}: has the splits {', '.join(splits)}", fix=f"name one, such as {where}:{found.train[0]}"
+            f"{path}: has the splits {', '.join(splits)}", fix=f"name one, such as {where}:{by_role.train[0]}"
         )
-    (train,) = found.train
-    heldout = partial(_rows, splits[found.heldout], f"{where}:{found.heldout}") if found.heldout else None
-    return Data(partial(_rows, splits[train], f"{where}:{train}"), heldout, found)
+    (train,) = by_role.train
+    heldout = partial(_rows, splits[by_role.heldout], f"{where}:{by_role.heldout}") if by_role.heldout else None
+    return Data(partial(_rows, splits[train], f"{where}:{train}"), heldout, by_role)
 
 
 def _without_unnamed(splits: list[str]) -> list[str]:

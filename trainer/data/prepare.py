@@ -43,16 +43,16 @@ class Prepared:
 
     def places(self, examples: Sequence[int], max_tokens: int | None = None) -> list[str]:
         """Where the rows are that these of train.examples were made of; the data are read anew for it."""
-        wanted, found, at = set(examples), dict[int, str](), 0
+        wanted, place_of, at = set(examples), dict[int, str](), 0
         for row in self.splits.train:
-            if len(found) == len(wanted):
+            if len(place_of) == len(wanted):
                 break
             with suppress(DataError):  # rows that are left out give no example
                 for _ in tokenize([row], self.tokenizer, max_tokens=max_tokens, stops=self.stops).examples:
                     if at in wanted:
-                        found[at] = row.where
+                        place_of[at] = row.where
                     at += 1
-        return [found.get(example, f"example {example + 1}") for example in examples]
+        return [place_of.get(example, f"example {example + 1}") for example in examples]
 
     def notes(self, seq_len: int) -> list[str]:
         """What the user should know of this data, a sentence each. seq_len: the limit it was tokenized with."""

@@ -42,8 +42,8 @@ def open_data(path: str) -> Data:
 
     Raises: DataError when there is none, or of no known kind.
     """
-    found = find(path)
-    if found is None:
+    files = find(path)
+    if files is None:
         from autoft.trainer.data.hub import hub_data, is_hub_id
 
         if kind(path) not in (*TABLES, *TEXTS) and is_hub_id(path):
@@ -52,13 +52,13 @@ def open_data(path: str) -> Data:
             f"{path}: no such file",
             fix=f"check the path; for data {KINDS_HELP}; a folder, a glob, or a hub dataset (owner/name)",
         )
-    splits = splits_of(found.train[0]) if len(found.train) == 1 and not found.heldout else None
+    splits = splits_of(files.train[0]) if len(files.train) == 1 and not files.heldout else None
     if splits is not None:
         parts = roles(splits)
-        heldout = partial(_rows_of, found.train, path, parts=(parts.heldout,)) if parts.heldout else None
-        return Data(partial(_rows_of, found.train, path, parts=parts.train), heldout, parts)
-    heldout = partial(_rows_of, found.heldout, path) if found.heldout else None
-    return Data(partial(_rows_of, found.train, path), heldout, found.roles)
+        heldout = partial(_rows_of, files.train, path, parts=(parts.heldout,)) if parts.heldout else None
+        return Data(partial(_rows_of, files.train, path, parts=parts.train), heldout, parts)
+    heldout = partial(_rows_of, files.heldout, path) if files.heldout else None
+    return Data(partial(_rows_of, files.train, path), heldout, files.roles)
 
 
 def _rows_of(
@@ -67,18 +67,18 @@ def _rows_of(
     """parts: of a JSON file that holds several splits, those to read."""
     if len(files) == 1 and files[0].stat().st_size == 0:
         raise DataError(f"{path}: empty file", fix="give a file with one JSON object a line")
-    found = False
+    any_row = False
     for file in files:
         refuse_impostor(file)
         for row in rows_of_splits(file, parts) if parts else _reader(file)(file):
-            found = True
+            any_row = True
             if isinstance(row, RawRow):
                 yield row
             elif on_fault is None:
                 raise row
             else:
                 on_fault(row)
-    if not found:
+    if not any_row:
         raise DataError(f"{path}: no rows", fix="give data with at least one row")
 
 

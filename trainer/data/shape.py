@@ -108,13 +108,13 @@ def convert_rows(raw_rows: Iterable[RawRow], mapping: Mapping | None = None) -> 
     shape, convert = shape_of(first, mapping)
     yield convert(first)
     for raw in rows:
-        found = (shape, convert) if mapping else _shape(raw)
-        if found is None or found[0] != shape:
+        own_shape = (shape, convert) if mapping else _shape(raw)
+        if own_shape is None or own_shape[0] != shape:
             raise DataError(
                 f"{raw.where}: mixed shapes: columns {_columns(raw)}, but {first.where} has {_columns(first)}",
                 fix="give all rows the same columns",
             )
-        yield found[1](raw)
+        yield own_shape[1](raw)
 
 
 def shape_of(raw: RawRow, mapping: Mapping | None = None) -> tuple[str, Convert]:
@@ -125,10 +125,10 @@ def shape_of(raw: RawRow, mapping: Mapping | None = None) -> tuple[str, Convert]
     """
     if mapping is not None:
         return mapping.words, partial(_mapped, mapping=mapping)
-    found = _shape(raw)
-    if found is None:
+    shape = _shape(raw)
+    if shape is None:
         raise DataError(f"{raw.where}: columns {_columns(raw)} have no known shape", fix=_proposal(raw))
-    return found
+    return shape
 
 
 def shown(row: Row) -> str:

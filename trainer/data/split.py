@@ -12,8 +12,8 @@ from autoft.trainer.data.shape import Row, said_in
 def row_key(row: Row) -> bytes:
     """16 bytes that rows share which say the same in the same turns, spaces and upper case aside."""
     turns = [("", row.text)] if row.text is not None else [(m["role"], said_in(m)) for m in row.messages]
-    said = "\0".join(f"{role}\0{' '.join(text.split()).casefold()}" for role, text in turns)
-    return hashlib.blake2b(said.encode(errors="surrogatepass"), digest_size=16).digest()
+    spoken = "\0".join(f"{role}\0{' '.join(text.split()).casefold()}" for role, text in turns)
+    return hashlib.blake2b(spoken.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def heldout_keys(keys: Sequence[bytes], wanted: int) -> frozenset[bytes]:

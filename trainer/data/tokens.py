@@ -73,12 +73,12 @@ def tokenize(
         first, count = first or chunk[0].where, count + len(chunk)
         for row, pieces in zip(chunk, encoder.examples(chunk, max_tokens), strict=True):
             longest = max(len(piece.input_ids) for piece in pieces)
-            said = encoder.said.pop(row.where, [])
+            row_facts = encoder.said.pop(row.where, [])
             shortest = longest if shortest is None else min(shortest, longest)
             if max_tokens is not None and longest > max_tokens:
                 too_long.append(row.where)
                 continue
-            for fact in said:
+            for fact in row_facts:
                 number, where = facts.get(fact, (0, row.where))
                 facts[fact] = number + 1, where
             trained = [piece for piece in pieces if piece.trained_tokens]
@@ -206,15 +206,15 @@ class _Encoder:
     def _prove(self, spans: Sequence[tuple[str, list[int], str]]) -> None:
         """That the tokens decode to the text. Raises: DataError where they say something else."""
         decoded = self._decode([ids for _, ids, _ in spans])
-        for (where, _, text), found in zip(spans, decoded, strict=True):
-            if found == text or found.strip() == text.strip():
+        for (where, _, text), learnt in zip(spans, decoded, strict=True):
+            if learnt == text or learnt.strip() == text.strip():
                 continue
-            if found.endswith(text):  # the tokenizer joins the begin to the end of the prompt
+            if learnt.endswith(text):  # the tokenizer joins the begin to the end of the prompt
                 continue
             again = self._decode([_ids(self._encode([text])[0])])[0]
-            if again.strip() != found.strip() and not found.strip().endswith(again.strip()):
+            if again.strip() != learnt.strip() and not learnt.strip().endswith(again.strip()):
                 raise DataError(
-                    f"{where}: what would be trained is {found[:60]!r}, and its answer is {text[:60]!r}",
+                    f"{where}: what would be trained is {learnt[:60]!r}, and its answer is {text[:60]!r}",
                     fix="use the model's own tokenizer files",
                 )
             self.said.setdefault(where, []).append(UNSPELT)

@@ -217,10 +217,10 @@ class Chat:
         """What the template adds to a first turn to ask for an answer."""
         turns = [{"role": "user", "content": "a"}]
         try:
-            written, asked = self._render(turns), self._render(turns, asks=True)
+            written, prompt = self._render(turns), self._render(turns, asks=True)
         except DataError:
             return ""
-        return asked[_same(written, asked) :]
+        return prompt[_same(written, prompt) :]
 
     def _find_ending(self) -> Ending:
         user, mark = {"role": "user", "content": "a"}, "\ue0000\ue001"
@@ -467,8 +467,8 @@ class Chat:
         parts, places = marked
         own = self._own_parts(row, at, parts, places, prompt, facts, last=False)
         first, end = parts.span(own[0], places[own[0]], prompt)[0], parts.span(own[-1], places[own[-1]], prompt)[1]
-        asked = self._render(messages[:at], row.tools, asks=True, where=row.where)
-        start = len(asked) if prompt.startswith(asked) else first
+        question = self._render(messages[:at], row.tools, asks=True, where=row.where)
+        start = len(question) if prompt.startswith(question) else first
         if self._empty.search(prompt[start:first]):
             facts.append(EMPTY)
         following = min((s for s, _ in places.values() if s >= end), default=len(prompt))

@@ -273,13 +273,13 @@ def buffers(gradients: Sequence[tuple[Any, int]]) -> list[list[int]]:
 
     gradients: (dtype, bytes) of each.
     """
-    found: list[list[int]] = []
+    groups: list[list[int]] = []
     for _, run in groupby(enumerate(gradients), key=lambda each: each[1][0]):
         filled = 0
         for at, (_, size) in run:
             if not filled or filled + size > BUFFER_BYTES:
-                found.append([])
+                groups.append([])
                 filled = 0
-            found[-1].append(at)
+            groups[-1].append(at)
             filled += size
-    return found
+    return groups

@@ -44,8 +44,8 @@ def four_bit(device: str | None = None) -> dict[str, Any]:
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    found = {name: _worst_error(width, device) for name, width in (("usual", USUAL_WIDTH), ("odd", ODD_WIDTH))}
-    return {"device": device, "usual_error": found["usual"], "odd_error": found["odd"]}
+    errors = {name: _worst_error(width, device) for name, width in (("usual", USUAL_WIDTH), ("odd", ODD_WIDTH))}
+    return {"device": device, "usual_error": errors["usual"], "odd_error": errors["odd"]}
 
 
 def _worst_error(width: int, device: str) -> float | None:
@@ -76,37 +76,37 @@ def _worst_error(width: int, device: str) -> float | None:
     return worst if math.isfinite(worst) else None
 
 
-def _error(found: Any, reference: torch.Tensor) -> float:
-    found, reference = found.detach().float(), reference.detach()
-    return float((found - reference).norm() / reference.norm())
+def _error(values: Any, reference: torch.Tensor) -> float:
+    values, reference = values.detach().float(), reference.detach()
+    return float((values - reference).norm() / reference.norm())
 
 
 def usual_width(facts: FourBit) -> Finding:
     """bitsandbytes multiplies by 4-bit weights and is right."""
-    name, said = "4-bit product", f"on {_name(facts.device)}"
+    name, place = "4-bit product", f"on {_name(facts.device)}"
     if facts.usual_error is None or facts.usual_error > TOLERANCE:
         error = "not a number" if facts.usual_error is None else f"{facts.usual_error:.0%} off"
         return Finding(
             name=name,
             status="failed",
-            found=f"{said}: {error}, against weights that were unpacked by hand",
+            found=f"{place}: {error}, against weights that were unpacked by hand",
             fix="pip install --force-reinstall the tested bitsandbytes; until then --method lora",
         )
-    return Finding(name=name, status="ok", found=f"{said}: {facts.usual_error:.2%} off its reference")
+    return Finding(name=name, status="ok", found=f"{place}: {facts.usual_error:.2%} off its reference")
 
 
 def odd_width(facts: FourBit) -> Finding:
     """So it is where a row is no multiple of 64 weights: wrong in bitsandbytes 0.50.2 on the CPU."""
-    name, said = "4-bit, odd widths", f"rows of {ODD_WIDTH} weights on {_name(facts.device)}"
+    name, place = "4-bit, odd widths", f"rows of {ODD_WIDTH} weights on {_name(facts.device)}"
     if facts.odd_error is None or facts.odd_error > TOLERANCE:
         error = "not a number" if facts.odd_error is None else f"{facts.odd_error:.0%} off"
         return Finding(
             name=name,
             status="warning",
-            found=f"{said}: {error}. bitsandbytes takes the scales of other blocks there",
+            found=f"{place}: {error}. bitsandbytes takes the scales of other blocks there",
             fix="for a model whose widths are no multiples of 64 take --method lora; hardly any is so",
         )
-    return Finding(name=name, status="ok", found=f"{said}: {facts.odd_error:.2%} off their reference")
+    return Finding(name=name, status="ok", found=f"{place}: {facts.odd_error:.2%} off their reference")
 
 
 def _name(device: str) -> str:

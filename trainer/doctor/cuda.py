@@ -78,14 +78,14 @@ def _device(index: int) -> dict[str, Any]:
 
 def cards_on_the_bus(root: Path = Path("/")) -> int:
     """NVIDIA display devices on the PCI bus, with or without a driver. 0 where the system has no such list."""
-    found = 0
+    cards = 0
     for device in (root / "sys/bus/pci/devices").glob("*"):
         try:
             vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
         except OSError:
             continue
-        found += vendor == NVIDIA_VENDOR and kind.startswith(DISPLAY_CLASS)
-    return found
+        cards += vendor == NVIDIA_VENDOR and kind.startswith(DISPLAY_CLASS)
+    return cards
 
 
 def hidden(hardware: Hardware) -> bool:
@@ -115,26 +115,26 @@ def torch_build(facts: TorchFacts, hardware: Hardware, on_bus: int) -> Finding:
     """Torch is built for what is here."""
     name, gpus = "torch", hardware.gpus
     built_for = f"CUDA {facts.cuda}" if facts.cuda else f"ROCm {facts.hip}" if facts.hip else "the CPU alone"
-    found = f"{facts.version}, built for {built_for}"
+    build = f"{facts.version}, built for {built_for}"
     if facts.cuda is not None:
-        return Finding(name=name, status="ok", found=found if gpus else f"{found}; no GPU is used here")
+        return Finding(name=name, status="ok", found=build if gpus else f"{build}; no GPU is used here")
     if gpus or (on_bus and not hidden(hardware)):
         card = gpus[0].name if gpus else "an NVIDIA card"
         capability = gpus[0].compute_capability if gpus else None
         return Finding(
             name=name,
             status="failed",
-            found=f"{found}, on a machine with {card}",
+            found=f"{build}, on a machine with {card}",
             fix=install_torch(_version(hardware.cuda_version), capability),
         )
     if facts.hip is not None:
         return Finding(
             name=name,
             status="warning",
-            found=f"{found}: autoft is not tested on ROCm",
+            found=f"{build}: autoft is not tested on ROCm",
             fix="expect rough edges; 4-bit needs bitsandbytes for ROCm",
         )
-    return Finding(name=name, status="ok", found=found)
+    return Finding(name=name, status="ok", found=build)
 
 
 def install_torch(driver_cuda: Capability | None, capability: Capability | None) -> str:
@@ -159,7 +159,7 @@ def coverage(architectures: Sequence[str], capability: Capability) -> Literal["k
     as its major version. "compute_90" is PTX: the driver compiles it for 9.0 and everything later.
     Source: CUDA programming guide, "Compute capability", binary and PTX compatibility.
     """
-    found: Literal["kernels", "ptx", "none"] = "none"
+    best: Literal["kernels", "ptx", "none"] = "none"
     for architecture in architectures:
         match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", architecture)
         if match is None:
@@ -172,8 +172,8 @@ def coverage(architectures: Sequence[str], capability: Capability) -> Literal["k
         if runs and match[1] == "sm":
             return "kernels"
         if runs:
-            found = "ptx"
-    return found
+            best = "ptx"
+    return best
 
 
 def kernels(facts: TorchFacts, hardware: Hardware) -> Finding:
@@ -218,17 +218,19 @@ def driver_for_cuda(facts: TorchFacts, hardware: Hardware) -> Finding:
         return Finding(
             name=name, status="warning", found="the driver does not tell its CUDA version", fix="update the driver"
         )
-    said = f"driver {hardware.driver_version} runs CUDA up to {hardware.cuda_version}, torch was built for {facts.cuda}"
+    versions = (
+        f"driver {hardware.driver_version} runs CUDA up to {hardware.cuda_version}, torch was built for {facts.cuda}"
+    )
     fix = f"update the NVIDIA driver, or {install_torch(runs, hardware.gpus[0].compute_capability)}"
     if runs[0] < built_for[0]:
-        return Finding(name=name, status="failed", found=said, fix=fix)
+        return Finding(name=name, status="failed", found=versions, fix=fix)
     needs_ptx = any(
         gpu.compute_capability and coverage(facts.architectures, gpu.compute_capability) == "ptx"
         for gpu in hardware.gpus
     )
     if runs < built_for and needs_ptx:
-        return Finding(name=name, status="failed", found=f"{said}, and this card needs its PTX", fix=fix)
-    return Finding(name=name, status="ok", found=said)
+        return Finding(name=name, status="failed", found=f"{versions}, and this card needs its PTX", fix=fix)
+    return Finding(name=name, status="ok", found=versions)
 
 
 def cuda_starts(facts: TorchFacts, hardware: Hardware) -> Finding:

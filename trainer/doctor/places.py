@@ -37,11 +37,11 @@ def folder(name: str, path: Path, room_bytes: int, setting: str | None = None) -
 
 def room(name: str, setting: str, path: Path, free_bytes: int, room_bytes: int) -> Finding:
     """Whether `free_bytes` are enough. room_bytes: what should be free."""
-    found = f"{path}: writable, {size(free_bytes)} free"
+    state = f"{path}: writable, {size(free_bytes)} free"
     if free_bytes >= room_bytes:
-        return Finding(name=name, status="ok", found=found)
+        return Finding(name=name, status="ok", found=state)
     fix = f"free some of that disk, or set {setting} to a folder on another; {size(room_bytes)} are comfortable"
-    return Finding(name=name, status="failed" if free_bytes < LEAST_BYTES else "warning", found=found, fix=fix)
+    return Finding(name=name, status="failed" if free_bytes < LEAST_BYTES else "warning", found=state, fix=fix)
 
 
 def _written_and_free(path: Path) -> int:
@@ -91,11 +91,11 @@ def hub(address: str, status: int | None, reason: str = "") -> Finding:
         return Finding(
             name="hub", status="warning", found=f"{where} wants to know who asks (HTTP {status})", fix="hf auth login"
         )
-    said = f"answers HTTP {status}" if status is not None else f"does not answer: {_without(address, reason)}"
+    answer = f"answers HTTP {status}" if status is not None else f"does not answer: {_without(address, reason)}"
     return Finding(
         name="hub",
         status="failed",
-        found=f"{where} {said}",
+        found=f"{where} {answer}",
         fix="check network, proxy and HF_ENDPOINT; or --offline with models that are here already",
     )
 

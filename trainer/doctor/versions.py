@@ -98,7 +98,7 @@ def _needs(name: str, extras: frozenset[str]) -> list[Requirement]:
         lines = importlib.metadata.requires(name) or []
     except importlib.metadata.PackageNotFoundError:
         return []
-    found = []
+    requirements = []
     for line in lines:
         try:
             needed = Requirement(line)
@@ -106,8 +106,8 @@ def _needs(name: str, extras: frozenset[str]) -> list[Requirement]:
             continue
         marker = needed.marker
         if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras)):
-            found.append(needed)
-    return found
+            requirements.append(needed)
+    return requirements
 
 
 def _text(needed: Requirement) -> str:
@@ -117,17 +117,17 @@ def _text(needed: Requirement) -> str:
 def import_companions() -> dict[str, str | None]:
     """Import each companion that is installed: its error, or None. One that crashes is the last named on stderr."""
 
-    told: dict[str, str | None] = {}
+    errors: dict[str, str | None] = {}
     for name in COMPANIONS:
         if importlib.util.find_spec(name) is None:
             continue
         print(f"while importing {name}", file=sys.stderr, flush=True)
         try:
             importlib.import_module(name)
-            told[name] = None
+            errors[name] = None
         except Exception as error:  # noqa: BLE001 - what is asked is whether it works
-            told[name] = one_line(error)
-    return told
+            errors[name] = one_line(error)
+    return errors
 
 
 def companions(told: Mapping[str, str | None]) -> Finding:

@@ -18,13 +18,13 @@ def main(function: str, args: str) -> None:
     os.dup2(2, 1)
     environment.prepare()
     module, _, name = function.partition(":")
-    told: dict[str, Any]
+    message: dict[str, Any]
     try:
-        told = {"answer": getattr(importlib.import_module(module), name)(*json.loads(args))}
+        message = {"answer": getattr(importlib.import_module(module), name)(*json.loads(args))}
     except Exception as error:  # noqa: BLE001 - what is asked here is whether it works, and why not
-        told = {"error": one_line(error)}
+        message = {"error": one_line(error)}
     with answer_to:
-        answer_to.write(json.dumps(told))
+        answer_to.write(json.dumps(message))
 
 
 if __name__ == "__main__":

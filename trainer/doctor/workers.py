@@ -74,10 +74,10 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 def _answer(code: int, out: str, err: str) -> Any:
     try:
-        told = json.loads(out)
-        if "error" not in told:
-            return told["answer"]
-        reason = told["error"]
+        message = json.loads(out)
+        if "error" not in message:
+            return message["answer"]
+        reason = message["error"]
     except (ValueError, TypeError, KeyError):
         last = " ".join((err.strip().splitlines() or ["it said nothing"])[-1].split())[:200]
         reason = f"{_end(code)}: {last}"

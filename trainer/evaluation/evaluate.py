@@ -58,7 +58,7 @@ def evaluate(
     prompts = _prompts(rows, tokenizer, recipe) if talks else {}
     if prompts:
         room = room_of(model, recipe, peak_bytes=peak_bytes)
-        found = generate(
+        generated = generate(
             model,
             tokenizer,
             list(prompts.values()),
@@ -69,7 +69,7 @@ def evaluate(
             tell=tell,
             check=check,
         )
-        for at, answer in zip(prompts, found, strict=True):
+        for at, answer in zip(prompts, generated, strict=True):
             answers[at] = chat_of(tokenizer).spoken(answer)
     scored = row_scores([chat_of(tokenizer).expected(talks[at]) for at in prompts], [answers[at] for at in prompts])
     if parts is not None:

@@ -59,16 +59,16 @@ def score(expected: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
 
 def applicable(expected: Sequence[str]) -> frozenset[Metric]:
     """The figures of answers that mean something where these are expected."""
-    found: set[Metric] = {"exact_match"} if expected else set()
+    metrics: set[Metric] = {"exact_match"} if expected else set()
     objects = [_json_object(want) for want in expected]
     if expected and all(want is not None for want in objects):
-        found |= {"json_valid", "fields_right"} if any(objects) else {"json_valid"}
-        return frozenset(found)
+        metrics |= {"json_valid", "fields_right"} if any(objects) else {"json_valid"}
+        return frozenset(metrics)
     if expected and all(_json(want) is None and last_number(want) is not None for want in expected):
-        found.add("number_match")
+        metrics.add("number_match")
     if any(len(want.split()) > 1 for want in expected):
-        found |= {"f1", "rouge_l"}
-    return frozenset(found)
+        metrics |= {"f1", "rouge_l"}
+    return frozenset(metrics)
 
 
 def right(expected: str, answer: str) -> bool:
@@ -97,8 +97,8 @@ def perplexity(loss: float) -> float:
 
 def last_number(text: str) -> Decimal | None:
     """The last number in a text, without the commas of its thousands; GSM8K writes its answers as `#### 1,234`."""
-    found = NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "")) if found else None
+    numbers = NUMBER.findall(text)
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
 
 def f1(expected: str, answer: str) -> float:

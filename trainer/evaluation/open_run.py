@@ -45,10 +45,10 @@ def read_result(folder: Path) -> RunResult:
             fix = f"autoft resume {folder} goes on with the unfinished one"
         raise ModelError(f"{folder}: holds no finished run", fix=fix)
     where = str(folder / RESULT)
-    told = parse_json(read_text(folder / RESULT), where=where)
-    if not isinstance(told, dict):
+    values = parse_json(read_text(folder / RESULT), where=where)
+    if not isinstance(values, dict):
         raise ModelError(f"{where}: holds no finished run", fix="give the folder that `autoft run` wrote")
-    result = RunResult.from_dict(told, where=where)
+    result = RunResult.from_dict(values, where=where)
     return replace(result, job=private_job(result.job, folder))
 
 

@@ -225,10 +225,10 @@ class Engine(SFTTrainer):  # type: ignore[misc]
         measured = torch.as_tensor(super()._get_grad_norm(model, grad_norm=grad_norm), dtype=torch.float64)
         own = [measured, self._loss, *self.tokens, *self.fallbacks.state().values()]
         numbers = torch.stack([torch.as_tensor(each, dtype=torch.float64, device=measured.device) for each in own])
-        found = self.group.gather(numbers).tolist()
+        of_all = self.group.gather(numbers).tolist()
         self.group.check()
-        norm = found[self.group.rank][0]
-        self.step_loss, *tokens = (sum(column) for column in list(zip(*found, strict=True))[1:5])
+        norm = of_all[self.group.rank][0]
+        self.step_loss, *tokens = (sum(column) for column in list(zip(*of_all, strict=True))[1:5])
         self.tokens = [int(count) for count in tokens]
         overflow = not math.isfinite(norm) and self.args.fp16  # the gradient scaler leaves the step out
         self._overflows = self._overflows + 1 if overflow else 0
@@ -238,7 +238,7 @@ class Engine(SFTTrainer):  # type: ignore[misc]
             or self._overflows > MOST_OVERFLOWS
         ):
             self._refuse(model, self.step_loss, norm, self.group)
-        self._take_fallbacks_of([each[5:] for each in found], self.state.global_step + 1)
+        self._take_fallbacks_of([each[5:] for each in of_all], self.state.global_step + 1)
         self._inputs = []
         return float(norm)
 

@@ -69,9 +69,9 @@ def dataset(
     if filler:
         shortest = min(of_rows, key=lambda row: sum(len(example.input_ids) for example in row))
         of_rows.append([dataclasses.replace(example, labels=[IGNORED] * len(example.labels)) for example in shortest])
-    found = [objective_of(recipe).row(row, recipe, pad_id) for row in of_rows]
-    columns = {name: [np.asarray(row[name], np.int32) for row in found] for name in found[0]}
-    return Dataset.from_dict({**columns, ROWS: list(range(len(found)))})
+    encoded = [objective_of(recipe).row(row, recipe, pad_id) for row in of_rows]
+    columns = {name: [np.asarray(row[name], np.int32) for row in encoded] for name in encoded[0]}
+    return Dataset.from_dict({**columns, ROWS: list(range(len(encoded)))})
 
 
 def batch_maker(recipe: Recipe, pad_id: int) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any]]:

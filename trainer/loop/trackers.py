@@ -45,8 +45,8 @@ def trackers(job: Job, folder: Path, tell: Callable[[str], None]) -> list[Any]:
     """
     check_trackers(job)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # its use would be reported to its makers
-    found = {name: _callback(name, folder) for name in job.report_to}
-    return [Trackers(found, tell)] if found else []
+    callbacks = {name: _callback(name, folder) for name in job.report_to}
+    return [Trackers(callbacks, tell)] if callbacks else []
 
 
 class Trackers:

@@ -265,7 +265,7 @@ def _load_base(recipe: Recipe, config: Any, weights: Path, device: str, onto: st
 
         pack_on = None if onto == device else device
         quantization = loading_config(quantization, experts=recipe.experts_4bit, pack_on=pack_on)
-    model, told = auto_class(config).from_pretrained(
+    model, loading_info = auto_class(config).from_pretrained(
         weights,
         config=config,
         dtype=torch_dtype(recipe.weights_dtype),
@@ -276,7 +276,7 @@ def _load_base(recipe: Recipe, config: Any, weights: Path, device: str, onto: st
         trust_remote_code=False,
         output_loading_info=True,
     )
-    missing = sorted(told["missing_keys"])
+    missing = sorted(loading_info["missing_keys"])
     if missing:
         raise ModelError(
             f"{weights}: {len(missing)} weights of a {config.model_type} model are not there, {missing[0]} for one",
@@ -347,11 +347,11 @@ def _flash_attention_for_a_ghost() -> Iterator[None]:
     """Inside, models take flash_attention_2 where flash-attn is not installed: nothing is computed on meta."""
     from transformers import PreTrainedModel
 
-    asked = PreTrainedModel._check_and_adjust_attn_implementation
+    check = PreTrainedModel._check_and_adjust_attn_implementation
 
     def checked(model: PreTrainedModel, attention: str, *args: Any, **kwargs: Any) -> str:
         if attention != "flash_attention_2":
-            return str(asked(model, attention, *args, **kwargs))
+            return str(check(model, attention, *args, **kwargs))
         compatible = getattr(model, "_compatible_flash_implementations", None)
         if not (model._supports_flash_attn and (compatible is None or attention in compatible)):
             raise ValueError("its code takes no FlashAttention-2")
@@ -361,7 +361,7 @@ def _flash_attention_for_a_ghost() -> Iterator[None]:
     try:
         yield
     finally:
-        PreTrainedModel._check_and_adjust_attn_implementation = asked
+        PreTrainedModel._check_and_adjust_attn_implementation = check
 
 
 def _demand_packing(base: PreTrainedModel, recipe: Recipe) -> None:
@@ -403,7 +403,7 @@ def _hands_positions_on(base: PreTrainedModel, *, to_layers: bool) -> bool:
     layers = [m for m in base.modules() if isinstance(m, GradientCheckpointingLayer)] if to_layers else []
     if "position_ids" not in inspect.signature(base.forward).parameters:
         return False
-    asked, masking_utils.find_packed_sequence_indices = masking_utils.find_packed_sequence_indices, stop
+    real, masking_utils.find_packed_sequence_indices = masking_utils.find_packed_sequence_indices, stop
     hooks = [layer.register_forward_pre_hook(at_layer, with_kwargs=True) for layer in layers]
     ids = torch.zeros(1, 2, dtype=torch.long, device=base.device)
     try:
@@ -414,7 +414,7 @@ def _hands_positions_on(base: PreTrainedModel, *, to_layers: bool) -> bool:
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return False  # on meta, past the masks, where values are asked for
     finally:
-        masking_utils.find_packed_sequence_indices = asked
+        masking_utils.find_packed_sequence_indices = real
         for hook in hooks:
             hook.remove()
     return False
@@ -586,16 +586,16 @@ def towers(base: PreTrainedModel) -> tuple[str, ...]:
     whole = names.get(decoder, "")
     parent, _, own = whole.rpartition(".")
     across = tuple(f".layers.{number}" for number in getattr(text, "cross_attention_layers", None) or ())
-    found = [name for name in names.values() if across and name.startswith(whole) and name.endswith(across)]
+    paths = [name for name in names.values() if across and name.startswith(whole) and name.endswith(across)]
     if whole and text is not base.config:
         head = base.get_output_embeddings()
         beside = base.get_submodule(parent).named_children()
-        found += [f"{parent}.{name}".lstrip(".") for name, module in beside if name != own and module is not head]
+        paths += [f"{parent}.{name}".lstrip(".") for name, module in beside if name != own and module is not head]
     for name, module in decoder.named_children() if has_towers(base.config) else ():
         models = (part for part in module.modules() if isinstance(part, PreTrainedModel))
         if any(type(model.config) is not type(text) for model in models):
-            found.append(f"{whole}.{name}".lstrip("."))
-    return tuple(found)
+            paths.append(f"{whole}.{name}".lstrip("."))
+    return tuple(paths)
 
 
 def _linear_layers(base: PreTrainedModel) -> list[str]:

@@ -67,13 +67,13 @@ text.max_position_embeddings = {seq_len}"""
 
 def _stretched(config: Any, scaling: RopeScaling, seq_len: int) -> Any:
     """As transformers' modeling_rope_utils reads it: for yarn, too, how long the rows were before."""
-    native, found = context_of(config), copy.deepcopy(config)
-    text = found.get_text_config()
+    native, stretched = context_of(config), copy.deepcopy(config)
+    text = stretched.get_text_config()
     text.rope_parameters = {**text.rope_parameters, "rope_type": scaling, "factor": seq_len / native}
     if scaling == "yarn":
         text.rope_parameters["original_max_position_embeddings"] = native
     text.max_position_embeddings = seq_len
-    return found
+    return stretched
 
 
 def _refusal(why: str) -> ModelError:

@@ -47,8 +47,8 @@ class PagedAdamW(PagedAdamW8bit):  # type: ignore[misc]
 
     def _paged(self) -> dict[torch.nn.Parameter, list[torch.Tensor]]:
         """By parameter, in use or not."""
-        found = defaultdict(list, {parameter: list(unused) for parameter, unused in self._unused.items()})
+        paged = defaultdict(list, {parameter: list(unused) for parameter, unused in self._unused.items()})
         for parameter, values in self.state.items():
             buffers = [values[name] for name in STATES if name in values]
-            found[parameter] += [buffer for buffer in buffers if getattr(buffer, "is_paged", False)]
-        return found
+            paged[parameter] += [buffer for buffer in buffers if getattr(buffer, "is_paged", False)]
+        return paged

@@ -90,11 +90,11 @@ class Scale:
 
     def marks(self, marks: Iterable[tuple[int, str]]) -> tuple[Tick, ...]:
         """What happened at a step. Only the first of many at about one place."""
-        found: dict[int, Tick] = {}
+        ticks: dict[int, Tick] = {}
         for step, text in marks:
             if 0 < step <= self.last_step:
-                found.setdefault(round(self.x(step) / 5), Tick(at=round(self.x(step) / 10, 2), text=text))
-        return tuple(found.values())
+                ticks.setdefault(round(self.x(step) / 5), Tick(at=round(self.x(step) / 10, 2), text=text))
+        return tuple(ticks.values())
 
 
 def loss_chart(
@@ -152,15 +152,15 @@ def memory_chart(
     scale = Scale(last_step=last, lower=0, upper=max(1, upper) * 1.06)
     held = _curve("held after each step", "main", scale, memory)
     lines = [held, Line(label=f"measured peak, {size(peak)}", kind="second", d=scale.level(peak))]
-    told = f"The memory held after each of {_steps(memory)}: {size(round(memory[-1][1]))} at the end"
-    told += f"; the measured peak was {size(peak)}"
+    description = f"The memory held after each of {_steps(memory)}: {size(round(memory[-1][1]))} at the end"
+    description += f"; the measured peak was {size(peak)}"
     if predicted is not None:
         lines.append(Line(label=f"predicted peak, {size(predicted)}", kind="third", d=scale.level(predicted)))
-        told += f", the predicted one {size(predicted)}"
+        description += f", the predicted one {size(predicted)}"
     return Chart(
         id="memory-chart",
         title="Memory by step",
-        description=f"{told}.",
+        description=f"{description}.",
         lines=tuple(lines),
         x_ticks=scale.x_ticks(),
         y_ticks=_y_ticks(scale, unit, f" {name}"),
@@ -196,11 +196,11 @@ def smooth(figures: Figures) -> list[tuple[int, float]]:
     """
     keep = 1 - 2 / (1 + max(5, len(figures) / 20))
     mean, weight = 0.0, 0.0
-    found = []
+    points = []
     for step, value in figures:
         mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        found.append((step, mean / weight))
-    return found
+        points.append((step, mean / weight))
+    return points
 
 
 def nice_step(span: float, parts: int) -> float:

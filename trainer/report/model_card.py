@@ -29,8 +29,8 @@ def model_card(result: RunResult, name: str, base: str | None, licence: str | No
     )
     rows_per_step = job.num_gpus * recipe.micro_batch * job.accumulation
     data = Path(job.data or "").name
-    told = json.dumps(result.system_prompt, ensure_ascii=False)
-    system_prompt = f" The system prompt of its training data: {told}." if result.system_prompt else ""
+    prompt_json = json.dumps(result.system_prompt, ensure_ascii=False)
+    system_prompt = f" The system prompt of its training data: {prompt_json}." if result.system_prompt else ""
     fence = "`" * max(3, 1 + _longest_run(snippet(result)))
     return f"""---
 {yaml}

@@ -72,8 +72,8 @@ def judged(before: Evaluation, after: Evaluation) -> list[Judged]:
 
 def headline(result: RunResult) -> Score | None:
     """The figure that tells most: the one the job is judged by, or the first of answers."""
-    found = [score for score, _, after in scores(result.before, result.after) if after is not None]
-    of_answers = [score for score in found if score.share]
+    shown = [score for score, _, after in scores(result.before, result.after) if after is not None]
+    of_answers = [score for score in shown if score.share]
     chosen = [score for score in of_answers if score.name == result.job.metric]
     order = ("fields_right", "number_match", "exact_match", "rouge_l", "f1", "json_valid")
     ranked = sorted(of_answers, key=lambda score: order.index(score.name))
@@ -100,14 +100,14 @@ def during(result: RunResult) -> tuple[list[str], list[list[str]]]:
 def compared_memory(result: RunResult) -> list[Compared]:
     """The phases of the run: those that were predicted, measured, or both."""
     predicted, measured = result.predicted, result.phases
-    told = {} if predicted is None else predicted.phases
+    expected_in = {} if predicted is None else predicted.phases
     peak = None if predicted is None else predicted.peak_bytes
     phases: list[tuple[str, int | None, int | None]] = [
-        ("loading", told.get("load"), measured.get("load")),
+        ("loading", expected_in.get("load"), measured.get("load")),
         ("rehearsal of the longest rows", peak, measured.get("rehearse")),
         ("training", peak, result.measured.peak_bytes),
-        ("evaluation", told.get("evaluation"), measured.get("evaluate")),
-        ("saving", told.get("save"), measured.get("save")),
+        ("evaluation", expected_in.get("evaluation"), measured.get("evaluate")),
+        ("saving", expected_in.get("save"), measured.get("save")),
     ]
     # a rehearsal that was not measured says no more than the training does
     shown = [p for p in phases if (p[1], p[2]) != (None, None) and (p[0] != phases[1][0] or p[2] is not None)]
@@ -116,41 +116,41 @@ def compared_memory(result: RunResult) -> list[Compared]:
         Compared(
             label=label,
             predicted="-" if expected is None else size(expected),
-            measured="-" if found is None else size(found),
-            difference="" if not expected or found is None else f"{found / expected - 1:+.1%}",
+            measured="-" if taken is None else size(taken),
+            difference="" if not expected or taken is None else f"{taken / expected - 1:+.1%}",
             predicted_bar=None if expected is None else (0.0, round(100 * expected / widest, 2)),
-            measured_bar=None if found is None else (0.0, round(100 * found / widest, 2)),
+            measured_bar=None if taken is None else (0.0, round(100 * taken / widest, 2)),
         )
-        for label, expected, found in shown
+        for label, expected, taken in shown
     ]
 
 
 def compared_time(result: RunResult) -> Compared:
     """Of an optimizer step: the promised range, and the mean of the run."""
-    found, predicted = result.measured.step_time_s, result.predicted
+    step_time_s, predicted = result.measured.step_time_s, result.predicted
     if predicted is None:
         return Compared(
             label="an optimizer step",
             predicted="-",
-            measured=duration(found),
+            measured=duration(step_time_s),
             difference="",
             predicted_bar=None,
             measured_bar=(0.0, 100.0),
         )
     lower, upper = predicted.step_time_lower_s, predicted.step_time_upper_s
-    widest = max(upper, found) or 1.0
+    widest = max(upper, step_time_s) or 1.0
     difference = "within the range"
-    if found < lower:
-        difference = f"{found / lower - 1:+.1%} of its lower end"
-    if found > upper > 0:
-        difference = f"{found / upper - 1:+.1%} of its upper end"
+    if step_time_s < lower:
+        difference = f"{step_time_s / lower - 1:+.1%} of its lower end"
+    if step_time_s > upper > 0:
+        difference = f"{step_time_s / upper - 1:+.1%} of its upper end"
     return Compared(
         label="an optimizer step",
         predicted=f"{duration(lower)} to {duration(upper)}",
-        measured=duration(found),
+        measured=duration(step_time_s),
         difference=difference,
         predicted_bar=(round(100 * lower / widest, 2), round(100 * upper / widest, 2)),
-        measured_bar=(0.0, round(100 * found / widest, 2)),
+        measured_bar=(0.0, round(100 * step_time_s / widest, 2)),
     )
 
 
@@ -232,8 +232,8 @@ def _event_text(event: dict[str, Any]) -> str:
             return f"Stopped: {reason}."
         case {"event": "note", "text": text}:
             return str(text)
-    told = "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in event.items() if key not in _TOLD)
-    return f"{event.get('event', 'event')}{': ' if told else ''}{told}"
+    details = "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in event.items() if key not in _TOLD)
+    return f"{event.get('event', 'event')}{': ' if details else ''}{details}"
 
 
 _REMEDIES = {

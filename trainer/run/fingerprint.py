@@ -60,26 +60,28 @@ def digest_of(examples: Iterable[Example]) -> str:
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What is another than it was, a few words each; empty when the run can go on bit for bit."""
-    found = [
+    differences = [
         f"{path} was {was!r} and is {is_!r}"
         for path, was, is_ in _differences(before["job"], now["job"])
         if path not in (*HARMLESS, *SHARING)
     ]
     then, today = _micro_batches(before["job"]), _micro_batches(now["job"])
     if then != today:
-        found.append(f"an optimizer step had {then} micro-batches and has {today}")
+        differences.append(f"an optimizer step had {then} micro-batches and has {today}")
     if before["data_sha256"] != now["data_sha256"]:
-        found.append(f"the training data ({now['job']['data']}) have changed")
+        differences.append(f"the training data ({now['job']['data']}) have changed")
     if before["eval_data_sha256"] != now["eval_data_sha256"]:
-        found.append("the held-out rows have changed")
+        differences.append("the held-out rows have changed")
     known = before.get("base_fingerprint", now["base_fingerprint"])  # not in checkpoints from before it
     if (before["base"], known) != (now["base"], now["base_fingerprint"]):
-        found.append(f"the weights of {now['job']['model']} have changed")
+        differences.append(f"the weights of {now['job']['model']} have changed")
     began, adapter = before.get("adapter_sha256"), now["adapter_sha256"]
     if None not in (began, adapter) and began != adapter:
-        found.append(f"the adapter that it continues ({now['job']['from_adapter']}) has changed")
-    found += [f"{name} was {was} and is {is_}" for name, was, is_ in _differences(before["versions"], now["versions"])]
-    return found
+        differences.append(f"the adapter that it continues ({now['job']['from_adapter']}) has changed")
+    differences += [
+        f"{name} was {was} and is {is_}" for name, was, is_ in _differences(before["versions"], now["versions"])
+    ]
+    return differences
 
 
 def _micro_batches(job: dict[str, Any]) -> int:
@@ -88,11 +90,11 @@ def _micro_batches(job: dict[str, Any]) -> int:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:
-    found: list[tuple[str, Any, Any]] = []
+    differences: list[tuple[str, Any, Any]] = []
     for key in {**before, **now}:
         was, is_ = before.get(key), now.get(key)
         if isinstance(was, dict) and isinstance(is_, dict):
-            found += _differences(was, is_, f"{path}{key}.")
+            differences += _differences(was, is_, f"{path}{key}.")
         elif was != is_:
-            found.append((f"{path}{key}", was, is_))
-    return found
+            differences.append((f"{path}{key}", was, is_))
+    return differences

@@ -158,8 +158,8 @@ def _stored_params(model: Any) -> int:
 
 def _hashes(folder: Path) -> dict[str, str]:
     """Of all that stays in the folder, by the path in it."""
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    stays = {name: path for name, path in found.items() if name not in NOT_HASHED and not is_of_training(name)}
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    stays = {name: path for name, path in files.items() if name not in NOT_HASHED and not is_of_training(name)}
     return {name: sha256(path) for name, path in stays.items()}
 
 

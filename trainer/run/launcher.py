@@ -144,18 +144,18 @@ class Peers:
     def _listen(self, rank: int, process: subprocess.Popen[str]) -> None:
         """Until it ends. It says that it is ready, then that it is done, or what has gone wrong."""
         assert process.stdout is not None
-        said: dict[str, Any] = {}
+        message: dict[str, Any] = {}
         with process.stdout, suppress(ValueError):  # half a line, of one that was killed
             for line in process.stdout:
-                said = json.loads(line)
-                if "ready" in said:
+                message = json.loads(line)
+                if "ready" in message:
                     with self._changed:
-                        self._data_sha256[rank] = said["ready"]
+                        self._data_sha256[rank] = message["ready"]
                         self._changed.notify_all()
         code = process.wait()
-        if self._closing or "done" in said:
+        if self._closing or "done" in message:
             return
-        reason = said.get("error") or self._last_words(rank) or f"exit code {code}"
+        reason = message.get("error") or self._last_words(rank) or f"exit code {code}"
         with self._changed:
             self.group.lost(f"process {rank + 1} of {self.group.size} has ended: {reason}")
             self._changed.notify_all()

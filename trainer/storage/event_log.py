@@ -108,8 +108,8 @@ def read_from(path: Path, offset: int) -> tuple[list[Recorded], int]:
         file.seek(offset)
         text = file.read()
     whole = text[: text.rfind(b"\n") + 1]
-    found = (_recorded(line) for line in whole.split(b"\n") if line)
-    return [each for each in found if each is not None], offset + len(whole)
+    events = (_recorded(line) for line in whole.split(b"\n") if line)
+    return [each for each in events if each is not None], offset + len(whole)
 
 
 def _recorded(line: bytes) -> Recorded | None:
@@ -158,9 +158,9 @@ def _whole_bytes(file: IO[bytes]) -> int:
     while begin > 0:
         begin = max(0, begin - BLOCK_BYTES)
         file.seek(begin)
-        found = file.read(BLOCK_BYTES).rfind(b"\n")
-        if found >= 0:
-            return begin + found + 1
+        at = file.read(BLOCK_BYTES).rfind(b"\n")
+        if at >= 0:
+            return begin + at + 1
     return 0
 
 

@@ -99,9 +99,9 @@ def _files(folder: Path) -> Iterator[str]:
 
 def _artifacts(folder: Path) -> set[str] | None:
     """What the result.json of a finished run says it has written; None where none is there."""
-    found = object_in(folder / RESULT)
-    artifacts = found.get("artifacts")
-    return set(artifacts) if isinstance(artifacts, dict) and "autoft_version" in found else None
+    result = object_in(folder / RESULT)
+    artifacts = result.get("artifacts")
+    return set(artifacts) if isinstance(artifacts, dict) and "autoft_version" in result else None
 
 
 def _about(folder: Path) -> dict[str, Any] | None:

@@ -115,13 +115,13 @@ class Finished:
 
     def resemblance(self, rows: Array, others: Array, theirs: Finished) -> Array:
         """float32 [pairs]: estimated for each of `rows` with the one of `others` in its place."""
-        found = np.empty(len(rows), dtype=np.float32)
+        estimates = np.empty(len(rows), dtype=np.float32)
         for at in range(0, len(rows), 100_000):
             part = slice(at, at + 100_000)
             # beside the minima that agree, 1 of 256 agrees by chance
             agree = (self.minima[rows[part]] == theirs.minima[others[part]]).mean(axis=1, dtype=np.float32)
-            found[part] = (agree - 1 / 256) / (1 - 1 / 256)
-        return found
+            estimates[part] = (agree - 1 / 256) / (1 - 1 / 256)
+        return estimates
 
 
 def first_equal(keys: Array) -> Array:
@@ -135,10 +135,10 @@ def in_both(keys: Array, others: Array) -> Array:
     order = np.argsort(others, kind="stable")
     ordered = others[order]
     at = np.searchsorted(ordered, keys)
-    found = at < len(ordered)
-    found[found] = ordered[at[found]] == keys[found]
+    present = at < len(ordered)
+    present[present] = ordered[at[present]] == keys[present]
     result = np.full(len(keys), -1)
-    result[found] = order[at[found]]
+    result[present] = order[at[present]]
     return result
 
 
@@ -183,9 +183,9 @@ def _keep_alike(
     nearest: Array, likeness: Array, sketches: Finished, rows: Array, theirs: Finished, others: Array
 ) -> None:
     """Note, for the rows that resemble the other in their place by ALIKE and more than any before, which and how."""
-    found = sketches.resemblance(rows, others, theirs)
-    better = (found >= ALIKE) & (found > likeness[rows])
-    nearest[rows[better]], likeness[rows[better]] = others[better], found[better]
+    resemblance = sketches.resemblance(rows, others, theirs)
+    better = (resemblance >= ALIKE) & (resemblance > likeness[rows])
+    nearest[rows[better]], likeness[rows[better]] = others[better], resemblance[better]
 
 
 class _WordHashes(dict[str, int]):

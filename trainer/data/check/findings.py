@@ -57,8 +57,8 @@ def relate(scan: Scan, heldout: Scan | None) -> Relations:
     else:
         in_eval = in_both(keys, np.array(heldout.keys, dtype=np.uint64))
         like_eval, eval_likeness = near_between(sketches, in_eval < 0, heldout.finish_sketches())
-        asked = in_both(prompts, np.array(heldout.prompts, dtype=np.uint64))
-        prompt_in_eval = np.where((in_eval < 0) & (like_eval < 0) & (prompts != 0), asked, -1)
+        prompt_rows = in_both(prompts, np.array(heldout.prompts, dtype=np.uint64))
+        prompt_in_eval = np.where((in_eval < 0) & (like_eval < 0) & (prompts != 0), prompt_rows, -1)
     like, likeness = near_within(sketches, copy_of < 0)
     same_prompt = first_equal(prompts)
     other = (prompts != 0) & (same_prompt < np.arange(len(keys))) & (copy_of < 0) & (like < 0)

@@ -183,9 +183,9 @@ class Scan:
         self.keys.append(key_of(prompt or plain))
         self.prompts.append(key_of(prompt[:-1]) if prompt else 0)
         spoken = [c for m, c in zip(row.messages, plain, strict=True) if m["role"] != "system"] if prompt else plain
-        said = " ".join(spoken)
-        words = words_of(said)
-        self.languages[language_of(said, words)] += 1
+        spoken_text = " ".join(spoken)
+        words = words_of(spoken_text)
+        self.languages[language_of(spoken_text, words)] += 1
         self.characters.append(len(whole) - len(contents) + 1)
         self.words.append(len(words))
         if self.meter is None:

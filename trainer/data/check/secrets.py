@@ -50,18 +50,18 @@ def secrets_in(text: str) -> list[str]:
 
 def personal_in(text: str) -> list[str]:
     """Kinds of personal data in `text`: by their form and, where they have one, their checksum."""
-    found = ["e-mail address"] if "@" in text and EMAIL.search(text) else []
+    kinds = ["e-mail address"] if "@" in text and EMAIL.search(text) else []
     if not DIGITS.search(text):
-        return found
+        return kinds
     if PHONE.search(text):
-        found.append("phone number")
+        kinds.append("phone number")
     if any(map(_is_card, CARD.findall(text))):
-        found.append("payment card")
+        kinds.append("payment card")
     if any(map(_is_iban, IBAN.findall(text))):
-        found.append("IBAN")
+        kinds.append("IBAN")
     if any(map(_is_public, ADDRESS.findall(text))):
-        found.append("IP address")
-    return found
+        kinds.append("IP address")
+    return kinds
 
 
 def _is_card(text: str) -> bool:

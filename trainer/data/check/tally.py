@@ -48,8 +48,8 @@ class Fault:
 
 def place_of(error: DataError) -> tuple[str, str]:
     """(file:line, what is wrong there) of the error of a row that could not be read."""
-    found = WHERE.fullmatch(error.what)
-    return (found["where"], found["what"]) if found else ("", error.what)
+    match = WHERE.fullmatch(error.what)
+    return (match["where"], match["what"]) if match else ("", error.what)
 
 
 class Faults(dict[str, Fault]):

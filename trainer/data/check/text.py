@@ -36,15 +36,15 @@ KINDS = {
 
 def troubles(text: str) -> list[str]:
     """Which of KINDS are in `text`."""
-    found = ["control"] if CONTROL.search(text) else []
+    kinds = ["control"] if CONTROL.search(text) else []
     if not text.isascii():
         checks = (("invisible", INVISIBLE), ("direction", DIRECTION), ("mojibake", MOJIBAKE))
-        found += [kind for kind, pattern in checks if pattern.search(text)]
+        kinds += [kind for kind, pattern in checks if pattern.search(text)]
         if REPLACED in text:
-            found.append("replaced")
+            kinds.append("replaced")
     if ("&" in text or "<" in text) and HTML.search(text):
-        found.append("html")
-    return found
+        kinds.append("html")
+    return kinds
 
 
 def visible(text: str) -> str:

@@ -20,16 +20,16 @@ KINDS = {
 def troubles(messages: Sequence[Message]) -> list[str]:
     """Which of KINDS a conversation has."""
     roles = [message["role"] for message in messages]
-    found = []
+    kinds = []
     if any(not message["content"].strip() and "tool_calls" not in message for message in messages):
-        found.append("empty-turn")
+        kinds.append("empty-turn")
     if "user" not in roles and "tool" not in roles:
-        found.append("no-user")
+        kinds.append("no-user")
     pairs = list(itertools.pairwise(messages))
     if any(a["role"] == b["role"] != "tool" for a, b in pairs):
-        found.append("same-role-twice")
+        kinds.append("same-role-twice")
     if "system" in roles[1:]:
-        found.append("late-system")
+        kinds.append("late-system")
     if any(b["role"] == "assistant" and a["content"].strip() == b["content"].strip() != "" for a, b in pairs):
-        found.append("echo")
-    return found
+        kinds.append("echo")
+    return kinds
