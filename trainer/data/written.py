@@ -3,10 +3,6 @@
 A template is a program. So that nothing is trained but what a row says, each of its texts is replaced by a mark and the
 conversation is written again: where the marks come to stand is where the texts stand, and the rest is the template's
 own. A row is right when its own text is that with the marks filled in, character for character.
-
-How an answer's end is chosen, the first that there is (`Ending`): a token after it at which the model stops; the token
-with which the template ends every turn; the stop token that comes before the next turn, or with which the template
-ends the last answer; the eos token.
 """
 
 from __future__ import annotations
@@ -14,18 +10,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from autoft.errors import DataError
-from autoft.trainer.data.plain import SPLIT, control_pattern, encoded, special_texts, split_control
+from autoft.trainer.data.marked import MARK, Marked, Parts
+from autoft.trainer.data.plain import SPLIT, encoded, split_control
 from autoft.trainer.data.shape import Message, Row
-from autoft.trainer.data.thinking import REASONING_KEYS, THOUGHT, Reads, reads_of, state_of
+from autoft.trainer.data.template import Template, same_start
+from autoft.trainer.data.thinking import THOUGHT
 
-MARK = re.compile("\ue000(\\d+)\ue001")
-CALL_ID = "call00001"  # as long as Mistral's templates want it
 KNOWN = 256  # structures of conversations whose marked text is kept
 
 # What is said with a count: {n} answers or rows
@@ -70,107 +65,18 @@ class Written:
     facts: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """What ends an answer after which the template writes no stop token: its text, the stop last, and that token."""
-
-    text: str
-    token: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Marked:
-    """Text between marks, and the marks: literal, mark, literal, ..., literal. None where there is no such text."""
-
-    pieces: list[str] | None
-
-    def filled(self, texts: dict[int, str]) -> tuple[str, dict[int, tuple[int, int]]]:
-        """(the text, where each mark's own text first stands)."""
-        places: dict[int, tuple[int, int]] = {}
-        if self.pieces is None:
-            return "", places
-        out, at = [self.pieces[0]], len(self.pieces[0])
-        for number, literal in zip(self.pieces[1::2], self.pieces[2::2], strict=True):
-            text = texts[int(number)]
-            places.setdefault(int(number), (at, at + len(text)))
-            out += text, literal
-            at += len(text) + len(literal)
-        return "".join(out), places
-
-    @property
-    def marks(self) -> frozenset[int] | None:
-        return None if self.pieces is None else frozenset(map(int, self.pieces[1::2]))
-
-
-@dataclass(slots=True)
-class _Parts:
-    """The texts of a conversation by their marks. of: the marks of each turn; calls, thoughts, bodies: which are that.
-
-    key: what is the same in conversations of one structure. around: the white space before and behind each.
-    """
-
-    texts: dict[int, str] = field(default_factory=dict)
-    of: list[list[int]] = field(default_factory=list)
-    calls: set[int] = field(default_factory=set)
-    thoughts: set[int] = field(default_factory=set)
-    bodies: set[int] = field(default_factory=set)
-    key: list[Any] = field(default_factory=list)
-    around: dict[int, tuple[str, str]] = field(default_factory=dict)
-
-    def span(self, mark: int, place: tuple[int, int], text: str) -> tuple[int, int]:
-        """The place of a part with the white space around it that the text has kept."""
-        before, behind = self.around[mark]
-        start = place[0] - len(before) if text[: place[0]].endswith(before) else place[0]
-        return start, place[1] + len(behind) if text.startswith(behind, place[1]) else place[1]
-
-    def mark(self, text: str, kind: set[int] | None = None) -> str:
-        """`text` with a mark for all but the white space around it; as it is where there is nothing else."""
-        core = text.strip()
-        if not core:
-            self.key.append(text)
-            return text
-        number = len(self.texts)
-        self.texts[number] = core
-        self.of[-1].append(number)
-        if kind is not None:
-            kind.add(number)
-        begin = text.index(core)
-        before, behind = text[:begin], text[begin + len(core) :]
-        self.key.append((before, behind))
-        self.around[number] = (before, behind)
-        return f"{before}\ue000{number}\ue001{behind}"
-
-
 def is_other_end(fact: str) -> bool:
     """Whether a fact says that answers end with a token which the template does not write."""
     before, after = NO_END.split("END")
     return fact.startswith(before) and fact.endswith(after)
 
 
-class Chat:
-    """The chat template of a tokenizer.
-
-    stops: the tokens at which the model stops, beside the tokenizer's eos token.
-    """
+class Chat(Template):
+    """A chat template, and the rows that are written with it."""
 
     def __init__(self, tokenizer: Any, stops: Iterable[int] = ()) -> None:
-        self.tokenizer = tokenizer
-        self.template = tokenizer.chat_template
-        self.reads: Reads = reads_of(tokenizer)
-        self.in_parts = False
-        self.in_parts = self._wants_parts()
-        self.reasoning_key = self._reasoning_key()
-        self.generation = self._generation()
-        self.thought = state_of(self.generation, self.generation, self.reads.tags)
-        self._known: dict[Any, tuple[_Marked, _Marked]] = {}
-        known = {
-            int(token) for token in (*stops, tokenizer.eos_token_id) if token is not None and token < len(tokenizer)
-        }
-        self.stops = {text: token for token in known if (text := self._token_text(token))}
-        self.turn_end: int | None = None
-        self.ending = self._find_ending()
-        tags = {tag for pair in self.reads.tags for tag in pair}
-        self.control = control_pattern((special_texts(tokenizer) | self.stops.keys()) - tags)
+        super().__init__(tokenizer, stops)
+        self._known: dict[Any, tuple[Marked, Marked]] = {}
         words = sorted(self.stops, key=len, reverse=True)
         self._stop = re.compile("|".join(map(re.escape, words)))
         self._empty = re.compile(
@@ -178,169 +84,9 @@ class Chat:
         )
         self._closing = re.compile(r"\A\s*(" + ("|".join(re.escape(e) for _, e in self.reads.tags) or r"(?!)") + ")")
 
-    # --- what the template is ---------------------------------------------------------------------------------------
-
-    def _token_text(self, token: int) -> str:
-        added = self.tokenizer.added_tokens_decoder.get(token)
-        return str(added) if added is not None else str(self.tokenizer.convert_ids_to_tokens(token) or "")
-
-    def _wants_parts(self) -> bool:
-        """Whether the template loses a turn that is a text, and writes one that is a list of parts."""
-        turns = [{"role": "user", "content": "\ue0000\ue001"}]
-        if "type" not in self.reads.words:
-            return False
-        try:
-            if MARK.search(self._render(turns)):
-                return False
-        except DataError:
-            pass
-        self.in_parts = True
-        try:
-            return bool(MARK.search(self._render(turns)))
-        except DataError:
-            return False
-        finally:
-            self.in_parts = False
-
-    def _reasoning_key(self) -> str | None:
-        for key in REASONING_KEYS:
-            if key in self.reads.words:
-                turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", key: "\ue0000\ue001"}]
-                try:
-                    if MARK.search(self._render(turns)):
-                        return key
-                except DataError:
-                    continue
-        return None
-
-    def _generation(self) -> str:
-        """What the template adds to a first turn to ask for an answer."""
-        turns = [{"role": "user", "content": "a"}]
-        try:
-            written, prompt = self._render(turns), self._render(turns, asks=True)
-        except DataError:
-            return ""
-        return prompt[_same(written, prompt) :]
-
-    def _find_ending(self) -> Ending:
-        user, mark = {"role": "user", "content": "a"}, "\ue0000\ue001"
-        eos = Ending(self._token_text(self.tokenizer.eos_token_id), self.tokenizer.eos_token_id)
-        try:
-            last = MARK.split(self._render([user, {"role": "assistant", "content": mark}]))
-            talk = [user, {"role": "assistant", "content": mark}, {"role": "user", "content": "\ue0001\ue001"}]
-            between = MARK.split(self._render(talk))
-        except DataError:
-            return eos
-        if len(last) != 3 or len(between) != 5:
-            return eos
-        own, next_ = self._first_stop(last[2]), self._first_stop(between[2])
-        if own is not None and next_ is not None and own.token == next_.token:
-            return own
-        special = self._special_at_start(last[2])
-        if special is not None and special == self._special_at_start(between[2]):
-            self.turn_end = special
-            text = self._token_text(special)
-            self.stops[text] = special
-            return Ending(text, special)
-        before = between[2][: self._before_special(between[2])]
-        return own or next_ or Ending(before + eos.text, eos.token)
-
-    def _before_special(self, literal: str) -> int:
-        """How much white space comes before a special token; 0 where none comes next."""
-        rest = literal.lstrip()
-        return len(literal) - len(rest) if self._special_at_start(rest) is not None else 0
-
-    @cached_property
-    def call_ending(self) -> Ending:
-        """What ends a call of a tool after which the template writes no stop token: what comes before its result."""
-        turns = [{"role": "user", "content": "a"}, self._called(0), {"role": "tool", "name": "b", "content": "b"}]
-        turns[-1]["tool_call_id"] = CALL_ID
-        try:
-            pieces = MARK.split(self._render(turns))
-            return self._first_stop(pieces[-1]) or self.ending
-        except DataError:
-            return self.ending
-
-    @cached_property
-    def writes_tools(self) -> bool:
-        """Whether descriptions of tools come into a prompt."""
-        parameters = {"type": "object", "properties": {"a": {"type": "string", "description": "a"}}, "required": ["a"]}
-        function = {"name": "\ue0000\ue001", "description": "a", "parameters": parameters}
-        try:
-            turns = [{"role": "user", "content": "a"}]
-            return MARK.search(self._render(turns, [{"type": "function", "function": function}], asks=True)) is not None
-        except DataError:  # told where rows are rendered
-            return True
-
-    def _called(self, mark: int) -> dict[str, Any]:
-        call = {"type": "function", "id": CALL_ID, "function": {"name": f"\ue000{mark}\ue001", "arguments": {}}}
-        return self._call_turn({"role": "assistant", "content": "", "tool_calls": [call]})
-
-    def _call_turn(self, turn: dict[str, Any]) -> dict[str, Any]:
-        """A turn with calls, their arguments as the template takes them."""
-        if not self.calls_as_text:
-            return turn
-        calls = []
-        for call in turn["tool_calls"]:
-            arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-            calls.append({**call, "function": {**call["function"], "arguments": arguments}})
-        return {**turn, "tool_calls": calls}
-
-    @cached_property
-    def calls_as_text(self) -> bool:
-        """Whether the template takes the arguments of a call as JSON text and not as an object."""
-        function = {"name": "\ue0000\ue001", "arguments": {"a": "\ue0001\ue001"}}
-        call = {"type": "function", "id": CALL_ID, "function": function}
-        turn = {"role": "assistant", "content": "", "tool_calls": [call]}
-        for as_text in (False, True):
-            self.calls_as_text = as_text
-            with suppress(DataError):
-                text = self._render([{"role": "user", "content": "a"}, self._call_turn(turn)])
-                if {"0", "1"} <= set(MARK.findall(text)):
-                    return as_text
-        return False
-
-    def _first_stop(self, literal: str) -> Ending | None:
-        places = [(literal.find(text), -len(text), text) for text in self.stops if text in literal]
-        if not places:
-            return None
-        at, _, text = min(places)
-        return Ending(literal[: at + len(text)], self.stops[text])
-
-    def _special_at_start(self, literal: str) -> int | None:
-        rest = literal.lstrip()
-        tags = {tag for pair in self.reads.tags for tag in pair}
-        fits = [
-            (len(str(token)), number)
-            for number, token in self.tokenizer.added_tokens_decoder.items()
-            if str(token).strip() and rest.startswith(str(token)) and str(token) not in tags
-        ]
-        return max(fits)[1] if fits else None
-
-    # --- writing ----------------------------------------------------------------------------------------------------
-
-    @property
-    def inline(self) -> bool:
-        """Whether it knows thoughts in <think> within the text of an answer."""
-        return "</think>" in self.reads.source or (self.thought == "open" and "<think>" in self.generation)
-
-    @cached_property
-    def doubles(self) -> bool:
-        """Whether it opens a thought before every answer, so that one which opens its own would open two."""
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>\na\n</think>\n\nb"}]
-        try:
-            return self.thought == "open" and self.inline and self._render(turns).count("<think>") > 1
-        except DataError:
-            return False
-
-    @property
-    def writes_thoughts(self) -> bool:
-        """Whether it has a place for the thought of an answer."""
-        return self.reasoning_key is not None or self.inline
-
     def prompt(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> str:
         """The text that asks for an answer to `messages`. Raises: DataError."""
-        return self._render(self._normal(messages, []), tools, asks=True)
+        return self.render(self._normal(messages, []), tools, asks=True)
 
     def expected(self, row: Row) -> str:
         """The last answer of a row as the model is to write it: no thoughts, and calls as the template has them."""
@@ -361,7 +107,7 @@ class Chat:
     def asked(self, row: Row) -> str:
         """The text that asks for the last trained answer of a row. Raises: DataError."""
         messages = self._normal(_trained(row), [])
-        return self._render(messages[:-1], row.tools, asks=True, where=row.where)
+        return self.render(messages[:-1], row.tools, asks=True, where=row.where)
 
     def write(self, row: Row) -> Written:
         """The row as text. Raises: DataError, with the row's place, where what would be trained is not what it says."""
@@ -369,8 +115,8 @@ class Chat:
         tools = row.tools
         turns = _trained(row)
         messages = self._normal(turns, facts)
-        whole = self._render(messages, tools, where=row.where)
-        prompt = self._render(messages[:-1], tools, asks=True, where=row.where)
+        whole = self.render(messages, tools, where=row.where)
+        prompt = self.render(messages[:-1], tools, asks=True, where=row.where)
         parts, first, second = self._marks(messages, tools)
         self._check_context(row, messages, parts, first, facts)
         if tools and not self.writes_tools:
@@ -385,12 +131,12 @@ class Chat:
         if SPLIT in text:
             facts.append(CONTROL)
         if self.turn_end is not None:
-            end = TURN_END.replace("END", self._token_text(self.turn_end))
+            end = TURN_END.replace("END", self.token_text(self.turn_end))
             facts += [end for answer in answers if answer.stop == self.turn_end]
         return Written(text, tuple(answers), len(prompt), tuple(facts))
 
     def _last(
-        self, row: Row, messages: list[Any], prompt: str, whole: str, marked: tuple[_Parts, _Marked], facts: list[str]
+        self, row: Row, messages: list[Any], prompt: str, whole: str, marked: tuple[Parts, Marked], facts: list[str]
     ) -> tuple[str, Answer]:
         """(the whole text: the prompt, then the last answer as it is asked for; the place of that)."""
         parts, second = marked
@@ -416,7 +162,7 @@ class Chat:
                 lead = lead.rpartition(self.generation)[2]
         else:
             answer = whole[first:end]
-            lead = self._other_lead(parts, own, dropped, whole[min(_same(prompt, whole), first) : first], facts)
+            lead = self._other_lead(parts, own, dropped, whole[min(same_start(prompt, whole), first) : first], facts)
             if dropped and answer[:1].isspace():
                 lead = lead.rstrip("\n")
         text = f"{prompt}{lead}{answer}"
@@ -425,16 +171,16 @@ class Chat:
             if has_calls:  # what they are called with comes after their names
                 text += tail.rstrip()
             ending = self.call_ending if has_calls else self.ending
-            facts.append(NO_END.replace("END", self._token_text(ending.token)))
+            facts.append(NO_END.replace("END", self.token_text(ending.token)))
             tail, stop_end = ending.text, len(ending.text)
-            token, stop_text = ending.token, self._token_text(ending.token)
+            token, stop_text = ending.token, self.token_text(ending.token)
         else:
             token, stop_text, stop_end = self.stops[stop.group()], stop.group(), stop.end()
         self._check_calls(row, messages[-1], text[len(prompt) :] + tail)
         end = len(text) + stop_end
         return text + tail, Answer(len(prompt), end, token, end - len(stop_text))
 
-    def _other_lead(self, parts: _Parts, own: list[int], dropped: list[int], written: str, facts: list[str]) -> str:
+    def _other_lead(self, parts: Parts, own: list[int], dropped: list[int], written: str, facts: list[str]) -> str:
         """What comes between the prompt and the last answer where the template asks for it otherwise than it writes it.
 
         written: what it writes there itself.
@@ -460,14 +206,14 @@ class Chat:
         messages: list[Any],
         at: int,
         prompt: str,
-        marked: tuple[_Parts, dict[int, tuple[int, int]]],
+        marked: tuple[Parts, dict[int, tuple[int, int]]],
         facts: list[str],
     ) -> Answer:
         """The place of an answer in the text that asks for the last one."""
         parts, places = marked
         own = self._own_parts(row, at, parts, places, prompt, facts, last=False)
         first, end = parts.span(own[0], places[own[0]], prompt)[0], parts.span(own[-1], places[own[-1]], prompt)[1]
-        question = self._render(messages[:at], row.tools, asks=True, where=row.where)
+        question = self.render(messages[:at], row.tools, asks=True, where=row.where)
         start = len(question) if prompt.startswith(question) else first
         if self._empty.search(prompt[start:first]):
             facts.append(EMPTY)
@@ -482,14 +228,14 @@ class Chat:
                 f"{row.where}: the model's chat template does not end a call of a tool with a stop token",
                 fix="choose a model with a chat template for tools, or remove the rows with calls",
             )
-        facts.append(NO_END.replace("END", self._token_text(self.ending.token)))
-        return Answer(start, end + self._before_special(prompt[end:following]), self.ending.token, None)
+        facts.append(NO_END.replace("END", self.token_text(self.ending.token)))
+        return Answer(start, end + self.before_special(prompt[end:following]), self.ending.token, None)
 
     def _own_parts(
         self,
         row: Row,
         at: int,
-        parts: _Parts,
+        parts: Parts,
         places: dict[int, tuple[int, int]],
         text: str,
         facts: list[str],
@@ -531,7 +277,7 @@ class Chat:
                 facts.append(TRIMMED)
         return kept
 
-    def _check_context(self, row: Row, messages: list[Any], parts: _Parts, first: _Marked, facts: list[str]) -> None:
+    def _check_context(self, row: Row, messages: list[Any], parts: Parts, first: Marked, facts: list[str]) -> None:
         """What comes before an answer is in its prompt. Raises: DataError."""
         written = first.marks
         if written is None:
@@ -590,11 +336,11 @@ class Chat:
         turn["content"] = content
         if not turn.get("tool_calls"):
             return turn
-        return self._call_turn({**turn, "tool_calls": split_control(turn["tool_calls"], self.control)})
+        return self.call_turn({**turn, "tool_calls": split_control(turn["tool_calls"], self.control)})
 
     # --- marks ------------------------------------------------------------------------------------------------------
 
-    def _marks(self, messages: list[Any], tools: Sequence[Any]) -> tuple[_Parts, _Marked, _Marked]:
+    def _marks(self, messages: list[Any], tools: Sequence[Any]) -> tuple[Parts, Marked, Marked]:
         """The parts of a conversation; its prompt and its whole text with marks, from a conversation like it."""
         parts, marked = self._mark(messages)
         kept = not tools and not parts.calls
@@ -602,16 +348,16 @@ class Chat:
         if kept and key in self._known:
             return parts, *self._known[key]
         try:
-            prompt = _Marked(MARK.split(self._render(marked[:-1], tools, asks=True)))
-            both = prompt, _Marked(MARK.split(self._render(marked, tools)))
+            prompt = Marked(MARK.split(self.render(marked[:-1], tools, asks=True)))
+            both = prompt, Marked(MARK.split(self.render(marked, tools)))
         except DataError:
-            both = _Marked(None), _Marked(None)
+            both = Marked(None), Marked(None)
         if kept and len(self._known) < KNOWN:
             self._known[key] = both
         return parts, *both
 
-    def _mark(self, messages: list[Any], *, answers_only: bool = False) -> tuple[_Parts, list[Any]]:
-        parts = _Parts()
+    def _mark(self, messages: list[Any], *, answers_only: bool = False) -> tuple[Parts, list[Any]]:
+        parts = Parts()
         marked = []
         for message in messages:
             parts.of.append([])
@@ -644,7 +390,7 @@ class Chat:
         return parts, marked
 
     def _matched(
-        self, text: str, messages: list[Any], tools: Sequence[Any], parts: _Parts, marked: _Marked, where: str
+        self, text: str, messages: list[Any], tools: Sequence[Any], parts: Parts, marked: Marked, where: str
     ) -> tuple[str, dict[int, tuple[int, int]]]:
         """`text` and its parts' places. Raises: DataError when it is not what the marks and their texts give."""
         filled = marked.filled(parts.texts)
@@ -653,8 +399,8 @@ class Chat:
         # what others say may be written by rules of its own: results of tools as JSON, for instance
         _, again = self._mark(messages, answers_only=True)
         try:
-            rendered = self._render(again, tools, asks=len(messages) < len(parts.of))
-            filled = _Marked(MARK.split(rendered)).filled(parts.texts)
+            rendered = self.render(again, tools, asks=len(messages) < len(parts.of))
+            filled = Marked(MARK.split(rendered)).filled(parts.texts)
         except DataError:
             filled = ("", {})
         if filled[0] == text:
@@ -663,22 +409,6 @@ class Chat:
             f"{where}: the model's chat template rewrites the text of an answer: something else would be trained",
             fix="change chat_template.jinja beside the model, or remove the row",
         )
-
-    def _render(
-        self, messages: Sequence[Any], tools: Sequence[Any] = (), *, asks: bool = False, where: str | None = None
-    ) -> str:
-        turns = [_in_parts(message) for message in messages] if self.in_parts else list(messages)
-        given: dict[str, Any] = {"tools": split_control(list(tools), self.control)} if tools else {}
-        try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asks, **given))
-        except Exception as error:  # jinja raises what the template's author wrote
-            roles = ", ".join(message["role"] for message in messages)
-            reason = " ".join(str(error).split())[:160]
-            what = "calls of tools" if any(m.get("tool_calls") for m in messages) else f"the roles {roles}"
-            raise DataError(
-                f"{where + ': ' if where else ''}the model's chat template refuses {what}: {reason}",
-                fix="change the turns' roles or order",
-            ) from error
 
 
 def chat_of(tokenizer: Any, stops: Iterable[int] = ()) -> Chat:
@@ -704,11 +434,6 @@ def _is_trained(turn: Any) -> bool:
     return turn["role"] == "assistant" and turn.get("train") is not False
 
 
-def _in_parts(message: Any) -> Any:
-    content = message.get("content")
-    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
-
-
 def _leaves(value: Any) -> Iterator[tuple[str, ...]]:
     """Each value of a call's arguments in the forms that templates write: as text, as JSON, as JSON within JSON."""
     if isinstance(value, dict):
@@ -721,10 +446,3 @@ def _leaves(value: Any) -> Iterator[tuple[str, ...]]:
         text = json.dumps(value, ensure_ascii=False)
         inner = text[1:-1] if isinstance(value, str) else text
         yield str(value), text, inner, json.dumps(inner, ensure_ascii=False)[1:-1], json.dumps(value)
-
-
-def _same(left: str, right: str) -> int:
-    """How many characters both begin with."""
-    if right.startswith(left):
-        return len(left)
-    return next((at for at, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
