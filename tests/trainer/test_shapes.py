@@ -7,12 +7,12 @@ import json
 import pytest
 
 from autoft.errors import DataError, OptionError
+from autoft.trainer.data.layout import CLASSIFIED
 from autoft.trainer.data.load import load_data
 from autoft.trainer.data.mapping import parse_mapping, propose
 from autoft.trainer.data.read import RawRow
 from autoft.trainer.data.shape import (
     ALTERNATING,
-    CLASSIFIED,
     NUMBERS,
     PREFERRED,
     recognise,

@@ -11,6 +11,7 @@ from typing import Any
 
 from autoft.errors import DataError
 from autoft.trainer.data.files import kind, split_in
+from autoft.trainer.data.layout import CONVERSATIONS
 from autoft.trainer.data.lines import RawRow, byte_lines, decoded, first_lines, lines_of
 
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, written as an escape
@@ -167,8 +168,6 @@ def _row(item: Any, where: str) -> Iterator[RawRow | DataError]:
 
 def _is_row(value: dict[str, Any]) -> bool:
     """Whether an object's list is its turns, and not rows."""
-    from autoft.trainer.data.shape import CONVERSATIONS
-
     return any(name.lower() in CONVERSATIONS and _are_turns(each) for name, each in value.items())
 
 

@@ -18,7 +18,6 @@ from autoft.trainer.data.conversation import (
     ALTERNATING,
     ROLES,
     TEXT_NAMES,
-    THOUGHTS,
     TURN_HELP,
     Message,
     checked,
@@ -28,33 +27,17 @@ from autoft.trainer.data.conversation import (
     text_of,
     turns_in,
 )
+from autoft.trainer.data.layout import PREFERENCES, Layout, layout_of
 from autoft.trainer.data.lines import RawRow
 from autoft.trainer.data.mapping import Mapping, alternatives, parse_mapping, propose
-from autoft.trainer.data.marks import CLEAR, MARKS, OPPOSITE, ROW_FLAGS, is_good, to_train
+from autoft.trainer.data.marks import CLEAR, OPPOSITE, is_good, to_train
 from autoft.trainer.data.notes import OF_TURNS, Notes
 
 __all__ = ["ALTERNATING", "Message", "Row", "convert_rows", "recognise", "shape_of", "shown"]
 
-CONVERSATIONS = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns", "contents")
-# Of several the first counts: Alpaca's input goes with its instruction, MATH's answer is what its solution ends with.
-PROMPTS = ("prompt", "question", "instruction", "query", "problem", "input", "inputs", "user")
-ANSWERS = ("completion", "response", "output", "solution", "answer", "target", "targets", "reply", "assistant")
-CONTEXTS = ("input", "context", "passage", "article")  # what a prompt is about
-INPUT_OF_PROMPT = ("input", "prompt")
-SYSTEMS = ("system", "system_prompt", "systeminstruction", "system_instruction")
-LABELS = ("label_text", "label")
-# (the better answer, the worse one)
-PREFERENCES = (
-    ("chosen", "rejected"), ("chosen_response", "rejected_response"), ("preferred", "dispreferred"),
-    ("preferred", "rejected"), ("preferred_output", "non_preferred_output"), ("accepted", "rejected"),
-)  # fmt: skip
-TOOLS = ("tools", "functions")
 # One message a row: who says it, what it answers
 WHO = ("role", "from", "speaker", "sender", "author_role", "message_role")
 PARENTS = ("parent_id", "parent", "parent_message_id", "parent_uuid", "reply_to", "in_reply_to", "reply_to_id")
-# A column of thoughts beside a prompt and its answer
-THOUGHT_COLUMNS = (*THOUGHTS, "complex_cot", "cot", "rationale", "think", "reasoning_trace", "thinking_trajectory",
-                   "reasoning_steps")  # fmt: skip
 SHAPES_HELP = (
     'rows need "messages", "conversations", "text", or a pair such as "prompt" and "completion", '
     '"question" and "answer", "instruction" and "output"'
@@ -62,7 +45,6 @@ SHAPES_HELP = (
 
 PREFERRED = "of preference pairs only the chosen answers are trained"
 NUMBERS = "numbers are trained as their text"
-CLASSIFIED = "text is taken as the prompt and label as the answer (--map text=text trains on the text alone)"
 SAID = re.compile(
     r"(?im:^\W{0,5}(?:user|human|assistant|ai|bot|gpt|customer|agent|system|model|q|a)\W{0,3}:)|\b(?:USER|ASSISTANT|HUMAN):"
 )
@@ -159,30 +141,6 @@ def _printable(name: str) -> str:
     return name if name.isprintable() else repr(name)[1:-1]
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """Which of a row's columns is what. unused: those that nothing is made of; a row without such is not told of it."""
-
-    name: str
-    talk: str | None = None
-    prompt: str | None = None
-    answer: str | None = None
-    text: str | None = None
-    context: str | None = None
-    system: str | None = None
-    history: str | None = None
-    tools: str | None = None
-    calls: str | None = None
-    thought: str | None = None
-    options: tuple[str, ...] = ()
-    marks: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
-    media: tuple[str, ...] = ()
-    preferred: bool = False
-    remark: str | None = None
-    unused: tuple[str, ...] = ()
-
-
 def _shape(raw: RawRow) -> tuple[str, Convert] | None:
     """A column that is null counts only where nothing else makes a shape: tables have all columns in every row."""
     fields = raw.fields
@@ -203,68 +161,15 @@ def _shape(raw: RawRow) -> tuple[str, Convert] | None:
 
 
 @lru_cache(1024)
-def _shape_of_columns(columns: tuple[str, ...]) -> tuple[_Layout, Convert] | None:
-    layout = _layout(columns)
+def _shape_of_columns(columns: tuple[str, ...]) -> tuple[Layout, Convert] | None:
+    layout = layout_of(columns)
     return None if layout is None else (layout, partial(_converted, layout=layout))
-
-
-def _layout(columns: tuple[str, ...]) -> _Layout | None:
-    """The first that fits: a conversation, preference pairs, a prompt and its answer, a text and its label, a text."""
-    named = {name.lower(): name for name in columns}
-
-    def first(names: Iterable[str]) -> str | None:
-        return next((named[name] for name in names if name in named), None)
-
-    def made(name: str, **roles: Any) -> _Layout:
-        media = tuple(name for name in rendered.media_columns(columns) if name not in roles.values())
-        known = (*CLEAR, *OPPOSITE) if roles.get("remark") else MARKS  # beside a text and its class a label is no mark
-        marks = tuple(named[m] for m in known if m in named and named[m] not in roles.values())
-        flags = tuple(named[flag] for flag in ROW_FLAGS if flag in named)
-        system = first(SYSTEMS) if "text" not in roles else None
-        layout = _Layout(name, system=system, marks=marks, flags=flags, media=media, **roles)
-        return replace(layout, unused=tuple(name for name in columns if name not in _used(layout)))
-
-    talk, prompt, answer = first(CONVERSATIONS), first(PROMPTS), first(ANSWERS)
-    better, worse = next(((b, w) for b, w in PREFERENCES if b in named and w in named), (None, None))
-    tools, thought = first(TOOLS), first(THOUGHT_COLUMNS)
-    options = choices.option_columns(columns)
-    if options:
-        prompt, answer = prompt or first(choices.STEMS), answer or first(choices.KEYS)
-    calls = first(("answers",)) if tools and answer is None else None
-    if better is not None and worse is not None:
-        layout = made(better if talk is None else f"{talk.lower()}/{better}", talk=talk, prompt=prompt,
-                      answer=named[better], tools=tools, preferred=True)  # fmt: skip
-        return replace(layout, unused=tuple(name for name in layout.unused if name != named[worse]))
-    if talk:
-        return made(talk.lower(), talk=talk, tools=tools)
-    if prompt and answer:
-        # beside a prompt an instruction and its input are often what it was made of
-        context = first(
-            name for name in CONTEXTS if name != prompt.lower() and (name, prompt.lower()) != INPUT_OF_PROMPT
-        )
-        return made(f"{prompt.lower()}/{answer.lower()}", prompt=prompt, answer=answer, context=context,
-                    history=named.get("history"), tools=tools, thought=thought, options=options)  # fmt: skip
-    if prompt and calls:
-        return made(f"{prompt.lower()}/{calls.lower()}", prompt=prompt, calls=calls, tools=tools, thought=thought)
-    label = first(LABELS)
-    if "text" in named and label:
-        return made(f"text/{label.lower()}", prompt=named["text"], answer=label, remark=CLASSIFIED)
-    if "text" in named and not first((*ANSWERS, "summary")):
-        return made("text", text=named["text"])
-    return None
-
-
-def _used(layout: _Layout) -> set[str | None]:
-    """The columns that something is made of; marks are looked at by their values."""
-    return {layout.talk, layout.prompt, layout.answer, layout.text, layout.context, layout.system, layout.history,
-            layout.tools, layout.calls, layout.thought, *layout.options, *layout.marks, *layout.flags,
-            *layout.media}  # fmt: skip
 
 
 def _mapped(raw: RawRow, *, mapping: Mapping) -> Row:
     row = mapping.apply(raw)
     prompt = "prompt" if "prompt" in row.fields else None
-    layout = _Layout(
+    layout = Layout(
         mapping.words,
         talk="messages" if "messages" in row.fields else None,
         prompt=prompt,
@@ -284,7 +189,7 @@ def _mapped(raw: RawRow, *, mapping: Mapping) -> Row:
     return Row(raw.where, left_out=notes.left_out) if notes.left_out else _row(row, layout, notes)
 
 
-def _converted(raw: RawRow, *, layout: _Layout) -> Row:
+def _converted(raw: RawRow, *, layout: Layout) -> Row:
     notes = Notes()
     for name in layout.unused:
         if _says_something(raw.fields.get(name)):
@@ -324,7 +229,7 @@ def _heed(raw: RawRow, name: str, notes: Notes) -> None:
         notes.unused.append(name)
 
 
-def _row(raw: RawRow, layout: _Layout, notes: Notes) -> Row:
+def _row(raw: RawRow, layout: Layout, notes: Notes) -> Row:
     if layout.remark:
         notes.remark(layout.remark)
     tools = _tools(raw, layout.tools, notes) if layout.tools else ()
@@ -364,7 +269,7 @@ def _tools(raw: RawRow, key: str, notes: Notes) -> tuple[dict[str, Any], ...]:
     return tools or ()
 
 
-def _preferred(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
+def _preferred(raw: RawRow, layout: Layout, notes: Notes) -> list[Message]:
     """The chosen answer to the prompt or to a conversation, or a whole conversation: as turns, or as text."""
     notes.remark(PREFERRED)
     assert layout.answer is not None
@@ -398,7 +303,7 @@ def _preferred(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
     return checked(raw.where, [*turns, *answer], notes)
 
 
-def _pair(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
+def _pair(raw: RawRow, layout: Layout, notes: Notes) -> list[Message]:
     prompt, answer = layout.prompt, layout.answer
     assert prompt is not None
     assert answer is not None
@@ -429,7 +334,7 @@ def _pair(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
     return [*earlier, {"role": "user", "content": text}, message]
 
 
-def _called(raw: RawRow, layout: _Layout, notes: Notes) -> list[Message]:
+def _called(raw: RawRow, layout: Layout, notes: Notes) -> list[Message]:
     """A prompt, and the calls of tools that answer it."""
     assert layout.prompt is not None
     assert layout.calls is not None
@@ -523,7 +428,7 @@ def _filled(raw: RawRow, key: str) -> str:
     raise DataError(f"{raw.where}: {key} is {type(value).__name__}, not text", fix=f"give every row a text {key}")
 
 
-def _with_options(raw: RawRow, prompt: str, layout: _Layout, notes: Notes) -> str:
+def _with_options(raw: RawRow, prompt: str, layout: Layout, notes: Notes) -> str:
     """The prompt with the options that the row has for it. Raises: DataError for an answer that names none of them."""
     first = raw.fields.get(layout.options[0])
     if not _says_something(first):
@@ -544,7 +449,7 @@ def _with_options(raw: RawRow, prompt: str, layout: _Layout, notes: Notes) -> st
     return whole
 
 
-def _refuse_letter(raw: RawRow, layout: _Layout, *, readable: bool) -> None:
+def _refuse_letter(raw: RawRow, layout: Layout, *, readable: bool) -> None:
     """Raises: DataError for an answer that is a letter or a number and so stands for an option that is not known."""
     answer = raw.fields.get(layout.answer or "")
     names = layout.options[0] if len(layout.options) == 1 else "options"
