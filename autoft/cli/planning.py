@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -303,12 +302,7 @@ def recheck(planned: Plan, job: Job, folder: Path, console: Console, *, where: s
 
 @contextmanager
 def rare_collections() -> Iterator[None]:
-    """Imports and rehearsals make objects by the million and hardly a cycle: the search for cycles took a fifth.
-
-    The last search, as Python ends, is left out too: it took more than a second.
-    """
-    atexit.unregister(gc.freeze)
-    atexit.register(gc.freeze)
+    """Imports and rehearsals make objects by the million and hardly a cycle: the search for cycles took a fifth."""
     before = gc.get_threshold()
     gc.set_threshold(100_000, *before[1:])
     try:

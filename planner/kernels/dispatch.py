@@ -39,7 +39,7 @@ from autoft.trainer.compat import transformers as hf_hooks
 from autoft.trainer.compat import trl as trl_hooks
 from autoft.trainer.runtime import environment
 
-environment.import_bitsandbytes()  # before peft and transformers do, which would create a context on the GPU
+environment.import_libraries()  # bitsandbytes first: transformers and peft would create a context on the GPU by it
 for hook in (torch_hooks.META_GROUPED_MM, hf_hooks.FLASH_ATTENTION, hf_hooks.GROUPED_MM, hf_hooks.MAYBE_AUTOCAST):
     hook.owner()  # imported now, and not while a trace looks on
 

@@ -20,6 +20,7 @@ def main(question: Path, answer: Path) -> None:
     from autoft.trainer.runtime import environment
 
     environment.prepare()
+    environment.import_libraries()
     environment.quiet()
     spec = json.loads(question.read_text(encoding="utf-8"))
     from safetensors.torch import load_file

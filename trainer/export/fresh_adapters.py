@@ -19,6 +19,7 @@ def main(question: Path, answer: Path) -> None:
     from autoft.trainer.runtime import environment
 
     environment.prepare()
+    environment.import_libraries()
     environment.quiet()
     spec = json.loads(question.read_text(encoding="utf-8"))
     from peft import PeftModel

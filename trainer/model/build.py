@@ -134,7 +134,7 @@ def build_base(
     device: where it runs. onto: where its weights are loaded to, None for the same.
     Raises: ModelError when there is no such model, or it cannot be quantized.
     """
-    environment.import_bitsandbytes()  # before transformers and peft do
+    environment.import_libraries()
     refuse_unsuitable(config)
     refuse_other_inputs(config)
     config = scaled_config(config, recipe)
