@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Lt
 from autoft.schema import Record
 from autoft.settings import Setting, settings_of
 from autoft.trainer.adapters import ADAPTERS
+from autoft.trainer.adapters.initial import FROM_WEIGHTS
 from autoft.trainer.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -238,6 +239,32 @@ class Recipe(Record):
             exported=True,
         ),
     ] = "all-linear"
+    new_tokens: Annotated[
+        tuple[str, ...],
+        Setting(
+            "words that become one token each, with embeddings of their own to train",
+            group="Adapter",
+            more="They are added to the tokenizer, which is saved with the adapter. A new token's row of the "
+            "embedding, and of a head with rows of its own, begins as the mean of those that the word had "
+            "before. Only these rows are trained, by PEFT's trainable_token_indices, which copies the whole embedding "
+            "in each forward.",
+            changes=("memory", "time", "quality"),
+            elsewhere="add_tokens new_special_tokens add_new_tokens additional_special_tokens trainable_token_indices",
+            optional=True,
+        ),
+    ] = ()
+    first_new_id: Annotated[
+        int,
+        Ge(0),
+        Setting(
+            "token id of the first of new_tokens; a plan takes it from the tokenizer",
+            group="Adapter",
+            follows="new_tokens",
+            alone=False,
+            typed=False,
+            optional=True,
+        ),
+    ] = 0
     adapter_dtype: Annotated[
         Dtype,
         Setting(
@@ -406,6 +433,7 @@ class Recipe(Record):
             raise ValueError(f"adapter {self.adapter} has no {name}: leave {name} out")
         self._check_quantization()
         self._check_init()
+        self._check_new_tokens()
         self._check_checkpointing()
         self._check_streaming()
         losses = OBJECTIVES[self.objective].losses
@@ -458,6 +486,23 @@ class Recipe(Record):
         if self.init != "orthogonal" and self.use_dora:
             raise ValueError(f"init {self.init} is saved as plain LoRA, which has no use_dora: leave one of them out")
 
+    def _check_new_tokens(self) -> None:
+        for word in self.new_tokens:
+            if not word.strip():
+                raise ValueError("new_tokens has an empty word: leave it out")
+            if word != word.strip():
+                raise ValueError(f"new_tokens: {word!r} begins or ends with a space: leave the space out")
+            if self.new_tokens.count(word) > 1:
+                raise ValueError(f"new_tokens has {word!r} twice: leave one of them out")
+        if not self.new_tokens:
+            return
+        if self.streamed_layers:
+            raise ValueError(
+                "new_tokens trains rows of an embedding that streamed_layers keeps on the host: leave one out"
+            )
+        if self.init in FROM_WEIGHTS:
+            raise ValueError(f"init {self.init} is saved as plain LoRA, without new_tokens: leave one of them out")
+
     def _check_checkpointing(self) -> None:
         if self.offload_checkpoints and not self.gradient_checkpointing:
             raise ValueError("offload_checkpoints needs gradient_checkpointing")
@@ -482,6 +527,15 @@ class Recipe(Record):
     def weights_dtype(self) -> Dtype:
         """Of the model's own weights, those aside that are quantized."""
         return "float32" if self.method == "full" and self.autocast else self.base_dtype
+
+    @property
+    def new_token_ids(self) -> tuple[int, ...]:
+        """Token ids of new_tokens, in their order."""
+        return tuple(range(self.first_new_id, self.first_new_id + len(self.new_tokens)))
+
+    def vocabulary(self, rows: int) -> int:
+        """Rows that an embedding of `rows` has once the new tokens have theirs."""
+        return max([rows, *(number + 1 for number in self.new_token_ids)])
 
     @property
     def pad_multiple(self) -> int:

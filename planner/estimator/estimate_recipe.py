@@ -186,7 +186,7 @@ class Estimator:
             tokens_per_s=num_gpus * recipe.micro_batch * recipe.seq_len / timing.step_s.middle,
             step_energy_wh=timing.energy_wh,
             trainable_params=rehearsal.trainable_params,
-            total_params=self.shape.total_params + sum(w.params for w in rehearsal.weights if w.adapter),
+            total_params=self.shape.total_params + sum(w.params if w.adapter else w.grown for w in rehearsal.weights),
             assumptions=sentences(assumptions),
             assumption_records=assumptions,
             num_gpus=num_gpus,

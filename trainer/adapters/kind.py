@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from autoft.trainer.recipe import Recipe
 
 
+TRAINED_TOKENS = ".trainable_tokens_"  # in PEFT's names of the rows of an embedding that are trained
+
+
 def save_as_trained(model: Any, _: Recipe, folder: Path) -> None:
     """Write the adapter as PEFT holds it. Raises: OSError."""
     model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
@@ -60,7 +63,7 @@ class AdapterKind:
 
     def owns(self, weight: str) -> bool:
         """Whether a weight of this name is the adapter's own."""
-        return self.prefix in weight
+        return self.prefix in weight or TRAINED_TOKENS in weight
 
     def layer_of(self, weight: str) -> str:
         """The name of the layer to which an own weight belongs."""

@@ -48,6 +48,7 @@ NEIGHBOUR_PART = 0.1
 
 def check_data(prepared: Prepared, job: Job) -> None:
     """The gates that need no model. Raises: DataError, ModelError."""
+    _new_tokens_are_where_planned(prepared, job)
     _every_example_is_trained(prepared)
     rows = list(islice(_rows(prepared), SAMPLED_ROWS))
     if rows[0].messages:  # texts have neither prompts nor answers
@@ -99,6 +100,18 @@ def _rows(prepared: Prepared) -> Iterator[Row]:
     """The rows that are trained on; of conversations each has one example, in the same order."""
     left_out = frozenset(prepared.train.too_long)
     return (row for row in prepared.splits.train if row.where not in left_out)
+
+
+def _new_tokens_are_where_planned(prepared: Prepared, job: Job) -> None:
+    recipe = job.recipe
+    if not recipe.new_tokens:
+        return
+    ids = prepared.tokenizer.convert_tokens_to_ids(list(recipe.new_tokens))
+    if tuple(ids) != recipe.new_token_ids:
+        raise ModelError(
+            f"{job.model}: its tokenizer numbers new_tokens from {ids[0]}, the plan from {recipe.first_new_id}",
+            fix="plan again with this model",
+        )
 
 
 def _every_example_is_trained(prepared: Prepared) -> None:

@@ -217,6 +217,8 @@ def _beyond(adapter: AdapterFolder) -> str | None:
 
     defaults = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(adapter.kind.upper())]().to_dict()
     known = {*ABOUT, *ADAPTERS[adapter.kind].keys.values()}
+    if adapter.settings.get("new_tokens"):
+        known.add("trainable_token_indices")
     differ = (key for key, value in adapter.config.items() if value and key not in known and value != defaults.get(key))
     return next((f"{key} is {str(adapter.config[key])[:80]}" for key in differ), None)
 
@@ -225,6 +227,8 @@ def _settings_of_run(recipe: Recipe) -> dict[str, Any]:
     """Of a run; positions that were scaled are scaled by the same factor again."""
     kind = ADAPTERS[recipe.adapter]
     names, saved = {"adapter", "target_modules", *kind.keys}, kind.saved(recipe)
+    if recipe.new_tokens:
+        names |= {"new_tokens", "first_new_id"}
     if recipe.rope_scaling is not None:
         names |= {"rope_scaling", "seq_len"}
     return {name: getattr(saved, name) for name in Recipe.__dataclass_fields__ if name in names}

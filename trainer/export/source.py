@@ -92,10 +92,22 @@ def open_source(
     return _of_peft(folder, base, say)
 
 
+def trained_token_ids(config: dict[str, Any]) -> list[int]:
+    """Ids whose rows an adapter trains, by its adapter_config.json: a list, or a list for each module."""
+    named = config.get("trainable_token_indices") or []
+    return [number for ids in named.values() for number in ids] if isinstance(named, dict) else list(named)
+
+
 def stored_vocabulary(source: Source) -> int | None:
-    """Rows of the embedding or head that the adapter's file holds, None where it holds neither."""
+    """Rows of the embedding where the adapter's file holds it, or trained tokens that the base has no rows for.
+
+    None where the base's own rows do.
+    """
     from safetensors import safe_open
 
+    rows = 1 + max(trained_token_ids(source.adapter or {}), default=-1)
+    if rows > source.config.get_text_config().vocab_size:
+        return rows
     with safe_open(source.folder / ADAPTER, "pt") as file:
         for name in file.keys():  # noqa: SIM118 - no mapping
             if name.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_tokens.base_layer.weight")):
