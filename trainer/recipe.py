@@ -26,12 +26,12 @@ Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor"]
 ObjectiveName = Literal["sft", "dft"]
 Loss = Literal["fused", "selected", "logits"]
-Adapter = Literal["lora", "ia3", "oft"]
+Adapter = Literal["lora", "ia3", "oft", "prompt"]
 Init = Literal["default", "orthogonal", "olora", "pissa", "pissa_niter_4", "pissa_niter_16"]
 RopeScaling = Literal["yarn", "linear"]
 
 PAD_MULTIPLE = 16  # tensor cores want multiples of 8
-OF_EVERY_ADAPTER = ("adapter", "target_modules", "adapter_dtype")
+OF_EVERY_ADAPTER = ("adapter", "adapter_dtype")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,8 +117,8 @@ class Recipe(Record):
             "kind of adapter",
             group="Adapter",
             more="lora (arXiv:2106.09685), ia3 (arXiv:2205.05638), which learns a factor for each output of a "
-            "layer: far fewer weights, and no rank to choose, or oft (arXiv:2506.19847), which rotates the inputs of "
-            "each layer in blocks.",
+            "layer: far fewer weights, and no rank to choose, oft (arXiv:2506.19847), which rotates the inputs of "
+            "each layer in blocks, or prompt (arXiv:2104.08691), vectors that stand before every row.",
             changes=("memory", "time", "quality"),
             elsewhere="peft_type adapter_type peft_method tuner",
         ),
@@ -228,6 +228,18 @@ class Recipe(Record):
             alone=False,
         ),
     ] = 32
+    virtual_tokens: Annotated[
+        int,
+        Gt(0),
+        Setting(
+            "vectors that prompt tuning puts before every row",
+            group="Adapter",
+            more="Each takes the place of a token in the model's context, in training and in every answer.",
+            changes=("memory", "time", "quality"),
+            elsewhere="num_virtual_tokens",
+            alone=False,
+        ),
+    ] = 20
     target_modules: Annotated[
         Literal["all-linear"] | tuple[str, ...],
         Setting(
@@ -434,6 +446,7 @@ class Recipe(Record):
         self._check_quantization()
         self._check_init()
         self._check_new_tokens()
+        self._check_prompt()
         self._check_checkpointing()
         self._check_streaming()
         losses = OBJECTIVES[self.objective].losses
@@ -503,6 +516,19 @@ class Recipe(Record):
         if self.init in FROM_WEIGHTS:
             raise ValueError(f"init {self.init} is saved as plain LoRA, without new_tokens: leave one of them out")
 
+    def _check_prompt(self) -> None:
+        if self.method == "full" or ADAPTERS[self.adapter].on_layers:
+            return
+        if self.packing:
+            raise ValueError(
+                f"adapter {self.adapter} puts vectors before rows, not before each packed example: leave packing out"
+            )
+        if self.streamed_layers:
+            raise ValueError(
+                f"adapter {self.adapter} is put before embeddings, which streamed_layers keeps on the host: "
+                "leave one of them out"
+            )
+
     def _check_checkpointing(self) -> None:
         if self.offload_checkpoints and not self.gradient_checkpointing:
             raise ValueError("offload_checkpoints needs gradient_checkpointing")
@@ -554,7 +580,8 @@ def _without_meaning(method: str, adapter: str) -> tuple[str, ...]:
     group = {name: field.setting.group for name, field in settings_of(Recipe).items()}
     if method == "full":
         return tuple(name for name in group if group[name] in ("Adapter", "Quantization"))
-    known = {*OF_EVERY_ADAPTER, *ADAPTERS[adapter].settings}
+    kind = ADAPTERS[adapter]
+    known = {*OF_EVERY_ADAPTER, *kind.settings, *(("target_modules",) if kind.on_layers else ())}
     return tuple(name for name in group if group[name] == "Adapter" and name not in known)
 
 

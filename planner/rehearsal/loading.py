@@ -91,7 +91,9 @@ def weights_of(
 
     made: how the checkpoint's become the base's. vocab_size: rows of the checkpoint's embedding.
     """
-    kind, looked_up = kind_of(recipe), host_embedding(without_adapter(model), recipe)
+    kind, base = kind_of(recipe), without_adapter(model)
+    looked_up = host_embedding(base, recipe)
+    inside = next(f"{path}." for path, module in model.named_modules() if module is base)
     found: dict[int, Weight] = {}
     of_vocabulary = _grown_tensors(model, recipe, vocab_size)
     pattern = re.compile(rf"{re.escape(depth.path)}\.(\d+)\." if depth else r"$^(\d)")
@@ -106,7 +108,7 @@ def weights_of(
             continue
         state = getattr(tensor, "quant_state", None)
         match = pattern.search(name)
-        own = _in_base(name)
+        own = _in_base(name.removeprefix(inside))
         assembly = made.get(own)
         found[id(tensor)] = Weight(
             name=name,
@@ -384,6 +386,9 @@ def _add_adapters(
     workspace: of cuBLAS, which DoRA's first product asks for; 0 on the CPU.
     """
     named = {_in_base(w.name): w for w in base}
+    if not kind_of(recipe).on_layers:
+        _copy_prompt(adapters, recipe, take, drop)
+        return
     tokens = [w for w in adapters if TRAINED_TOKENS in w.name]
     first = [w for w in adapters if f".{INITIAL}." not in w.name and w not in tokens]
     subtracted = [w for w in adapters if f".{INITIAL}." in w.name]
@@ -399,6 +404,26 @@ def _add_adapters(
         if weight.size < size:
             take(weight.size, "adapter")
             drop(key, size)
+
+
+def _copy_prompt(adapters: list[Weight], recipe: Recipe, take: Take, drop: Drop) -> None:
+    """PromptEmbedding of peft/tuners/prompt_tuning/model.py: random vectors, then embeddings in their place.
+
+    The vectors' numbers stay on the device beside them.
+    """
+    width = 4 if recipe.base_dtype == "float32" or recipe.kbit_upcast else 2
+    for weight in adapters:
+        whole, numbers, drawn = 4 * weight.params, 8 * weight.shape[0], width * weight.params
+        random, ids = take(whole, "temporaries"), take(numbers, "temporaries")
+        looked_up, copied = take(drawn, "temporaries"), take(drawn, "temporaries")
+        drop(looked_up, drawn)
+        begun = take(whole, "adapter" if weight.size == whole else "temporaries") if width == 2 else copied
+        for key, size in [(random, whole), (ids, numbers), *([(copied, drawn)] if width == 2 else [])]:
+            drop(key, size)
+        take(numbers, "adapter")
+        if weight.size < whole:
+            take(weight.size, "adapter")
+            drop(begun, whole)
 
 
 def _copy_rows(weight: Weight, recipe: Recipe, take: Take, drop: Drop) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from autoft.errors import ModelError
 from autoft.home import sha256
 from autoft.schema import parse_json, read_text
-from autoft.trainer.adapters import ADAPTERS, kind_of
+from autoft.trainer.adapters import BY_TYPE, kind_of
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import RunResult
 from autoft.trainer.runtime import environment
@@ -144,7 +144,7 @@ def put_adapter(model: Any, folder: Path, name: str = FIRST) -> Any:
         raise ModelError(
             f"{folder}: its adapter cannot be put on {base}: {reason}", fix="restore its files, or run again"
         ) from error
-    ADAPTERS[model.peft_config[name].peft_type.lower()].mend(model)
+    BY_TYPE[str(model.peft_config[name].peft_type.value)].mend(model)
     return model.eval()
 
 

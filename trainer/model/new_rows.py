@@ -55,7 +55,7 @@ def refuse_other_heads(base: PreTrainedModel) -> None:
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     if not (isinstance(embedding, torch.nn.Embedding) and isinstance(head, torch.nn.Linear)):
         raise ModelError(
-            f"new_tokens: {type(base).__name__} has no plain embedding and head, of which PEFT could train rows",
+            f"new_tokens: {type(base).__name__} has no plain embedding and head, and PEFT trains rows of these",
             fix="leave new_tokens out",
         )
     if head.bias is not None:

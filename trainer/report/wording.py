@@ -94,10 +94,11 @@ def how_trained(recipe: Recipe) -> str:
     saved = kind.saved(recipe)
     if saved != recipe:
         adapter += f" (saved as plain LoRA of rank {saved.rank}, alpha {saved.alpha:g})"
-    targets = recipe.target_modules if isinstance(recipe.target_modules, str) else ", ".join(recipe.target_modules)
+    names = recipe.target_modules if isinstance(recipe.target_modules, str) else ", ".join(recipe.target_modules)
+    targets = f"targets {names}" if kind.on_layers else f"{kind.size(recipe)} before every row"
     if recipe.new_tokens:
         adapter += f", {len(recipe.new_tokens)} new tokens"
-    return f"{recipe.method} on a base in {precision}, {adapter}, targets {targets}" + (
+    return f"{recipe.method} on a base in {precision}, {adapter}, {targets}" + (
         (f", RoPE scaled ({recipe.rope_scaling})" if recipe.rope_scaling else "") + minimised
     )
 
