@@ -20,10 +20,7 @@ ADAPTERS: dict[str, AdapterKind] = {
 BY_TYPE: dict[str, AdapterKind] = {kind.type: kind for kind in ADAPTERS.values()}  # as adapter_config.json has it
 
 # PEFT's other kinds, and values of init, with why they are not here
-_PREFIX = (
-    "it was far worse than LoRA in PEFT's comparison (.147 beside .482), takes no gradient checkpointing, and its "
-    "weights are of all layers at once, where a plan rehearses a few"
-)
+_PREFIX = "it was far worse than LoRA in PEFT's comparison (.147 beside .482), and takes no gradient checkpointing"
 NOT_HERE = {
     "vera": "it was worse than LoRA in PEFT's comparison (.368 beside .482), at hardly less memory",
     "boft": "it was worse than LoRA in PEFT's comparison (.365 beside .482), and 4.6x slower",
