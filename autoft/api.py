@@ -46,6 +46,7 @@ def plan(
     max_memory_gib: float | None = None,
     max_energy_kwh: float | None = None,
     min_rank: int | None = None,
+    served_by: str | None = None,
     **settings: object,
 ) -> Plan:
     """The best settings to fine-tune a model on this machine or on `gpu`, with reasons, memory and time.
@@ -56,12 +57,15 @@ def plan(
         mapping: columns of the data by role, as --map has them: {"prompt": "question", "completion": "answer"}.
         from_adapter: the folder of an adapter to go on training.
         gpu: as --gpu has it, "RTX 3090 x2" or "cpu"; None is this machine.
+        served_by: "vllm" refuses an adapter that vLLM does not load, as --for does.
         settings: fields of docs/settings.md, as --set has them: rank=8, epochs=2, method="qlora".
 
     Raises: AutoftError of several kinds, with `what` and `fix`; DoesNotFit when nothing fits.
     """
     from autoft.planner.request import Request
 
+    if served_by not in (None, "vllm"):
+        raise OptionError(f"served_by={served_by!r}: not known", fix='served_by="vllm", or leave it out')
     request = Request(
         model=model,
         data=_text(data),
@@ -77,6 +81,7 @@ def plan(
         max_memory_gib=max_memory_gib,
         max_energy_kwh=max_energy_kwh,
         min_rank=min_rank,
+        served_by=served_by,
         settings=_words(settings),
     )
     hardware = probe()

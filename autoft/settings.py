@@ -34,6 +34,7 @@ class Setting:
     alone: whether a value is right or wrong by itself, whatever the others are.
     typed: whether --set takes it; what it does not take has an argument or an option.
     exported: whether every trainer that plans are exported to is told it, or autoft settles it in what it writes.
+    optional: whether plan.toml has it only where it is not at its default.
     """
 
     help: str
@@ -45,6 +46,7 @@ class Setting:
     alone: bool = True
     typed: bool = True
     exported: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,8 @@ CAUSES: tuple[tuple[str, str, str, str], ...] = (
     ("loss=selected", "", "reserved", "cached blocks went back at the card's limit; the estimate has none"),
     ("a100-qwen2.5-0.5b-l4-lora-s1024-b4", "", "reserved", "what cub takes to sort indices is left out"),
     ("adapter=oft", "load", "reserved", "what PEFT makes in passing while it builds a rotation is left out"),
+    ("adapter=prompt", "evaluation", "allocated", "places of virtual tokens are counted as if they had a loss"),
+    ("new_tokens", "load", "allocated", "trained rows are counted as if PEFT widened them before the other weights"),
     ("qwen3-30b-a3b-l2-lora-s512", "", "reserved", "autocast drops its casts in a hash table's order"),
 )
 

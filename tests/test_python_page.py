@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+import autoft
+from autoft.errors import OptionError
 from tests.conftest import write_jsonl
 
 PAGE = Path(__file__).parent.parent / "docs" / "python.md"
@@ -33,3 +35,12 @@ def test_the_examples_of_the_page_run(model: str, capsys: pytest.CaptureFixture[
     assert "the setting is called rank here" in capsys.readouterr().out
     for folder in ("my-adapter", "from-accelerate", "from-lightning"):
         assert Path(folder, "adapter_model.safetensors").stat().st_size > 0
+
+
+def test_an_adapter_that_vllm_does_not_load_is_refused(tiny_model) -> None:
+    given = {"gpu": "rtx-3060", "seq_len": 64, "served_by": "vllm"}
+    assert any("--max-lora-rank" in note for note in autoft.plan(str(tiny_model), **given, rank=32).notes)
+    with pytest.raises(OptionError, match="vLLM takes no trained tokens"):
+        autoft.plan(str(tiny_model), **given, new_tokens=["<a>", "<b>"])
+    with pytest.raises(OptionError, match="served_by='tgi': not known"):
+        autoft.plan(str(tiny_model), **{**given, "served_by": "tgi"})

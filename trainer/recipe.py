@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Lt
 from autoft.schema import Record
 from autoft.settings import Setting, settings_of
 from autoft.trainer.adapters import ADAPTERS
+from autoft.trainer.adapters.initial import FROM_WEIGHTS
 from autoft.trainer.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -25,12 +26,12 @@ Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor"]
 ObjectiveName = Literal["sft", "dft"]
 Loss = Literal["fused", "selected", "logits"]
-Adapter = Literal["lora", "ia3", "oft"]
+Adapter = Literal["lora", "ia3", "oft", "prompt"]
 Init = Literal["default", "orthogonal", "olora", "pissa", "pissa_niter_4", "pissa_niter_16"]
 RopeScaling = Literal["yarn", "linear"]
 
 PAD_MULTIPLE = 16  # tensor cores want multiples of 8
-OF_EVERY_ADAPTER = ("adapter", "target_modules", "adapter_dtype")
+OF_EVERY_ADAPTER = ("adapter", "adapter_dtype")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,8 +117,8 @@ class Recipe(Record):
             "kind of adapter",
             group="Adapter",
             more="lora (arXiv:2106.09685), ia3 (arXiv:2205.05638), which learns a factor for each output of a "
-            "layer: far fewer weights, and no rank to choose, or oft (arXiv:2506.19847), which rotates the inputs of "
-            "each layer in blocks.",
+            "layer: far fewer weights, and no rank to choose, oft (arXiv:2506.19847), which rotates the inputs of "
+            "each layer in blocks, or prompt (arXiv:2104.08691), vectors that stand before every row.",
             changes=("memory", "time", "quality"),
             elsewhere="peft_type adapter_type peft_method tuner",
         ),
@@ -227,6 +228,18 @@ class Recipe(Record):
             alone=False,
         ),
     ] = 32
+    virtual_tokens: Annotated[
+        int,
+        Gt(0),
+        Setting(
+            "vectors that prompt tuning puts before every row",
+            group="Adapter",
+            more="Each takes the place of a token in the model's context, in training and in every answer.",
+            changes=("memory", "time", "quality"),
+            elsewhere="num_virtual_tokens",
+            alone=False,
+        ),
+    ] = 20
     target_modules: Annotated[
         Literal["all-linear"] | tuple[str, ...],
         Setting(
@@ -238,6 +251,32 @@ class Recipe(Record):
             exported=True,
         ),
     ] = "all-linear"
+    new_tokens: Annotated[
+        tuple[str, ...],
+        Setting(
+            "words that become one token each, with embeddings of their own to train",
+            group="Adapter",
+            more="They are added to the tokenizer, which is saved with the adapter. A new token's row of the "
+            "embedding, and of a head with rows of its own, begins as the mean of those that the word had "
+            "before. Only these rows are trained, by PEFT's trainable_token_indices, which copies the whole embedding "
+            "in each forward.",
+            changes=("memory", "time", "quality"),
+            elsewhere="add_tokens new_special_tokens add_new_tokens additional_special_tokens trainable_token_indices",
+            optional=True,
+        ),
+    ] = ()
+    first_new_id: Annotated[
+        int,
+        Ge(0),
+        Setting(
+            "token id of the first of new_tokens; a plan takes it from the tokenizer",
+            group="Adapter",
+            follows="new_tokens",
+            alone=False,
+            typed=False,
+            optional=True,
+        ),
+    ] = 0
     adapter_dtype: Annotated[
         Dtype,
         Setting(
@@ -406,6 +445,8 @@ class Recipe(Record):
             raise ValueError(f"adapter {self.adapter} has no {name}: leave {name} out")
         self._check_quantization()
         self._check_init()
+        self._check_new_tokens()
+        self._check_prompt()
         self._check_checkpointing()
         self._check_streaming()
         losses = OBJECTIVES[self.objective].losses
@@ -458,6 +499,36 @@ class Recipe(Record):
         if self.init != "orthogonal" and self.use_dora:
             raise ValueError(f"init {self.init} is saved as plain LoRA, which has no use_dora: leave one of them out")
 
+    def _check_new_tokens(self) -> None:
+        for word in self.new_tokens:
+            if not word.strip():
+                raise ValueError("new_tokens has an empty word: leave it out")
+            if word != word.strip():
+                raise ValueError(f"new_tokens: {word!r} begins or ends with a space: leave the space out")
+            if self.new_tokens.count(word) > 1:
+                raise ValueError(f"new_tokens has {word!r} twice: leave one of them out")
+        if not self.new_tokens:
+            return
+        if self.streamed_layers:
+            raise ValueError(
+                "new_tokens trains rows of an embedding that streamed_layers keeps on the host: leave one out"
+            )
+        if self.init in FROM_WEIGHTS:
+            raise ValueError(f"init {self.init} is saved as plain LoRA, without new_tokens: leave one of them out")
+
+    def _check_prompt(self) -> None:
+        if self.method == "full" or ADAPTERS[self.adapter].on_layers:
+            return
+        if self.packing:
+            raise ValueError(
+                f"adapter {self.adapter} puts vectors before rows, not before each packed example: leave packing out"
+            )
+        if self.streamed_layers:
+            raise ValueError(
+                f"adapter {self.adapter} is put before embeddings, which streamed_layers keeps on the host: "
+                "leave one of them out"
+            )
+
     def _check_checkpointing(self) -> None:
         if self.offload_checkpoints and not self.gradient_checkpointing:
             raise ValueError("offload_checkpoints needs gradient_checkpointing")
@@ -484,6 +555,15 @@ class Recipe(Record):
         return "float32" if self.method == "full" and self.autocast else self.base_dtype
 
     @property
+    def new_token_ids(self) -> tuple[int, ...]:
+        """Token ids of new_tokens, in their order."""
+        return tuple(range(self.first_new_id, self.first_new_id + len(self.new_tokens)))
+
+    def vocabulary(self, rows: int) -> int:
+        """Rows that an embedding of `rows` has once the new tokens have theirs."""
+        return max([rows, *(number + 1 for number in self.new_token_ids)])
+
+    @property
     def pad_multiple(self) -> int:
         """Batches are padded to a multiple of so many tokens: few shapes, so memory stays what the first steps took."""
         return math.gcd(self.seq_len, PAD_MULTIPLE)
@@ -500,7 +580,8 @@ def _without_meaning(method: str, adapter: str) -> tuple[str, ...]:
     group = {name: field.setting.group for name, field in settings_of(Recipe).items()}
     if method == "full":
         return tuple(name for name in group if group[name] in ("Adapter", "Quantization"))
-    known = {*OF_EVERY_ADAPTER, *ADAPTERS[adapter].settings}
+    kind = ADAPTERS[adapter]
+    known = {*OF_EVERY_ADAPTER, *kind.settings, *(("target_modules",) if kind.on_layers else ())}
     return tuple(name for name in group if group[name] == "Adapter" and name not in known)
 
 

@@ -157,7 +157,7 @@ def _show_one(summary: Summary, console: Console) -> None:
     pairs = [
         ("Base", summary.base or "not named"),
         ("Kind", _kind(summary) + scaled),
-        ("Layers", targets if isinstance(targets, str) else ", ".join(targets)),
+        *([("Layers", targets if isinstance(targets, str) else ", ".join(targets))] if targets else []),
         ("Weights", f"{count(summary.params)} ({summary.dtype}), {size(summary.bytes)}"),
         ("SHA-256", summary.sha256),
     ]

@@ -124,10 +124,12 @@ def show_result(result: RunResult, out: str, console: Console) -> None:
     for sentence in _happened(result):
         console.print(Text(sentence))
     console.print(Text("Next", style="bold"))
+    recipe = result.job.recipe
+    exports = (f"autoft export {out} --to ollama -o my-model", "or gguf, vllm")
     for command, what in (
         (f"autoft chat {out}", "talk to it"),
         (f"autoft eval {out}", "how sure the figures are"),
-        (f"autoft export {out} --to ollama -o my-model", "or gguf, vllm"),
+        *([exports] if recipe.method == "full" or kind_of(recipe).on_layers else []),
         ("autoft run MODEL --data FILE", "your own model and data"),
     ):
         console.print(Text(f"  {command}", style="cyan").append(f"   {what}", style="default"))

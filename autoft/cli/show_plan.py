@@ -134,7 +134,7 @@ def _job_facts(plan: Plan) -> list[tuple[str, str]]:
     kind = kind_of(recipe)
     title = kind.title(recipe) if kind.title(recipe) != "LoRA" else ""  # as the line above has it
     named = ", ".join(word for word in (title, kind.size(recipe)) if word)
-    adapter = ("Adapter", f"{named} on {words.modules(recipe)}, {trained}")
+    adapter = ("Adapter", f"{named} {words.modules(recipe)}, {trained}")
     begun = plan.job.from_adapter
     return [
         ("Trained", trained) if recipe.method == "full" else adapter,

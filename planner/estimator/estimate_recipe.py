@@ -186,7 +186,7 @@ class Estimator:
             tokens_per_s=num_gpus * recipe.micro_batch * recipe.seq_len / timing.step_s.middle,
             step_energy_wh=timing.energy_wh,
             trainable_params=rehearsal.trainable_params,
-            total_params=self.shape.total_params + sum(w.params for w in rehearsal.weights if w.adapter),
+            total_params=self.shape.total_params + sum(w.params if w.adapter else w.grown for w in rehearsal.weights),
             assumptions=sentences(assumptions),
             assumption_records=assumptions,
             num_gpus=num_gpus,
@@ -342,6 +342,7 @@ class Estimator:
                 refuse_flash_attention(self.target.name, self.device.capability)
             refuse_moving(recipe, self.target.device)
             self._refuse_layers(recipe)
+            self._refuse_virtual_tokens(recipe)
         except ModelError as error:
             return error
         key = (
@@ -363,6 +364,16 @@ class Estimator:
             except ModelError as error:
                 self._refusal[key] = error
         return self._refusal[key]
+
+    def _refuse_virtual_tokens(self, recipe: Recipe) -> None:
+        """Raises: ModelError where rows and what stands before them are longer than the model's context."""
+        room = self.shape.max_position - recipe.virtual_tokens
+        if recipe.adapter == "prompt" and recipe.rope_scaling is None and recipe.seq_len > room:
+            raise ModelError(
+                f"virtual_tokens={recipe.virtual_tokens} and rows of {recipe.seq_len} tokens are more than "
+                f"{self.shape.name} was made for ({self.shape.max_position} tokens)",
+                fix=f"--seq-len {room} or less" if room > 0 else "--set virtual_tokens=20",
+            )
 
     def _refuse_layers(self, recipe: Recipe) -> None:
         """Raises: ModelError for more streamed layers than there are."""

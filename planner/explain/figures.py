@@ -178,7 +178,8 @@ def _elements(name: str, weight: Weight, answer: Answer) -> str:
     if name == "adapter":
         kind = kind_of(recipe)
         layers = sum(kind.once in w.name for w in answer.rehearsal.weights)
-        what = f"{kind.size(recipe) or kind.title(recipe)} on {layers} layers: {what}"
+        where = f"on {layers} layers" if kind.on_layers else "before every row"
+        what = f"{kind.size(recipe) or kind.title(recipe)} {where}: {what}"
     return what
 
 

@@ -82,7 +82,7 @@ def ask(request: Request, hardware: Hardware) -> Question | None:
     target = target_of_request(request, hardware)
     ref = resolve(request.model)
     config = config_source(ref)
-    if config is None:
+    if config is None or recipe_pins.get("new_tokens"):  # whose ids its tokenizer has, another one next time
         return None
     facts = {
         "settings": [recipe_pins, job_pins, request.seq_len],

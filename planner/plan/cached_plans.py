@@ -39,14 +39,17 @@ class PlanQuestion:
 
 def ask(request: Request, hardware: Hardware) -> PlanQuestion | None:
     """None where not all can be told that the plan depends on. Raises: InputError, as planning does."""
-    _, job_pins = parse_settings(request.settings)  # what is wrong with them is told before a model is looked for
+    recipe_pins, job_pins = parse_settings(
+        request.settings
+    )  # what is wrong with them is told before a model is looked for
     target = target_of_request(request, hardware, hosts=job_pins.get("hosts", 1), link=job_pins.get("link"))
     ref = resolve(request.model)
     config = config_source(ref)
     paths = (request.data, request.eval_data, request.from_adapter)
     data = [data_digest(path) for path in paths]
     unknown = [path for path, digest_ in zip(paths, data, strict=True) if path and not digest_]
-    if config is None or unknown or (request.data is not None and ref.kind in ("hub", "catalogue")):
+    tokenizes = request.data is not None or "new_tokens" in recipe_pins
+    if config is None or unknown or (tokenizes and ref.kind in ("hub", "catalogue")):
         return None  # the hub's tokenizer may be another one next time
     # the starter's is of one version, and that of a .gguf file in the header that `config` is
     files = sorted({file for name in TOKENIZER for file in ref.local.glob(name)}) if ref.kind == "folder" else []

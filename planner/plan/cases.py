@@ -26,6 +26,7 @@ from autoft.planner.rehearsal.loop import (
     versions_in,
 )
 from autoft.planner.search.candidates import exact
+from autoft.planner.search.new_tokens import with_token_ids
 from autoft.planner.search.parallel import spread
 from autoft.planner.timing.allreduce import ALONE, Replicas
 from autoft.planner.timing.roofline import measure_cpu_flops
@@ -91,7 +92,7 @@ def estimates(
     def answer(case: Case) -> tuple[Recipe, Estimate]:
         name = case.gpu or gpu
         found = estimator(case.model, name, case.torch)
-        pins = {"attention": found.attention, **case.pins}
+        pins = with_token_ids({"attention": found.attention, **case.pins}, resolve(case.model))
         recipe = exact(
             target(name),
             seq_len=pins.pop("seq_len", None) or min(DEFAULT_SEQ_LEN, found.shape.max_position),

@@ -13,6 +13,7 @@ from autoft.planner.rehearsal.answering import answering
 from autoft.planner.rehearsal.step import Rehearsal
 from autoft.planner.request import Request
 from autoft.planner.search.candidates import exact
+from autoft.planner.search.new_tokens import with_token_ids
 from autoft.planner.search.preset import Defaults
 from autoft.planner.search.sequence_length import check_length, longest_row
 from autoft.planner.search.set_option import parse_settings
@@ -81,8 +82,9 @@ def _exact(request: Request, hardware: Hardware) -> tuple[Estimator, Recipe, tup
             f"--set {next(iter(job_pins))}: not a setting of the recipe",
             fix="use it with `autoft plan` or `autoft run`",
         )
-    target = target_of_request(request, hardware)
-    estimator = Estimator(request.model, load_config(resolve(request.model)), target)
+    ref, target = resolve(request.model), target_of_request(request, hardware)
+    pins = with_token_ids(pins, ref)
+    estimator = Estimator(request.model, load_config(ref), target)
     seq_len = pinned_length(request, pins)
     scaling = pins.get("rope_scaling")
     seq_len = seq_len or seq_len_for(None, estimator.shape, Defaults(), scaling)

@@ -24,6 +24,7 @@ from autoft.planner.search.continued import adapter_of, check_fits, reason
 from autoft.planner.search.gpu_count import counts_of, notes_of, plan_counts, with_counts
 from autoft.planner.search.hyperparameters import MIN_STEPS, rows_of, schedule, steps_of
 from autoft.planner.search.kinds import kind_reasons
+from autoft.planner.search.new_tokens import vocabulary, with_token_ids
 from autoft.planner.search.preset import Defaults, preset_of
 from autoft.planner.search.problem import Limits, Question, check_limits, limited
 from autoft.planner.search.remedies import nothing_fits
@@ -129,13 +130,14 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     begun = adapter_of(request, recipe_pins)
     if begun is not None:
         recipe_pins = {**recipe_pins, **begun.settings}
+    ref = resolve(request.model)
+    recipe_pins = with_token_ids(recipe_pins, ref)
     asked_length = pinned_length(request, recipe_pins)
     preset = preset_of(request, {*recipe_pins, *job_pins}, asked_length)
     job_pins = {**preset.job, **job_pins}
     scaling = recipe_pins.get("rope_scaling")
     whole = target_of_request(request, hardware, hosts=job_pins.get("hosts", 1), link=job_pins.get("link"))
     limits = _limits(request, whole)
-    ref = resolve(request.model)
     estimator = Estimator(request.model, load_config(ref), limited(whole, limits.memory_gib))
     shape = estimator.shape
     if begun is not None:
@@ -145,9 +147,10 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     most = asked_length or longest_row(shape, scaling)
     if request.data is not None and reading is not None and rehearse:
         _get_ready(estimator, recipe_pins, reading)
-    prepared = _prepared(request, ref, prepare_options(request, job_pins, most), reading)
+    new_tokens = recipe_pins.get("new_tokens", ())
+    prepared = _prepared(request, ref, prepare_options(request, job_pins, most, new_tokens), reading)
     if prepared is not None:
-        refuse_unknown_tokens(prepared, shape.vocab_size, shape.name)
+        refuse_unknown_tokens(prepared, vocabulary(recipe_pins, shape.vocab_size), shape.name)
     workload = measure(prepared) if prepared else None
     if preset.packing:
         longest = asked_length or seq_len_for(workload, shape, preset, scaling)

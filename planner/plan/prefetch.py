@@ -83,7 +83,7 @@ def begin(request: Request) -> Iterator[Reading | None]:
         return
     asked, options = call
     try:
-        tokenizer, template = ready_tokenizer(asked[0])
+        tokenizer, template = ready_tokenizer(asked[0], options["new_tokens"])
     except InputError:  # its turn comes after what may be wrong with the rows
         yield None
         return
@@ -102,10 +102,12 @@ def begin(request: Request) -> Iterator[Reading | None]:
         ours.close()
 
 
-def prepare_options(request: Request, job_pins: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
+def prepare_options(
+    request: Request, job_pins: Mapping[str, Any], max_tokens: int, new_tokens: tuple[str, ...]
+) -> dict[str, Any]:
     """Of `prepare`, by name. job_pins: fields of the Job, the preset's with them."""
     taken = {name: job_pins.get(name, Job.__dataclass_fields__[name].default) for name in ("eval_rows", "thinking")}
-    return {**taken, "max_tokens": max_tokens, "mapping": request.mapping}
+    return {**taken, "max_tokens": max_tokens, "mapping": request.mapping, "new_tokens": new_tokens}
 
 
 def _call(request: Request) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -126,7 +128,9 @@ def _call(request: Request) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         max_tokens = seq_len or max_position(load_config(ref))
     except InputError:
         return None
-    return (ref, request.data, request.eval_data), prepare_options(request, {**preset.job, **job_pins}, max_tokens)
+    new_tokens = recipe_pins.get("new_tokens", ())
+    options = prepare_options(request, {**preset.job, **job_pins}, max_tokens, new_tokens)
+    return (ref, request.data, request.eval_data), options
 
 
 def _pays(paths: Sequence[str]) -> bool:

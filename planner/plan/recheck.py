@@ -71,8 +71,9 @@ def recheck(
         max_tokens=recipe.seq_len,
         mapping=job.mapping,
         thinking=job.thinking,
+        new_tokens=recipe.new_tokens,
     )
-    refuse_unknown_tokens(prepared, estimator.shape.vocab_size, estimator.shape.name)
+    refuse_unknown_tokens(prepared, recipe.vocabulary(estimator.shape.vocab_size), estimator.shape.name)
 
     def rehearse() -> tuple[Estimate, tuple[int, Range, Range | None]]:
         step = estimator.estimate(recipe, replicas=Replicas(job.num_gpus, job.accumulation))

@@ -41,6 +41,8 @@ def plan_toml(plan: Plan) -> str:
     import tomli_w
 
     data = without_none(plan.to_dict())
+    for alternative in data.get("alternatives", ()):
+        alternative["recipe"] = {key: value for key, value in alternative["recipe"].items() if _is_said(key, value)}
     literals = {name: value for name, value in data.items() if not _is_table(name, value)}
     between = [name for name in data if name not in (*literals, *ORDER, *LAST)]
     parts = [_header(plan), tomli_w.dumps(literals)]
@@ -49,7 +51,7 @@ def plan_toml(plan: Plan) -> str:
             continue
         if name == "job":
             recipe = data["job"].pop("recipe")
-            recipe = {key: value for key, value in recipe.items() if applies(key, recipe["method"], recipe["adapter"])}
+            recipe = {key: value for key, value in recipe.items() if _has_line(key, value, recipe)}
             meanings = {**_meanings(Job), "accumulation": _rows(plan)}
             parts.append(_table("job", data["job"], meanings, _reasons(plan)))
             parts.append(_table("job.recipe", recipe, _meanings(Recipe), _instead(plan), _reasons(plan)))
@@ -57,6 +59,16 @@ def plan_toml(plan: Plan) -> str:
             text = tomli_w.dumps({name: data[name]})
             parts.append(_comment(SECTIONS.get(name, "")) + (_sized(text) if name == "estimate" else text))
     return "\n".join(parts)
+
+
+def _has_line(key: str, value: Any, recipe: dict[str, Any]) -> bool:
+    """Whether a setting means something in the recipe, and is to be said."""
+    return applies(key, recipe["method"], recipe["adapter"]) and _is_said(key, value)
+
+
+def _is_said(key: str, value: Any) -> bool:
+    """Whether a setting of the recipe is there, or is one that is always said."""
+    return bool(value) or not settings_of(Recipe)[key].setting.optional
 
 
 def _header(plan: Plan) -> str:

@@ -16,6 +16,7 @@ from autoft.planner.rehearsal.loop import Loop, Phase
 from autoft.planner.tracing.trace import KIND, Event
 from autoft.trainer.adapters import kind_of
 from autoft.trainer.adapters.initial import INITIAL, decomposed
+from autoft.trainer.adapters.kind import TRAINED_TOKENS
 from autoft.trainer.model.build import without_adapter
 from autoft.trainer.model.stream import host_embedding, places, room, streamed_numbers
 from autoft.trainer.recipe import Recipe
@@ -32,6 +33,7 @@ class Weight:
     full all weights. parameter: of its module, and no buffer. on_host: never on the device where layers are
     streamed, and in none of them.
     stored: in the checkpoint; other buffers are made with the model. params: how many weights it holds, packed or not.
+    grown: those of them in rows that were added for new tokens.
     first: what the checkpoint calls it, or the first of its pieces. assembly: how it is made, unless it is only read;
     result: the key of its storage there.
     """
@@ -51,6 +53,12 @@ class Weight:
     first: str
     assembly: Assembly | None
     result: int
+    grown: int = 0
+
+    @property
+    def loaded_params(self) -> int:
+        """What of it the checkpoint has."""
+        return self.params - self.grown
 
 
 def stored_tensors(model: Any) -> Iterator[torch.Tensor]:
@@ -76,10 +84,18 @@ def _state_tensors(module: Any, weight: torch.Tensor) -> Iterator[torch.Tensor]:
                 yield tensor
 
 
-def weights_of(model: Any, recipe: Recipe, depth: Depth | None, made: dict[str, Assembly]) -> list[Weight]:
-    """Every tensor once, in the order of the modules. made: how the checkpoint's become the base's."""
-    kind, looked_up = kind_of(recipe), host_embedding(without_adapter(model), recipe)
+def weights_of(
+    model: Any, recipe: Recipe, depth: Depth | None, made: dict[str, Assembly], vocab_size: int
+) -> list[Weight]:
+    """Every tensor once, in the order of the modules.
+
+    made: how the checkpoint's become the base's. vocab_size: rows of the checkpoint's embedding.
+    """
+    kind, base = kind_of(recipe), without_adapter(model)
+    looked_up = host_embedding(base, recipe)
+    inside = next(f"{path}." for path, module in model.named_modules() if module is base)
     found: dict[int, Weight] = {}
+    of_vocabulary = _grown_tensors(model, recipe, vocab_size)
     pattern = re.compile(rf"{re.escape(depth.path)}\.(\d+)\." if depth else r"$^(\d)")
     tensors = [
         (f"{path}.{name}", tensor, name in module._parameters, name not in module._non_persistent_buffers_set, module)
@@ -92,7 +108,7 @@ def weights_of(model: Any, recipe: Recipe, depth: Depth | None, made: dict[str, 
             continue
         state = getattr(tensor, "quant_state", None)
         match = pattern.search(name)
-        own = _in_base(name)
+        own = _in_base(name.removeprefix(inside))
         assembly = made.get(own)
         found[id(tensor)] = Weight(
             name=name,
@@ -110,8 +126,18 @@ def weights_of(model: Any, recipe: Recipe, depth: Depth | None, made: dict[str, 
             first=assembly.first if assembly else own,
             assembly=assembly if assembly and len(assembly.events) > 1 else None,
             result=assembly.results[own] if assembly else 0,
+            grown=(tensor.shape[0] - vocab_size) * tensor.shape[1] if id(tensor) in of_vocabulary else 0,
         )
     return list(found.values())
+
+
+def _grown_tensors(model: Any, recipe: Recipe, vocab_size: int) -> frozenset[int]:
+    """Ids of the tensors to which rows were added for new tokens: of the embedding, and of a head of its own."""
+    if recipe.vocabulary(vocab_size) == vocab_size:
+        return frozenset()
+    base = without_adapter(model)
+    wrapped = (base.get_input_embeddings(), base.get_output_embeddings())
+    return frozenset(id(getattr(module, "original_module", module).weight) for module in wrapped)
 
 
 def full_depth(weights: list[Weight], depth: Depth | None) -> list[Weight]:
@@ -167,11 +193,12 @@ def load_phases(recipe: Recipe, weights: list[Weight], loop: Loop, kinds: list[i
     if by_file:  # transformers' caching_allocator_warmup
         whole = _warmup_bytes(recipe, parameters)
         drop(take(whole, "temporaries"), whole)
-    halves = _load(recipe, parameters, take, drop, by_file=by_file)
+    held = _load(recipe, parameters, take, drop, by_file=by_file)
+    _grow(recipe, [weight for weight in parameters if weight.grown], held, take, drop)
     for weight in parameters:
-        if weight.name in halves:
+        if _upcast(weight, recipe):
             take(4 * weight.params, "weights")
-            drop(halves[weight.name], 2 * weight.params)
+            drop(held[weight.name], 2 * weight.params)
     phases = []
     if recipe.kbit_upcast and loop.kbit_empties_cache:
         phases.append(Phase("load", as_events(events), empty_cache=True))
@@ -250,20 +277,41 @@ def _place(recipe: Recipe, weights: list[Weight], take: Take) -> None:
 def _warmup_bytes(recipe: Recipe, parameters: list[Weight]) -> int:
     """What transformers takes at once and gives back, so that the allocator has one large segment."""
     bits, width = 8 if recipe.quant_type == "int8" else 4, 4 if recipe.weights_dtype == "float32" else 2
-    return sum(w.params * bits // 8 if w.state else width * w.params for w in parameters)
+    return sum(w.params * bits // 8 if w.state else width * w.loaded_params for w in parameters)
+
+
+def _upcast(weight: Weight, recipe: Recipe) -> bool:
+    """Whether k-bit preparation copies it into float32."""
+    return recipe.kbit_upcast and weight.dtype == torch.float32 and not weight.state
+
+
+def _loaded_bytes(weight: Weight, recipe: Recipe) -> int:
+    """What it takes as it is read."""
+    in_halves = bool(weight.state) or _upcast(weight, recipe)
+    return 2 * weight.loaded_params if in_halves else weight.size - weight.grown * weight.dtype.itemsize
+
+
+def _grow(recipe: Recipe, weights: list[Weight], held: dict[str, int], take: Take, drop: Drop) -> None:
+    """transformers' resize_token_embeddings: each made anew before the old one is dropped.
+
+    weights: of embedding and head; one where they share it. held: keys by name, of which these are replaced.
+    """
+    for weight in weights:
+        former = held[weight.name]
+        held[weight.name] = take(2 * weight.params if _upcast(weight, recipe) else weight.size, "weights")
+        drop(former, _loaded_bytes(weight, recipe))
 
 
 def _load(recipe: Recipe, parameters: list[Weight], take: Take, drop: Drop, *, by_file: bool) -> dict[str, int]:
-    """Load each weight, by_file: in the order of the checkpoint. Returns keys of those to be copied into float32."""
-    halves: dict[str, int] = {}
+    """Load each weight, by_file: in the order of the checkpoint. Returns keys of those that are not packed, by name."""
+    held: dict[str, int] = {}
     maps: list[int] = []  # that bitsandbytes keeps for all weights
     assembled: dict[str, dict[int, tuple[int, int]]] = {}
     waiting: Counter[int] = Counter()  # weights that are still to be packed from one storage
     for weight in sorted(parameters, key=lambda w: _natural(w.first)) if by_file else parameters:
-        upcast = recipe.kbit_upcast and weight.dtype == torch.float32
         kind = "temporaries" if weight.state else "weights"
         if weight.assembly is None or not by_file:
-            size = 2 * weight.params if weight.state or upcast else weight.size
+            size = _loaded_bytes(weight, recipe)
             key = take(size, kind)
         else:
             if weight.first not in assembled:
@@ -275,9 +323,9 @@ def _load(recipe: Recipe, parameters: list[Weight], take: Take, drop: Drop, *, b
             _pack(weight, take, drop, maps)
             if not waiting[key]:
                 drop(key, size)
-        elif upcast:
-            halves[weight.name] = key
-    return halves
+        else:
+            held[weight.name] = key
+    return held
 
 
 def _assemble(assembly: Assembly, kind: str, take: Take, drop: Drop) -> dict[int, tuple[int, int]]:
@@ -338,8 +386,14 @@ def _add_adapters(
     workspace: of cuBLAS, which DoRA's first product asks for; 0 on the CPU.
     """
     named = {_in_base(w.name): w for w in base}
-    first = [w for w in adapters if f".{INITIAL}." not in w.name]
+    if not kind_of(recipe).on_layers:
+        _copy_prompt(adapters, recipe, take, drop)
+        return
+    tokens = [w for w in adapters if TRAINED_TOKENS in w.name]
+    first = [w for w in adapters if f".{INITIAL}." not in w.name and w not in tokens]
     subtracted = [w for w in adapters if f".{INITIAL}." in w.name]
+    for weight in tokens:
+        _copy_rows(weight, recipe, take, drop)
     made = _make(recipe, first, named, take, drop, workspace)
     made += _make(recipe, subtracted, named, take, drop, workspace)
     for sizes in () if workspace else _decompositions(recipe, [*base, *adapters]):
@@ -350,6 +404,44 @@ def _add_adapters(
         if weight.size < size:
             take(weight.size, "adapter")
             drop(key, size)
+
+
+def _copy_prompt(adapters: list[Weight], recipe: Recipe, take: Take, drop: Drop) -> None:
+    """PromptEmbedding of peft/tuners/prompt_tuning/model.py: random vectors, then embeddings in their place.
+
+    The vectors' numbers stay on the device beside them.
+    """
+    width = 4 if recipe.base_dtype == "float32" or recipe.kbit_upcast else 2
+    for weight in adapters:
+        whole, numbers, drawn = 4 * weight.params, 8 * weight.shape[0], width * weight.params
+        random, ids = take(whole, "temporaries"), take(numbers, "temporaries")
+        looked_up, copied = take(drawn, "temporaries"), take(drawn, "temporaries")
+        drop(looked_up, drawn)
+        begun = take(whole, "adapter" if weight.size == whole else "temporaries") if width == 2 else copied
+        for key, size in [(random, whole), (ids, numbers), *([(copied, drawn)] if width == 2 else [])]:
+            drop(key, size)
+        take(numbers, "adapter")
+        if weight.size < whole:
+            take(weight.size, "adapter")
+            drop(begun, whole)
+
+
+def _copy_rows(weight: Weight, recipe: Recipe, take: Take, drop: Drop) -> None:
+    """update_layer of peft/tuners/trainable_tokens/layer.py, then dtypes as of other adapters.
+
+    Ids, the rows of the embedding and a copy of them. PEFT keeps another, a buffer that is counted with the others.
+    They come after other adapters and are widened before these; here they are there when others are widened.
+    """
+    width = 4 if recipe.base_dtype == "float32" or recipe.kbit_upcast else 2
+    ids, rows = 8 * weight.shape[0], width * weight.params
+    passing = [(take(ids, "temporaries"), ids), (take(rows, "temporaries"), rows)]
+    whole = 4 * weight.params
+    made = [rows, *([whole] if rows < whole else []), *([weight.size] if weight.size < whole else [])]
+    for size in made[:-1]:
+        passing.append((take(size, "temporaries"), size))
+    take(made[-1], "adapter")
+    for key, size in passing:
+        drop(key, size)
 
 
 def _make(
@@ -448,7 +540,7 @@ def _measure_rows(
 
 def _in_base(name: str) -> str:
     """A weight's name in the base, before adapters and packed experts."""
-    return re.sub(r"^base_model\.model\.|\.base_layer\b|\.parametrizations\b|\.original$", "", name)
+    return re.sub(r"^base_model\.model\.|\.base_layer\b|\.token_adapter\b|\.parametrizations\b|\.original$", "", name)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

@@ -310,7 +310,8 @@ class _Step:
         model = self.model = build_model(recipe, config=config, weights=None, device="meta")
         model.config.use_cache = False
         arrange(model, recipe, loop)
-        self.weights = full_depth(weights_of(model, self.recipe, depth, made), depth)
+        vocab_size = config.get_text_config().vocab_size
+        self.weights = full_depth(weights_of(model, self.recipe, depth, made, vocab_size), depth)
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.trace: Trace | None = None
         self.layers = 0

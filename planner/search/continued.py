@@ -18,7 +18,7 @@ from autoft.trainer.evaluation.open_adapter import (
     same,
     shown,
 )
-from autoft.trainer.model.build import add_adapter, build_base
+from autoft.trainer.model.build import add_adapter, build_whole_base
 from autoft.trainer.sources.resolve import fetched, resolve
 
 
@@ -54,7 +54,8 @@ def adapter_of(request: Request, pins: dict[str, Any]) -> AdapterFolder | None:
 
 def check_fits(adapter: AdapterFolder, config: Any) -> None:
     """Whether the weights of the adapter are those that the model of `config` takes. Raises: ModelError."""
-    check_shapes(adapter, add_adapter(build_base(adapter.recipe, config), adapter.recipe))
+    base = build_whole_base(adapter.recipe, config, None, "meta", for_loss=False)
+    check_shapes(adapter, add_adapter(base, adapter.recipe))
 
 
 def reason(adapter: AdapterFolder, name: str) -> Reason:

@@ -96,7 +96,8 @@ def schedule(
     mean = sum(rows.lengths) / number if rows else seq_len
     per_step = _rows_per_step(int(number * epochs), mean)
     kind = adapter or ADAPTERS["lora"]
-    of_kind = STARTER_RATE if starter and kind.name == "lora" else kind.learning_rate
+    is_tried = starter and kind.name == "lora"
+    of_kind = STARTER_RATE if is_tried else kind.learning_rate
     found: dict[str, Any] = {
         "epochs": epochs,
         "learning_rate": of_kind if adapter else of_kind / FULL_RATE,
@@ -121,7 +122,7 @@ def schedule(
         **({"rank": RANK} if adapter and "rank" in adapter.settings else {}),
         "learning_rate": Reason(
             key="learning_rate",
-            text=f"{rate}{tried if of_kind == STARTER_RATE else kind.rate_source}",
+            text=f"{rate}{tried if is_tried else kind.rate_source}",
             figures={"learning_rate": found["learning_rate"]},
         ),
         "warmup_ratio": WARMUP,

@@ -20,6 +20,21 @@ def kind_reasons(pins: Mapping[str, Any]) -> Iterator[Reason]:
             text=f"OFT: .494 in {COMPARISON} where LoRA had .482, at 21 % more time; one seed each",
             figures={"accuracy": 0.494, "lora_accuracy": 0.482, "seconds": 2167, "lora_seconds": 1796},
         )
+    if pins.get("adapter") == "prompt":
+        yield Reason(
+            key="adapter",
+            text=f"prompt tuning: .391 in {COMPARISON} where LoRA had .482, at 34 % more time; 200 virtual tokens, "
+            "one seed each",
+            figures={"accuracy": 0.391, "lora_accuracy": 0.482, "seconds": 2404, "lora_seconds": 1796},
+        )
+    words, first = pins.get("new_tokens", ()), pins.get("first_new_id", 0)
+    if words:
+        numbers = f"id {first}" if len(words) == 1 else f"ids {first} to {first + len(words) - 1}"
+        yield Reason(
+            key="new_tokens",
+            text=f"{len(words)} new tokens ({numbers}): each begins as the mean of the tokens that its word was before",
+            figures={"tokens": len(words), "first_id": first},
+        )
     init = pins.get("init", "default")
     if init in FROM_WEIGHTS:
         rank = saved_size(init, pins.get("rank", Recipe.__dataclass_fields__["rank"].default))

@@ -34,6 +34,8 @@ def serving_notes(tool: str | None, pins: Mapping[str, Any]) -> tuple[str, ...]:
         raise OptionError("--for vllm: vLLM takes no DoRA", fix=f"leave out use_dora, or {MERGED}")
     if values["rope_scaling"] is not None:
         raise OptionError("--for vllm: vLLM would serve the base without the run's rope_scaling", fix=MERGED)
+    if values["new_tokens"]:
+        raise OptionError("--for vllm: vLLM takes no trained tokens", fix=f"leave out new_tokens, or {MERGED}")
     rank = saved_size(values["init"], values["rank"])
     if rank > MAX_RANKS[-1]:
         fix = f"--set rank={MAX_RANKS[-1] * values['rank'] // rank}, or {MERGED}"

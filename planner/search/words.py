@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from autoft.planner.estimate import Estimate, ServingEstimate
 from autoft.planner.facts import Figures, Reason
 from autoft.planner.search.candidates import base_bits, describe, describe_base, state_bits
+from autoft.trainer.adapters import kind_of
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
 from autoft.units import GIB, pace, size
@@ -72,9 +73,11 @@ def rate(learning_rate: float) -> str:
 
 
 def modules(recipe: Recipe) -> str:
-    """The layers that get an adapter."""
+    """The layers that get an adapter, or where else it is: "on all-linear"."""
+    if not kind_of(recipe).on_layers:
+        return "before every row"
     names = recipe.target_modules
-    return names if isinstance(names, str) else ", ".join(names)
+    return f"on {names if isinstance(names, str) else ', '.join(names)}"
 
 
 def no_other() -> Reason:

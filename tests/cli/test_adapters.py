@@ -17,7 +17,7 @@ from autoft.trainer.model.build import build_model
 from autoft.trainer.recipe import Recipe
 
 SETTINGS = ("max_steps=2", "seq_len=64", "micro_batch=4", "accumulation=1", "eval_rows=4", "max_new_tokens=4")
-OTHERS = sorted(ADAPTERS.keys() - {"lora"})
+OTHERS = sorted(name for name, kind in ADAPTERS.items() if kind.on_layers and name != "lora")
 QUANTIZED = ("method=qlora", "quant_type=nf4", "double_quant=true")
 
 

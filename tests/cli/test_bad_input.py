@@ -389,7 +389,7 @@ def test_a_disk_too_small_for_the_starter(autoft, small_disk, tmp_path, monkeypa
         ("--set rank", "--set rank: not of the form key=value", "--set rank=..."),
         ("--set method=qlra", "--set method=qlra: not known. Did you mean qlora", "one of: lora, qlora"),
         ("--set adapter=VeRA", "--set adapter=vera: it was worse than LoRA in PEFT's comparison", "one of: lora, ia3"),
-        ("--set adapter=prefix-tuning", "--set adapter=prefix_tuning: its virtual tokens", "one of: lora, ia3"),
+        ("--set adapter=prefix-tuning", "--set adapter=prefix_tuning: it was far worse than LoRA", "one of: lora, ia3"),
         ("--set init=loftq", "--set init=loftq: it corrects a 4-bit base", "one of: default"),
         ("--set loss=fusd", "--set: loss = 'fusd' is not known. Did you mean fused", "use one of: fused, selected"),
         ("--set schedule=linar", "--set: schedule = 'linar' is not known. Did you mean linear?", "use one of: linear"),

@@ -38,7 +38,11 @@ CHECKPOINTED = {"gradient_checkpointing": True}
 DORA = {"use_dora": True, "use_rslora": True}
 IA3 = {"adapter": "ia3", "micro_batch": 2, "seq_len": 128}
 OFT = {"adapter": "oft", "micro_batch": 2, "seq_len": 128}
+PROMPT = {"adapter": "prompt", "virtual_tokens": 24, "micro_batch": 2, "seq_len": 128}
 FULL = {"method": "full", "micro_batch": 2, "seq_len": 128}
+# of 2,048 rows: the first two are there, the third is added; or all are there
+GROWN = {"new_tokens": ("<a>", "<b>", "<c>"), "first_new_id": 2046}
+PADDED = {"new_tokens": ("<a>", "<b>"), "first_new_id": 2040}
 
 SHAPES = {"mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2}, "qwen2": {"tie_word_embeddings": True}}
 # name -> (family, settings)
@@ -64,6 +68,13 @@ REAL: dict[str, tuple[str, dict[str, Any]]] = {
     "oft-autocast-checkpointed": ("llama", OFT | {"autocast": True, "loss": "logits"} | CHECKPOINTED),
     "oft-nf4": ("qwen2", OFT | {"method": "qlora", "quant_type": "nf4", "autocast": True, "loss": "fused"}),
     "oft-int8-blocks-of-64": ("llama", OFT | {"method": "qlora", "quant_type": "int8", "oft_block_size": 64}),
+    "new-tokens-grown-float32": ("llama", FLOAT32 | GROWN),
+    "new-tokens-grown-tied-fused-checkpointed": ("qwen2", AUTOCAST | GROWN | CHECKPOINTED | {"loss": "fused"}),
+    "new-tokens-padded-nf4-upcast": ("qwen2", NF4 | PADDED | {"kbit_upcast": True, "double_quant": True}),
+    "new-tokens-grown-nf4-dora": ("llama", NF4 | GROWN | {"use_dora": True, "loss": "selected"}),
+    "prompt-float32-selected": ("llama", PROMPT | {"base_dtype": "float32", "loss": "selected"}),
+    "prompt-autocast-fused-checkpointed": ("qwen2", PROMPT | {"autocast": True, "loss": "fused"} | CHECKPOINTED),
+    "prompt-nf4-logits": ("llama", PROMPT | {"method": "qlora", "quant_type": "nf4", "loss": "logits"}),
     "ia3-nf4": ("qwen2", IA3 | {"method": "qlora", "quant_type": "nf4", "autocast": True, "loss": "fused"}),
     "dft-fused-checkpointed": ("llama", SHORT | {"objective": "dft", "autocast": True, "loss": "fused"} | CHECKPOINTED),
     "dft-nf4-selected": ("qwen2", NF4 | {"objective": "dft", "loss": "selected"}),

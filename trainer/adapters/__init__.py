@@ -8,22 +8,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autoft.trainer.adapters import ia3, lora, oft
+from autoft.trainer.adapters import ia3, lora, oft, prompt
 from autoft.trainer.adapters.kind import AdapterKind
 
 if TYPE_CHECKING:
     from autoft.trainer.recipe import Recipe
 
-ADAPTERS: dict[str, AdapterKind] = {kind.name: kind for kind in (lora.ADAPTER, ia3.ADAPTER, oft.ADAPTER)}
+ADAPTERS: dict[str, AdapterKind] = {
+    kind.name: kind for kind in (lora.ADAPTER, ia3.ADAPTER, oft.ADAPTER, prompt.ADAPTER)
+}
+BY_TYPE: dict[str, AdapterKind] = {kind.type: kind for kind in ADAPTERS.values()}  # as adapter_config.json has it
 
 # PEFT's other kinds, and values of init, with why they are not here
-_SHIFTS = "its virtual tokens shift rows, which packing, the fused loss and exports do not expect"
+_PREFIX = "it was far worse than LoRA in PEFT's comparison (.147 beside .482), and takes no gradient checkpointing"
 NOT_HERE = {
     "vera": "it was worse than LoRA in PEFT's comparison (.368 beside .482), at hardly less memory",
     "boft": "it was worse than LoRA in PEFT's comparison (.365 beside .482), and 4.6x slower",
-    "prompt_tuning": _SHIFTS,
-    "prefix_tuning": _SHIFTS,
-    "p_tuning": _SHIFTS,
+    "prompt_tuning": "it is called prompt here",
+    "prefix": _PREFIX,
+    "prefix_tuning": _PREFIX,
+    "p_tuning": "prompt tuning with an encoder before it; the encoder is not supported",
     "loftq": "it corrects a 4-bit base; merges and exports go onto the 16-bit one, where that is an error",
     "eva": "it is not supported yet",
 }

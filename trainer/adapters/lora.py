@@ -26,7 +26,10 @@ PLAIN_BEGINNINGS = (None, True, False, "gaussian", "orthogonal", "eva")  # of in
 PEFT_INITS = {"orthogonal": "orthogonal"}  # the others begin as PEFT's default does
 
 
-def config(recipe: Recipe, layers: list[str], **common: Any) -> Any:
+def config(
+    recipe: Recipe, layers: list[str], *, trained_tokens: dict[str, list[int]] | None = None, **common: Any
+) -> Any:
+    """trained_tokens: ids by the embedding's name, and the head's where it has rows of its own."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -36,6 +39,7 @@ def config(recipe: Recipe, layers: list[str], **common: Any) -> Any:
         use_rslora=recipe.use_rslora,
         use_dora=recipe.use_dora,
         init_lora_weights=PEFT_INITS.get(recipe.init, True),
+        trainable_token_indices=trained_tokens,
         target_modules=layers,
         **common,
     )
@@ -43,6 +47,18 @@ def config(recipe: Recipe, layers: list[str], **common: Any) -> Any:
 
 def trains(weight: str, recipe: Recipe) -> bool:
     return f".{INITIAL}." not in weight and not (recipe.freeze_a and ".lora_A." in weight)
+
+
+def give_bias(model: Any) -> None:
+    """Give a head whose rows are trained the bias None that it had: PEFT 0.21 hands on its weight alone.
+
+    TRL's fused head reads both (trainer/utils.py, add_fused_lm_head).
+    """
+    from peft.utils.other import TrainableTokensWrapper
+
+    for module in model.modules():
+        if isinstance(module, TrainableTokensWrapper) and getattr(module.original_module, "bias", None) is None:
+            module.bias = None
 
 
 def begin(model: Any, recipe: Recipe) -> None:
@@ -87,9 +103,10 @@ ADAPTER = AdapterKind(
         "use_rslora": "use_rslora",
         "use_dora": "use_dora",
     },
-    unsaved=frozenset({"freeze_a", "init", "lora_plus_ratio"}),
+    unsaved=frozenset({"freeze_a", "init", "lora_plus_ratio", "new_tokens", "first_new_id"}),
     unlike=unlike,
     trains=trains,
+    mend=give_bias,
     begin=begin,
     saved=saved_recipe,
     save=save,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autoft.errors import DataError, ModelError, TrainingError
+from autoft.trainer.adapters import kind_of
 from autoft.trainer.checks.reference_loss import Reference, base_loss
 from autoft.trainer.data.fit import OTHER_PROMPT, SAMPLED_ROWS, follows_answer, is_prompt_of
 from autoft.trainer.data.prepare import Prepared
@@ -48,6 +49,7 @@ NEIGHBOUR_PART = 0.1
 
 def check_data(prepared: Prepared, job: Job) -> None:
     """The gates that need no model. Raises: DataError, ModelError."""
+    _new_tokens_are_where_planned(prepared, job)
     _every_example_is_trained(prepared)
     rows = list(islice(_rows(prepared), SAMPLED_ROWS))
     if rows[0].messages:  # texts have neither prompts nor answers
@@ -72,7 +74,8 @@ def check_model(model: Any, prepared: Prepared, job: Job) -> None:
         reference, pad_id = base_loss(model, examples), prepared.tokenizer.pad_token_id
         if job.recipe.packing and len(examples) > 1:
             _neighbours_are_apart(model, examples, pad_id, job.recipe, reference)
-        _loss_is_the_base_s(model, examples, pad_id, job.recipe, reference)
+        if job.recipe.method == "full" or kind_of(job.recipe).on_layers:
+            _loss_is_the_base_s(model, examples, pad_id, job.recipe, reference)
         _future_is_unseen(model, examples[0], pad_id, replace(job.recipe, packing=False), reference)
     if cuda:
         # as after loading: the steps are to find the device as the rehearsal does
@@ -99,6 +102,18 @@ def _rows(prepared: Prepared) -> Iterator[Row]:
     """The rows that are trained on; of conversations each has one example, in the same order."""
     left_out = frozenset(prepared.train.too_long)
     return (row for row in prepared.splits.train if row.where not in left_out)
+
+
+def _new_tokens_are_where_planned(prepared: Prepared, job: Job) -> None:
+    recipe = job.recipe
+    if not recipe.new_tokens:
+        return
+    ids = prepared.tokenizer.convert_tokens_to_ids(list(recipe.new_tokens))
+    if tuple(ids) != recipe.new_token_ids:
+        raise ModelError(
+            f"{job.model}: its tokenizer numbers new_tokens from {ids[0]}, the plan from {recipe.first_new_id}",
+            fix="plan again with this model",
+        )
 
 
 def _every_example_is_trained(prepared: Prepared) -> None:

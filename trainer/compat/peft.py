@@ -93,7 +93,21 @@ TABLE.hook(
     "(module_to_save, adapter_name, token_indices, tied_adapter=None)",
     "rows of an embedding that are trained",
     "trainer/export/merge.py",
-    attributes=("token_adapter",),
+    "trainer/adapters/lora.py",
+    attributes=("token_adapter", "original_module"),
+)
+TABLE.hook(
+    "peft:PeftModel._adjust_prompt_learning_kwargs",
+    "(self, peft_config, *, kwargs, remove_token_type_ids=True)",
+    "position ids are taken out before it warns that it leaves them out",
+    "trainer/adapters/prompt.py",
+)
+TABLE.hook(
+    "peft:PeftModel.disable_adapter",
+    "(self)",
+    "whether its vectors stand before rows just now",
+    "trainer/adapters/prompt.py",
+    attributes=("_adapters_disabled",),
 )
 TABLE.hook(
     "peft.utils.other:get_pattern_key",

@@ -14,6 +14,7 @@ from autoft.trainer.data.template_gate import check_template
 from autoft.trainer.data.templates import PLAIN, supply_template
 from autoft.trainer.data.tokens import Example, Tokenized, tokenize
 from autoft.trainer.job import Thinking
+from autoft.trainer.sources.new_tokens import add_tokens
 from autoft.trainer.sources.resolve import ModelRef, load_stops, load_tokenizer
 
 
@@ -84,17 +85,19 @@ def prepare(
     max_tokens: int | None = None,
     mapping: str | None = None,
     thinking: Thinking = "auto",
+    new_tokens: tuple[str, ...] = (),
     ready: tuple[Any, str | None] | None = None,
     stops: tuple[int, ...] | None = None,
 ) -> Prepared:
     """Load, recognise and tokenize. max_tokens: longer rows are left out (None: none are). mapping: as --map words it.
 
     thinking: whether the chat template is to think; the tokenizer's template keeps the choice.
+    new_tokens: words that the tokenizer is given as tokens.
     ready: what ready_tokenizer gives, where the caller has it. stops: where they are not the model's.
     Raises: DataError, ModelError, OptionError.
     """
     splits = load_data(data, eval_data, eval_rows=eval_rows, mapping=mapping)
-    tokenizer, template = ready or ready_tokenizer(ref)
+    tokenizer, template = ready or ready_tokenizer(ref, new_tokens)
     stops = tuple(load_stops(ref)) if stops is None else stops
     notes = fit(tokenizer, splits.train, stops=stops, thinking=thinking, model=ref.name)
     train = tokenize(splits.train, tokenizer, max_tokens=max_tokens, stops=stops)
@@ -107,10 +110,10 @@ def prepare(
     return Prepared(splits, tokenizer, train, held, template, stops, tuple(notes))
 
 
-def ready_tokenizer(ref: ModelRef) -> tuple[Any, str | None]:
-    """(the model's tokenizer, with a pad token and a chat template; the name of the template that it was given).
+def ready_tokenizer(ref: ModelRef, new_tokens: tuple[str, ...] = ()) -> tuple[Any, str | None]:
+    """(the model's tokenizer, with new tokens, a pad token and a chat template; the name of the template it was given).
 
-    Raises: ModelError.
+    Raises: ModelError; OptionError for a new token that it has.
     """
     tokenizer = load_tokenizer(ref)
     if tokenizer is None:
@@ -123,6 +126,8 @@ def ready_tokenizer(ref: ModelRef) -> tuple[Any, str | None]:
             f"{ref.name}: its tokenizer has no eos token, so no answer could ever stop",
             fix="set eos_token in its tokenizer_config.json",
         )
+    if new_tokens:
+        add_tokens(tokenizer, new_tokens, ref.name)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     check_template(tokenizer, ref.name)

@@ -153,6 +153,10 @@ class Talker:
             )
         if _bases_differ(result, first.result) or recipe.rope_scaling != first.recipe.rope_scaling:
             raise ModelError(f"{folder}: trained on another base", fix="autoft chat with that folder")
+        if recipe.new_tokens != first.recipe.new_tokens:
+            raise ModelError(
+                f"{folder}: trained with other new_tokens than {first.folder}", fix="autoft chat with that folder"
+            )
         try:
             put_adapter(self.model, folder, own)
         finally:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autoft.profiles.host import available_ram
+from autoft.trainer.adapters.prompt import tokens_before
 from autoft.trainer.evaluation.batches import Tell, in_batches, silent
 from autoft.trainer.recipe import Recipe
 
@@ -89,6 +90,7 @@ def room_of(model: Any, recipe: Recipe, *, peak_bytes: int | None = None) -> Roo
     hidden = text.hidden_size
     inner = getattr(text, "intermediate_size", None) or 4 * hidden
     inner = max(inner) if isinstance(inner, list | tuple) else inner  # Gemma 3n has one for each layer
+    context, before = getattr(text, "max_position_embeddings", None), tokens_before(model)
     layers = set(getattr(text, "layer_types", None) or ("full_attention",))
     return Room(
         budget_bytes=_budget_bytes(device, peak_bytes),
@@ -98,8 +100,8 @@ def room_of(model: Any, recipe: Recipe, *, peak_bytes: int | None = None) -> Roo
         row_bytes=3 * 4 * text.vocab_size,  # logits, their float32 copy, and one that is compared
         read_tokens=recipe.micro_batch * recipe.seq_len,
         most_rows=MOST_ROWS[device],
-        chunks=layers <= PLAIN_LAYERS and not getattr(model, "_is_stateful", False),
-        context=getattr(text, "max_position_embeddings", None),
+        chunks=layers <= PLAIN_LAYERS and not getattr(model, "_is_stateful", False) and not before,
+        context=None if context is None else context - before,
     )
 
 
@@ -125,7 +127,8 @@ def generate(
     pad = pad_id(tokenizer)
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
-    most = batch or len(prompts)
+    # PEFT counts positions without the padding that would stand between its vectors and a shorter prompt
+    most = 1 if tokens_before(model) else batch or len(prompts)
     done = 0
 
     def fit(at: int) -> int:

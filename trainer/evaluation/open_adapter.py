@@ -11,7 +11,7 @@ from typing import Any
 from autoft.errors import ModelError, some
 from autoft.home import sha256
 from autoft.schema import parse_json, read_text
-from autoft.trainer.adapters import ADAPTERS
+from autoft.trainer.adapters import ADAPTERS, BY_TYPE
 from autoft.trainer.evaluation.open_run import ADAPTER, base_name, read_result
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
@@ -24,11 +24,13 @@ from autoft.trainer.storage.run_folder import unfinished
 
 ADAPTER_CONFIG = "adapter_config.json"
 PICKLED = "adapter_model.bin"
+PROMPT_WEIGHTS = "prompt_embeddings"  # PEFT's name for all that prompt tuning saves
 # Keys of adapter_config.json that change neither the weights nor what is computed with them
 ABOUT = frozenset({
     "auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules", "fan_in_fan_out",
-    "feedforward_modules", "inference_mode", "init_ia3_weights", "init_lora_weights", "peft_type", "peft_version",
-    "revision", "target_modules", "task_type",
+    "feedforward_modules", "inference_mode", "init_ia3_weights", "init_lora_weights", "num_attention_heads",
+    "num_layers", "num_transformer_submodules", "peft_type", "peft_version", "prompt_tuning_init",
+    "revision", "target_modules", "task_type", "token_dim",
 })  # fmt: skip
 
 
@@ -170,10 +172,7 @@ def check_shapes(adapter: AdapterFolder, model: Any, name: str = "default") -> N
     model: also one on meta. name: of its adapter.
     Raises: ModelError naming the first that does not fit.
     """
-    from peft import get_peft_model_state_dict
-
-    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    needed = {weight: tuple(tensor.shape) for weight, tensor in state.items()}
+    needed = _needed_shapes(model, name)
     path, base = adapter.folder / ADAPTER, public_name(str(model.get_base_model().config.name_or_path)) or "the model"
     fix = "name the base that the adapter was trained on"
     differ = sorted(needed.keys() ^ adapter.shapes.keys())
@@ -185,6 +184,16 @@ def check_shapes(adapter: AdapterFolder, model: Any, name: str = "default") -> N
             raise ModelError(
                 f"{path}: {weight} is {_by(adapter.shapes[weight])}, and {base} takes {_by(shape)}", fix=fix
             )
+
+
+def _needed_shapes(model: Any, name: str) -> dict[str, tuple[int, ...]]:
+    """Of the weights that the file of the model's adapter `name` has, by their names there."""
+    from peft import get_peft_model_state_dict
+
+    if model.peft_config[name].is_prompt_learning:  # whose values PEFT copies, where meta has none
+        return {PROMPT_WEIGHTS: tuple(model.prompt_encoder[name].embedding.weight.shape)}
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    return {weight: tuple(tensor.shape) for weight, tensor in state.items()}
 
 
 def put_weights(adapter: AdapterFolder, model: Any) -> None:
@@ -215,8 +224,10 @@ def _beyond(adapter: AdapterFolder) -> str | None:
     """The first key of another tool's configuration that is not at PEFT's default and no setting of ours."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 
-    defaults = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(adapter.kind.upper())]().to_dict()
+    defaults = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(ADAPTERS[adapter.kind].type)]().to_dict()
     known = {*ABOUT, *ADAPTERS[adapter.kind].keys.values()}
+    if adapter.settings.get("new_tokens"):
+        known.add("trainable_token_indices")
     differ = (key for key, value in adapter.config.items() if value and key not in known and value != defaults.get(key))
     return next((f"{key} is {str(adapter.config[key])[:80]}" for key in differ), None)
 
@@ -224,7 +235,11 @@ def _beyond(adapter: AdapterFolder) -> str | None:
 def _settings_of_run(recipe: Recipe) -> dict[str, Any]:
     """Of a run; positions that were scaled are scaled by the same factor again."""
     kind = ADAPTERS[recipe.adapter]
-    names, saved = {"adapter", "target_modules", *kind.keys}, kind.saved(recipe)
+    names, saved = {"adapter", *kind.keys}, kind.saved(recipe)
+    if kind.on_layers:
+        names.add("target_modules")
+    if recipe.new_tokens:
+        names |= {"new_tokens", "first_new_id"}
     if recipe.rope_scaling is not None:
         names |= {"rope_scaling", "seq_len"}
     return {name: getattr(saved, name) for name in Recipe.__dataclass_fields__ if name in names}
@@ -232,14 +247,16 @@ def _settings_of_run(recipe: Recipe) -> dict[str, Any]:
 
 def _settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Of another tool's adapter. Raises: ModelError, FileFormatError."""
-    kinds = {name.upper(): kind for name, kind in ADAPTERS.items()}
-    kind = kinds.get(str(config.get("peft_type")))
+    kind = BY_TYPE.get(str(config.get("peft_type")))
     if kind is None:
         raise ModelError(
-            f"{where}: peft_type is {config.get('peft_type')!r}, not {' or '.join(kinds)}",
+            f"{where}: peft_type is {config.get('peft_type')!r}, not {' or '.join(BY_TYPE)}",
             fix="give an adapter of these",
         )
     values = {name: config[key] for name, key in kind.keys.items() if config.get(key) is not None}
+    if not kind.on_layers:
+        recipe = Recipe.from_dict({"adapter": kind.name, **values}, where=where)
+        return {name: getattr(recipe, name) for name in ("adapter", *values)}
     targets = config.get("target_modules")
     if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets) or not targets:
         raise ModelError(

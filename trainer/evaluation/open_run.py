@@ -9,10 +9,11 @@ from typing import Any
 from autoft.errors import ModelError
 from autoft.home import sha256
 from autoft.schema import parse_json, read_text
-from autoft.trainer.adapters import ADAPTERS, kind_of
+from autoft.trainer.adapters import BY_TYPE, kind_of
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.result import RunResult
 from autoft.trainer.runtime import environment
+from autoft.trainer.sources.new_tokens import pieces_of
 from autoft.trainer.sources.resolve import Say, fetch, load_config, resolve
 from autoft.trainer.sources.weights import fingerprint
 from autoft.trainer.storage.ownership import CARD, RESULT
@@ -134,7 +135,7 @@ def put_adapter(model: Any, folder: Path, name: str = FIRST) -> Any:
         else:
             model = PeftModel.from_pretrained(model, folder, adapter_name=name)
         _check_keys(model, folder / ADAPTER, name)
-    except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError, ModelError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, SafetensorError, ModelError) as error:
         if name != FIRST and name in model.peft_config:
             model.delete_adapter(name)
         if isinstance(error, ModelError):
@@ -143,7 +144,7 @@ def put_adapter(model: Any, folder: Path, name: str = FIRST) -> Any:
         raise ModelError(
             f"{folder}: its adapter cannot be put on {base}: {reason}", fix="restore its files, or run again"
         ) from error
-    ADAPTERS[model.peft_config[name].peft_type.lower()].mend(model)
+    BY_TYPE[str(model.peft_config[name].peft_type.value)].mend(model)
     return model.eval()
 
 
@@ -201,6 +202,9 @@ def load_named(name: str, recipe: Recipe, *, for_loss: bool = False) -> Any:
     ref = resolve(name)
     weights = fetch(ref)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build_whole_base(recipe, load_config(ref, weights), weights, device, for_loss=for_loss).eval()
+    pieces = pieces_of(ref, recipe.new_tokens)
+    model = build_whole_base(
+        recipe, load_config(ref, weights), weights, device, for_loss=for_loss, pieces=pieces
+    ).eval()
     model.config.use_cache = True
     return model

@@ -253,6 +253,11 @@ def _refuse_unlike(adapters: Sequence[AdapterFolder], mix: Mix) -> None:
         for name, why in whole.items():
             if adapter.settings.get(name):
                 raise ModelError(f"{adapter.folder}: {why}", fix="autoft merge makes a model of it")
+        if adapter.config.get("trainable_token_indices"):
+            raise ModelError(
+                f"{adapter.folder}: PEFT adds updates of layers, and its new tokens would be lost",
+                fix="autoft merge makes a model of it",
+            )
         if adapter.config.get("modules_to_save"):
             raise ModelError(
                 f"{adapter.folder}: its modules_to_save would be lost", fix="autoft merge makes a model of it"

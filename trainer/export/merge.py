@@ -237,7 +237,8 @@ def _edits(model: Any) -> dict[str, tuple[Edit, tuple[str, ...]]]:
             for part, weight in module.modules_to_save["default"].named_parameters():
                 edits[f"{name}.{part}"] = (_constant(weight), ())
         elif isinstance(module, TrainableTokensWrapper):
-            edits[f"{name}.weight"] = (_through(module.token_adapter, name, "weight"), (f"{name}.weight",))
+            through = _through(module.token_adapter, name, "weight")
+            edits[f"{name}.weight"] = (_with_rows(through, len(module.original_module.weight)), (f"{name}.weight",))
         elif isinstance(module, BaseTunerLayer):
             layer = module.get_base_layer()
             parts = [part for part, _ in layer.named_parameters(recurse=False)]
@@ -294,6 +295,16 @@ def _through(layer: Any, name: str, part: str) -> Edit:
                 setattr(base, each, ghost)
 
     return edit
+
+
+def _with_rows(edit: Edit, rows: int) -> Edit:
+    """The edit of a weight to which rows of zeros are added first, where it has fewer than `rows`."""
+    import torch
+
+    def extended(weight: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(weight, (0, 0, 0, max(0, rows - weight.shape[0])))
+
+    return lambda get: edit(lambda name: extended(get(name)))
 
 
 def _stored_as(name: str, names: Mapping[str, Path]) -> str | None:

@@ -80,7 +80,9 @@ def load_with_adapter(source: Source, dtype: Any) -> Any:
     from dataclasses import replace
 
     from autoft.errors import ModelError
+    from autoft.trainer.export.source import trained_token_ids
     from autoft.trainer.model.build import build_whole_base
+    from autoft.trainer.model.new_rows import add_rows
 
     recipe = replace(source.recipe, base_dtype=dtype)
     model: Any = build_whole_base(recipe, source.config, source.weights, "cpu", for_loss=False)
@@ -90,7 +92,9 @@ def load_with_adapter(source: Source, dtype: Any) -> Any:
     from safetensors import SafetensorError
 
     rows = stored_vocabulary(source)
-    if rows is not None and rows != model.get_input_embeddings().num_embeddings:
+    if rows is not None and trained_token_ids(source.adapter):
+        add_rows(model, rows)
+    elif rows is not None and rows != model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(rows, mean_resizing=False)
     try:
         return PeftModel.from_pretrained(model, source.folder).eval()

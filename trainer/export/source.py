@@ -9,7 +9,7 @@ from typing import Any
 from autoft.errors import ModelError
 from autoft.home import sha256
 from autoft.schema import object_in
-from autoft.trainer.adapters import ADAPTERS
+from autoft.trainer.adapters import BY_TYPE
 from autoft.trainer.data.tokens import stop_ids
 from autoft.trainer.evaluation.open_adapter import ADAPTER_CONFIG, PICKLED
 from autoft.trainer.evaluation.open_run import ADAPTER, base_name, load_run_tokenizer, open_result
@@ -92,10 +92,22 @@ def open_source(
     return _of_peft(folder, base, say)
 
 
+def trained_token_ids(config: dict[str, Any]) -> list[int]:
+    """Ids whose rows an adapter trains, by its adapter_config.json: a list, or a list for each module."""
+    named = config.get("trainable_token_indices") or []
+    return [number for ids in named.values() for number in ids] if isinstance(named, dict) else list(named)
+
+
 def stored_vocabulary(source: Source) -> int | None:
-    """Rows of the embedding or head that the adapter's file holds, None where it holds neither."""
+    """Rows of the embedding where the adapter's file holds it, or trained tokens that the base has no rows for.
+
+    None where the base's own rows do.
+    """
     from safetensors import safe_open
 
+    rows = 1 + max(trained_token_ids(source.adapter or {}), default=-1)
+    if rows > source.config.get_text_config().vocab_size:
+        return rows
     with safe_open(source.folder / ADAPTER, "pt") as file:
         for name in file.keys():  # noqa: SIM118 - no mapping
             if name.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_tokens.base_layer.weight")):
@@ -128,10 +140,9 @@ def _of_run(folder: Path, result: RunResult, base: str | None, accept_changes: b
 
 def _of_peft(folder: Path, base: str | None, say: Say) -> Source:
     adapter = object_in(folder / ADAPTER_CONFIG)
-    kinds = [name.upper() for name in ADAPTERS]
-    if adapter.get("peft_type") not in kinds:
+    if adapter.get("peft_type") not in BY_TYPE:
         raise ModelError(
-            f"{folder / ADAPTER_CONFIG}: peft_type is {adapter.get('peft_type')!r}, not {' or '.join(kinds)}",
+            f"{folder / ADAPTER_CONFIG}: peft_type is {adapter.get('peft_type')!r}, not {' or '.join(BY_TYPE)}",
             fix="give an adapter of these",
         )
     named = base or _local_base(folder) or adapter.get("base_model_name_or_path")
@@ -183,6 +194,13 @@ def _opened(
             pickled = ", only a pickle, which can run any code when opened" if (folder / PICKLED).is_file() else ""
             raise ModelError(f"{folder}: its {ADAPTER} is missing{pickled}", fix="restore the file, or train again")
         adapter = object_in(folder / ADAPTER_CONFIG)
+        kind = BY_TYPE[adapter["peft_type"]]
+        if not kind.on_layers:
+            raise ModelError(
+                f"{folder}: {kind.name} tuning puts vectors before each prompt, and changes no weight of the base: "
+                "there is nothing to merge or to export",
+                fix="autoft chat, autoft serve, or PEFT on the base",
+            )
     return Source(
         folder=folder,
         result=result,

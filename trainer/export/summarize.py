@@ -66,7 +66,7 @@ def summary_of(adapter: AdapterFolder) -> Summary:
         rank=settings.get("rank"),
         alpha=settings.get("alpha"),
         dropout=settings.get("dropout"),
-        target_modules=recipe.target_modules,
+        target_modules=recipe.target_modules if kind_of(recipe).on_layers else (),
         params=adapter.num_params,
         bytes=path.stat().st_size,
         dtype=adapter.dtype,

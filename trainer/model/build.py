@@ -5,6 +5,7 @@ With `device="meta"` the same calls make a model without storage, from the confi
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 import inspect
@@ -12,13 +13,14 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.errors import ModelError
 from autoft.trainer.adapters import kind_of
+from autoft.trainer.model.new_rows import give_rows, trained_tokens
 from autoft.trainer.model.rope import scaled_config
 from autoft.trainer.objectives import objective_of
 from autoft.trainer.recipe import Attention, Recipe, torch_dtype
@@ -47,11 +49,13 @@ def build_model(
     device: str,
     seed: int = 0,
     shared: SharedHost | None = None,
+    pieces: Sequence[Sequence[int]] = (),
 ) -> PeftModel | PreTrainedModel:
     """The model that a step of `recipe` trains, in training mode: base weights frozen and an adapter, or all trainable.
 
     config: a transformers configuration. weights: folder of safetensors; None only with device "meta".
     seed: of the adapter's random initialization. shared: of a base that several processes stream.
+    pieces: of each new token, the ids that its word had before.
     Raises: ModelError when the model cannot take this recipe.
     """
     import torch
@@ -60,7 +64,7 @@ def build_model(
 
     if weights is not None:
         refuse_moving(recipe, device)
-    base = build_whole_base(recipe, config, weights, device, shared=shared)
+    base = build_whole_base(recipe, config, weights, device, shared=shared, pieces=pieces)
     torch.manual_seed(seed)
     if recipe.method == "full":
         for name in towers(base):
@@ -106,15 +110,19 @@ def build_whole_base(
     *,
     for_loss: bool = True,
     shared: SharedHost | None = None,
+    pieces: Sequence[Sequence[int]] = (),
 ) -> PreTrainedModel:
     """The base as the adapter is trained on it.
 
     for_loss: with what the recipe's loss needs. shared: as `stream` has it; the first process alone reads weights.
+    pieces: as `build_model` has them.
     Raises: as build_base.
     """
     streams = recipe.streamed_layers > 0 and device.startswith("cuda")
     borrows = shared is not None and not shared.first
     base = build_base(recipe, config, None if borrows else weights, device, onto="cpu" if streams else device)
+    if recipe.new_tokens:
+        give_rows(base, recipe, pieces)
     if recipe.kbit_upcast:
         _upcast(base)
     if streams:
@@ -138,6 +146,8 @@ def build_base(
     refuse_unsuitable(config)
     refuse_other_inputs(config)
     config = scaled_config(config, recipe)
+    if recipe.new_tokens:
+        config = copy.deepcopy(config)  # which transformers changes where it adds rows
     if recipe.attention == "flash_attention_2" and weights is not None:
         _demand_flash_attention(device)
     try:
@@ -537,6 +547,7 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe, device: str = "meta") -> 
         exclude_modules=_within(towers(base)),
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2's weights are transposed
+        **({"trained_tokens": trained_tokens(base, recipe)} if recipe.new_tokens else {}),
     )
     try:
         if hasattr(config, "target_parameters") and (by_type or recipe.experts_4bit):

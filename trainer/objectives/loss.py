@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from autoft.trainer.adapters.prompt import tokens_before
+
 if TYPE_CHECKING:
     import torch
 
@@ -50,7 +52,8 @@ def compute_loss(
         else:
             inputs = {name: value for name, value in batch.items() if name != "labels"}
             targets_BS = labels_BS[:, 1:]
-            columns = inputs["logits_to_keep"] = _trained_columns(targets_BS, recipe.pad_multiple)
+            columns = _trained_columns(targets_BS, recipe.pad_multiple)
+            inputs["logits_to_keep"] = columns + before if (before := tokens_before(model)) else columns
             targets_BS = targets_BS[:, columns]
             logits_BSV = model(**inputs, use_cache=False).logits[:, : targets_BS.size(1)].float()
             summed = torch.nn.functional.cross_entropy(

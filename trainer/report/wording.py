@@ -94,8 +94,11 @@ def how_trained(recipe: Recipe) -> str:
     saved = kind.saved(recipe)
     if saved != recipe:
         adapter += f" (saved as plain LoRA of rank {saved.rank}, alpha {saved.alpha:g})"
-    targets = recipe.target_modules if isinstance(recipe.target_modules, str) else ", ".join(recipe.target_modules)
-    return f"{recipe.method} on a base in {precision}, {adapter}, targets {targets}" + (
+    names = recipe.target_modules if isinstance(recipe.target_modules, str) else ", ".join(recipe.target_modules)
+    targets = f"targets {names}" if kind.on_layers else f"{kind.size(recipe)} before every row"
+    if recipe.new_tokens:
+        adapter += f", {len(recipe.new_tokens)} new tokens"
+    return f"{recipe.method} on a base in {precision}, {adapter}, {targets}" + (
         (f", RoPE scaled ({recipe.rope_scaling})" if recipe.rope_scaling else "") + minimised
     )
 
@@ -133,15 +136,17 @@ def _opening(result: RunResult) -> tuple[str, str]:
     where = "" if on_hub else "  # its folder"
     if recipe.method == "full":
         return f"from transformers import {auto}, AutoTokenizer", f"model = {auto}.from_pretrained(folder, {dtype})"
+    # where the vocabulary has no room for the new tokens, rows are added, as in training
+    grown = "base.resize_token_embeddings(max(len(tokenizer), base.config.vocab_size))\n" if recipe.new_tokens else ""
     if recipe.rope_scaling is not None:
         return (
             f"from peft import PeftModel\nfrom transformers import AutoConfig, {auto}, AutoTokenizer",
             f"""# trained on rows of up to {recipe.seq_len} tokens, longer than the base takes without this
 {scaling_snippet(recipe.rope_scaling, recipe.seq_len, result.base)}
 base = {auto}.from_pretrained({result.base!r}, config=config, {dtype}){where}
-model = PeftModel.from_pretrained(base, folder)""",
+{grown}model = PeftModel.from_pretrained(base, folder)""",
         )
-    if auto == "AutoModelForCausalLM" and on_hub:
+    if auto == "AutoModelForCausalLM" and on_hub and not grown:
         return (
             "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer",
             f"model = AutoPeftModelForCausalLM.from_pretrained(folder, {dtype})",
@@ -149,7 +154,7 @@ model = PeftModel.from_pretrained(base, folder)""",
     return (
         f"from peft import PeftModel\nfrom transformers import {auto}, AutoTokenizer",
         f"""base = {auto}.from_pretrained({result.base!r}, {dtype}){where}
-model = PeftModel.from_pretrained(base, folder)""",
+{grown}model = PeftModel.from_pretrained(base, folder)""",
     )
 
 

@@ -16,6 +16,7 @@ from autoft.trainer.events import Listener, Note, Stage
 from autoft.trainer.job import Job
 from autoft.trainer.runtime import environment
 from autoft.trainer.runtime.peak_memory import resident_bytes
+from autoft.trainer.sources.new_tokens import pieces_of
 from autoft.trainer.sources.resolve import ModelRef, fetch, load_config, resolve
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def find_sources(job: Job, tell: Listener, prepared: Prepared | None = None) -> 
             max_tokens=job.recipe.seq_len,
             mapping=job.mapping,
             thinking=job.thinking,
+            new_tokens=job.recipe.new_tokens,
         )
     for note in prepared.notes(job.recipe.seq_len):
         tell(Note(text=note))
@@ -92,9 +94,12 @@ def load(
 
     environment.quiet()
     ref, weights, prepared = sources.ref, sources.weights, sources.prepared
+    pieces = pieces_of(ref, job.recipe.new_tokens)
     baseline = resident_bytes()
     config = load_config(ref, weights)
-    model = build_model(job.recipe, config=config, weights=weights, device=job.device, seed=job.seed, shared=shared)
+    model = build_model(
+        job.recipe, config=config, weights=weights, device=job.device, seed=job.seed, shared=shared, pieces=pieces
+    )
     check_model(model, prepared, job)
     check()
     stops = stop_ids(prepared.tokenizer, (*prepared.stops, *model_stop_ids(model)))
