@@ -39,9 +39,8 @@ class PlanQuestion:
 
 def ask(request: Request, hardware: Hardware) -> PlanQuestion | None:
     """None where not all can be told that the plan depends on. Raises: InputError, as planning does."""
-    recipe_pins, job_pins = parse_settings(
-        request.settings
-    )  # what is wrong with them is told before a model is looked for
+    # what is wrong with them is told before a model is looked for
+    recipe_pins, job_pins = parse_settings(request.settings)
     target = target_of_request(request, hardware, hosts=job_pins.get("hosts", 1), link=job_pins.get("link"))
     ref = resolve(request.model)
     config = config_source(ref)
