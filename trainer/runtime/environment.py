@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from autoft.trainer.compat.torch import DEVICE_CAPABILITY
 
@@ -75,12 +77,25 @@ def import_bitsandbytes() -> None:
     """Import bitsandbytes without creating a CUDA context, which takes 300 to 500 MiB of the card and forbids forking.
 
     bitsandbytes 0.50 asks every GPU for its compute capability while it is imported (cuda_specs.py) and uses the answer
-    in its diagnostics alone, which ask again. It gets (0, 0) here.
+    in its diagnostics alone, which ask again. It gets (0, 0) here. It also hands some kernels to torch.compile, which
+    imports the compiler at once, a fifth of all that a plan imports; here it does so when such a kernel is first run.
     """
     if "bitsandbytes" in sys.modules:
         return
-    with DEVICE_CAPABILITY.replaced_by(lambda device=None: (0, 0)):
-        import bitsandbytes  # noqa: F401
+    import torch
+
+    compile_now = torch.compile
+
+    def compile_later(kernel: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        compiled = functools.cache(lambda: compile_now(kernel, **options))
+        return functools.wraps(kernel)(lambda *args, **kwargs: compiled()(*args, **kwargs))
+
+    torch.compile = compile_later  # type: ignore[assignment]
+    try:
+        with DEVICE_CAPABILITY.replaced_by(lambda device=None: (0, 0)):
+            import bitsandbytes  # noqa: F401
+    finally:
+        torch.compile = compile_now
 
 
 @contextmanager
