@@ -140,6 +140,13 @@ DEVICE_CAPABILITY = TABLE.hook(
     "bitsandbytes asks for it while it is imported, which would create a context on the GPU",
     "trainer/runtime/environment.py",
 )
+COMPILE = TABLE.hook(
+    "torch:compile",
+    "(model=None, *, fullgraph=False, dynamic=None, backend=None, mode=None, options=None, name=None, disable=False, "
+    "recompile_limit=None, isolate_recompiles=False, shapes_spec=None)",
+    "bitsandbytes calls it while it is imported, which would import the compiler",
+    "trainer/runtime/environment.py",
+)
 
 # Tensors of modules that state_dict leaves out or renames
 TABLE.hook(

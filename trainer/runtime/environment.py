@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from autoft.trainer.compat.torch import DEVICE_CAPABILITY
+from autoft.trainer.compat.torch import COMPILE, DEVICE_CAPABILITY
 
 OFFLINE = "autoft is offline (--offline or HF_HUB_OFFLINE)"
 PANIC = "PanicException"  # of Rust's libraries (tokenizers, safetensors); no Exception
@@ -82,20 +82,14 @@ def import_bitsandbytes() -> None:
     """
     if "bitsandbytes" in sys.modules:
         return
-    import torch
-
-    compile_now = torch.compile
+    compile_now = COMPILE.fetch()
 
     def compile_later(kernel: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         compiled = functools.cache(lambda: compile_now(kernel, **options))
         return functools.wraps(kernel)(lambda *args, **kwargs: compiled()(*args, **kwargs))
 
-    torch.compile = compile_later  # type: ignore[assignment]
-    try:
-        with DEVICE_CAPABILITY.replaced_by(lambda device=None: (0, 0)):
-            import bitsandbytes  # noqa: F401
-    finally:
-        torch.compile = compile_now
+    with DEVICE_CAPABILITY.replaced_by(lambda device=None: (0, 0)), COMPILE.replaced_by(compile_later):
+        import bitsandbytes  # noqa: F401
 
 
 @contextmanager
