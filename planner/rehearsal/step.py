@@ -59,6 +59,7 @@ OTHER_INPUTS = {
 # What models and libraries raise that are asked for what a rehearsal cannot give
 CANNOT_BE_REHEARSED = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ImportError, NameError)
 Result = TypeVar("Result")
+Place = tuple[int, int]  # (number of a section, that of an event there)
 KEPT_MODELS, KEPT_MICRO_BATCHES, KEPT_EVALUATIONS = 8, 16, 64
 
 
@@ -174,10 +175,7 @@ def _rehearse(
         step = _step_of(resident, config, device, depth, loop, backend, kept)
         batches = (replace(resident, optimizer="adamw_torch"), *around, accumulate)
         if batches not in kept.micro_batches:
-            first = step.micro_batch()
-            kept.micro_batches[batches] = _MicroBatches(
-                first=first, rest=step.micro_batch() if accumulate else None, offloaded_bytes=step.offloaded_bytes
-            )
+            kept.micro_batches[batches] = step.micro_batches(accumulate=accumulate)
         micro_batches = kept.micro_batches[batches]
         first = micro_batches.first
     alone = replace(
@@ -316,6 +314,9 @@ class _Step:
         self.trace: Trace | None = None
         self.layers = 0
         self.offloaded: dict[int | None, int] = {}
+        self.handed_over: dict[int, Place] = {}  # of each gradient, where autograd hands it to its parameter
+        for parameter in self.trainable:
+            parameter.register_post_accumulate_grad_hook(self._note_gradient)
         _cast_biases(model)
         _settle_frequencies(model)
         if depth is not None:
@@ -361,8 +362,27 @@ class _Step:
         run = range(self.layers) if self.depth is None else (self.depth.stands_for[n] for n in range(self.depth.layers))
         return self.offloaded.get(None, 0) + sum(self.offloaded.get(layer, 0) for layer in run)
 
-    def micro_batch(self) -> tuple[Extension, list[int]]:
-        """(the events for the full depth, keys of the gradients there that outlive it)."""
+    def micro_batches(self, *, accumulate: bool) -> _MicroBatches:
+        """The first of a step, which leaves gradients, and one after it, which adds to them."""
+        sections, gradients = self._micro_batch()
+        offloaded_bytes = self.offloaded_bytes
+        # more than gradients is left where a layer keeps something from one call to the next
+        tells = accumulate and living_keys(sections) == set(gradients)
+        later = adding(sections, self.handed_over) if tells else None
+        for key in gradients:
+            _relabel(sections, key, KIND["gradients"])
+        first = Extension(sections, self.depth)
+        held = [full for key in gradients for _, full in first.full_keys(key)]
+        if accumulate and later is None:
+            later, _ = self._micro_batch()
+        return _MicroBatches(
+            first=(first, held),
+            rest=None if later is None else (Extension(later, self.depth), []),
+            offloaded_bytes=offloaded_bytes,
+        )
+
+    def _micro_batch(self) -> tuple[list[Section], list[int]]:
+        """(its sections, keys of the gradients that it makes and that outlive it)."""
         recipe = self.recipe
         trace = self.trace = Trace(scratch(self.device), None if self.device.cuda else CPU_RESULTS)
         for tensor in stored_tensors(self.model):
@@ -372,7 +392,7 @@ class _Step:
                 trace.ignore(p.grad)
         recomputed = "activations" if recipe.gradient_checkpointing else None
         kernels = Kernels(self.device, self.backend, packed=recipe.packing)
-        self.offloaded = {}
+        self.offloaded, self.handed_over = {}, {}
         with (
             trace,
             kernels,
@@ -400,13 +420,14 @@ class _Step:
             trace.begin("after")
             kept.clear()
             del loss, batch
-        for key in gradients:
-            if key >= 0:
-                _relabel(trace.sections, key, KIND["gradients"])
-        extension = Extension(trace.sections, self.depth)
-        held = [full for key in gradients if key >= 0 for _, full in extension.full_keys(key)]
         self.trace = None
-        return extension, held
+        return trace.sections, [key for key in gradients if key >= 0]
+
+    def _note_gradient(self, parameter: Any) -> None:
+        """Called when autograd has handed a gradient over."""
+        assert self.trace is not None
+        sections = self.trace.sections
+        self.handed_over.setdefault(self.trace.follow(parameter.grad), (len(sections) - 1, len(sections[-1].events)))
 
     def evaluation(self) -> dict[str, Extension]:
         """The loss of a batch and, on a GPU, the reading of a prompt as long as a row, its keys and values kept.
@@ -485,6 +506,25 @@ def _cached(output: Any) -> Iterator[torch.Tensor]:
     cache = getattr(answer, "past_key_values", None)
     for layer in getattr(cache, "layers", ()):
         yield from (value for value in vars(layer).values() if isinstance(value, torch.Tensor) and value.is_meta)
+
+
+def adding(sections: list[Section], handed_over: dict[int, Place]) -> list[Section]:
+    """A micro-batch that finds gradients, from the sections of one that finds none.
+
+    Where the first keeps a gradient, a later one adds it in place to what is there, and drops it.
+    """
+    later = [replace(section, events=list(section.events), kinds=list(section.kinds)) for section in sections]
+    sizes = {key: size for section in sections for key, size in section.events if key in handed_over}
+    for key, (number, place) in reversed(handed_over.items()):
+        if key in sizes:
+            later[number].events.insert(place, (key, -sizes[key]))
+    return later
+
+
+def living_keys(sections: list[Section]) -> set[int]:
+    """Of the storages that are made and not dropped."""
+    events = [event for section in sections for event in section.events]
+    return {key for key, size in events if size > 0} - {key for key, size in events if size < 0}
 
 
 def _relabel(sections: list[Section], key: int, kind: int) -> None:

@@ -14,7 +14,7 @@ from autoft.planner.request import Prefer
 from autoft.planner.search.candidates import Family, base_bits, families, lighter
 from autoft.planner.search.hyperparameters import Rows, mean_length, run_takes, steps_of
 from autoft.planner.search.rank import SLOWER, Choice, choose, order
-from autoft.planner.search.search import GROWING, Candidate, Pruned, Search
+from autoft.planner.search.search import Candidate, Pruned, Search
 from autoft.planner.timing.allreduce import Replicas
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
@@ -175,10 +175,9 @@ class Question:
         memory = self.estimator.memory(self.rehearse(recipe))
         return self.target.device_bytes(memory.highest_reserved, self.num_gpus)
 
-    def growing_bytes(self, recipe: Recipe) -> int:
-        """What of the peak grows with the tokens of a micro-batch."""
-        components = self.estimator.memory(self.rehearse(recipe)).components
-        return sum(components.get(kind, 0) for kind in GROWING)
+    def components(self, recipe: Recipe) -> dict[str, int]:
+        """What estimate says of its peak."""
+        return self.estimator.memory(self.rehearse(recipe)).components
 
     def rehearse(self, recipe: Recipe) -> Rehearsal:
         """As estimate has it."""

@@ -217,7 +217,7 @@ def _smallest_gib(frame: Frame) -> int | None:
         )
         mine = frame.on(target)
     recipe, estimate = mine.closest()
-    sizes = mine.estimator.fits_by_gib(mine.question.rehearse(recipe), estimate.device_bytes)
+    sizes = mine.estimator.without_tight().fits_by_gib(mine.question.rehearse(recipe), estimate.device_bytes)
     return next((int(gib) for gib, fits in sizes.items() if fits == "yes"), None)
 
 

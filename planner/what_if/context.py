@@ -87,11 +87,10 @@ class Frame:
 
     def closest(self) -> tuple[Recipe, Estimate]:
         """What needs the least."""
-        estimates = [(recipe, self.question.estimate(recipe)) for recipe in self.recipes()]
-        least = min(estimates, key=lambda pair: pair[1].device_bytes)
-        while (lighter := self.question.lighter(least[0])) is not None:
-            least = lighter, self.question.estimate(lighter)
-        return least
+        recipe = min(self.recipes(), key=self.question.device_bytes)
+        while (lighter := self.question.lighter(recipe)) is not None:
+            recipe = lighter
+        return recipe, self.question.estimate(recipe)
 
     def run(self, recipe: Recipe, estimate: Estimate) -> tuple[Range, Range | None]:
         """(seconds, kWh) of the whole run; without data of a million tokens. None: the device's power is not known."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,9 +13,11 @@ from autoft.planner.estimate import Estimate
 from autoft.planner.search.bisection import largest
 from autoft.planner.search.candidates import base_bits, describe, state_bits
 from autoft.planner.search.parallel import spread
+from autoft.planner.search.search import GROWING
 from autoft.planner.search.sequence_length import longest_row
 from autoft.planner.what_if.context import Frame
 from autoft.schema import Record
+from autoft.trainer.optimizers import spec_of
 from autoft.trainer.recipe import Recipe, applies
 from autoft.units import size
 
@@ -22,6 +25,8 @@ Quantity = Literal["seq_len", "rank", "micro_batch"]
 
 SEQ_LEN_STEP = 64
 RANK_STEP = 8  # tensor cores want multiples of 8; below it the powers of two
+# What of the peak grows with the rank, by the trace's kinds
+OF_A_RANK = ("adapter", "gradients", "optimizer")
 MOST_ROWS = 4096  # assumption: nobody asks for a larger micro-batch
 
 
@@ -68,8 +73,8 @@ def find_limit(frame: Frame, quantity: Quantity) -> Limit:
     if all(ceiling.value is None for ceiling in ceilings):
         ceilings += _ceilings(frame, frame.streamed_recipes(), quantity, values)
     best = min(ceilings, key=_rank)
-    lighter = list(_lighter(frame, best.recipe))  # the optimizer's state is the same in all of them
-    ceilings += _ceilings(frame, lighter, quantity, values, near=best.value)
+    lighter = list(_lighter(frame, best.recipe))
+    ceilings += _ceilings(frame, lighter, quantity, values, best)
     ceilings.sort(key=_rank)
     best = ceilings[0]
     if best.value is None:
@@ -140,32 +145,65 @@ def _lighter(frame: Frame, recipe: Recipe) -> Iterator[Recipe]:
 
 
 def _ceilings(
-    frame: Frame, recipes: Sequence[Recipe], quantity: Quantity, values: Sequence[int], near: int | None = None
+    frame: Frame, recipes: Sequence[Recipe], quantity: Quantity, values: Sequence[int], like: Ceiling | None = None
 ) -> list[Ceiling]:
-    """Of each recipe, looked for where one that was tried in the same process ended, at first near `near`."""
+    """Of each recipe. like: of the same one with another optimizer, which tells where to look first."""
 
-    def next_ceiling(recipe: Recipe) -> Ceiling:
-        nonlocal near
-        ceiling = _ceiling(frame, recipe, quantity, values, near)
-        near = ceiling.value
-        return ceiling
+    def first(recipe: Recipe) -> int:
+        if like is not None:
+            value = _with_optimizer(like, recipe, quantity)
+        elif frame.question.weights_bytes(recipe) > frame.target.available_bytes:
+            value = values[0]
+        else:
+            value = getattr(recipe, quantity)  # as the plan has it
+        return max(0, bisect_right(values, value) - 1)
 
     alone = frame.target.device == "cpu"  # PyTorch's threads, which its estimate times, do not survive a fork
-    if not alone and near is None:
-        frame.question.rehearse(_at(recipes[0], quantity, values[0]))  # imports once what each process needs
-    return list(spread(next_ceiling, recipes, alone=alone, fewest=1, uneven=True))
+    hardest = recipes[::-1]  # what saves more goes further, and is asked of more values
+    if recipes and not alone and like is None:
+        # imports once what each process needs
+        frame.question.rehearse(_at(hardest[0], quantity, values[first(hardest[0])]))
+    ceilings = spread(
+        lambda recipe: _ceiling(frame, recipe, quantity, values, first(recipe)),
+        hardest,
+        alone=alone,
+        fewest=1,
+        uneven=True,
+    )
+    return list(ceilings)[::-1]
 
 
-def _ceiling(frame: Frame, recipe: Recipe, quantity: Quantity, values: Sequence[int], near: int | None) -> Ceiling:
-    """near: the most that fits with a similar recipe, where to look first; None where nothing does."""
+def _with_optimizer(like: Ceiling, recipe: Recipe, quantity: Quantity) -> int:
+    """About how far `recipe` goes, which is `like` with less optimizer state."""
+    if like.value is None:
+        return 0
+    held, estimate = dict(like.estimate.components), like.estimate
+    before = held.get("optimizer", 0)
+    held["optimizer"] = int(before * _state_bits(recipe) / max(1, _state_bits(like.recipe)))
+    room = estimate.available_bytes - estimate.device_bytes + before - held["optimizer"]
+    return like.value + int(room / max(1.0, _rise(held, quantity, like.value)))
+
+
+def _state_bits(recipe: Recipe) -> int:
+    """Of a number in the optimizer's state on the card."""
+    return 0 if spec_of(recipe.optimizer).paged else state_bits(recipe)
+
+
+def _rise(components: Mapping[str, int], quantity: Quantity, value: int) -> float:
+    """About the bytes that one more of the quantity takes, from what lives at the peak."""
+    kinds = OF_A_RANK if quantity == "rank" else GROWING
+    return sum(components.get(kind, 0) for kind in kinds) / value
+
+
+def _ceiling(frame: Frame, recipe: Recipe, quantity: Quantity, values: Sequence[int], first: int) -> Ceiling:
+    """first: the place in `values` to ask first."""
     question, at = frame.question, functools.partial(_at, recipe, quantity)
     place = largest(
         values,
         lambda value: question.device_bytes(at(value)),
         frame.target.available_bytes,
-        near=0 if near is None else values.index(near),
-        # a rank's own bytes are few, and its line is as good from two answers close by
-        rise=None if quantity == "rank" else lambda value: question.growing_bytes(at(value)) / value,
+        near=first,
+        rise=lambda value: _rise(question.components(at(value)), quantity, value),
     )
     found = at(values[max(place, 0)])
     beyond = values[place + 1] if 0 <= place < len(values) - 1 else None

@@ -143,7 +143,7 @@ DEVICE_CAPABILITY = TABLE.hook(
 COMPILE = TABLE.hook(
     "torch:compile",
     "(model=None, ...)",
-    "bitsandbytes calls it while it is imported, which loads the compiler: a second, and nothing of ours is compiled",
+    "bitsandbytes calls it while it is imported, which would import the compiler",
     "trainer/runtime/environment.py",
 )
 

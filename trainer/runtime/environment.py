@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import logging
 import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,17 +89,18 @@ def import_bitsandbytes() -> None:
     """Import bitsandbytes without creating a CUDA context, which takes 300 to 500 MiB of the card and forbids forking.
 
     bitsandbytes 0.50 asks every GPU for its compute capability while it is imported (cuda_specs.py) and uses the answer
-    in its diagnostics alone, which ask again. It gets (0, 0) here. And it has torch.compile wrap four functions that
-    only devices without kernels of their own call (backends/default/ops.py): they stay as they are, and PyTorch's
-    compiler is not loaded.
+    in its diagnostics alone, which ask again. It gets (0, 0) here. It also hands some kernels to torch.compile, which
+    imports the compiler at once, a fifth of all that a plan imports; here it does so when such a kernel is first run.
     """
     if "bitsandbytes" in sys.modules:
         return
+    compile_now = COMPILE.fetch()
 
-    def as_it_is(function: Any = None, **_: Any) -> Any:
-        return as_it_is if function is None else function
+    def compile_later(kernel: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        compiled = functools.cache(lambda: compile_now(kernel, **options))
+        return functools.wraps(kernel)(lambda *args, **kwargs: compiled()(*args, **kwargs))
 
-    with DEVICE_CAPABILITY.replaced_by(lambda device=None: (0, 0)), COMPILE.replaced_by(as_it_is):
+    with DEVICE_CAPABILITY.replaced_by(lambda device=None: (0, 0)), COMPILE.replaced_by(compile_later):
         import bitsandbytes  # noqa: F401
 
 
