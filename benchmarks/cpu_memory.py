@@ -190,7 +190,7 @@ def predict(case: Case) -> dict[str, int]:
     from autoft.planner.kernels.rules import Device
     from autoft.planner.memory.allocator import ByteCounter
     from autoft.planner.memory.replay import replay
-    from autoft.planner.rehearsal.step import find_depth, rehearse
+    from autoft.planner.rehearsal.rehearse import find_depth, rehearse
     from autoft.trainer.recipe import Recipe
 
     recipe, config = Recipe.from_dict(case.settings), AutoConfig.for_model(case.family, **case.shape)

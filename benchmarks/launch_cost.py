@@ -77,7 +77,7 @@ def main() -> None:
 def _counts(recipe: Any, config: Any) -> dict[str, int]:
     """What the planner counts in a step."""
     from autoft.planner.kernels.rules import Device
-    from autoft.planner.rehearsal.step import find_depth, rehearse
+    from autoft.planner.rehearsal.rehearse import find_depth, rehearse
 
     rehearsal = rehearse(recipe, config, Device((7, 5)), depth=find_depth(recipe, config))
     work = rehearsal.work + rehearsal.optimizer_work

@@ -27,7 +27,7 @@ from autoft.planner.memory.replay import replay
 from autoft.planner.plan.cases import Case, estimates, read_cases
 from autoft.planner.rehearsal.layers import Ints, pairs
 from autoft.planner.rehearsal.loop import Phase
-from autoft.planner.rehearsal.step import Rehearsal
+from autoft.planner.rehearsal.rehearsal import Rehearsal
 from autoft.planner.search.parallel import spread
 from autoft.planner.tracing.trace import KIND
 from autoft.profiles.detect import detect

@@ -22,7 +22,8 @@ from autoft.planner.estimator.target import target_of
 from autoft.planner.memory.allocator import Allocator
 from autoft.planner.plan.cases import Case, estimates, loop_of, read_cases
 from autoft.planner.rehearsal.layers import pairs
-from autoft.planner.rehearsal.step import Rehearsal, find_depth, rehearse
+from autoft.planner.rehearsal.rehearsal import Rehearsal
+from autoft.planner.rehearsal.rehearse import find_depth, rehearse
 from autoft.profiles.detect import detect
 from autoft.trainer.recipe import Recipe
 from autoft.trainer.sources.resolve import load_config, resolve

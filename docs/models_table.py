@@ -23,7 +23,8 @@ from autoft.errors import AutoftError
 from autoft.planner.kernels.rules import Device
 from autoft.planner.rehearsal.layers import shortened
 from autoft.planner.rehearsal.loop import OURS
-from autoft.planner.rehearsal.step import _real_masks, rehearse
+from autoft.planner.rehearsal.rehearse import rehearse
+from autoft.planner.rehearsal.step import real_masks
 from autoft.trainer.model.build import base_of, towers
 from autoft.trainer.recipe import Attention, Recipe
 from autoft.trainer.runtime import environment
@@ -118,7 +119,7 @@ def _own_fault(base: Any) -> str | None:
     import torch
 
     try:
-        with torch.device("meta"), _real_masks(packed=False):
+        with torch.device("meta"), real_masks(packed=False):
             base(input_ids=torch.zeros(1, TOKENS, dtype=torch.long), use_cache=False)
     except Exception as error:  # noqa: BLE001 - whatever the model's code raises
         return _cut(_words(error).replace(CUT_MARK, ""))

@@ -22,8 +22,9 @@ from autoft.planner.rehearsal.answering import rehearse_answer
 from autoft.planner.rehearsal.layers import Depth, depth_of, shortened
 from autoft.planner.rehearsal.loading import off_device
 from autoft.planner.rehearsal.loop import OURS, Loop
+from autoft.planner.rehearsal.rehearsal import Rehearsal
+from autoft.planner.rehearsal.rehearse import Kept, find_depth, rehearse
 from autoft.planner.rehearsal.replicas import gradient_bytes, replicated
-from autoft.planner.rehearsal.step import Kept, Rehearsal, find_depth, rehearse
 from autoft.planner.timing.allreduce import ALONE, Replicas, together
 from autoft.planner.timing.roofline import step_timing
 from autoft.planner.timing.streaming import streamed
@@ -90,9 +91,9 @@ class Estimator:
             elsewhere = Estimator(self.shape.name, self.config, target, torch=torch)
             elsewhere._squeezes = self._squeezes
             return elsewhere
-        found = copy(self)
-        found.target = target
-        return found
+        estimator = copy(self)
+        estimator.target = target
+        return estimator
 
     def without_tight(self) -> Estimator:
         """The same where "tight" is as good as "no": what gives cached blocks back at the limit is not replayed."""

@@ -109,8 +109,8 @@ class Target:
     @property
     def measures_now(self) -> bool:
         """Whether planning itself measures something: a CPU's throughput where no bench tells it."""
-        told = [self._benched("product", dtype) for dtype in ("float32", "bfloat16", "float16")]
-        return self.gpu is None and None in (*told, self._benched("memory"), self._benched("new pages"))
+        readings = [self._benched("product", dtype) for dtype in ("float32", "bfloat16", "float16")]
+        return self.gpu is None and None in (*readings, self._benched("memory"), self._benched("new pages"))
 
     def _cpu_rates(self, dtypes: Iterable[Dtype], shape: ModelShape | None) -> Rates:
         flops = {dtype: self._benched("product", dtype) or self._measured_now(dtype, shape) for dtype in dtypes}
@@ -118,8 +118,8 @@ class Target:
         return cpu_rates(flops, (in_pieces, at_once) if in_pieces and at_once else self.cpu_bytes_per_s())
 
     def _benched(self, what: str, dtype: str = "") -> float | None:
-        found = self.bench.find(what, dtype) if self.bench else ()
-        return found[0].median if found else None
+        readings = self.bench.find(what, dtype) if self.bench else ()
+        return readings[0].median if readings else None
 
     def _measured_now(self, dtype: Dtype, shape: ModelShape | None) -> float:
         assert self.cpu_flops_per_s is not None

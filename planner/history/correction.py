@@ -64,33 +64,33 @@ def words(correction: Correction, estimate: Estimate, predicted: Range | None = 
 
     predicted: the whole run's seconds; None tells of a step.
     """
-    told = []
+    lines = []
     if correction.memory is not None and correction.device_bytes is not None:
         expected = f"expect {size(correction.device_bytes)}"
         measured = _measured(correction.memory, "measured", "that")
-        told.append(("memory", f"predicted {size(estimate.device_bytes)}; {measured}: {expected}"))
+        lines.append(("memory", f"predicted {size(estimate.device_bytes)}; {measured}: {expected}"))
     if correction.time is not None:
         what, span = ("", predicted) if predicted else (" a step", estimate.step_time_s)
         measured = _measured(correction.time, "took", "the middle of that")
-        told.append(
+        lines.append(
             ("time", f"predicted {_span(span)}{what}; {measured}: expect {_span(correction.time.seconds(span))}")
         )
-    return told
+    return lines
 
 
 def warnings(correction: Correction, estimate: Estimate) -> list[str]:
     """What a plan should note: that runs here say it may not fit."""
-    told = []
+    lines = []
     if correction.memory is not None and correction.device_bytes is not None and correction.fits != "yes":
         room, expected = size(estimate.available_bytes), size(correction.device_bytes)
         what = f"it may need {expected}, more than the usable {room}"
         if correction.fits == "tight":
             what = f"it may need {expected} or more, up to {correction.memory.most:.2f} times the prediction, of {room}"
-        told.append(f"memory: going by {_runs(correction.memory)} {what}")
+        lines.append(f"memory: going by {_runs(correction.memory)} {what}")
     if correction.exhausted:
         newest = correction.exhausted[0][:10]
-        told.append(f"memory: a run predicted to need no more than this ran out of memory here on {newest}")
-    return told
+        lines.append(f"memory: a run predicted to need no more than this ran out of memory here on {newest}")
+    return lines
 
 
 def _comparable(run: PastRun, key: BenchKey, estimate: Estimate) -> bool:
@@ -119,11 +119,11 @@ def _ratio(
     predicted_bytes: int,
 ) -> Ratio | None:
     """Of the runs of the very recipe if there are any, else of those alike in size if there are enough."""
-    found = [(run, ratio) for run in past if (ratio := ratio_of(run))]
-    chosen = [(run, ratio) for run, ratio in found if same(run)]
+    of_runs = [(run, ratio) for run in past if (ratio := ratio_of(run))]
+    chosen = [(run, ratio) for run, ratio in of_runs if same(run)]
     same_recipe = bool(chosen)
     if not same_recipe:
-        chosen = [(run, ratio) for run, ratio in found if _alike(run.predicted_peak_bytes or 0, predicted_bytes)]
+        chosen = [(run, ratio) for run, ratio in of_runs if _alike(run.predicted_peak_bytes or 0, predicted_bytes)]
         if len(chosen) < FEWEST:
             return None
     chosen = chosen[:NEWEST]
@@ -164,7 +164,7 @@ def _over(figure: float | None, other: float | None) -> float | None:
 def _exhausted(past: list[PastRun], device_bytes: int) -> tuple[str, ...]:
     """When runs predicted to need no more than `device_bytes` ran out of memory, and none that needs as much went well
     after them."""
-    found = []
+    dates = []
     proven = 0  # the most that a run, of those seen so far, was predicted to need and got
     for run in past:
         predicted = run.predicted_device_bytes
@@ -173,8 +173,8 @@ def _exhausted(past: list[PastRun], device_bytes: int) -> tuple[str, ...]:
         if run.finished:
             proven = max(proven, predicted)
         elif proven < predicted <= device_bytes:
-            found.append(run.at)
-    return tuple(found[:NEWEST])
+            dates.append(run.at)
+    return tuple(dates[:NEWEST])
 
 
 def _scaled(estimate: Estimate, factor: float, target: Target) -> int:

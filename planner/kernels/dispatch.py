@@ -205,8 +205,8 @@ def _int8_rows(a: torch.Tensor, threshold: float = 0.0) -> tuple[torch.Tensor, t
     out_RK = torch.empty_like(a, dtype=torch.int8)
     outliers = None
     if threshold > 0:
-        found = a.abs() >= threshold
-        found.any(dim=0)
+        is_outlier = a.abs() >= threshold
+        is_outlier.any(dim=0)
         outliers = a.new_empty(max(1, a.size(-1) // _COLUMNS_PER_OUTLIER), dtype=torch.int64)
     return out_RK, scales_R, outliers
 

@@ -61,13 +61,13 @@ def _listed(dims: Any) -> Sequence[int]:
 
 def _joined(dims: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """(size, stride) from the fastest on, neighbours that make one run joined; TensorIterator's coalesce_dimensions."""
-    found: list[tuple[int, int]] = []
+    joined: list[tuple[int, int]] = []
     for size, stride in sorted((dim for dim in dims if dim[0] > 1), key=lambda dim: dim[1]):
-        if found and found[-1][0] * found[-1][1] == stride:
-            found[-1] = found[-1][0] * size, found[-1][1]
+        if joined and joined[-1][0] * joined[-1][1] == stride:
+            joined[-1] = joined[-1][0] * size, joined[-1][1]
         else:
-            found.append((size, stride))
-    return found
+            joined.append((size, stride))
+    return joined
 
 
 def _output_vector(kept: list[tuple[int, int]], reduced: list[tuple[int, int]]) -> int:

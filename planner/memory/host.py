@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autoft.planner.facts import Assumption
-from autoft.planner.rehearsal.step import Rehearsal
+from autoft.planner.rehearsal.rehearsal import Rehearsal
 from autoft.trainer.storage.run_folder import output_bytes
 from autoft.units import GIB, size
 
@@ -38,7 +38,7 @@ def host_parts(rehearsal: Rehearsal, base_params: int, num_gpus: int = 1) -> Par
         "streamed layers, pinned": streamed,
         "embeddings": sum(weight.size for weight in rehearsal.weights if weight.on_host) if streamed else 0,
     }
-    found = {
+    by_phase = {
         "load": {
             "the largest tensor, 16-bit": 2 * widest,
             **({"the base": _base_bytes(rehearsal)} if streamed else {}),
@@ -55,17 +55,17 @@ def host_parts(rehearsal: Rehearsal, base_params: int, num_gpus: int = 1) -> Par
         },
     }
     if _all_trained(rehearsal):
-        found["save"] = {"the model": _trained_bytes(rehearsal)}
-        del found["merge"]
+        by_phase["save"] = {"the model": _trained_bytes(rehearsal)}
+        del by_phase["merge"]
     if rehearsal.decomposed_bytes:
-        found["load"]["the decomposition of the largest layer, float32"] = rehearsal.decomposed_bytes
+        by_phase["load"]["the decomposition of the largest layer, float32"] = rehearsal.decomposed_bytes
     runtime, processes = "Python and its libraries, an assumption", {"load": num_gpus, "train": num_gpus}
     return {
         phase: {
             runtime: RUNTIME_BYTES * (1 if phase == "merge" else num_gpus),
             **{what: num_bytes * (1 if what in ONCE else processes.get(phase, 1)) for what, num_bytes in parts.items()},
         }
-        for phase, parts in found.items()
+        for phase, parts in by_phase.items()
     }
 
 

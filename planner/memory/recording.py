@@ -10,7 +10,7 @@ import numpy as np
 from autoft.planner.memory.allocator import Allocator, ByteCounter
 from autoft.planner.rehearsal.layers import Ints, pairs
 from autoft.planner.rehearsal.loop import Phase
-from autoft.planner.rehearsal.step import Rehearsal
+from autoft.planner.rehearsal.rehearsal import Rehearsal
 from autoft.planner.tracing.trace import KINDS
 
 # In words, the sections that no layer has
@@ -69,12 +69,12 @@ class Recording:
         """Bytes by kind after the event; "rounding" is what blocks take beyond what was asked for."""
         places = self.living(event)
         kinds = self.rehearsal.kinds[self.keys[places]]
-        found = {
+        by_kind = {
             name: int(self.sizes[places][kinds == number].sum())
             for number, name in enumerate(KINDS)
             if (kinds == number).any()
         }
-        return {**found, "rounding": int(self.allocated[event]) - sum(found.values())}
+        return {**by_kind, "rounding": int(self.allocated[event]) - sum(by_kind.values())}
 
     def section(self, event: int) -> tuple[str, int | None]:
         """(name, layer) of the section of the step in which the event is; ("", None) where there is none."""

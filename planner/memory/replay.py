@@ -8,7 +8,7 @@ import numpy as np
 
 from autoft.planner.memory.allocator import Allocator, ByteCounter, OutOfMemory
 from autoft.planner.rehearsal.layers import pairs
-from autoft.planner.rehearsal.step import Rehearsal
+from autoft.planner.rehearsal.rehearsal import Rehearsal
 from autoft.planner.tracing.trace import KINDS
 
 OTHER_KEYS = 2**40  # an evaluation's keys are its own, whatever is still held when it begins
@@ -76,8 +76,8 @@ def _at_peak(rehearsal: Rehearsal, phase: int, place: int, allocated: int) -> di
     events = np.concatenate((*before, rehearsal.phases[phase].events[: place + 1]))
     kinds = rehearsal.kinds[events[:, 0]]
     living = np.bincount(kinds, weights=events[:, 1], minlength=len(KINDS))
-    found = {name: int(size) for name, size in zip(KINDS, living, strict=True) if size > 0}
-    return {**found, "rounding": allocated - sum(found.values())}
+    by_kind = {name: int(size) for name, size in zip(KINDS, living, strict=True) if size > 0}
+    return {**by_kind, "rounding": allocated - sum(by_kind.values())}
 
 
 def squeezed(rehearsal: Rehearsal, allocator: Allocator | ByteCounter) -> Memory | None:

@@ -91,17 +91,17 @@ def estimates(
 
     def answer(case: Case) -> tuple[Recipe, Estimate]:
         name = case.gpu or gpu
-        found = estimator(case.model, name, case.torch)
-        pins = with_token_ids({"attention": found.attention, **case.pins}, resolve(case.model))
+        own = estimator(case.model, name, case.torch)
+        pins = with_token_ids({"attention": own.attention, **case.pins}, resolve(case.model))
         recipe = exact(
             target(name),
-            seq_len=pins.pop("seq_len", None) or min(DEFAULT_SEQ_LEN, found.shape.max_position),
-            attention=found.attention,
+            seq_len=pins.pop("seq_len", None) or min(DEFAULT_SEQ_LEN, own.shape.max_position),
+            attention=own.attention,
             pinned=pins,
         )
-        loop = loop_of(case, found.config.model_type) if recipe.loss == "logits" else OURS
+        loop = loop_of(case, own.config.model_type) if recipe.loss == "logits" else OURS
         replicas = ALONE if name is None else Replicas(target(name).num_gpus)
-        return recipe, found.estimate(recipe, loop=loop, backend=case.backend, replicas=replicas)
+        return recipe, own.estimate(recipe, loop=loop, backend=case.backend, replicas=replicas)
 
     estimator(cases[0].model, cases[0].gpu or gpu, cases[0].torch)  # loads what all processes then share
     # PyTorch's threads, which a CPU's estimate times and counts, do not survive a fork

@@ -34,9 +34,9 @@ def differences(a: Plan, b: Plan) -> tuple[Difference, ...]:
     left, right = dict(_leaves(a)), dict(_leaves(b))
     keys = dict.fromkeys((*left, *right))
     pairs = ((key, left.get(key), right.get(key)) for key in keys)
-    found = [Difference(group=_group(key), key=key, a=x, b=y) for key, x, y in pairs if x != y]
+    changes = [Difference(group=_group(key), key=key, a=x, b=y) for key, x, y in pairs if x != y]
     order = ("choice", "memory", "time", "inputs")
-    return tuple(sorted(found, key=lambda difference: order.index(difference.group)))
+    return tuple(sorted(changes, key=lambda difference: order.index(difference.group)))
 
 
 def _leaves(plan: Plan) -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,7 @@ from autoft.planner.estimate import Estimate, ServingEstimate
 from autoft.planner.estimator.estimate_recipe import Estimator
 from autoft.planner.estimator.target import Target, target_of_request
 from autoft.planner.rehearsal.answering import answering
-from autoft.planner.rehearsal.step import Rehearsal
+from autoft.planner.rehearsal.rehearsal import Rehearsal
 from autoft.planner.request import Request
 from autoft.planner.search.candidates import exact
 from autoft.planner.search.new_tokens import with_token_ids

@@ -74,17 +74,17 @@ def make_plan(
 
     Raises: InputError of several kinds; DoesNotFit when no candidate fits.
     """
-    asked = ask(request, hardware, reading, rehearse=not apart)
+    taken = ask(request, hardware, reading, rehearse=not apart)
     if apart:
-        return parallel.apart(lambda: _plan_of(asked, request, hardware)), asked.prepared
-    return _plan_of(asked, request, hardware), asked.prepared
+        return parallel.apart(lambda: _plan_of(taken, request, hardware)), taken.prepared
+    return _plan_of(taken, request, hardware), taken.prepared
 
 
 def _plan_of(asked: Asked, request: Request, hardware: Hardware) -> Plan:
     taken, tried = plan_counts(asked.question, asked.counts)
-    question, found = taken.question, taken.search
+    question, search = taken.question, taken.search
     if taken.choice is None:
-        raise nothing_fits(question, found, asked.words)
+        raise nothing_fits(question, search, asked.words)
     choice = with_counts(taken, tried, question.target.card)
     job = question.job_of(choice.recipe)
     of_answers: tuple[Reason, ...] = ()
@@ -101,7 +101,7 @@ def _plan_of(asked: Asked, request: Request, hardware: Hardware) -> Plan:
         preset=asked.preset.name,
         reasons=sentences(reasons),
         reason_records=reasons,
-        pruned=(*(group.text for group in found.pruned), *not_tried(job, choice.estimate, found)),
+        pruned=(*(group.text for group in search.pruned), *not_tried(job, choice.estimate, search)),
         notes=(*asked.notes, *(record.text for record in estimate.assumption_records if record.kind == "kernels")),
         steps=steps_of(job, question.rows),
         run_time_s=run_time_s,
@@ -265,8 +265,8 @@ def _get_ready(estimator: Estimator, pins: dict[str, Any], reading: Reading) -> 
 
 def _words(request: Request, pins: dict[str, Any]) -> dict[str, str]:
     """How the user pinned what of the Recipe, the sequence's length aside."""
-    said = {word.partition("=")[0].strip(): word for word in request.settings}
-    return {name: f"--set {said[name]}" for name in pins if name != "seq_len"}
+    typed = {word.partition("=")[0].strip(): word for word in request.settings}
+    return {name: f"--set {typed[name]}" for name in pins if name != "seq_len"}
 
 
 def _with_rank(pins: dict[str, Any], least: int | None, words: dict[str, str]) -> dict[str, Any]:

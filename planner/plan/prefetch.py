@@ -81,20 +81,20 @@ def begin(request: Request) -> Iterator[Reading | None]:
     if call is None:
         yield None
         return
-    asked, options = call
+    words, options = call
     try:
-        tokenizer, template = ready_tokenizer(asked[0], options["new_tokens"])
+        tokenizer, template = ready_tokenizer(words[0], options["new_tokens"])
     except InputError:  # its turn comes after what may be wrong with the rows
         yield None
         return
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     ready = {"ready": (tokenizer, template)}
-    process = context.Process(target=_read, args=(ours, theirs, os.getpid(), asked, options | ready))
+    process = context.Process(target=_read, args=(ours, theirs, os.getpid(), words, options | ready))
     process.start()
     theirs.close()
     try:
-        yield Reading(asked, options, ours, tokenizer, template)
+        yield Reading(words, options, ours, tokenizer, template)
     finally:
         process.kill()  # before the pipe is closed, of which it would complain
         process.join()
@@ -136,12 +136,12 @@ def _call(request: Request) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
 def _pays(paths: Sequence[str]) -> bool:
     """Whether all is in files, so much of it that a process pays, and so little that it can be handed over."""
     try:
-        found = [find(path) for path in paths]
-        files = [file for data in found if data is not None for file in (*data.train, *data.heldout)]
+        sources = [find(path) for path in paths]
+        files = [file for data in sources if data is not None for file in (*data.train, *data.heldout)]
         size = sum(file.stat().st_size for file in files)
     except (InputError, OSError):
         return False
-    if None in found:
+    if None in sources:
         return False
     packed = any(file.suffix.lower() in (*PACKED, *COLUMNAR) for file in files)
     return LEAST_BYTES <= size <= (MOST_PACKED_BYTES if packed else MOST_BYTES)

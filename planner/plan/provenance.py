@@ -41,21 +41,24 @@ class Inputs(Record):
 def inputs_of(job: Job, ref: ModelRef) -> Inputs:
     """As they are now. Raises: ModelError when the model's configuration cannot be read."""
     config = config_source(ref)
-    found = {name: installed_version(name) for name in LIBRARIES}
+    installed = {name: installed_version(name) for name in LIBRARIES}
     return Inputs(
         job_sha256=job_digest(job),
         model_config_sha256=hashlib.sha256(config).hexdigest() if config is not None else None,
         data_sha256=data_digest(job.data),
         eval_data_sha256=data_digest(job.eval_data),
         adapter_sha256=None if job.from_adapter is None else data_digest(str(Path(job.from_adapter) / ADAPTER)),
-        versions={"autoft": __version__, **{name: version for name, version in found.items() if version is not None}},
+        versions={
+            "autoft": __version__,
+            **{name: version for name, version in installed.items() if version is not None},
+        },
     )
 
 
 def job_digest(job: Job) -> str:
     """A field that is new in a later autoft does not change it as long as it has its default."""
-    said = {**_not_default(job), "recipe": _not_default(job.recipe)}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    settings = {**_not_default(job), "recipe": _not_default(job.recipe)}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def data_digest(data: str | None) -> str | None:

@@ -71,14 +71,14 @@ class Plan(Record):
 
     def public(self) -> Plan:
         """The plan as it may be published: without the paths of this machine and the serial numbers of its GPUs."""
-        told = without_paths(self.to_dict(), self.job)
-        host = told["hardware"]["host"]
+        values = without_paths(self.to_dict(), self.job)
+        host = values["hardware"]["host"]
         host["disk_path"] = public_name(host["disk_path"])
         for disk in host["disks"]:
             disk["path"] = public_name(disk["path"])
-        for gpu in told["hardware"]["gpus"]:
+        for gpu in values["hardware"]["gpus"]:
             gpu["uuid"] = None
-        return Plan.from_dict(told)
+        return Plan.from_dict(values)
 
     def to_toml(self) -> str:
         """With comments, in the order in which a person wants it."""

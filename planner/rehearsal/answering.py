@@ -12,7 +12,8 @@ from autoft.planner.kernels.rules import Device
 from autoft.planner.rehearsal.layers import Depth, as_events
 from autoft.planner.rehearsal.loading import Weight, load_phases, streamed_bytes
 from autoft.planner.rehearsal.loop import OURS, Phase
-from autoft.planner.rehearsal.step import Kept, Rehearsal, rehearse_prompt
+from autoft.planner.rehearsal.rehearsal import Rehearsal
+from autoft.planner.rehearsal.rehearse import Kept, rehearse_prompt
 from autoft.planner.tracing.trace import KIND, Event
 from autoft.trainer.adapters import kind_of
 from autoft.trainer.recipe import Recipe

@@ -94,9 +94,9 @@ class _Log:
                     section_of[key] = section
                 maker = section_of[key]  # what is dropped while the next is read belongs to what it was made for
                 events.setdefault(maker.name, []).append((key - maker.first_key, size))
-        found: dict[str, Assembly] = {}
+        by_name: dict[str, Assembly] = {}
         firsts = {section.name: section.first_key for section in self.trace.sections}
         for first, results in self.made:
             own = {name: key - firsts[first] for name, key in results.items()}
-            found |= dict.fromkeys(own, Assembly(first, tuple(events[first]), own))
-        return found
+            by_name |= dict.fromkeys(own, Assembly(first, tuple(events[first]), own))
+        return by_name

@@ -67,11 +67,11 @@ def _shortest(path: str, classes: list[int]) -> Depth:
     total = len(classes)
     wanted = _contexts(classes)
     for rehearsed in range(FEWEST, total):
-        found: dict[tuple[int, ...], int] = {}
+        first_of: dict[tuple[int, ...], int] = {}
         for number, context in enumerate(_contexts(classes[:rehearsed])):
-            found.setdefault(context, number)
-        if all(context in found for context in wanted):
-            return Depth(path, total, rehearsed, tuple(found[context] for context in wanted), tuple(classes))
+            first_of.setdefault(context, number)
+        if all(context in first_of for context in wanted):
+            return Depth(path, total, rehearsed, tuple(first_of[context] for context in wanted), tuple(classes))
     return Depth(path, total, total, tuple(range(total)), tuple(classes))
 
 
@@ -83,7 +83,7 @@ def _contexts(classes: list[int]) -> list[tuple[int, ...]]:
 
 def _signature(layer: Any) -> tuple[Any, ...]:
     """All in which two layers can differ in memory: modules, parameters, plain settings; but not their number."""
-    found = []
+    modules = []
     for name, module in layer.named_modules():
         settings = tuple(
             sorted(
@@ -93,8 +93,8 @@ def _signature(layer: Any) -> tuple[Any, ...]:
             )
         )
         tensors = tuple((key, tuple(p.shape), p.dtype) for key, p in module._parameters.items() if p is not None)
-        found.append((name, type(module).__qualname__, repr(settings), tensors))
-    return tuple(found)
+        modules.append((name, type(module).__qualname__, repr(settings), tensors))
+    return tuple(modules)
 
 
 def shortened(config: Any, layers: int) -> Any:
@@ -143,12 +143,12 @@ class Extension:
         self._living = np.zeros(len(self.sizes), dtype=bool)
         self._keys = 0
         events: list[Events] = []
-        told = 0
+        begun = 0
         for number, layer, last in order:
             events.append(self._play(number, layer, last))
-            self.marks.append((told, sections[number].name, layer))
-            told += len(events[-1])
-            self.parts.append((sections[number], told))
+            self.marks.append((begun, sections[number].name, layer))
+            begun += len(events[-1])
+            self.parts.append((sections[number], begun))
         self.events: Events = np.concatenate(events)
         self.kinds: Ints = np.concatenate([np.array(sections[n].kinds, dtype=np.int64) for n, _, _ in order])
         self._check()
@@ -182,7 +182,7 @@ class Extension:
         self._keys += len(section.kinds)
         self.sizes[first : self._keys] = piece.sizes[piece.makes]
         self._living[first : self._keys] = True
-        told = [(np.flatnonzero(piece.makes), np.arange(first, self._keys))]  # events, and the key of each
+        columns_of = [(np.flatnonzero(piece.makes), np.arange(first, self._keys))]  # events, and the key of each
         shared: list[tuple[int, int, int]] = []  # (event, origin, place) of what may go for more layers than one
         for origin, (events, places) in piece.drops.items():
             origin_layer = self._sections[origin].layer
@@ -199,12 +199,12 @@ class Extension:
                     raise MismatchError(f"layer {section.layer} drops what layer {origin_layer} made")
                 keys = self._keys_of(origin, there, places)
             self._release(keys, piece.sizes[events])
-            told.append((events, keys))
+            columns_of.append((events, keys))
         for event, origin, place in sorted(shared):
             keys = self._still_held(origin, place)
             self._release(keys, piece.sizes[event])
-            told.append((np.full(len(keys), event), keys))
-        which, keys = (np.concatenate(columns) for columns in zip(*told, strict=True))
+            columns_of.append((np.full(len(keys), event), keys))
+        which, keys = (np.concatenate(columns) for columns in zip(*columns_of, strict=True))
         order = np.argsort(which, kind="stable")
         return np.stack((keys[order], piece.sizes[which[order]]), axis=1)
 
@@ -295,7 +295,7 @@ class _Piece:
 
 def _pieces(sections: list[Section]) -> list[_Piece]:
     starts = np.array([section.first_key for section in sections])
-    found = []
+    pieces = []
     for section in sections:
         events: Events = np.array(section.events, dtype=np.int64).reshape(-1, 2)
         keys, sizes = events[:, 0], events[:, 1]
@@ -307,8 +307,8 @@ def _pieces(sections: list[Section]) -> list[_Piece]:
             int(origin): (dropped[origins == origin], keys[dropped[origins == origin]] - starts[origin])
             for origin in np.unique(origins)
         }
-        found.append(_Piece(sizes, makes, drops))
-    return found
+        pieces.append(_Piece(sizes, makes, drops))
+    return pieces
 
 
 class MismatchError(Exception):

@@ -94,7 +94,7 @@ def weights_of(
     kind, base = kind_of(recipe), without_adapter(model)
     looked_up = host_embedding(base, recipe)
     inside = next(f"{path}." for path, module in model.named_modules() if module is base)
-    found: dict[int, Weight] = {}
+    by_tensor: dict[int, Weight] = {}
     of_vocabulary = _grown_tensors(model, recipe, vocab_size)
     pattern = re.compile(rf"{re.escape(depth.path)}\.(\d+)\." if depth else r"$^(\d)")
     tensors = [
@@ -104,13 +104,13 @@ def weights_of(
         if tensor is not None
     ]
     for name, tensor, parameter, stored, module in tensors:
-        if id(tensor) in found:
+        if id(tensor) in by_tensor:
             continue
         state = getattr(tensor, "quant_state", None)
         match = pattern.search(name)
         own = _in_base(name.removeprefix(inside))
         assembly = made.get(own)
-        found[id(tensor)] = Weight(
+        by_tensor[id(tensor)] = Weight(
             name=name,
             layer=int(match[1]) if match else None,
             size=tensor.numel() * tensor.element_size(),
@@ -128,7 +128,7 @@ def weights_of(
             result=assembly.results[own] if assembly else 0,
             grown=(tensor.shape[0] - vocab_size) * tensor.shape[1] if id(tensor) in of_vocabulary else 0,
         )
-    return list(found.values())
+    return list(by_tensor.values())
 
 
 def _grown_tensors(model: Any, recipe: Recipe, vocab_size: int) -> frozenset[int]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from autoft.planner.rehearsal.layers import as_events
-from autoft.planner.rehearsal.step import Rehearsal
+from autoft.planner.rehearsal.rehearsal import Rehearsal
 from autoft.planner.tracing.trace import KIND, Made
 from autoft.trainer.distributed.group import buffers
 

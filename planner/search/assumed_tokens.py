@@ -20,7 +20,7 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 def prepare_assumed(ref: ModelRef, data: str, eval_data: str | None, options: dict[str, Any]) -> Prepared:
     """As `prepare`, with lengths that are assumed and tokens that mean nothing. Raises: DataError, OptionError."""
     most = options["max_tokens"]
-    found = prepare(
+    counted = prepare(
         ref,
         data,
         eval_data,
@@ -30,10 +30,10 @@ def prepare_assumed(ref: ModelRef, data: str, eval_data: str | None, options: di
     )
     note = f"{ref.hub_id}: no tokenizer here, so lengths are assumed: a token for every {BYTES_PER_TOKEN} bytes of text"
     return replace(
-        found,
-        splits=replace(found.splits, notes=(note, *found.splits.notes)),
-        train=replace(found.train, examples=[_shrunk(example) for example in found.train.examples], facts={}),
-        heldout=[_shrunk(example) for example in found.heldout],
+        counted,
+        splits=replace(counted.splits, notes=(note, *counted.splits.notes)),
+        train=replace(counted.train, examples=[_shrunk(example) for example in counted.train.examples], facts={}),
+        heldout=[_shrunk(example) for example in counted.heldout],
         thinking=(),
     )
 

@@ -69,7 +69,7 @@ def families(
 
     Raises: FileFormatError when a pinned value is wrong whatever it is combined with.
     """
-    found: list[Family] = []
+    made: list[Family] = []
     seen: set[Recipe] = set()
     problem: FileFormatError | None = None
     streamed = {"streamed_layers": streamed_layers} if streamed_layers else {}
@@ -91,11 +91,11 @@ def families(
                 seen.add(recipe)
                 recipes.append(recipe)
         if recipes:
-            found.append(Family(BASES.index(base), saving_of(recipes[0]), tuple(recipes)))
-    if not found:
+            made.append(Family(BASES.index(base), saving_of(recipes[0]), tuple(recipes)))
+    if not made:
         assert problem is not None
         raise problem
-    return sorted(found, key=lambda family: (family.base, family.saving))
+    return sorted(made, key=lambda family: (family.base, family.saving))
 
 
 def exact(target: Target, *, seq_len: int, attention: Attention = "sdpa", pinned: dict[str, Any]) -> Recipe:
@@ -208,9 +208,9 @@ def saving_of(recipe: Recipe) -> int:
 
 def _micro_batches(rows: int) -> list[int]:
     """rows, rows/2, rows/4, ... as long as they are whole, and 1; the smallest first."""
-    found = {1}
-    while rows not in found:
-        found.add(rows)
+    sizes = {1}
+    while rows not in sizes:
+        sizes.add(rows)
         if rows % 2 == 0:
             rows //= 2
-    return sorted(found)
+    return sorted(sizes)

@@ -61,12 +61,12 @@ def plan_counts(question: Question, counts: Sequence[int]) -> tuple[Tried, list[
         tried.append(Tried(here, search, here.choose(search)))
     taken, best = tried[0], tried[0].best
     for other in tried[1:]:
-        found = other.best
-        if found is None:
+        choice = other.best
+        if choice is None:
             continue
         prefer = question.prefer
-        if best is None or (order(found, prefer) < order(best, prefer) and row_time(found) < row_time(best)):
-            taken, best = other, found
+        if best is None or (order(choice, prefer) < order(best, prefer) and row_time(choice) < row_time(best)):
+            taken, best = other, choice
     return taken, tried
 
 

@@ -98,32 +98,32 @@ def schedule(
     kind = adapter or ADAPTERS["lora"]
     is_tried = starter and kind.name == "lora"
     of_kind = STARTER_RATE if is_tried else kind.learning_rate
-    found: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "epochs": epochs,
         "learning_rate": of_kind if adapter else of_kind / FULL_RATE,
         "rows_per_step": per_step,
     }
     sources: dict[str, Reason] = {}
     if workload is not None:
-        found["max_new_tokens"] = _answer_room(workload)
+        settings["max_new_tokens"] = _answer_room(workload)
     if rows is not None and not rows.packing:
         alone, together = (rows.padded(per_step, per_step, grouped=grouped) for grouped in (False, True))
-        found["group_by_length"] = together < GROUPING_PAYS * alone
-        if found["group_by_length"]:
+        settings["group_by_length"] = together < GROUPING_PAYS * alone
+        if settings["group_by_length"]:
             share = 1 - together / alone
             fewer = f"rows of like length share a step: {share:.0%} fewer tokens than by chance, padding included"
             sources["group_by_length"] = Reason(key="group_by_length", text=fewer, figures={"fewer_share": share})
     tried = "tried with the starter model on its task"
-    rate = f"learning rate {words.rate(found['learning_rate'])}: "
+    rate = f"learning rate {words.rate(settings['learning_rate'])}: "
     if adapter is None:
         rate += f"a {FULL_RATE}th of an adapter's (LoRA Without Regret, Thinking Machines Lab, 2025), which is "
     why_epochs = tried if starter else _why_epochs(examples, workload)
-    return found, sources | {
+    return settings, sources | {
         **({"rank": RANK} if adapter and "rank" in adapter.settings else {}),
         "learning_rate": Reason(
             key="learning_rate",
             text=f"{rate}{tried if is_tried else kind.rate_source}",
-            figures={"learning_rate": found["learning_rate"]},
+            figures={"learning_rate": settings["learning_rate"]},
         ),
         "warmup_ratio": WARMUP,
         "epochs": Reason(
@@ -149,14 +149,14 @@ def _why_epochs(examples: int, workload: Workload | None) -> str:
 
 def _rows_per_step(rows: int, mean_tokens: float) -> int:
     """The largest power of two that keeps to the limits of a batch and leaves MIN_STEPS optimizer steps."""
-    found = 1
+    rows_per_step = 1
     while (
-        2 * found <= MAX_ROWS_PER_STEP
-        and 2 * found * mean_tokens <= MAX_TOKENS_PER_STEP
-        and rows // (2 * found) >= MIN_STEPS
+        2 * rows_per_step <= MAX_ROWS_PER_STEP
+        and 2 * rows_per_step * mean_tokens <= MAX_TOKENS_PER_STEP
+        and rows // (2 * rows_per_step) >= MIN_STEPS
     ):
-        found *= 2
-    return found
+        rows_per_step *= 2
+    return rows_per_step
 
 
 def _answer_room(workload: Workload) -> int:

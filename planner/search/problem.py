@@ -9,7 +9,7 @@ from autoft.errors import FileFormatError, OptionError
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator.estimate_recipe import Estimator
 from autoft.planner.estimator.target import Target
-from autoft.planner.rehearsal.step import Rehearsal
+from autoft.planner.rehearsal.rehearsal import Rehearsal
 from autoft.planner.request import Prefer
 from autoft.planner.search.candidates import Family, base_bits, families, lighter
 from autoft.planner.search.hyperparameters import Rows, mean_length, run_takes, steps_of

@@ -125,9 +125,9 @@ def _least(question: Question) -> Candidate | None:
     """
     try:
         if (question.limits.hours, question.limits.energy_kwh) != (None, None):
-            found = question.search()
-            choice = question.choose(found)
-            return None if choice is None else found.found[choice.recipe]
+            search = question.search()
+            choice = question.choose(search)
+            return None if choice is None else search.found[choice.recipe]
         rehearsed = question.least().found.values()
     except InputError:
         return None

@@ -93,8 +93,8 @@ class Search:
         """
         groups = [list(group) for _, group in groupby(families, key=lambda family: family.base)]
         # PyTorch's threads, which a CPU's estimate times, do not survive a fork
-        for found, pruned in beside(self._base, groups, alone=not self.gpu):
-            self.found |= found
+        for candidates, pruned in beside(self._base, groups, alone=not self.gpu):
+            self.found |= candidates
             self.pruned += pruned
 
     @property

@@ -81,40 +81,40 @@ def measure(budget_s: float = BUDGET_S, tell: Callable[[str], None] = lambda _: 
         timer.start()
         try:
             with child:
-                found = _collect(child.stdout or (), tell)
+                devices = _collect(child.stdout or (), tell)
             late = not timer.is_alive()
         finally:
             timer.cancel()
             _kill(child)
-        if child.returncode and found and not late:
+        if child.returncode and devices and not late:
             errors.seek(0)
             last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
-            found[-1]["left_out"].append(f"the rest: the bench stopped, {last[:200]}")
-        elif late and found:
-            found[-1]["left_out"].append("the rest: out of time")
+            devices[-1]["left_out"].append(f"the rest: the bench stopped, {last[:200]}")
+        elif late and devices:
+            devices[-1]["left_out"].append("the rest: out of time")
     return tuple(
         Measured(one["uuid"], one["name"], tuple(one["readings"]), tuple(one["left_out"]))
-        for one in found
+        for one in devices
         if one["readings"]
     )
 
 
 def _collect(lines: Any, tell: Callable[[str], None]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    devices: list[dict[str, Any]] = []
     for line in lines:
         try:
-            told = json.loads(line)
+            message = json.loads(line)
         except ValueError:
             continue  # cut short by the end
-        if "device" in told:
-            found.append({**told["device"], "readings": [], "left_out": []})
-        elif "reading" in told:
-            reading = check(Reading(**{**told["reading"], "shape": tuple(told["reading"]["shape"])}))
-            found[-1]["readings"].append(reading)
+        if "device" in message:
+            devices.append({**message["device"], "readings": [], "left_out": []})
+        elif "reading" in message:
+            reading = check(Reading(**{**message["reading"], "shape": tuple(message["reading"]["shape"])}))
+            devices[-1]["readings"].append(reading)
             tell(f"{reading.what} {reading.dtype}".strip())
         else:
-            found[-1]["left_out"].append(told["left_out"])
-    return found
+            devices[-1]["left_out"].append(message["left_out"])
+    return devices
 
 
 def _kill(child: subprocess.Popen[str]) -> None:
@@ -132,8 +132,8 @@ def main(until: float) -> None:
     devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else ["cpu"]
     for number, device in enumerate(devices):
         about = torch.cuda.get_device_properties(device) if device != "cpu" else None
-        told = {"uuid": str(about.uuid), "name": about.name} if about else {"uuid": None, "name": None}
-        print(json.dumps({"device": told}), file=answers)
+        card = {"uuid": str(about.uuid), "name": about.name} if about else {"uuid": None, "name": None}
+        print(json.dumps({"device": card}), file=answers)
         seconds = (until - time.time()) / (len(devices) - number)
         for result in readings(device, seconds):
             named = {"left_out": result} if isinstance(result, str) else {"reading": result.to_dict()}
@@ -255,8 +255,8 @@ class _Bench:
 
                 def step(made: Sequence[torch.Tensor] = made, upstream: torch.Tensor = upstream) -> Any:
                     q, k, v = made
-                    found = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-                    return torch.autograd.grad(found, made, upstream)
+                    attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+                    return torch.autograd.grad(attended, made, upstream)
 
                 # planner/tracing/work.py: half of 4BHSSD is masked; the backward is two and a half times the forward
                 flops = 3.5 * 2.0 * batch * heads * tokens * tokens * width

@@ -48,8 +48,10 @@ def fit_all_cards(frame: Frame) -> list[CardFit]:
         # an AMD card has none, and the estimator rehearses it so
         card = architecture(profile.compute_capability or UNKNOWN_CAPABILITY)
         kinds.setdefault((card.same_kernels or card.capability, profile.native_bf16), []).append(profile)
-    found = [fit for fits in spread(lambda cards: _fits(frame, cards), list(kinds.values()), fewest=1) for fit in fits]
-    return sorted(found, key=lambda fit: (fit.total_bytes, fit.card))
+    fits_of_all = [
+        fit for fits in spread(lambda cards: _fits(frame, cards), list(kinds.values()), fewest=1) for fit in fits
+    ]
+    return sorted(fits_of_all, key=lambda fit: (fit.total_bytes, fit.card))
 
 
 def _fits(frame: Frame, cards: list[GpuProfile]) -> list[CardFit]:
@@ -66,20 +68,20 @@ def _fits(frame: Frame, cards: list[GpuProfile]) -> list[CardFit]:
 
 
 def _fit(frame: Frame, profile: GpuProfile) -> CardFit:
-    recipe, found = frame.best()
-    run_time_s, run_energy_kwh = frame.run(recipe, found)
+    recipe, estimate = frame.best()
+    run_time_s, run_energy_kwh = frame.run(recipe, estimate)
     gpu = frame.question.whole.gpu
     assert gpu is not None
     return CardFit(
         card=profile.name,
         product=profile.product,
         total_bytes=gpu.total_bytes,
-        available_bytes=found.available_bytes,
-        fits="yes" if found.fits == "yes" else "no",
+        available_bytes=estimate.available_bytes,
+        fits="yes" if estimate.fits == "yes" else "no",
         recipe=recipe,
-        device_bytes=found.device_bytes,
-        step_time_s=found.step_time_s,
-        tokens_per_s=found.tokens_per_s,
+        device_bytes=estimate.device_bytes,
+        step_time_s=estimate.step_time_s,
+        tokens_per_s=estimate.tokens_per_s,
         run_time_s=run_time_s,
         run_energy_kwh=run_energy_kwh,
         power_w=gpu.tdp_w,

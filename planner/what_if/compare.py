@@ -8,7 +8,7 @@ from typing import Any, Literal
 from autoft.errors import ModelError, OptionError
 from autoft.planner.estimate import Estimate, Range
 from autoft.planner.estimator.target import Target, target_of
-from autoft.planner.rehearsal.step import Rehearsal
+from autoft.planner.rehearsal.rehearsal import Rehearsal
 from autoft.planner.request import Request
 from autoft.planner.search.parallel import beside
 from autoft.planner.search.set_option import parse_settings
@@ -152,16 +152,16 @@ def compare(frame: Frame) -> Comparison:
 
 
 def _side(frame: Frame, way: Way) -> Side:
-    said = {"name": way.name, "label": way.label, "when": way.when, "sources": way.sources}
+    shown = {"name": way.name, "label": way.label, "when": way.when, "sources": way.sources}
     refusal = _no_kernels(frame.target, way)
     if refusal is not None:
-        return Side(**said, fits="refused", reason=refusal)  # type: ignore[arg-type]
+        return Side(**shown, fits="refused", reason=refusal)  # type: ignore[arg-type]
     try:
         mine = frame.pinned(**way.pins)
         recipe, estimate = mine.best()
         rehearsal = mine.question.rehearse(recipe)
     except ModelError as error:
-        return Side(**said, fits="refused", reason=error.what)  # type: ignore[arg-type]
+        return Side(**shown, fits="refused", reason=error.what)  # type: ignore[arg-type]
     run_time_s, run_energy_kwh = mine.run(recipe, estimate)
     gib = _smallest_gib(mine)
     base = sum(weight.size + sum(weight.state) for weight in rehearsal.weights if not weight.adapter)
@@ -171,7 +171,7 @@ def _side(frame: Frame, way: Way) -> Side:
     if recipe.quant_type is not None:
         forms["on_quantized_base"] = base + adapter
     return Side(
-        **said,  # type: ignore[arg-type]
+        **shown,  # type: ignore[arg-type]
         fits="yes" if estimate.fits == "yes" else "no",
         recipe=recipe,
         estimate=estimate,

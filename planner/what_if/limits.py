@@ -113,8 +113,8 @@ def unit(quantity: Quantity) -> str:
 
 def _recipes(frame: Frame) -> list[Recipe]:
     """Those that lie at the ends: of 8-bit bases and half savings only where nothing else is left."""
-    found = frame.recipes()
-    return [r for r in found if base_bits(r) != 8 and r.checkpoint_every == 1] or found
+    recipes = frame.recipes()
+    return [r for r in recipes if base_bits(r) != 8 and r.checkpoint_every == 1] or recipes
 
 
 def _values(frame: Frame, quantity: Quantity) -> tuple[Sequence[int], str]:
@@ -205,12 +205,12 @@ def _ceiling(frame: Frame, recipe: Recipe, quantity: Quantity, values: Sequence[
         near=first,
         rise=lambda value: _rise(question.components(at(value)), quantity, value),
     )
-    found = at(values[max(place, 0)])
+    largest_recipe = at(values[max(place, 0)])
     beyond = values[place + 1] if 0 <= place < len(values) - 1 else None
     return Ceiling(
         value=values[place] if place >= 0 else None,
-        recipe=found,
-        estimate=question.estimate(found),
+        recipe=largest_recipe,
+        estimate=question.estimate(largest_recipe),
         next_value=beyond,
         next_estimate=None if beyond is None else question.estimate(at(beyond)),
     )

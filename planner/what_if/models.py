@@ -54,13 +54,13 @@ def sweep_models(frame: Frame, models: Sequence[ModelProfile]) -> list[ModelFit]
     alone = frame.target.device == "cpu"
     first = [profiles[0].name for profiles in same.values()]
     answers = spread(lambda model: _fit(frame, model), first, alone=alone, fewest=1)
-    found = [
+    fits = [
         ModelFit.from_dict({**answer.to_dict(), "model": profile.name})
         for profiles, answer in zip(same.values(), answers, strict=True)
         for profile in profiles
     ]
     sizes = {profile.name: profile.parameters or 0 for profile in models}
-    return sorted(found, key=lambda fit: (fit.params or sizes[fit.model], fit.model))
+    return sorted(fits, key=lambda fit: (fit.params or sizes[fit.model], fit.model))
 
 
 def family_of(name: str) -> str:
@@ -85,9 +85,9 @@ def members(model: str, family: str | None = None) -> tuple[str, list[ModelProfi
     known = model_profiles()
     for name in [family.casefold()] if family else _shorter(family_of(own)):
         exact = [profile for profile in known.values() if family_of(profile.name) == name]
-        found = exact or [p for p in known.values() if re.match(rf"{re.escape(name)}(?![a-z])", p.name)]
-        if found:
-            return name, found
+        models = exact or [p for p in known.values() if re.match(rf"{re.escape(name)}(?![a-z])", p.name)]
+        if models:
+            return name, models
     families = sorted({family_of(name) for name in known})
     if family:
         raise OptionError(

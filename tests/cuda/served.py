@@ -52,7 +52,7 @@ def predicted(recipe: object, model: str, adapters: int) -> dict[str, int]:
     from autoft.planner.memory.replay import replay
     from autoft.planner.rehearsal.answering import answering, rehearse_answer
     from autoft.planner.rehearsal.layers import pairs
-    from autoft.planner.rehearsal.step import Kept, find_depth
+    from autoft.planner.rehearsal.rehearse import Kept, find_depth
     from autoft.trainer.sources.resolve import load_config, resolve
 
     properties = torch.cuda.get_device_properties(0)

@@ -14,7 +14,7 @@ from autoft.planner.kernels.rules import Device
 from autoft.planner.rehearsal.assembly import assemblies
 from autoft.planner.rehearsal.layers import shortened
 from autoft.planner.rehearsal.loop import OURS
-from autoft.planner.rehearsal.step import find_depth, rehearse
+from autoft.planner.rehearsal.rehearse import find_depth, rehearse
 from autoft.trainer.recipe import Recipe
 from tests.planner.families import family_config
 

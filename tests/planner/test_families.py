@@ -16,7 +16,8 @@ from autoft.planner.memory.allocator import Allocator, ByteCounter
 from autoft.planner.memory.replay import Memory, replay
 from autoft.planner.rehearsal.layers import Depth
 from autoft.planner.rehearsal.loop import OURS, PLAIN
-from autoft.planner.rehearsal.step import Rehearsal, find_depth, rehearse
+from autoft.planner.rehearsal.rehearsal import Rehearsal
+from autoft.planner.rehearsal.rehearse import find_depth, rehearse
 from autoft.trainer.model.build import base_of, build_base, build_model
 from autoft.trainer.objectives.loss import compute_loss
 from autoft.trainer.recipe import Recipe

@@ -14,7 +14,7 @@ from autoft.planner.estimator import estimate_recipe
 from autoft.planner.estimator.estimate_recipe import Estimator
 from autoft.planner.estimator.target import target_of_profile
 from autoft.planner.rehearsal.layers import Extension
-from autoft.planner.rehearsal.step import _Step
+from autoft.planner.rehearsal.step import Step
 from autoft.planner.request import Request
 from autoft.planner.search import parallel
 from autoft.planner.search.candidates import exact
@@ -90,7 +90,7 @@ def test_what_needs_the_least_is_found_without_the_optimizers_between(rehearsed,
 def test_the_first_micro_batch_tells_the_later_ones(model, monkeypatch, name) -> None:
     """But in 8 bits, whose layers keep something from one call to the next: there the second is traced."""
     traces, compared = [], []
-    micro_batch, micro_batches = _Step._micro_batch, _Step.micro_batches
+    micro_batch, micro_batches = Step._micro_batch, Step.micro_batches
 
     def noted(step):
         traces.append(step)
@@ -102,8 +102,8 @@ def test_the_first_micro_batch_tells_the_later_ones(model, monkeypatch, name) ->
         compared.append((found.rest[0], Extension(sections, step.depth), gradients))
         return found
 
-    monkeypatch.setattr(_Step, "_micro_batch", noted)
-    monkeypatch.setattr(_Step, "micro_batches", and_traced)
+    monkeypatch.setattr(Step, "_micro_batch", noted)
+    monkeypatch.setattr(Step, "micro_batches", and_traced)
     target = target_of_profile("rtx-3060")
     recipe = exact(target, seq_len=256, pinned=LATER_AS_TRACED[name])
     estimator = Estimator("model", load_config(resolve(model)), target)

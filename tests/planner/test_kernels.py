@@ -15,7 +15,8 @@ from autoft.planner.kernels.attention import EFFICIENT_TAKES_GROUPS, flash_split
 from autoft.planner.kernels.dispatch import Kernels, fused_4bit_product, scratch
 from autoft.planner.kernels.rules import INSTALLED_TORCH, Device
 from autoft.planner.rehearsal.loop import OURS
-from autoft.planner.rehearsal.step import _backward, rehearse
+from autoft.planner.rehearsal.rehearse import rehearse
+from autoft.planner.rehearsal.step import _backward
 from autoft.planner.tracing.trace import KIND, Trace
 from autoft.trainer.model.experts import pack_on_meta
 from autoft.trainer.recipe import Recipe

@@ -10,7 +10,7 @@ import pytest
 
 from autoft.planner.kernels.rules import Device
 from autoft.planner.rehearsal.layers import pairs
-from autoft.planner.rehearsal.step import rehearse
+from autoft.planner.rehearsal.rehearse import rehearse
 from autoft.trainer.recipe import Recipe
 from tests.planner.test_rehearsal import BF16, LLAMA
 

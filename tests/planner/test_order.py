@@ -5,7 +5,7 @@ from __future__ import annotations
 from autoft.planner.kernels.rules import Device
 from autoft.planner.rehearsal.layers import pairs
 from autoft.planner.rehearsal.loop import PLAIN
-from autoft.planner.rehearsal.step import rehearse
+from autoft.planner.rehearsal.rehearse import rehearse
 from autoft.planner.tracing.trace import KIND
 from autoft.trainer.recipe import Recipe
 from tests.planner.families import family_config

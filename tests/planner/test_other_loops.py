@@ -12,7 +12,7 @@ from autoft.errors import FileFormatError
 from autoft.planner.kernels.rules import Device
 from autoft.planner.plan.cases import estimates, loop_of, read_cases
 from autoft.planner.rehearsal.loop import PLAIN, TRAINER, hugging_face_loop, logits_form, parse_version, repeats_heads
-from autoft.planner.rehearsal.step import rehearse
+from autoft.planner.rehearsal.rehearse import rehearse
 from autoft.profiles.hardware import Hardware
 from autoft.trainer.recipe import Recipe
 from tests.planner.families import family_config

@@ -16,7 +16,8 @@ from autoft.planner.kernels.rules import Device
 from autoft.planner.memory.allocator import Allocator
 from autoft.planner.memory.host import disk_parts, host_parts, totals
 from autoft.planner.memory.replay import replay
-from autoft.planner.rehearsal.step import Rehearsal, find_depth, rehearse
+from autoft.planner.rehearsal.rehearsal import Rehearsal
+from autoft.planner.rehearsal.rehearse import find_depth, rehearse
 from autoft.planner.tracing.trace import KIND
 from autoft.profiles.hardware import Hardware
 from autoft.trainer.recipe import Recipe

@@ -15,7 +15,7 @@ from autoft.planner.kernels.rules import INSTALLED_TORCH, Device
 from autoft.planner.memory.allocator import Allocator
 from autoft.planner.memory.replay import replay
 from autoft.planner.plan.cases import estimates, read_cases
-from autoft.planner.rehearsal.step import rehearse
+from autoft.planner.rehearsal.rehearse import rehearse
 from autoft.profiles.hardware import Hardware
 from autoft.trainer.recipe import Recipe
 from tests.support.machines import HOST

@@ -13,7 +13,7 @@ from autoft.planner.kernels.rules import Device
 from autoft.planner.memory.allocator import ByteCounter
 from autoft.planner.memory.replay import replay
 from autoft.planner.rehearsal.answering import answering, rehearse_answer
-from autoft.planner.rehearsal.step import Kept, find_depth
+from autoft.planner.rehearsal.rehearse import Kept, find_depth
 from autoft.trainer.recipe import Recipe
 
 CONTEXT, ANSWER = 256, 8

@@ -31,8 +31,8 @@ from autoft.planner.plan.exact import make_estimate
 from autoft.planner.plan.make import Asked, ask, make_plan
 from autoft.planner.plan.recheck import recheck
 from autoft.planner.plan.record import Plan, read_plan, write_plan
+from autoft.planner.rehearsal.rehearse import find_depth, rehearse
 from autoft.planner.rehearsal.replicas import replicated
-from autoft.planner.rehearsal.step import find_depth, rehearse
 from autoft.planner.request import Request
 from autoft.planner.search.candidates import describe
 from autoft.planner.search.gpu_count import counts_of, plan_counts

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from autoft.planner.estimate import Range
 from autoft.planner.estimator.target import target_of
 from autoft.planner.kernels.rules import Device
-from autoft.planner.rehearsal.step import Rehearsal, find_depth, rehearse
+from autoft.planner.rehearsal.rehearsal import Rehearsal
+from autoft.planner.rehearsal.rehearse import find_depth, rehearse
 from autoft.planner.timing.gpu_rates import gpu_rates
 from autoft.planner.timing.roofline import NEW_PAGES_BYTES, Rate, Rates, cpu_rates, step_timing
 from autoft.planner.tracing.trace import Trace

@@ -13,7 +13,8 @@ from autoft.planner.kernels.rules import Device
 from autoft.planner.memory.allocator import Allocator
 from autoft.planner.memory.host import host_parts
 from autoft.planner.memory.replay import replay
-from autoft.planner.rehearsal.step import Rehearsal, find_depth, rehearse
+from autoft.planner.rehearsal.rehearsal import Rehearsal
+from autoft.planner.rehearsal.rehearse import find_depth, rehearse
 from autoft.trainer.recipe import Recipe
 from tests.planner.families import family_config
 

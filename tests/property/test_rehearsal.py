@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from autoft.planner.kernels.rules import Device
 from autoft.planner.memory.allocator import Allocator, ByteCounter
 from autoft.planner.memory.replay import Memory, least_bytes, replay
-from autoft.planner.rehearsal.step import Kept, Rehearsal, find_depth, rehearse
+from autoft.planner.rehearsal.rehearsal import Rehearsal
+from autoft.planner.rehearsal.rehearse import Kept, find_depth, rehearse
 from autoft.trainer.recipe import Recipe
 from tests.planner.families import family_config
 
