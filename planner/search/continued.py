@@ -62,4 +62,8 @@ def reason(adapter: AdapterFolder, name: str) -> Reason:
     """What the plan says of it. name: of its folder."""
     kind, recipe = kind_of(adapter.recipe), adapter.recipe
     size = f", {kind.size(recipe)}" if kind.size(recipe) else ""
-    return Reason(key="from_adapter", text=f"continues {name}: {kind.title(recipe)}{size}, with its weights and layers")
+    text = f"continues {name}: {kind.title(recipe)}{size}, with its weights and layers"
+    quant_type = None if adapter.result is None else adapter.result.job.recipe.quant_type
+    if quant_type is not None:
+        text += f"; so far trained over the base in {quant_type}, whose errors it may make up for"
+    return Reason(key="from_adapter", text=text)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from autoft.cli.main import main
 from autoft.errors import OptionError, Resumable
 from autoft.home import sha256
 from autoft.planner.plan.record import read_plan
+from autoft.planner.search.continued import reason
+from autoft.trainer.evaluation.open_adapter import open_adapter
 from autoft.trainer.events import Step
 from autoft.trainer.run.session import resume, run
 from tests.conftest import save_tiny_model, write_forty_rows, write_jsonl
@@ -74,6 +77,14 @@ def test_a_run_goes_on_from_another_run(autoft, here, tiny_model, tmp_path) -> N
     config = opened.peft_config["default"]
     assert (config.r, config.lora_alpha, config.use_rslora) == (4, 12, True)
     assert set(config.target_modules) == {"q_proj", "down_proj"}
+
+
+def test_the_plan_says_over_which_base_it_was_trained(here) -> None:
+    adapter = open_adapter(here / "first")
+    assert reason(adapter, "first").text.endswith("with its weights and layers")
+    recipe = replace(adapter.result.job.recipe, method="qlora", quant_type="nf4")
+    of_qlora = replace(adapter, result=replace(adapter.result, job=replace(adapter.result.job, recipe=recipe)))
+    assert "so far trained over the base in nf4" in reason(of_qlora, "first").text
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3"])
