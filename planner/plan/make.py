@@ -130,10 +130,10 @@ def ask(request: Request, hardware: Hardware, reading: Reading | None = None, *,
     begun = adapter_of(request, recipe_pins)
     if begun is not None:
         recipe_pins = {**recipe_pins, **begun.settings}
-    ref = resolve(request.model)
-    recipe_pins = with_token_ids(recipe_pins, ref)
     asked_length = pinned_length(request, recipe_pins)
     preset = preset_of(request, {*recipe_pins, *job_pins}, asked_length)
+    ref = resolve(request.model)
+    recipe_pins = with_token_ids(recipe_pins, ref)
     job_pins = {**preset.job, **job_pins}
     scaling = recipe_pins.get("rope_scaling")
     whole = target_of_request(request, hardware, hosts=job_pins.get("hosts", 1), link=job_pins.get("link"))

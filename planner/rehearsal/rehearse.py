@@ -67,17 +67,16 @@ def rehearse(
             depth, lambda some: _rehearse(recipe, config, device, some, loop, backend, accumulate, shared)
         )
     except CANNOT_BE_REHEARSED as error:
-        reason = " ".join(str(error).split())[:200]
-        other = next((other for name, other in OTHER_INPUTS.items() if name in reason), None)
+        raised = " ".join(str(error).split())[:200]
+        other = next((other for name, other in OTHER_INPUTS.items() if name in raised), None)
         if other is not None:
             raise ModelError(
                 f"a {config.model_type} model takes no text without {other}, and autoft trains on text",
                 fix="choose another model",
             ) from error
-        if "meta" in reason:
-            reason = f"it asks tensors for values, and a rehearsal has none ({reason})"
+        why = f"it asks tensors for values, and a rehearsal has none ({raised})" if "meta" in raised else raised
         raise ModelError(
-            f"a step of {config.model_type} with these settings cannot be rehearsed: {reason}",
+            f"a step of {config.model_type} with these settings cannot be rehearsed: {why}",
             fix="other settings (attention, loss, method), or another model",
         ) from error
 

@@ -212,7 +212,7 @@ DAMAGE = {
     "a pickle": (rename, "is missing, only a pickle, which can run any code"),
     "cut": (lambda folder: (folder / ADAPTER).write_bytes(b"\x08"), "not a whole safetensors file"),
     "a weight less": (one_less, "lora_A.weight is missing; 1 weights in all do not fit"),
-    "another kind": (config_of(peft_type="LOHA"), "peft_type is 'LOHA', not LORA or IA3"),
+    "another kind": (config_of(peft_type="LOHA"), "peft_type is 'LOHA', and autoft opens LORA, IA3"),
     "no list": (config_of(target_modules="all-linear"), "target_modules is not a list of layers' names"),
     "saved modules": (config_of(modules_to_save=["lm_head"]), "modules_to_save is ['lm_head'], and autoft trains no"),
     "patterns": (config_of(rank_pattern={"q_proj": 8}), "rank_pattern is {'q_proj': 8}"),

@@ -75,14 +75,14 @@ def test_a_plain_peft_folder_is_taken_and_what_is_missing_is_said(autoft, adapte
             ("export", "{adapter}", "--to", "ollama", "--name", "my model!"),
             "--name my model!: not a name that Ollama takes",
         ),
-        (("merge", "{here}/mine"), "peft_type is 'PROMPT_TUNING', not LORA or IA3"),
+        (("merge", "{here}/mine"), "peft_type is 'P_TUNING', and autoft opens LORA, IA3"),
         (("merge", "{here}/homeless"), "its base /nowhere/base is not here: /nowhere/base: no such folder"),
         (("merge", "{here}/empty"), "its adapter_model.safetensors is missing"),
     ],
 )
 def test_bad_input_is_one_line(autoft, adapter, tmp_path, words, message) -> None:
     for name, settings in (
-        ("mine", {"peft_type": "PROMPT_TUNING"}),
+        ("mine", {"peft_type": "P_TUNING"}),
         ("homeless", {"peft_type": "LORA", "base_model_name_or_path": "/nowhere/base"}),
         ("empty", {"peft_type": "LORA", "base_model_name_or_path": str(adapter.parent / "base")}),
     ):

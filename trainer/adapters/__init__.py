@@ -6,8 +6,11 @@ texts must know of the kind. A file here is a kind; its ADAPTER is found by name
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from autoft.errors import ModelError
 from autoft.trainer.adapters import ia3, lora, oft, prompt
 from autoft.trainer.adapters.kind import AdapterKind
 
@@ -36,6 +39,17 @@ NOT_HERE = {
 def kind_of(recipe: Recipe) -> AdapterKind:
     """Of the recipe's adapter; in full fine-tuning, which has none, the one that owns nothing there."""
     return ADAPTERS[recipe.adapter]
+
+
+def kind_of_config(config: Mapping[str, Any], where: Path | str) -> AdapterKind:
+    """Of a parsed adapter_config.json. where: named in the error. Raises: ModelError for a kind that is not here."""
+    kind = BY_TYPE.get(str(config.get("peft_type")))
+    if kind is None:
+        raise ModelError(
+            f"{where}: peft_type is {config.get('peft_type')!r}, and autoft opens {', '.join(BY_TYPE)}",
+            fix="give an adapter of these",
+        )
+    return kind
 
 
 def is_adapter(weight: str) -> bool:

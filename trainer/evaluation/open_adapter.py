@@ -11,7 +11,7 @@ from typing import Any
 from autoft.errors import ModelError, some
 from autoft.home import sha256
 from autoft.schema import parse_json, read_text
-from autoft.trainer.adapters import ADAPTERS, BY_TYPE
+from autoft.trainer.adapters import ADAPTERS, kind_of_config
 from autoft.trainer.evaluation.open_run import ADAPTER, base_name, read_result
 from autoft.trainer.job import Job
 from autoft.trainer.recipe import Recipe
@@ -247,12 +247,7 @@ def _settings_of_run(recipe: Recipe) -> dict[str, Any]:
 
 def _settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Of another tool's adapter. Raises: ModelError, FileFormatError."""
-    kind = BY_TYPE.get(str(config.get("peft_type")))
-    if kind is None:
-        raise ModelError(
-            f"{where}: peft_type is {config.get('peft_type')!r}, not {' or '.join(BY_TYPE)}",
-            fix="give an adapter of these",
-        )
+    kind = kind_of_config(config, where)
     values = {name: config[key] for name, key in kind.keys.items() if config.get(key) is not None}
     if not kind.on_layers:
         recipe = Recipe.from_dict({"adapter": kind.name, **values}, where=where)

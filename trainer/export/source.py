@@ -9,7 +9,7 @@ from typing import Any
 from autoft.errors import ModelError
 from autoft.home import sha256
 from autoft.schema import object_in
-from autoft.trainer.adapters import BY_TYPE
+from autoft.trainer.adapters import kind_of_config
 from autoft.trainer.data.tokens import stop_ids
 from autoft.trainer.evaluation.open_adapter import ADAPTER_CONFIG, PICKLED
 from autoft.trainer.evaluation.open_run import ADAPTER, base_name, load_run_tokenizer, open_result
@@ -140,11 +140,7 @@ def _of_run(folder: Path, result: RunResult, base: str | None, accept_changes: b
 
 def _of_peft(folder: Path, base: str | None, say: Say) -> Source:
     adapter = object_in(folder / ADAPTER_CONFIG)
-    if adapter.get("peft_type") not in BY_TYPE:
-        raise ModelError(
-            f"{folder / ADAPTER_CONFIG}: peft_type is {adapter.get('peft_type')!r}, not {' or '.join(BY_TYPE)}",
-            fix="give an adapter of these",
-        )
+    kind_of_config(adapter, folder / ADAPTER_CONFIG)
     named = base or _local_base(folder) or adapter.get("base_model_name_or_path")
     if not named:
         raise ModelError(f"{folder}: its adapter_config.json names no base", fix="name it with --base MODEL")
@@ -194,7 +190,7 @@ def _opened(
             pickled = ", only a pickle, which can run any code when opened" if (folder / PICKLED).is_file() else ""
             raise ModelError(f"{folder}: its {ADAPTER} is missing{pickled}", fix="restore the file, or train again")
         adapter = object_in(folder / ADAPTER_CONFIG)
-        kind = BY_TYPE[adapter["peft_type"]]
+        kind = kind_of_config(adapter, folder / ADAPTER_CONFIG)
         if not kind.on_layers:
             raise ModelError(
                 f"{folder}: {kind.name} tuning puts vectors before each prompt, and changes no weight of the base: "
